@@ -1,0 +1,481 @@
+"""Train a network by a recipe.
+
+    python -m training.train --recipe training/recipes/small/0-trunk.toml --data-dir data --out runs/0-trunk
+    python -m training.train --recipe ... --data-dir data --out runs/0-trunk --resume
+    python -m training.train --recipe ... --data-dir data --out runs/try --set optim.epochs=2 --set network.width=8
+
+`--out` receives last.pt (every epoch, for --resume), best.pt (the best validation figure), history.json and
+TensorBoard logs. Files that a recipe names under [init] and [objective] are relative to the parent of --out,
+so that the stages of one training stand side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training import checkpoint
+from training.attacks import Budget, pgd_trades
+from training.awnet import ADVERSARIAL, AWNet, AWNetConfig
+from training.data import ImageSet, Split, load_cifar10, shuffled_batches
+from training.detection import auroc, calibrate
+from training.objectives import DetectorPretraining, Inner, Loss, Mtard, Objective, PgdAt, Standard
+from training.static import StaticConfig, StaticNet, build_static
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "network": {"kind": "awnet", "freeze": []},
+    "init": {},
+    "objective": {"name": "pgd_at"},
+    "attack": {"eps": 8.0, "step": 2.0, "steps": 10, "start": "normal", "forced": 0.0, "detached": 0.0},
+    "optim": {
+        "epochs": 10,
+        "batch_size": 128,
+        "lr": 0.1,
+        "regulator_lr": 0.01,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+        "schedule": "onecycle",
+        "warmup": 0.2,
+        "milestones": [],
+        "ema": 0.0,
+    },
+    "data": {"seed": 0, "train_images": 45_000},
+    "validate": {"images": 2_000, "attack_steps": 10},
+    "runtime": {"bf16": False, "compile": False, "threads": 0},
+}
+
+
+class RecipeError(ValueError):
+    """The recipe asks for something that does not exist; the message names the key."""
+
+
+def read_recipe(path: Path, overrides: list[str] = ()) -> dict[str, dict[str, Any]]:  # type: ignore[assignment]
+    """The recipe over the defaults, with `table.key=value` overrides (values in TOML) on top.
+
+    Raises:
+        RecipeError: unknown table or key, or an override that is not TOML.
+    """
+    with path.open("rb") as f:
+        given = tomllib.load(f)
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        table, dot, name = key.partition(".")
+        if not (sign and dot):
+            raise RecipeError(f"--set needs table.key=value, not {override!r}")
+        try:
+            given.setdefault(table, {})[name] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            given.setdefault(table, {})[name] = value
+    given.pop("about", None)
+    recipe = {table: {**values, **given.pop(table, {})} for table, values in DEFAULTS.items()}
+    if given:
+        raise RecipeError(f"{path}: unknown table {', '.join(sorted(given))}; known are {', '.join(DEFAULTS)}")
+    for table in ("attack", "optim", "data", "validate", "runtime"):
+        unknown = set(recipe[table]) - set(DEFAULTS[table])
+        if unknown:
+            raise RecipeError(f"{path}: unknown key {table}.{sorted(unknown)[0]}; known are {', '.join(DEFAULTS[table])}")
+    return recipe
+
+
+def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """The network of a recipe's [network] table, freshly initialised; RecipeError for an unknown key."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")}
+    try:
+        if spec["kind"] == "awnet":
+            net: nn.Module = AWNet(AWNetConfig(num_classes=num_classes, **fields))
+        elif spec["kind"] == "static":
+            net = build_static(StaticConfig(num_classes=num_classes, **fields))
+        else:
+            raise ValueError(f"network.kind must be 'awnet' or 'static', not {spec['kind']!r}")
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[network]: {error}") from error
+    return net
+
+
+def initialise(net: nn.Module, spec: Mapping[str, Any], folder: Path) -> None:
+    """Weights from earlier stages: `checkpoint` (whole network), `trunk` and `extractor` (a static ResNet each).
+
+    A static trunk gives an AW-Net its filters and classifier, and its batch norms to *both* branches, which
+    then start as the same network. RecipeError where shapes do not fit.
+    """
+    unknown = set(spec) - {"checkpoint", "trunk", "extractor"}
+    if unknown:
+        raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor")
+    try:
+        if "checkpoint" in spec:
+            net.load_state_dict(checkpoint.load(folder / spec["checkpoint"]).network.state_dict())
+        for part in ("trunk", "extractor"):
+            if part in spec:
+                assert isinstance(net, AWNet)
+                copy_static(net, part, checkpoint.load(folder / spec[part]).network)
+    except RuntimeError as error:
+        raise RecipeError(f"[init] does not fit the network: {error}") from error
+
+
+def copy_static(net: AWNet, part: str, static: nn.Module) -> None:
+    """A static ResNet's weights into the trunk or the extractor of `net`; both use the same names but for the norms."""
+    target = net if part == "trunk" else net.extractor
+    own = target.state_dict()
+    prefixes = ("stem.", "blocks.", "classifier.") if part == "trunk" else ("stem.", "blocks.")
+    state: dict[str, Tensor] = {}
+    for name, value in static.state_dict().items():
+        name = name.removeprefix("body.")
+        if name.startswith(prefixes):
+            for branch in ("nat.", "adv."):
+                renamed = name.replace("norm.", branch)
+                if renamed in own:
+                    state[renamed] = value
+    missing = [k for k in own if k.startswith(prefixes) and k not in state]
+    if missing:
+        raise RecipeError(f"init.{part}: the static network has nothing for {missing[0]}")
+    target.load_state_dict(state, strict=False)
+
+
+def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, device: torch.device) -> Objective:
+    """The objective of a recipe; teachers are checkpoints named relative to `folder`."""
+    attack, options = dict(recipe["attack"]), dict(recipe["objective"])
+    budget = Budget(attack.pop("eps") / 255, attack.pop("step") / 255, attack.pop("steps"))
+    inner, name = Inner(budget, **attack), options.pop("name")
+    try:
+        if name == "standard":
+            return Standard(**options)
+        if name == "pgd_at":
+            return PgdAt(inner, **options)
+        if name == "mtard":
+            for teacher in ("nat_teacher", "adv_teacher"):
+                options[teacher] = checkpoint.load(folder / options[teacher], device).network.to(
+                    memory_format=torch.channels_last
+                )
+            return Mtard(inner, **options)
+        if name == "detector":
+            return DetectorPretraining(inner, **options)
+    except (TypeError, KeyError) as error:
+        raise RecipeError(f"[objective] {name}: {error}") from error
+    raise RecipeError(f"objective.name must be standard, pgd_at, mtard or detector, not {name!r}")
+
+
+def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trunk at `lr`, the adversarial weight regulator (the heads) at `regulator_lr` (sec. 5.1)."""
+    heads, trunk = [], []
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            (heads if name.startswith(("type_head.", "signal_heads.")) else trunk).append(parameter)
+    groups = [{"params": trunk, "lr": optim["lr"]}, {"params": heads, "lr": optim["regulator_lr"]}]
+    return [group for group in groups if group["params"]]
+
+
+def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], float]:
+    """step -> factor of the base learning rates."""
+    total = optim["epochs"] * steps_per_epoch
+    if optim["schedule"] == "onecycle":  # linear up over `warmup` of the run, linear down to nearly nothing
+        up = max(1, round(total * optim["warmup"]))
+        return lambda step: min((step + 1) / up, max(0.002, (total - step) / max(1, total - up)))
+    if optim["schedule"] == "multistep":
+        marks = [m * steps_per_epoch for m in optim["milestones"]]
+        return lambda step: float(0.1 ** sum(step >= m for m in marks))
+    if optim["schedule"] == "constant":
+        return lambda step: 1.0
+    raise RecipeError(f"optim.schedule must be onecycle, multistep or constant, not {optim['schedule']!r}")
+
+
+@dataclass
+class Runtime:
+    """Where and how the arithmetic is done; chosen per machine, part of no checkpoint."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def train_step(
+    net: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    runtime: Runtime,
+) -> Loss:
+    """One update: make adversaries, minimise. Raises FloatingPointError when the loss is not finite."""
+    with runtime.autocast():
+        loss = objective(net, x, y)
+    if not torch.isfinite(loss.total):
+        raise FloatingPointError(f"the loss is {loss.total.item()} ({loss.parts}); lower optim.lr or switch bf16 off")
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()
+    optimizer.step()
+    return loss
+
+
+@torch.no_grad()
+def validate(net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: int = 250) -> dict[str, float]:
+    """Clean accuracy, PGD accuracy (T2, PGD_trades with `steps`), W-Robust (Eq. 25) and AUROC, in percent but the last.
+
+    With `steps` 0 nothing is attacked and W-Robust is left out.
+    """
+    was_training = net.training
+    net.eval()
+    right, right_adv = 0, 0
+    scores: dict[str, list[Tensor]] = {"nat": [], "adv": []}
+
+    def judge(x: Tensor, kind: str) -> Tensor:
+        if isinstance(net, AWNet):
+            signals = net.detect(x)
+            scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
+            return net.classify(x, signals).argmax(1)
+        return net(x).argmax(1)
+
+    torch.manual_seed(0)  # the same starts for every epoch and run
+    for x, y in split.batches(batch):
+        x, y = x.to(runtime.device), y.to(runtime.device)
+        with runtime.autocast():
+            right += int((judge(x, "nat") == y).sum())
+            if steps:
+                x_adv = pgd_trades(net, x, y, Budget(steps=steps))
+                right_adv += int((judge(x_adv, "adv") == y).sum())
+    net.train(was_training)
+    clean = 100 * right / len(split)
+    if not steps:
+        return {"clean": clean}
+    adv = 100 * right_adv / len(split)
+    figures = {"clean": clean, "pgd": adv, "w_robust": (clean + adv) / 2}
+    if scores["adv"]:
+        figures["auroc"] = auroc(torch.cat(scores["nat"]), torch.cat(scores["adv"]))
+    return figures
+
+
+def detector_figures(net: AWNet, objective: DetectorPretraining, split: Split, runtime: Runtime) -> dict[str, float]:
+    """Stage A's selection: AUROC on examples made against the trunk, whose detector is not trained for class accuracy."""
+    net.eval()
+    torch.manual_seed(0)
+    nat, adv = [], []
+    for x, y in split.batches(250):
+        x, y = x.to(runtime.device), y.to(runtime.device)
+        with runtime.autocast():
+            signals = net.detect(x).detach()
+            budget = Budget(8 / 255, 2 / 255, 10)
+            x_adv = pgd_trades(lambda z, s=signals: net.classify(z, s, "nat"), x, y, budget)  # type: ignore[misc]
+            with torch.no_grad():
+                nat.append(signals.p_type[:, ADVERSARIAL])
+                adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL])
+    return {"auroc": auroc(torch.cat(nat), torch.cat(adv))}
+
+
+@torch.no_grad()
+def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
+    """Fix the type head's temperature so that its logit margin on clean images has the 99th percentile of |m| = `spread`.
+
+    Scores then stay well inside what float32 and six printed digits can tell apart (1/(1+e^8) is 3e-4).
+    """
+    margins = []
+    for x, _ in split.batches(500):
+        logits = net.detect(x.to(net.type_head.weight.device)).type_logits
+        margins.append((logits[:, 0] - logits[:, 1]).abs())
+    reach = torch.cat(margins).quantile(0.99).item()
+    net.type_head.temperature.mul_(max(1.0, reach / spread))
+
+
+def finish(net: nn.Module, images: ImageSet, recipe: Mapping[str, Any], name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of best.pt: weights rounded to float16, thresholds measured on exactly those."""
+    document = checkpoint.pack(
+        net, labels=images.labels, recipe={"name": name, **recipe}, metrics=metrics, provenance={"commit": commit()}, half=True
+    )
+    if isinstance(net, AWNet):
+        rounded = checkpoint.BUILDERS["awnet"](document["config"]).eval()
+        rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in document["state"].items()})
+        rounded.to(memory_format=torch.channels_last)
+        document["calibration"] = vars(calibrate(rounded, images.validation.images))  # type: ignore[arg-type]
+    return document
+
+
+def commit() -> str:
+    """The repository's commit, or 'unknown' outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def train(
+    recipe: Mapping[str, Mapping[str, Any]],
+    images: ImageSet,
+    out: Path,
+    *,
+    name: str = "recipe",
+    resume: bool = False,
+    device: str = "cpu",
+    stop_after_minutes: float | None = None,
+) -> dict[str, float]:
+    """Run (or go on with) a training; returns the best validation figures. See the module's docstring for the files."""
+    optim, seed, began = recipe["optim"], recipe["data"]["seed"], time.monotonic()
+    last, best = out / "last.pt", out / "best.pt"
+    if last.exists() and not resume:
+        raise FileExistsError(f"{out} holds a run already: go on with --resume, or name another --out")
+    runtime = Runtime(torch.device(device), recipe["runtime"]["bf16"])
+    if recipe["runtime"]["threads"]:
+        torch.set_num_threads(recipe["runtime"]["threads"])
+
+    torch.manual_seed(seed)
+    net = build_network(recipe["network"], len(images.labels))
+    initialise(net, recipe["init"], out.parent)
+    for module in recipe["network"]["freeze"]:
+        net.get_submodule(module).requires_grad_(False)
+    net.to(runtime.device, memory_format=torch.channels_last)
+    objective = build_objective(recipe, out.parent, runtime.device)
+    optimizer = torch.optim.SGD(
+        parameter_groups(net, optim),
+        momentum=optim["momentum"],
+        nesterov=optim["nesterov"],
+        weight_decay=optim["weight_decay"],
+    )
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True) if optim["ema"] else None
+    train_split = images.train.head(recipe["data"]["train_images"])
+    validation = images.validation.head(recipe["validate"]["images"])
+    steps_per_epoch = len(train_split) // optim["batch_size"]
+    factor = schedule(optim, steps_per_epoch)
+    base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    epoch, history, best_figure = 0, [], float("-inf")
+    if resume and last.exists():
+        state = checkpoint.read(last)["run"]
+        net.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        objective.load_state_dict(state["objective"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
+        epoch, history, best_figure = state["epoch"], state["history"], state["best_figure"]
+    if recipe["runtime"]["compile"]:
+        net.compile()
+
+    out.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=epoch * steps_per_epoch)
+    while epoch < optim["epochs"]:
+        # Everything random in an epoch follows from (seed, epoch): a resumed run repeats it bit for bit.
+        torch.manual_seed(1_000_003 * seed + epoch)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+        net.train()
+        started, seen, sums = time.monotonic(), 0, dict[str, float]()
+        bar = tqdm(
+            shuffled_batches(train_split, optim["batch_size"], generator),
+            total=steps_per_epoch,
+            desc=f"{name} {epoch + 1}/{optim['epochs']}",
+            unit="batch",
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+        )
+        for i, (x, y) in enumerate(bar):
+            step = epoch * steps_per_epoch + i
+            for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
+                group["lr"] = base * factor(step)
+            loss = train_step(net, objective, optimizer, x.to(runtime.device), y.to(runtime.device), runtime)
+            if averaged is not None:
+                averaged.update_parameters(net)
+            seen += len(x)
+            for part, value in loss.parts.items():
+                sums[part] = sums.get(part, 0.0) + value
+            if i % 20 == 0:
+                rate = seen / (time.monotonic() - started)
+                bar.set_postfix({"img/s": f"{rate:.0f}", **{k: f"{v:.3f}" for k, v in loss.parts.items()}})
+                for part, value in loss.parts.items():
+                    writer.add_scalar(f"train/{part}", value, step)
+        train_seconds = time.monotonic() - started
+        epoch += 1
+        judged = net if averaged is None else averaged.module
+        if isinstance(objective, DetectorPretraining):
+            assert isinstance(judged, AWNet)
+            figures = detector_figures(judged, objective, validation, runtime)
+        else:
+            figures = validate(judged, validation, recipe["validate"]["attack_steps"], runtime)
+        for key, value in figures.items():
+            writer.add_scalar(f"validation/{key}", value, epoch * steps_per_epoch)
+        row = {
+            "epoch": epoch,
+            "train_seconds": round(train_seconds, 1),
+            "images_per_second": round(seen / train_seconds, 1),
+            **{k: round(v / max(1, steps_per_epoch), 4) for k, v in sums.items()},
+            **{f"validation_{k}": round(v, 4) for k, v in figures.items()},
+        }
+        history.append(row)
+        tqdm.write(json.dumps(row))
+        figure = figures.get("w_robust", figures.get("clean", figures.get("auroc", 0.0)))
+        if figure > best_figure:
+            best_figure = figure
+            if isinstance(objective, DetectorPretraining):
+                assert isinstance(judged, AWNet)
+                set_type_temperature(judged.eval(), validation)
+            document = finish(judged, images, recipe, name, {"validation": figures, "epoch": epoch, "history": history})
+            checkpoint.save(best, document)
+        run = {
+            "network": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "objective": objective.state_dict(),
+            "averaged": None if averaged is None else averaged.state_dict(),
+            "epoch": epoch,
+            "history": history,
+            "best_figure": best_figure,
+        }
+        checkpoint.save(last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
+        write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": history})
+        if stop_after_minutes is not None and time.monotonic() - began > 60 * stop_after_minutes:
+            tqdm.write(f"stopped after {stop_after_minutes} minutes and {epoch} epochs; go on with --resume")
+            break
+    writer.close()
+    return {"best": best_figure, **(history[-1] if history else {})}
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Atomically, indented."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where cifar-10-batches-py is, or is downloaded to")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override the recipe")
+    parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="stop at the first epoch's end after this")
+    args = parser.parse_args(argv)
+    try:
+        recipe = read_recipe(args.recipe, args.set)
+        images = load_cifar10(args.data_dir)
+        result = train(
+            recipe,
+            images,
+            args.out,
+            name="/".join(args.recipe.with_suffix("").parts[-2:]),
+            resume=args.resume,
+            device=args.device,
+            stop_after_minutes=args.stop_after,
+        )
+    except (RecipeError, checkpoint.CheckpointError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
