@@ -94,7 +94,7 @@ class Inner:
 
 
 def branches(net: AWNet, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Natural logits, adversarial logits (each [N,K], Eq. 15) and type logits [2N,2] of one training step.
+    """Natural logits, adversarial logits (each [N,K], Eq. 15) and type logits [n+N,2] of a step with n natural images.
 
     The detector sees both kinds in one batch: in separate batches its batch statistics would tell it the
     answer. The trunk sees them apart, each kind through its own batch norms.
@@ -131,7 +131,9 @@ class PgdAt(Stateless):
     x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
 
     `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
-    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch.
+    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_share` of the
+    images are moved. `nat_images` is the share of the batch that goes through the natural branch at all: a
+    trunk that starts clean-trained needs less of it than of the adversarial one.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class PgdAt(Stateless):
         nat_eps: float = 0.0,
         nat_steps: int = 1,
         nat_share: float = 1.0,
+        nat_images: float = 1.0,
     ) -> None:
         self.inner = inner
         self.label_smoothing = label_smoothing
@@ -151,23 +154,20 @@ class PgdAt(Stateless):
         self.nat_eps = nat_eps / 255
         self.nat_steps = nat_steps
         self.nat_share = nat_share
+        self.nat_images = nat_images
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
         x_adv = self.inner.adversaries(net, x, y)
         if not isinstance(net, AWNet):
             loss = F.cross_entropy(net(x_adv).float(), y, label_smoothing=self.label_smoothing)
             return Loss(loss, {"adv": loss.item()})
-        logits_nat, logits_adv, type_logits = branches(net, self.natural(net, x, y), x_adv)
-        nat, adv = self.trunk_losses(x, y, logits_nat, logits_adv)
-        kind = type_loss(type_logits, len(x))
+        n = max(2, round(len(x) * self.nat_images))
+        logits_nat, logits_adv, type_logits = branches(net, self.natural(net, x[:n], y[:n]), x_adv)
+        nat = F.cross_entropy(logits_nat.float(), y[:n], label_smoothing=self.label_smoothing)
+        adv = F.cross_entropy(logits_adv.float(), y, label_smoothing=self.label_smoothing)
+        kind = type_loss(type_logits, n)
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
-
-    def trunk_losses(self, x: Tensor, y: Tensor, logits_nat: Tensor, logits_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """The two losses of the dynamic sub-network: natural and adversarial."""
-        nat = F.cross_entropy(logits_nat.float(), y, label_smoothing=self.label_smoothing)
-        adv = F.cross_entropy(logits_adv.float(), y, label_smoothing=self.label_smoothing)
-        return nat, adv
 
     def natural(self, net: AWNet, x: Tensor, y: Tensor) -> Tensor:
         """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""

@@ -1,0 +1,71 @@
+# `make help` lists the targets. Needed on the machine: python3 >= 3.11 with venv, make, gcc.
+PYTHON3 ?= python3
+VENV := .venv
+SERVER_VENV := .venv-server
+PYTHON := $(VENV)/bin/python
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-input --require-hashes --no-deps
+# Where `make train-small` keeps its runs and finds (or downloads) CIFAR-10.
+RUNS ?= runs
+DATA_DIR ?= $(or $(AWNET_DATA_DIR),data)
+# More options for the program behind a target: make serve ARGS="--port 9000", make test ARGS="-k readme".
+ARGS ?=
+# Foolbox, used in tests, imports GitPython, which complains where git is missing.
+export GIT_PYTHON_REFRESH := quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format train-small lock clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(SERVER_VENV)/.locked ## Serve the bundled model on 127.0.0.1:8000
+	$(SERVER_VENV)/bin/python -m server $(ARGS)
+
+test: $(VENV)/.locked ## Run the test suite
+	$(PYTHON) -m pytest $(ARGS)
+
+check: $(VENV)/.locked ## Formatting, lint, types and import rules
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.locked ## Put the code into the house format and mend what lint can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# Stages run in the order of their file names; each resumes where it stopped, and a finished one only says so.
+train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
+	@set -e; for recipe in training/recipes/small/*.toml; do \
+	  name=$$(basename "$$recipe" .toml); \
+	  echo "== $$name"; \
+	  $(PYTHON) -m training.train --recipe "$$recipe" --data-dir $(DATA_DIR) --out $(RUNS)/small/$$name --resume $(ARGS); \
+	done
+
+lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade takes newer releases)
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
+	  --custom-compile-command "make lock" pyproject.toml -o requirements/server.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
+	  --constraint requirements/server.txt --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements/dev.txt
+
+clean: ## Remove both environments and every cache
+	rm -rf $(VENV) $(SERVER_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is made once for each lock: the stamp inside it is newer than the lock it was made from.
+$(VENV)/.locked: requirements/dev.txt
+	@echo "Setting up $(VENV) for everything: about 6 GB, most of it torch; one to three minutes."
+	$(call install,$(VENV))
+
+$(SERVER_VENV)/.locked: requirements/server.txt
+	@echo "Setting up $(SERVER_VENV) for the server alone: under a minute."
+	$(call install,$(SERVER_VENV))
+
+define install
+@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "AW-Net needs Python 3.11 or newer, and $(PYTHON3) is %d.%d; try make PYTHON3=python3.11" % v)'
+$(PYTHON3) -m venv $(1)
+$(1)/bin/python $(PIP_INSTALL) -r $<
+@touch $@
+@du -sh $(1)
+endef

@@ -1,0 +1,1 @@
+"""Measurements of speed; each writes JSON and Markdown under benchmarks/results/."""

@@ -1,0 +1,1 @@
+"""Example pictures, and the programs that make them."""

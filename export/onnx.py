@@ -1,0 +1,134 @@
+"""`python -m export.onnx --ckpt best.pt`: one checkpoint in, one proven model in the repository.
+
+Run it by name, never as a file: inside, `import onnx` means the library, because imports are absolute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from export import contract, graph, parity
+from export.repository import MODEL_FILE, check_free, publish
+from training.awnet import AWNet
+from training.checkpoint import load
+
+GOLDEN_IMAGES = 8  # half of them attacked
+MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file
+
+EXAMPLES = """examples:
+  python -m export.onnx --ckpt runs/small/best.pt
+  python -m export.onnx --ckpt best.pt --repository /srv/models --version 7
+  python -m export.onnx --ckpt best.pt --data-dir data      # parity on real test images as well
+"""
+
+
+class ExportError(RuntimeError):
+    """The model cannot be exported as it is."""
+
+
+def export_checkpoint(
+    ckpt: Path,
+    repository: Path,
+    *,
+    name: str = "awnet",
+    version: int | None = None,
+    opset: int = graph.OPSET,
+    data_dir: Path | None = None,
+) -> Path:
+    """Export, prove, publish; returns the version folder, which holds `model.onnx`.
+
+    Args:
+        ckpt: a calibrated AW-Net checkpoint.
+        repository: the model repository; made where it does not exist.
+        name, version: of the model; the next free version where None.
+        data_dir: holds cifar-10-batches-py/; parity then covers real test images too.
+
+    Raises:
+        FileNotFoundError: no checkpoint, or no data set in `data_dir`.
+        checkpoint.CheckpointError, contract.ContractError, graph.GraphError, parity.ParityError,
+        repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
+    """
+    return _export(ckpt, repository, name, version, opset, data_dir)[0]
+
+
+def _export(
+    ckpt: Path, repository: Path, name: str, version: int | None, opset: int, data_dir: Path | None
+) -> tuple[Path, parity.ParityReport]:
+    # What can be refused at once is, before minutes of attacks.
+    check_free(repository, name=name, version=version)
+    checkpoint = load(ckpt)
+    net = checkpoint.awnet
+    contract.check(checkpoint)
+    model = graph.build(net, opset=opset)
+    if model.ByteSize() > MAX_BYTES:
+        raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
+    real = parity.test_images(net, data_dir) if data_dir is not None else {}
+
+    probes = parity.probes(net)
+    document = contract.build(
+        checkpoint,
+        golden(net, probes),
+        checkpoint_sha256=hashlib.sha256(ckpt.read_bytes()).hexdigest(),
+        exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
+    )
+    model.metadata_props.add(key=contract.METADATA_KEY, value=contract.encode(document))
+    onnx.checker.check_model(model, full_check=True)
+    data = bytes(model.SerializeToString(deterministic=True))
+    report = parity.prove(net, data, {**probes, **real})
+    return publish(data, repository, name=name, version=version), report
+
+
+def golden(net: AWNet, probes: Mapping[str, Tensor]) -> dict[str, parity.Array]:
+    """Inputs spread over every group of probes, and the network's answers to them."""
+    count = GOLDEN_IMAGES // len(probes)
+    image = torch.cat([images[:: max(1, len(images) // count)][:count] for images in probes.values()])
+    return {"image": image.numpy(), **parity.answers(net, image)}
+
+
+def _version() -> str:
+    try:
+        return metadata.version("awnet-server")
+    except metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 published, 1 refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.onnx",
+        description="Turn a checkpoint into a version of a model repository, once onnxruntime agrees with torch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a calibrated AW-Net checkpoint")
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--name", default="awnet", help="of the model (%(default)s)")
+    parser.add_argument("--version", type=int, metavar="N", help="the next free number")
+    parser.add_argument("--opset", type=int, default=graph.OPSET, metavar="N", help="%(default)s")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="holds cifar-10-batches-py/: parity on its test images as well"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        folder, report = _export(
+            options.ckpt, options.repository, options.name, options.version, options.opset, options.data_dir
+        )
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        print(f"not exported: {error}", file=sys.stderr)
+        return 1
+    size = (folder / MODEL_FILE).stat().st_size
+    print(f"{report}\n{folder / MODEL_FILE}: {size / 1e6:.1f} MB, opset {options.opset}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

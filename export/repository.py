@@ -1,0 +1,197 @@
+"""The model repository: finished versions only, each written once.
+
+    <repository>/<name>/config.pbtxt         how Triton serves it; the contract and hash of every version
+    <repository>/<name>/<version>/model.onnx
+
+A publication writes and syncs everything under a temporary name first, then replaces `config.pbtxt`, then renames
+the version folder into place. A kill at any moment leaves what was there before, at worst with a `config.pbtxt`
+that also describes a version not there yet; the next publication sweeps up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from export.contract import METADATA_KEY
+
+MODEL_FILE, CONFIG_FILE = "model.onnx", "config.pbtxt"
+STAGING = ".partial-"  # prefix of a version folder under construction
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+TRITON_TYPES = {TensorProto.UINT8: "TYPE_UINT8", TensorProto.FLOAT: "TYPE_FP32"}
+MAX_BATCH = 64
+THREADS = 2
+
+
+class RepositoryError(RuntimeError):
+    """The version cannot be published; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `config.pbtxt` says about one version: its contract, its hash, and its tensors (name, type, dims)."""
+
+    contract: str
+    sha256: str
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int | None = None) -> Path:
+    """Write `model` as a new version (the next number where None) and return its folder.
+
+    Raises:
+        RepositoryError: a bad name or version, the version exists, or its tensors are not those of the versions
+            beside it (one config.pbtxt serves them all).
+    """
+    check_free(repository, name=name, version=version)
+    home = repository / name
+    home.mkdir(parents=True, exist_ok=True)
+    with _alone_in(home):
+        for stale in home.glob(f"{STAGING}*"):
+            shutil.rmtree(stale)
+        check_free(repository, name=name, version=version)  # again: another exporter may have been here
+        existing = versions(home)
+        taken = [int(p.name) for p in home.iterdir() if p.name.isdecimal()]
+        version = version or max(taken, default=0) + 1
+        target = home / str(version)
+        described = {v: describe((home / str(v) / MODEL_FILE).read_bytes()) for v in existing}
+        described[version] = describe(model)
+        config = triton_config(name, described)
+
+        staging = home / f"{STAGING}{version}"
+        staging.mkdir()
+        _write(staging / MODEL_FILE, model)
+        _sync(staging)
+        _write(home / f"{CONFIG_FILE}.partial", config.encode())
+        (home / f"{CONFIG_FILE}.partial").replace(home / CONFIG_FILE)
+        staging.rename(target)
+        _sync(home)
+    return target
+
+
+def check_free(repository: Path, *, name: str, version: int | None) -> None:
+    """RepositoryError where `publish` would refuse this name or version; touches nothing."""
+    if not NAME.fullmatch(name):
+        raise RepositoryError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
+    if version is not None and version < 1:
+        raise RepositoryError(f"a version is a number from 1 on, not {version}")
+    target = repository / name / str(version)
+    if version is not None and target.exists():
+        raise RepositoryError(f"{target} exists, and a version is never overwritten: pick another --version")
+
+
+def versions(home: Path) -> list[int]:
+    """The finished versions in a model's folder, ascending."""
+    return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and (p / MODEL_FILE).is_file())
+
+
+def describe(model: bytes) -> Published:
+    """Read contract, hash and tensors of a serialised model; RepositoryError where it carries no contract."""
+    proto = onnx.load_from_string(model)
+    contract = {p.key: p.value for p in proto.metadata_props}.get(METADATA_KEY)
+    if contract is None:
+        raise RepositoryError(f"the model carries no {METADATA_KEY}")
+    return Published(
+        contract, hashlib.sha256(model).hexdigest(), _tensors(proto.graph.input), _tensors(proto.graph.output)
+    )
+
+
+def triton_config(name: str, described: Mapping[int, Published]) -> str:
+    """`config.pbtxt` for Triton's onnxruntime backend; docs/decisions says why each line is as it is."""
+    newest = described[max(described)]
+    for version, other in described.items():
+        if (other.inputs, other.outputs) != (newest.inputs, newest.outputs):
+            raise RepositoryError(
+                f"version {version} of {name} has tensors unlike version {max(described)}, and one {CONFIG_FILE} "
+                f"serves both: remove the folder of version {version}, or export under another --name"
+            )
+    (image,) = newest.inputs
+    lines = [
+        "# Written by python -m export.onnx; the next export writes it again.",
+        f"name: {_quoted(name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {MAX_BATCH}",
+        f"input [\n  {_tensor_block(image)}\n]",
+        "output [\n  " + ",\n  ".join(_tensor_block(t) for t in newest.outputs) + "\n]",
+        "# Batches whatever waits already and never waits for more; no queue policy (any stalls Triton).",
+        "dynamic_batching { max_queue_delay_microseconds: 0 }",
+        "# One instance (two is Triton's default on a CPU, each with a pool as large as the machine).",
+        "instance_group [ { count: 1 kind: KIND_CPU } ]",
+        "# Threads of that instance: the cores that Triton may use.",
+        f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{THREADS}" }} }}',
+        "version_policy { latest { num_versions: 2 } }",
+        *(_warmup(image, batch) for batch in (1, 8)),
+    ]
+    for version, published in sorted(described.items()):
+        for key, value in (("contract", published.contract), ("sha256", published.sha256)):
+            lines.append(f'parameters {{ key: "{key}.{version}" value {{ string_value: {_quoted(value)} }} }}')
+    return "\n".join(lines) + "\n"
+
+
+def _tensors(infos: object) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """(name, Triton type, dims without the batch) of graph inputs or outputs."""
+    found = []
+    for info in infos:  # type: ignore[attr-defined]
+        kind = info.type.tensor_type
+        dims = tuple(dim.dim_value for dim in kind.shape.dim[1:])
+        if kind.elem_type not in TRITON_TYPES or 0 in dims or kind.shape.dim[0].dim_value:
+            raise RepositoryError(f"tensor {info.name} needs a known type, fixed dims and a free batch axis")
+        found.append((info.name, TRITON_TYPES[kind.elem_type], dims))
+    return tuple(found)
+
+
+def _tensor_block(tensor: tuple[str, str, tuple[int, ...]]) -> str:
+    name, kind, dims = tensor
+    return f"{{ name: {_quoted(name)} data_type: {kind} dims: {list(dims)} }}"
+
+
+def _warmup(image: tuple[str, str, tuple[int, ...]], batch: int) -> str:
+    name, kind, dims = image
+    return (
+        f'model_warmup [ {{ name: "batch of {batch}" batch_size: {batch} inputs {{ key: {_quoted(name)} '
+        f"value {{ data_type: {kind} dims: {list(dims)} random_data: true }} }} }} ]"
+    )
+
+
+def _quoted(text: str) -> str:
+    """A protobuf text-format string; text may hold any character."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{escaped}"'
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold off other exporters; the lock goes with the process, so a kill leaves none behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,366 @@
+"""HTTP for the engine: routes, request ids, errors. It translates and decides nothing.
+
+`/predict` is answered by `Front`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
+decoding of a small picture; everything else is an ordinary FastAPI route behind the same layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import upload
+from server.engine import Engine, Model, self_test
+from server.errors import (
+    AWNetError,
+    BodyTooLarge,
+    NotAcceptable,
+    NotReady,
+    UnsupportedMedia,
+    problem,
+    problem_document,
+    status_of,
+)
+from server.images import Limits, Upload
+from server.metrics import CONTENT_TYPE, OTHER, Metrics
+from server.schemas import document_predict, parse_query, results
+from server.settings import Settings
+
+log = logging.getLogger("awnet")
+
+PREDICT = "/predict"
+JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Service:
+    """What the routes share: the engine, the model once it is proven, and whether this process is leaving.
+
+    Attributes:
+        model: None until the golden self-test has passed.
+        draining: set on SIGTERM; readiness goes off, requests are still answered.
+        failure: why the model could not be served, if so.
+        on_failure: called after a failed start; `__main__` ends the process there.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.limits = Limits(settings.max_pixels, settings.min_side)
+        self.model: Model | None = None
+        self.draining = False
+        self.failure: AWNetError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+
+    @property
+    def ready(self) -> bool:
+        return self.model is not None and not self.draining
+
+    async def start(self) -> None:
+        """Load, prove by the golden inputs, then be ready; a failure is logged and told to `on_failure`."""
+        started = time.perf_counter()
+        try:
+            model = await self.engine.start()
+            await self_test(self.engine, model)
+        except AWNetError as error:
+            log.critical("%s: %s", error.title, error.detail)
+            self.failure = error
+            self.on_failure()
+            return
+        except Exception as error:
+            log.critical("the model could not be loaded", exc_info=True)
+            self.failure = AWNetError(str(error))
+            self.on_failure()
+            return
+        self.metrics.served(model)
+        self.model = model
+        log.info(
+            "ready: %s version %s, sha256 %s, golden self-test passed, %.0f ms",
+            model.name,
+            model.version,
+            model.sha256[:12],
+            1000 * (time.perf_counter() - started),
+        )
+
+    async def stop(self) -> None:
+        self.draining = True
+        self.metrics.stopped()
+        await self.engine.close()
+
+
+def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = None) -> FastAPI:
+    """The application. `app.state.service` is its `Service`.
+
+    Args:
+        settings: see `server.settings`.
+        engine: not started; the application starts and closes it.
+        metrics: pass those that the engine reports its batches to; left out, the application makes its own.
+    """
+    service = Service(settings, engine, metrics or Metrics(engine.waiting, settings.queue_capacity))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Loading does not hold up the socket: live is answered at once, ready when it is true.
+        loading = asyncio.create_task(service.start())
+        yield
+        await loading
+        await service.stop()
+
+    app = FastAPI(
+        title="AW-Net server",
+        description="Which class, and was the picture tampered with?",
+        docs_url="/docs",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(Front, service=service)
+
+    @app.get("/v2/health/live", summary="The process answers.", tags=["health"])
+    async def live() -> Response:
+        return _json({"live": True})
+
+    @app.get("/v2/health/ready", summary="The model is loaded and gave its golden values.", tags=["health"])
+    async def ready() -> Response:
+        return _json({"ready": service.ready}, 200 if service.ready else 503)
+
+    @app.get("/metrics", summary="Prometheus metrics.", tags=["observability"])
+    async def exposition() -> Response:
+        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    @app.exception_handler(HTTPException)
+    async def unmatched(request: Request, error: HTTPException) -> Response:
+        status = error.status_code
+        titles = {404: "Not found", 405: "Method not allowed"}
+        slug = {404: "not-found", 405: "method-not-allowed"}.get(status, "http-error")
+        detail = {404: "there is nothing at this path", 405: "the method is not answered at this path"}
+        document = problem_document(
+            status,
+            slug,
+            titles.get(status, "HTTP error"),
+            detail.get(status, str(error.detail)),
+            request.scope["awnet.request_id"],
+        )
+        return Response(orjson.dumps(document), status, headers=error.headers, media_type=PROBLEM_JSON.decode())
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version="1", description=app.description, routes=app.routes)
+            app.openapi_schema = document_predict(schema)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status, media_type="application/json")
+
+
+class Front:
+    """Every request comes through here: it gets its id, is timed and counted, and a fault becomes a problem document.
+
+    Args:
+        app: what answers everything but /predict.
+        service: see `Service`.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers)
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        exchange = _Exchange(receive, send, request_id, has_body, close=self._service.draining)
+        route = PREDICT
+        try:
+            if scope["path"] == PREDICT:
+                await self._predict(scope, headers, exchange, started)
+            else:
+                scope["awnet.request_id"] = request_id.decode()
+                await self._app(scope, receive, exchange.forward)
+                route = getattr(scope.get("route"), "path", OTHER)
+        except AWNetError as error:
+            self._service.metrics.rejection(error.slug)
+            if error.__cause__ is not None:
+                log.debug("request %s: %s", request_id.decode(), error.detail, exc_info=error)
+            await self._refuse(exchange, error)
+        except Exception:
+            log.exception("request %s failed", request_id.decode())
+            if exchange.status:
+                raise  # half an answer is out: only closing the connection tells the caller
+            await self._refuse(exchange, AWNetError("something went wrong here; the log has it under the request id"))
+        if exchange.status:
+            seconds = time.perf_counter() - started
+            self._service.metrics.request(route, scope["method"], exchange.status, seconds)
+
+    async def _predict(self, scope: Scope, headers: dict[bytes, bytes], exchange: _Exchange, started: float) -> None:
+        service, settings = self._service, self._service.settings
+        if scope["method"] != "POST":
+            document = problem_document(
+                405,
+                "method-not-allowed",
+                "Method not allowed",
+                "only POST is answered here",
+                exchange.request_id.decode(),
+            )
+            await exchange.answer(405, PROBLEM_JSON, orjson.dumps(document), [(b"allow", b"POST")])
+            return
+        if not _accepts_json(headers.get(b"accept")):
+            raise NotAcceptable("the answer is application/json, which the Accept header does not allow")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMedia("an encoded body (Content-Encoding) is not accepted")
+        model = service.model
+        if model is None:
+            raise NotReady("the model is not ready")
+        query = parse_query(scope["query_string"], len(model.contract.labels))
+
+        body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
+        if body is None:
+            return  # the caller is gone
+        content_type = headers.get(b"content-type", b"").decode("latin-1")
+        files = upload.pictures(content_type, body, settings.max_images)
+        pictures = [Upload(file, service.limits, index) for index, file in enumerate(files)]
+        del body, files
+        signals = await service.engine.infer(pictures)
+        decoded = [picture.decoded for picture in pictures if picture.decoded is not None]
+        answers, judged = results(model, signals, decoded, query)
+
+        for verdict, score in judged:
+            service.metrics.verdict(verdict, score)
+        service.metrics.stages(signals)
+        timing = {
+            "decode": round(1000 * signals.decode_seconds, 3),
+            "queue": round(1000 * signals.queue_seconds, 3),
+            "inference": round(1000 * signals.inference_seconds, 3),
+            "total": round(1000 * (time.perf_counter() - started), 3),
+        }
+        answer = {
+            "request_id": exchange.request_id.decode(),
+            "model": {"name": model.name, "version": model.version, "sha256": model.sha256},
+            "results": answers,
+            "timing_ms": timing,
+        }
+        server_timing = ", ".join([f"{stage};dur={value}" for stage, value in timing.items()])
+        await exchange.answer(200, JSON, orjson.dumps(answer), [(b"server-timing", server_timing.encode())])
+
+    async def _refuse(self, exchange: _Exchange, error: AWNetError) -> None:
+        status = status_of(error)
+        extra = []
+        if status == 503:
+            extra.append((b"retry-after", str(self._service.settings.retry_after_seconds).encode()))
+        document = orjson.dumps(problem(error, exchange.request_id.decode()))
+        await exchange.answer(status, PROBLEM_JSON, document, extra)
+
+
+class _Exchange:
+    """One request's body and answer. `status` is 0 until the answer has begun."""
+
+    __slots__ = ("_close", "_receive", "_send", "_unread", "request_id", "status")
+
+    def __init__(self, receive: Receive, send: Send, request_id: bytes, has_body: bool, close: bool) -> None:
+        self._receive = receive
+        self._send = send
+        self._close = close
+        self._unread = has_body
+        self.request_id = request_id
+        self.status = 0
+
+    async def read(self, declared: bytes | None, limit: int) -> bytes | None:
+        """The whole body, or None if the caller has left. Raises BodyTooLarge, before reading where that is known."""
+        too_large = BodyTooLarge(f"the body is larger than {limit} bytes")
+        if declared is not None and int(declared) > limit:
+            raise too_large
+        message = await self._receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            chunks, size = [body], len(body)
+            while message.get("more_body"):
+                if size > limit:
+                    raise too_large
+                message = await self._receive()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+            body = b"".join(chunks)
+        if message["type"] == "http.disconnect":
+            return None
+        self._unread = False
+        if len(body) > limit:
+            raise too_large
+        return body
+
+    async def answer(self, status: int, content_type: bytes, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
+        """Send a whole answer. Where the request's body was not read, let the caller finish sending it."""
+        headers = [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", self.request_id),
+            (b"cache-control", b"no-store"),
+            *extra,
+        ]
+        if self._close or self._unread:
+            headers.append((b"connection", b"close"))
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if self._unread:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._linger()
+            body = b""
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _linger(self) -> None:
+        # Closing on a caller that is still sending resets the connection, and it never sees the answer.
+        dropped, more = 0, True
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while more and dropped < LINGER_BYTES:
+                    message = await self._receive()
+                    dropped += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            pass
+
+    async def forward(self, message: Message) -> None:
+        """`send` for the other routes, with the request id added."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            extra = [(b"x-request-id", self.request_id)]
+            if self._close:
+                extra.append((b"connection", b"close"))
+            message["headers"] = [*message.get("headers", []), *extra]
+        await self._send(message)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> bytes:
+    """The caller's id if it is fit to be repeated in a header and a log line, else a new one."""
+    given = headers.get(b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
+def _accepts_json(accept: bytes | None) -> bool:
+    return (
+        accept is None
+        or not accept.strip()
+        or any(kind in accept for kind in (b"*/*", b"application/json", b"application/*"))
+    )

@@ -1,0 +1,155 @@
+"""Everything that can go wrong, as one tree, and the one table that says how it is told over HTTP.
+
+The classes know no HTTP: `images` or `batching` raise them wherever they run. `STATUS` maps the tree to status
+codes, and `problem` writes the RFC 9457 document. A class without a line of its own takes its parent's.
+"""
+
+# ruff: noqa: N818 - the classes are named after what went wrong; "Error" in each would say nothing more
+
+from __future__ import annotations
+
+
+class AWNetError(Exception):
+    """Base of the tree.
+
+    Args:
+        detail: one sentence for the caller; holds no path, no trace and nothing that the caller did not send or
+            cannot look up.
+        image: the place of the offending image in the request, from 0, where there is one.
+    """
+
+    slug = "internal"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, image: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.image = image
+
+
+class RequestError(AWNetError):
+    """The caller can mend it."""
+
+    slug, title = "bad-request", "Bad request"
+
+
+class MalformedUpload(RequestError):
+    slug, title = "malformed-upload", "Malformed upload"
+
+
+class InvalidQuery(RequestError):
+    slug, title = "invalid-query", "Invalid query"
+
+
+class MissingImage(RequestError):
+    slug, title = "missing-image", "No image in the request"
+
+
+class BodyTooLarge(RequestError):
+    slug, title = "body-too-large", "Request body too large"
+
+
+class TooManyImages(RequestError):
+    slug, title = "too-many-images", "Too many images"
+
+
+class UnsupportedMedia(RequestError):
+    slug, title = "unsupported-media", "Unsupported media type"
+
+
+class NotAcceptable(RequestError):
+    slug, title = "not-acceptable", "Not acceptable"
+
+
+class ImageError(RequestError):
+    slug, title = "undecodable-image", "Image cannot be decoded"
+
+
+class ImageTooLarge(ImageError):
+    slug, title = "image-too-large", "Image too large"
+
+
+class ImageTooSmall(ImageError):
+    slug, title = "image-too-small", "Image too small"
+
+
+class AnimatedImage(ImageError):
+    slug, title = "animated-image", "Animated image"
+
+
+class Unavailable(AWNetError):
+    """Nothing is wrong with the request; trying again later may help."""
+
+    slug, title = "unavailable", "Service unavailable"
+
+
+class NotReady(Unavailable):
+    slug, title = "not-ready", "Not ready"
+
+
+class QueueFull(Unavailable):
+    slug, title = "queue-full", "Queue full"
+
+
+class EngineFault(Unavailable):
+    slug, title = "engine-fault", "Inference failed"
+
+
+class StartupError(AWNetError):
+    """The server cannot start or the model cannot be served; told to whoever runs it, never to a caller."""
+
+    slug, title = "startup", "Startup failed"
+
+
+class ModelNotFound(StartupError):
+    slug, title = "model-not-found", "Model not found"
+
+
+class ContractError(StartupError):
+    slug, title = "contract", "Contract refused"
+
+
+class SelfTestFailed(StartupError):
+    slug, title = "self-test", "Golden self-test failed"
+
+
+STATUS: dict[type[AWNetError], int] = {
+    AWNetError: 500,
+    RequestError: 400,
+    MalformedUpload: 400,
+    NotAcceptable: 406,
+    BodyTooLarge: 413,
+    TooManyImages: 413,
+    ImageTooLarge: 413,
+    UnsupportedMedia: 415,
+    ImageError: 422,
+    InvalidQuery: 422,
+    MissingImage: 422,
+    Unavailable: 503,
+}
+
+
+def status_of(error: AWNetError) -> int:
+    """The HTTP status of `error`: the line of its nearest ancestor in `STATUS`."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(error: AWNetError, request_id: str) -> dict[str, object]:
+    """The `application/problem+json` document of `error` (RFC 9457)."""
+    return problem_document(status_of(error), error.slug, error.title, error.detail, request_id, error.image)
+
+
+def problem_document(
+    status: int, slug: str, title: str, detail: str, request_id: str, image: int | None = None
+) -> dict[str, object]:
+    """A problem document from its parts; `image` is left out where it is None."""
+    document: dict[str, object] = {
+        "type": f"urn:awnet:problem:{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    if image is not None:
+        document["image"] = image
+    return document

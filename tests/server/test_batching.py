@@ -1,0 +1,321 @@
+"""The queue: what runs together, what is refused, and that nothing is lost or mixed up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.batching import Batcher, Outputs
+from server.errors import EngineFault, ImageError, QueueFull
+from server.images import Pixels
+
+SIZE = 4
+
+
+def picture(value: int) -> Pixels:
+    return Pixels(np.full((3, SIZE, SIZE), value, np.uint8))
+
+
+class Broken:
+    """A picture that cannot be decoded."""
+
+    large = False
+
+    def pixels(self, size: int) -> Any:
+        raise ImageError("broken", image=0)
+
+
+class Slow(Pixels):
+    """A picture that takes `seconds` to decode, and says so."""
+
+    large = True
+
+    def __init__(self, value: int, seconds: float) -> None:
+        super().__init__(picture(value).pixels(SIZE))
+        self.seconds = seconds
+
+    def pixels(self, size: int) -> Any:
+        time.sleep(self.seconds)
+        return super().pixels(size)
+
+
+class Model:
+    """Answers each image with its own value; waits for `gate`, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+        self.alone: list[bool] = []
+        self.running = 0
+        self.most_running = 0
+
+    def __call__(self, images: np.ndarray, alone: bool) -> Outputs:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.batches.append(len(images))
+        self.alone.append(alone)
+        assert self.gate.wait(10)
+        value = images[:, 0, 0, :1].astype(np.float32)
+        self.running -= 1
+        if (value == 255).any():
+            raise RuntimeError("the runtime's own error")
+        return value, value.repeat(2, 1), value.repeat(3, 1)
+
+
+def batcher(model: Callable[..., Outputs], **options: Any) -> Batcher:
+    return Batcher(model, size=SIZE, **{"workers": 2, "most": 4, "capacity": 16, **options})
+
+
+def run(scenario: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_every_request_gets_its_own_rows() -> None:
+    """Two hundred requests of one to five images, through batches of at most four."""
+
+    async def scenario() -> None:
+        model = Model()
+        queue = batcher(model, capacity=10_000)
+        wanted = [[(7 * n + k) % 250 for k in range(1 + n % 5)] for n in range(200)]
+        got = await asyncio.gather(*[queue.submit([picture(v) for v in values]) for values in wanted])
+        for values, signals in zip(wanted, got, strict=True):
+            assert signals.logits[:, 0].tolist() == values
+            assert signals.p_type.shape == (len(values), 2)
+            assert signals.omega.shape == (len(values), 3)
+        assert max(model.batches) <= 4
+        assert sum(model.batches) == sum(map(len, wanted))
+        assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+def test_what_is_waiting_runs_together_and_nothing_waits_to_be_joined() -> None:
+    """A lone image runs at once, by itself; those that came meanwhile share an execution."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        first = asyncio.create_task(queue.submit([picture(1)]))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4)]
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        await asyncio.gather(first, *others)
+        assert model.batches == [1, 3]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_lone_image_is_told_that_it_is_alone() -> None:
+    """So that it may use all cores; a batch, or an image beside another, may not."""
+
+    async def scenario() -> None:
+        model = Model()
+        queue = batcher(model)
+        await asyncio.sleep(0.05)
+        await queue.submit([picture(1)])
+        assert model.alone == [True]
+        await asyncio.sleep(0.1)  # both workers wait again
+        model.gate.clear()
+        both = [asyncio.create_task(queue.submit([picture(v)])) for v in (1, 2)]
+        while len(model.batches) < 3:
+            await asyncio.sleep(0.001)
+        model.gate.set()
+        await asyncio.gather(*both)
+        assert model.alone[2] is False
+        await queue.close()
+
+    run(scenario)
+
+
+def test_all_workers_run_at_once() -> None:
+    """A large request does not leave a core idle."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model)
+        task = asyncio.create_task(queue.submit([picture(v) for v in range(8)]))
+        for _ in range(1000):
+            if model.most_running == 2:
+                break
+            await asyncio.sleep(0.005)
+        model.gate.set()
+        await task
+        assert model.most_running == 2
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_and_recovers() -> None:
+    """At once, before any work, and only as long as it is full."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, capacity=4)
+        accepted = [asyncio.create_task(queue.submit([picture(v)])) for v in range(4)]
+        await asyncio.sleep(0)
+        assert queue.pending == 4
+        with pytest.raises(QueueFull):
+            await queue.submit([picture(9)])
+        model.gate.set()
+        assert [s.logits[0, 0] for s in await asyncio.gather(*accepted)] == [0, 1, 2, 3]
+        assert (await queue.submit([picture(9)])).logits[0, 0] == 9
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_request_larger_than_the_queue_is_answered_when_nothing_else_waits() -> None:
+    """Or it could never be answered at all."""
+
+    async def scenario() -> None:
+        queue = batcher(Model(), capacity=2)
+        assert (await queue.submit([picture(v) for v in range(5)])).logits[:, 0].tolist() == [0, 1, 2, 3, 4]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only() -> None:
+    """Its neighbours in the batch are answered."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        first = asyncio.create_task(queue.submit([picture(1)]))
+        await asyncio.sleep(0.05)
+        good = asyncio.create_task(queue.submit([picture(2)]))
+        bad = asyncio.create_task(queue.submit([picture(3), Broken()]))
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        with pytest.raises(ImageError, match="broken"):
+            await bad
+        assert (await first).logits[0, 0] == 1
+        assert (await good).logits[0, 0] == 2
+        assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_model_that_fails_fails_the_request_and_not_the_worker() -> None:
+    """The next request is answered."""
+
+    async def scenario() -> None:
+        queue = batcher(Model(), workers=1)
+        with pytest.raises(EngineFault) as fault:
+            await queue.submit([picture(255)])
+        assert "runtime" not in fault.value.detail
+        assert (await queue.submit([picture(5)])).logits[0, 0] == 5
+        assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_caller_that_left_costs_no_inference_and_no_room() -> None:
+    """Its images are dropped where they wait."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        first = asyncio.create_task(queue.submit([picture(1)]))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.create_task(queue.submit([picture(2)]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        await first
+        await queue.submit([picture(3)])
+        assert sum(model.batches) == 2
+        assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_slow_picture_does_not_hold_up_small_ones_beside_it() -> None:
+    """In the same batch the small ones go first."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        first = asyncio.create_task(queue.submit([picture(1)]))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        slow = asyncio.create_task(queue.submit([Slow(2, 0.3)]))
+        small = asyncio.create_task(queue.submit([picture(3)]))
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        await asyncio.gather(first, small)
+        assert not slow.done()
+        assert (await slow).logits[0, 0] == 2
+        await queue.close()
+
+    run(scenario)
+
+
+def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
+    """Nobody is left waiting for ever."""
+
+    async def scenario() -> None:
+        model = Model()
+        queue = batcher(model)
+        tasks = [asyncio.create_task(queue.submit([picture(v)])) for v in range(10)]
+        await asyncio.sleep(0)
+        await queue.close()
+        assert [s.logits[0, 0] for s in await asyncio.gather(*tasks)] == list(range(10))
+        with pytest.raises(QueueFull):
+            await queue.submit([picture(1)])
+
+    run(scenario)
+
+
+def test_the_stages_add_up_to_the_time_that_passed() -> None:
+    """Decode is decoding, inference is running, queue is the rest."""
+
+    async def scenario() -> None:
+        queue = batcher(lambda images, alone: (time.sleep(0.05), Model()(images, alone))[1])
+        begin = time.perf_counter()
+        signals = await queue.submit([Slow(1, 0.1)])
+        total = time.perf_counter() - begin
+        assert signals.decode_seconds >= 0.1
+        assert signals.inference_seconds >= 0.05
+        assert signals.decode_seconds + signals.queue_seconds + signals.inference_seconds <= total + 1e-6
+        await queue.close()
+
+    run(scenario)
+
+
+def test_every_execution_is_reported_with_its_size() -> None:
+    """The metric of batch sizes is filled from here."""
+
+    async def scenario() -> None:
+        sizes: list[int] = []
+        model = Model()
+        queue = batcher(model, on_batch=sizes.append)
+        await queue.submit([picture(v) for v in range(9)])
+        assert sum(sizes) == 9
+        assert sorted(sizes) == sorted(model.batches)
+        await queue.close()
+
+    run(scenario)

@@ -1,0 +1,104 @@
+"""The contract is read whole or refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.contract import parse
+from server.errors import ContractError
+from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph, tensor
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return contract_of(graph())
+
+
+def test_a_right_contract_is_read(document: dict[str, Any]) -> None:
+    """Every part of it, typed."""
+    contract = parse(json.dumps(document))
+    assert contract.labels == tuple(LABELS)
+    assert contract.preprocessing.size == SIZE
+    assert (contract.thresholds.suspicious.score, contract.thresholds.adversarial.fpr) == (0.41, 0.01)
+    assert contract.omega_channels == CHANNELS
+    assert [part.name for part in contract.omega] == ["blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1"]
+    assert contract.golden.image.shape == (3, 3, SIZE, SIZE)
+    assert contract.golden.image.dtype == np.uint8
+    assert {k: v.shape[1] for k, v in contract.golden.outputs.items()} == {"logits": 10, "p_type": 2, "omega": CHANNELS}
+    assert contract.reference.counts == (90, 10)
+
+
+def test_tensors_are_little_endian(document: dict[str, Any]) -> None:
+    """Whatever machine reads them."""
+    spoiled = copy.deepcopy(document)
+    spoiled["reference"]["omega_std"] = tensor(np.arange(CHANNELS, dtype="<f4"))
+    assert parse(json.dumps(spoiled)).reference.omega_std.tolist() == list(range(CHANNELS))
+
+
+def set_to(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        part: Any = document
+        for key in path[:-1]:
+            part = part[key]
+        if value is None:
+            del part[path[-1]]
+        else:
+            part[path[-1]] = value
+
+    return change
+
+
+WRONG = {
+    "a later schema": set_to("schema_version", value=2),
+    "no schema": set_to("schema_version", value=None),
+    "no labels": set_to("labels", value=None),
+    "one label": set_to("labels", value=["cat"]),
+    "a label twice": set_to("labels", 0, value="cat"),
+    "another filter": set_to("preprocessing", "filter", value="nearest"),
+    "another crop": set_to("preprocessing", "crop", value="random"),
+    "no size": set_to("preprocessing", "size", value=None),
+    "a size as text": set_to("preprocessing", "size", value="32"),
+    "no thresholds": set_to("thresholds", value=None),
+    "thresholds the wrong way round": set_to("thresholds", "suspicious", "score", value=0.8),
+    "rates the wrong way round": set_to("thresholds", "suspicious", "fpr", value=0.001),
+    "a threshold over one": set_to("thresholds", "adversarial", "score", value=1.5),
+    "a threshold that is no number": set_to("thresholds", "adversarial", "score", value=float("nan")),
+    "a threshold that is true": set_to("thresholds", "adversarial", "score", value=True),
+    "a gap in omega": set_to("omega", 1, "offset", value=5),
+    "no omega": set_to("omega", value=[]),
+    "omega too short": set_to("omega", 2, "length", value=1),
+    "no reference": set_to("reference", value=None),
+    "edges and counts that do not fit": set_to("reference", "score_histogram", "counts", value=[1]),
+    "no golden values": set_to("golden", value=None),
+    "golden values of the wrong type": set_to("golden", "logits", value=tensor(np.zeros((3, 10)))),
+    "golden values of the wrong shape": set_to("golden", "p_type", value=tensor(np.zeros((2, 2), np.float32))),
+    "golden values that are not finite": set_to("golden", "p_type", value=tensor(np.full((3, 2), np.nan, np.float32))),
+    "golden bytes cut": set_to("golden", "omega", "base64", value="AAAA"),
+    "golden bytes that are not base64": set_to("golden", "omega", "base64", value="?"),
+    "a negative shape": set_to("golden", "image", "shape", value=[-1, 3, SIZE, SIZE]),
+    "no golden image": set_to("golden", "image", value=tensor(np.zeros((0, 3, SIZE, SIZE), np.uint8))),
+    "a tolerance that accepts anything": set_to("golden", "tolerance", "logits", value=1e9),
+    "a tolerance of zero": set_to("golden", "tolerance", "logits", value=0),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_contract_is_refused(document: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> None:
+    """A server that guesses would answer with wrong labels, pixels or thresholds."""
+    spoiled = copy.deepcopy(document)
+    change(spoiled)
+    with pytest.raises(ContractError):
+        parse(json.dumps(spoiled))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe"])
+def test_what_is_no_document_is_refused(text: str | bytes) -> None:
+    """A clear error, not a traceback."""
+    with pytest.raises(ContractError):
+        parse(text)

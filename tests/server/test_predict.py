@@ -1,0 +1,218 @@
+"""What /predict answers to a good request, and everything beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from server.embedded import find
+from server.schemas import Answer
+from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
+
+
+def ask(served: Running, *files: bytes, query: str = "", **headers: str) -> httpx.Response:
+    return served.http.post(f"/predict{query}", files=[("image", ("a.png", file)) for file in files], headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("red", "verdict"), [(0.1, "clean"), (0.4, "clean"), (0.5, "suspicious"), (0.7, "suspicious"), (0.9, "adversarial")]
+)
+def test_each_verdict_is_reached_by_its_score(served: Running, red: float, verdict: str) -> None:
+    """Over the 5 % threshold is suspicious, over the 1 % one adversarial."""
+    answer = ask(served, encoded(plain(red))).json()
+    told = answer["results"][0]["adversarial"]
+    assert told["verdict"] == verdict
+    assert told["score"] == pytest.approx(round(255 * red) / 255, abs=1e-5)
+    assert told["thresholds"] == {"suspicious": 0.41, "adversarial": 0.77}
+    assert told["target_fpr"] == {"suspicious": 0.05, "adversarial": 0.01}
+    assert told["calibrated"] is True
+
+
+def test_the_answer_has_the_documented_shape(served: Running, repository: object) -> None:
+    """Strictly: no field more, none less; and the document itself says the same."""
+    answer = ask(served, encoded(noise()), query="?signals=all").json()
+    Answer.model_validate(answer, strict=True)
+    assert answer["results"][0]["image"] == {"format": "PNG", "width": SIZE, "height": SIZE, "resized": False}
+    assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "total"}
+
+
+def test_the_model_is_named_with_its_hash(served: Running) -> None:
+    """So that an answer can be traced to a file."""
+    model = ask(served, encoded(noise())).json()["model"]
+    assert (model["name"], model["version"]) == ("awnet", "1")
+    assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+
+
+def test_predictions_are_the_softmax_of_the_logits(served: Running, repository: object) -> None:
+    """Most probable first, with the right names."""
+    import onnxruntime as ort
+
+    image = noise(seed=5)
+    session = ort.InferenceSession(str(find(repository, "awnet", "1")))  # type: ignore[arg-type]
+    logits = session.run(["logits"], {"image": np.asarray(image).transpose(2, 0, 1)[None]})[0][0]
+    likely = np.exp(logits) / np.exp(logits).sum()
+    got = ask(served, encoded(image), query="?top_k=10").json()["results"][0]["predictions"]
+    assert [p["class_id"] for p in got] == np.argsort(-likely).tolist()
+    for prediction in got:
+        assert prediction["label"] == LABELS[prediction["class_id"]]
+        assert prediction["probability"] == pytest.approx(likely[prediction["class_id"]], rel=1e-4)
+
+
+@pytest.mark.parametrize(("query", "count"), [("", 5), ("?top_k=1", 1), ("?top_k=10", 10), ("?signals=none", 5)])
+def test_as_many_classes_are_named_as_asked_for(served: Running, query: str, count: int) -> None:
+    """Five where nothing is asked."""
+    assert len(ask(served, encoded(noise()), query=query).json()["results"][0]["predictions"]) == count
+
+
+def test_signals_are_added_on_request_only(served: Running, repository: object) -> None:
+    """Mean and std of each block, and with 'all' each convolution's values."""
+    import onnxruntime as ort
+
+    image = noise(seed=6)
+    session = ort.InferenceSession(str(find(repository, "awnet", "1")))  # type: ignore[arg-type]
+    omega = session.run(["omega"], {"image": np.asarray(image).transpose(2, 0, 1)[None]})[0][0]
+    assert "signals" not in ask(served, encoded(image)).json()["results"][0]
+    summary = ask(served, encoded(image), query="?signals=summary").json()["results"][0]["signals"]
+    assert set(summary) == {"blocks"}
+    assert [block["name"] for block in summary["blocks"]] == ["blocks.0", "blocks.1"]
+    assert summary["blocks"][0]["mean"] == pytest.approx(float(omega[:8].mean()), rel=1e-4)
+    assert summary["blocks"][1]["std"] == pytest.approx(float(omega[8:].std()), rel=1e-3)
+    everything = ask(served, encoded(image), query="?signals=all").json()["results"][0]["signals"]
+    assert everything["blocks"] == summary["blocks"]
+    for (name, offset, length), told in zip(OMEGA, everything["convolutions"], strict=True):
+        assert told["name"] == name
+        assert told["values"] == pytest.approx(omega[offset : offset + length].tolist(), rel=1e-4)
+
+
+def test_several_images_are_answered_in_their_order(served: Running) -> None:
+    """One result each."""
+    files = [encoded(plain(red)) for red in (0.9, 0.1, 0.5)]
+    verdicts = [r["adversarial"]["verdict"] for r in ask(served, *files).json()["results"]]
+    assert verdicts == ["adversarial", "clean", "suspicious"]
+
+
+def test_a_raw_body_gives_the_same_answer_as_a_form(served: Running) -> None:
+    """Every format, with and without a form around it."""
+    for kind, options in [("PNG", {}), ("JPEG", {"quality": 90}), ("WEBP", {"quality": 90})]:
+        data = encoded(noise(50, 40), kind, **options)
+        form = ask(served, data).json()["results"]
+        headers = {"content-type": f"image/{kind.lower()}"}
+        raw = served.http.post("/predict", content=data, headers=headers).json()["results"]
+        assert raw == form
+        assert raw[0]["image"] == {"format": kind, "width": 50, "height": 40, "resized": True}
+        assert raw[0]["adversarial"]["calibrated"] is False
+
+
+def test_a_wrongly_declared_type_is_sniffed(served: Running) -> None:
+    """A PNG sent as JPEG is a PNG."""
+    answer = served.http.post("/predict", content=encoded(noise()), headers={"content-type": "image/jpeg"})
+    assert answer.json()["results"][0]["image"]["format"] == "PNG"
+
+
+def test_the_request_id_is_returned_and_taken_over_if_it_is_fit(served: Running) -> None:
+    """In body and header, on every route; anything that could break a header or a log line is replaced."""
+    given = ask(served, encoded(noise()), **{"X-Request-ID": "trace-1.a_B"})
+    assert given.headers["x-request-id"] == given.json()["request_id"] == "trace-1.a_B"
+    ids = set()
+    for unfit in ("", "a b", "x" * 65, 'a"b', "<script>"):
+        answer = ask(served, encoded(noise()), **{"X-Request-ID": unfit})
+        assert answer.headers["x-request-id"] == answer.json()["request_id"]
+        assert re.fullmatch("[0-9a-f]{32}", answer.json()["request_id"])
+        ids.add(answer.json()["request_id"])
+    assert len(ids) == 5
+    assert served.http.get("/v2/health/live", headers={"X-Request-ID": "me"}).headers["x-request-id"] == "me"
+    assert served.http.get("/nowhere").json()["request_id"]
+
+
+def test_stage_times_go_out_in_body_and_header(served: Running) -> None:
+    """The same figures, and the stages of one image fit into the total."""
+    answer = ask(served, encoded(noise()))
+    told = answer.json()["timing_ms"]
+    header = dict(stage.split(";dur=") for stage in answer.headers["server-timing"].split(", "))
+    assert {stage: float(value) for stage, value in header.items()} == told
+    assert 0 < told["decode"] + told["queue"] + told["inference"] <= told["total"] + 0.002
+
+
+def test_live_and_ready_answer(served: Running) -> None:
+    """After the golden self-test both are 200."""
+    assert served.http.get("/v2/health/live").status_code == 200
+    ready = served.http.get("/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (200, {"ready": True})
+
+
+def metric(text: str, line: str) -> float:
+    return next((float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(line + " ")), 0.0)
+
+
+def test_metrics_count_what_happened(served: Running) -> None:
+    """Requests, stages, verdicts, scores, batches and rejections; scraped, not believed."""
+    before = served.http.get("/metrics").text
+    ask(served, encoded(plain(0.9)), encoded(plain(0.1)))
+    ask(served, b"nothing")
+    served.http.get("/made/up/path")
+    after = served.http.get("/metrics")
+    assert after.headers["content-type"].startswith("text/plain")
+
+    def grew(line: str) -> float:
+        return metric(after.text, line) - metric(before, line)
+
+    assert grew('awnet_requests_total{code="200",method="POST",route="/predict"}') == 1
+    assert grew('awnet_requests_total{code="415",method="POST",route="/predict"}') == 1
+    assert grew('awnet_requests_total{code="404",method="GET",route="other"}') == 1
+    assert grew('awnet_request_seconds_count{route="/predict"}') == 2
+    assert grew('awnet_verdicts_total{model="awnet",verdict="adversarial"}') == 1
+    assert grew('awnet_verdicts_total{model="awnet",verdict="clean"}') == 1
+    assert grew('awnet_score_count{model="awnet"}') == 2
+    assert grew('awnet_rejections_total{reason="unsupported-media"}') == 1
+    assert grew("awnet_batch_images_sum") == 2
+    for stage in ("decode", "queue", "inference"):
+        assert grew(f'awnet_stage_seconds_count{{stage="{stage}"}}') == 1
+    assert metric(after.text, "awnet_engine_up") == 1
+    assert metric(after.text, 'awnet_model_info{model="awnet",version="1"}') == 1
+    assert metric(after.text, 'awnet_threshold{model="awnet",verdict="adversarial"}') == 0.77
+    assert metric(after.text, "awnet_queue_images") == 0
+    assert metric(after.text, "awnet_queue_capacity_images") == 256
+
+
+def test_the_number_of_series_is_bounded(served: Running) -> None:
+    """Paths, methods and ids that callers invent make no series of their own."""
+    for n in range(50):
+        served.http.request(f"M{n}", f"/p{n}", headers={"X-Request-ID": f"id-{n}"})
+        ask(served, b"nothing", query=f"?q{n}={n}")
+    text = served.http.get("/metrics").text
+    assert "p17" not in text
+    assert "M17" not in text
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) < 500
+
+
+def test_the_api_document_describes_predict(served: Running) -> None:
+    """Its route is not FastAPI's, so it is written in by hand, and must not be forgotten; every $ref resolves."""
+    assert served.http.get("/docs").status_code == 200
+    document = served.http.get("/openapi.json").json()
+    predict = document["paths"]["/predict"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
+    assert {p["name"] for p in predict["parameters"]} == {"top_k", "signals", "X-Request-ID"}
+    for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+    assert {"/v2/health/live", "/v2/health/ready", "/metrics"} <= set(document["paths"])
+
+
+def test_many_callers_at_once_get_their_own_answers(served: Running) -> None:
+    """Rows of shared batches go back to those who asked."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    reds = [n / 255 for n in range(0, 256, 4)]
+    with ThreadPoolExecutor(16) as pool:
+
+        def one(red: float) -> float:
+            answer = served.http.post("/predict", files={"image": ("a.png", encoded(plain(red)))})
+            return float(answer.json()["results"][0]["adversarial"]["score"])
+
+        begin = time.monotonic()
+        assert list(pool.map(one, reds)) == pytest.approx(reds, abs=1e-5)
+        assert time.monotonic() - begin < 20

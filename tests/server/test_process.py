@@ -1,0 +1,197 @@
+"""The server as a process: its command line, its start, its imports and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.__main__ import read_settings
+from server.settings import Settings
+from tests.server.tiny import ROOT, Running, encoded, noise, publish
+
+PNG = encoded(noise())
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_serving_imports_no_training_library() -> None:
+    """Neither torch nor onnx nor our own training and export: a server can be installed without them."""
+    code = (
+        "import sys, server.app, server.__main__, server.embedded\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient'}))"
+    )
+    done = call("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
+    """All of Pillow's formats together cost 10 MB and the first caller's time, and are none of ours."""
+    for kind in ("PNG", "JPEG", "WEBP"):
+        (tmp_path / kind).write_bytes(encoded(noise(), kind))
+    code = (
+        "import pathlib, sys\n"
+        "from server.images import Limits, decode\n"
+        "files = sorted(pathlib.Path(sys.argv[1]).iterdir())\n"
+        "print([decode(file.read_bytes(), 32, Limits()).format for file in files])\n"
+        "print(len([name for name in sys.modules if name.startswith('PIL.') and name.endswith('ImagePlugin')]))"
+    )
+    done = call("-c", code, str(tmp_path))
+    # Bmp, Gif and Ppm come with Pillow's own short list; the full one has more than forty.
+    assert done.stdout.split("\n")[:2] == ["['JPEG', 'PNG', 'WEBP']", "6"], done.stderr
+
+
+def test_help_shows_every_setting_and_examples() -> None:
+    """An option that is not in the help does not exist for anybody."""
+    done = call("-m", "server", "--help")
+    assert done.returncode == 0
+    for name, field in Settings.model_fields.items():
+        assert "--" + name.replace("_", "-") in done.stdout
+        assert field.description is not None
+    assert "examples:" in done.stdout
+    assert "curl" in done.stdout
+
+
+def test_an_option_overrules_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line is nearer than the environment."""
+    monkeypatch.setenv("AWNET_PORT", "9000")
+    monkeypatch.setenv("AWNET_MAX_BATCH", "3")
+    settings = read_settings(["--port", "9001", "--access-log", "--repository", "/models"])
+    assert (settings.port, settings.max_batch, settings.access_log) == (9001, 3, True)
+    assert settings.repository == Path("/models")
+
+
+def test_a_wrong_setting_stops_the_start_in_one_line() -> None:
+    """Its name, its variable and what is wrong; no traceback."""
+    done = call("-m", "server", "--port", "seventy")
+    assert done.returncode == 2
+    assert "AWNET_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_model_ends_the_process(tmp_path: Path) -> None:
+    """With a failing status and the reason; it does not sit there unready."""
+    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert "no version" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refused_contract_ends_the_process(tmp_path: Path) -> None:
+    """The same for a model that is there and cannot be trusted."""
+    publish(tmp_path, change=lambda contract: contract.update(schema_version=99))
+    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0")
+    assert done.returncode == 1
+    assert "schema_version" in done.stderr
+
+
+def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: Path) -> None:
+    """Under steady load not one request fails, and the exit status is 0."""
+    running = Running(repository, drain_seconds=1.5)
+    try:
+        running.wait_ready()
+        failures: list[str] = []
+        answered = [0]
+        leaving = threading.Event()
+
+        def load() -> None:
+            while not leaving.is_set():
+                try:
+                    # A connection for each request, as from callers that a balancer still sends here.
+                    answer = httpx.post(f"{running.url}/predict", files={"image": ("a.png", PNG)}, verify=False)
+                    answered[0] += 1
+                    if answer.status_code != 200:
+                        failures.append(answer.text)
+                except httpx.TransportError as error:
+                    failures.append(repr(error))
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while answered[0] < 20:
+            time.sleep(0.01)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert running.http.get("/v2/health/ready").status_code == 503
+        before = answered[0]
+        time.sleep(0.3)
+        assert answered[0] > before
+        leaving.set()  # the balancer has noticed
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert running.stop() == 0
+    finally:
+        running.process.kill()
+
+
+def test_a_request_that_is_being_sent_when_the_end_comes_is_answered(repository: Path) -> None:
+    """It was begun before the signal and finishes after it."""
+    import socket
+
+    running = Running(repository, drain_seconds=0)
+    try:
+        running.wait_ready()
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(PNG)}\r\n\r\n"
+            connection.sendall(head.encode() + PNG[:1000])
+            time.sleep(0.3)
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            connection.sendall(PNG[1000:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert running.stop() == 0
+    finally:
+        running.process.kill()
+
+
+def test_a_second_signal_does_not_wait(repository: Path) -> None:
+    """Whoever presses Ctrl-C again means it."""
+    running = Running(repository, drain_seconds=60)
+    try:
+        running.wait_ready()
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert running.process.poll() is None
+        running.process.send_signal(signal.SIGTERM)
+        running.process.communicate(timeout=10)
+        assert running.process.returncode == 0
+    finally:
+        running.process.kill()
+
+
+def test_sigint_ends_the_server_at_once(repository: Path) -> None:
+    """On a developer's keyboard there is no balancer to wait for."""
+    running = Running(repository, drain_seconds=60)
+    try:
+        running.wait_ready()
+        running.process.send_signal(signal.SIGINT)
+        running.process.communicate(timeout=10)
+        assert running.process.returncode == 0
+    finally:
+        running.process.kill()
+
+
+def test_an_address_in_use_ends_the_process(repository: Path) -> None:
+    """With a failing status and the address in the log."""
+    running = Running(repository)
+    try:
+        running.wait_ready()
+        done = call("-m", "server", "--repository", str(repository), "--port", str(running.port))
+        assert done.returncode == 1
+        assert "in use" in done.stderr
+    finally:
+        running.stop()

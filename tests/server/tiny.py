@@ -1,0 +1,181 @@
+"""A tiny real model for the server's tests: the four tensors of an AW-Net and a contract, made in milliseconds.
+
+Its score is the mean of the red channel, so that a test can ask for each verdict: red below 0.41 is clean, above
+0.77 adversarial. Omega looks at every pixel with other weights, so that a turned or mixed-up image is noticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SIZE = 32
+LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+OMEGA = [("blocks.0.conv1", 0, 4), ("blocks.0.conv2", 4, 4), ("blocks.1.conv1", 8, 2)]
+CHANNELS = 10
+
+
+def graph(seed: int = 0) -> onnx.ModelProto:
+    """The model without its contract."""
+    rng = np.random.default_rng(seed)
+    constants = {
+        "scale": np.float32(1 / 255),
+        "mean_to_logits": rng.normal(0, 4, (3, len(LABELS))).astype(np.float32),
+        "red": np.array([[1, -1], [0, 0], [0, 0]], np.float32),
+        "red_bias": np.array([0, 1], np.float32),
+        "pixels_to_omega": rng.normal(0, 0.05, (3 * SIZE * SIZE, CHANNELS)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["x"]),
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["mean"]),
+        helper.make_node("MatMul", ["mean", "mean_to_logits"], ["logits"]),
+        helper.make_node("Gemm", ["mean", "red", "red_bias"], ["p_type"]),
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "pixels_to_omega"], ["omega"]),
+    ]
+    widths = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS}
+    built = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "tiny",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 3, SIZE, SIZE])],
+            [helper.make_tensor_value_info(k, TensorProto.FLOAT, ["N", n]) for k, n in widths.items()],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(built)
+    return built
+
+
+def tensor(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A TENSOR of the contract."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": data}
+
+
+def contract_of(model: onnx.ModelProto) -> dict[str, Any]:
+    """A right contract for `model`, golden values from onnxruntime."""
+    image = np.random.default_rng(7).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = ["logits", "p_type", "omega"]
+    golden = dict(zip(names, session.run(names, {"image": image}), strict=True))
+    return {
+        "schema_version": 1,
+        "labels": list(LABELS),
+        "preprocessing": {
+            "size": SIZE,
+            "resize": "short_side",
+            "filter": "bilinear_antialias",
+            "crop": "center",
+            "orientation": "exif",
+        },
+        "thresholds": {
+            "suspicious": {"score": 0.41, "fpr": 0.05},
+            "adversarial": {"score": 0.77, "fpr": 0.01},
+        },
+        "reference": {
+            "images": 100,
+            "score_histogram": {"edges": [0, 0.5, 1], "counts": [90, 10]},
+            "omega_mean": tensor(np.zeros(CHANNELS, np.float32)),
+            "omega_std": tensor(np.ones(CHANNELS, np.float32)),
+        },
+        "omega": [{"name": name, "offset": offset, "length": length} for name, offset, length in OMEGA],
+        "golden": {
+            "image": tensor(image),
+            **{name: tensor(value) for name, value in golden.items()},
+            "tolerance": dict.fromkeys(names, 1e-3),
+        },
+        "provenance": {"recipe": "tests", "checkpoint_sha256": "0" * 64},
+    }
+
+
+def publish(repository: Path, version: str = "1", change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Write the tiny model into `repository`; `change` may spoil its contract first. Returns the repository."""
+    model = graph()
+    contract = contract_of(model)
+    if change:
+        change(contract)
+    helper.set_model_props(model, {"awnet.contract": json.dumps(contract, separators=(",", ":"))})
+    folder = repository / "awnet" / version
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return repository
+
+
+def plain(red: float, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    """A flat picture whose score is `red`."""
+    return Image.new("RGB", size, (round(255 * red), 60, 120))
+
+
+def noise(width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
+    """A picture in which no two pixels can be swapped unnoticed."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The file that Pillow writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+class Running:
+    """`python -m server` in a process of its own."""
+
+    def __init__(self, repository: Path, **settings: object) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, verify=False)  # no TLS here, and its set-up is slow
+        given = {"repository": repository, "port": self.port, "threads": 2, "drain_seconds": 0, **settings}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
+        environment |= {f"AWNET_{key.upper()}": str(value) for key, value in given.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "server"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_ready(self, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if self.http.get("/v2/health/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline, "the server did not become ready"
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+        return self.process.returncode

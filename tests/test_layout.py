@@ -1,0 +1,141 @@
+"""The repository keeps its own promises: layout, documents, locks, package."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = ("server", "export", "training", "benchmarks", "examples")
+LOCKS = ("server", "dev")
+
+
+def tracked(pattern: str = "*") -> list[Path]:
+    """Files of the repository that match; caches and environments are no part of it."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", pattern],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout, so nobody can say which files belong to the repository")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> pinned version of a lock; a package pinned twice, by marker, keeps the first."""
+    found: dict[str, str] = {}
+    for package, version in re.findall(r"^([a-z0-9.-]+)==(\S+)", lock_text(name), re.MULTILINE):
+        found.setdefault(package, version)
+    return found
+
+
+def lock_text(name: str) -> str:
+    return (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
+
+
+def test_the_architecture_lists_exactly_the_modules_that_exist():
+    """A reader finds every module in docs/architecture.md, and nothing there that is gone."""
+    rows = re.findall(r"^\| `([\w/]+\.py)`", (ROOT / "docs/architecture.md").read_text("utf-8"), re.MULTILINE)
+    modules = [p.relative_to(ROOT).as_posix() for name in PACKAGES for p in (ROOT / name).rglob("*.py")]
+    assert sorted(rows) == sorted(m for m in modules if not m.endswith("/__init__.py"))
+
+
+@pytest.mark.parametrize(
+    "document", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name
+)
+def test_links_between_documents_lead_somewhere(document):
+    """A relative link in a document names a file or folder that exists."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", document.read_text("utf-8"))
+    assert [t for t in targets if not (document.parent / t).exists()] == []
+
+
+def test_no_file_names_a_registry_or_a_path_of_one_machine():
+    """Everything works from any mirror and in any folder, so neither may be written down."""
+    hosts = "|".join(("py" + r"pi\.org", "python" + r"hosted\.org", "registry" + r"\.npmjs"))
+    paths = r"(?<![\w.])/(?:" + "work|root|home/" + r"\w+)/"
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {m[0]}" for m in re.finditer(f"{hosts}|{paths}", text)]
+    assert found == []
+
+
+def test_every_module_says_what_it_is_for():
+    """The first line of a module is its docstring, package by package."""
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for name in (*PACKAGES, "tests", ".ci")
+        for path in tracked(f"{name}/*.py")
+        if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_every_package_with_hashes_and_names_no_address(name):
+    """The same bytes arrive everywhere, from whichever mirror the user has."""
+    text = lock_text(name)
+    entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert len(entries) > 40
+    assert [e.splitlines()[0] for e in entries if "==" not in e.splitlines()[0] or "--hash=sha256:" not in e] == []
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+
+
+def test_the_server_lock_knows_neither_torch_nor_onnx_and_agrees_with_the_other():
+    """Whoever serves does not download torch, and the tests see the versions that serve."""
+    server, dev = locked("server"), locked("dev")
+    assert not {"torch", "torchvision", "onnx", "onnxscript"} & server.keys()
+    assert {"torch", "torchvision", "onnx", "onnxscript"} <= dev.keys()
+    assert {p: v for p, v in server.items() if dev.get(p) != v} == {}
+
+
+def test_the_locks_hold_every_declared_dependency():
+    """A dependency that pyproject.toml names and `make lock` was not run for is found here, not by a user."""
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.match(r"[\w.-]+", r)[0].lower() for r in requirements}
+
+    project = PROJECT["project"]
+    assert names(project["dependencies"]) <= locked("server").keys()
+    assert {name for extra in project["optional-dependencies"].values() for name in names(extra)} <= locked(
+        "dev"
+    ).keys()
+
+
+def test_the_wheel_holds_the_three_packages_and_the_recipes_only(tmp_path):
+    """`pip install .` works with several top-level packages, and brings no tests along."""
+    source = tmp_path / "source"  # a copy, because setuptools leaves build/ and *.egg-info where it works
+    for name in ("server", "export", "training", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    built = subprocess.run([*pip, source], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"server", "export", "training"}
+    wanted = {p.relative_to(ROOT).as_posix() for top in tops for p in (ROOT / top).rglob("*.py")}
+    wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "training/recipes").rglob("*.toml")}
+    assert wanted <= set(names)
+
+
+def test_the_changelog_names_the_version():
+    """What is released is described: the version is the newest heading, or lies under Unreleased."""
+    headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0] == PROJECT["project"]["version"]

@@ -1,0 +1,286 @@
+"""The measuring program end to end on generated images, and each figure against a hand-worked case."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training import checkpoint, evaluate
+from training.attacks import Budget
+from training.awnet import AWNet, AWNetConfig
+from training.data import ImageSet, Split
+from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
+from training.report import from_hex
+from training.static import StaticConfig, build_static
+
+LEVELS = ["T0", "T1", "T2", "T3"]
+
+
+def images(n: int) -> Split:
+    return Split(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (n,)))
+
+
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """Twelve generated test images in place of CIFAR-10, whose files are checked against their official sums."""
+    made = ImageSet(train=images(1), validation=images(40), test=images(12), labels=[str(i) for i in range(10)])
+    monkeypatch.setattr(evaluate, "load_cifar10", lambda data_dir: made)
+    return made
+
+
+@pytest.fixture
+def static_checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "static.pt"
+    net = build_static(StaticConfig("resnet20", 4))
+    checkpoint.save(path, checkpoint.pack(net, labels=[], recipe={}))
+    return path
+
+
+def command(ckpt: Path, out: Path, *more: str) -> list[str]:
+    base = ["--ckpt", str(ckpt), "--data-dir", "unused", "--out", str(out), "--batch-size", "5"]
+    return [*base, "--steps", "2", "--t3-steps", "3", *more]
+
+
+def without_seconds(document: dict[str, Any]) -> dict[str, Any]:
+    return {n: {k: v for k, v in p.items() if k != "seconds"} for n, p in document["parts"].items()}
+
+
+def test_one_run_reports_every_level_side_by_side(
+    tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
+) -> None:
+    """All attacks at all levels, honest images and checks, as JSON and as tables; T3 is never below its parts."""
+    out = tmp_path / "report.json"
+    options = [
+        "--levels",
+        *LEVELS,
+        "--attacks",
+        "fgsm",
+        "pgd_trades",
+        "cw_inf",
+        "--surrogate",
+        f"s={static_checkpoint}",
+    ]
+    document = main(command(tiny_checkpoint, out, *options))
+    assert document == json.loads(out.read_text())
+    parts = document["parts"]
+    for attack in ("fgsm", "cw_inf"):
+        for level in ("T0/s", "T1", "T2"):
+            part = parts[f"{level}/{attack}"]
+            assert part["images"] == 12 and part["seconds"] >= 0
+            assert part["w_robust"] == pytest.approx((parts["clean"]["accuracy"] + part["accuracy"]) / 2)
+            assert set(part["tpr"]) == set(part["sr_at"]) == {"0.01", "0.05"}
+            assert part["auroc_interval"][0] <= part["auroc"] <= part["auroc_interval"][1]
+            assert "float_accuracy" in part and "float_auroc" in part
+    single = [p["sr_at"]["0.05"] for n, p in parts.items() if n.startswith("T3/")]
+    assert len(single) == 6 and parts["T3"]["sr_at"]["0.05"] >= max(single)
+    assert parts["T3"]["joint_at"]["0.05"] == pytest.approx(1 - parts["T3"]["sr_at"]["0.05"])
+    assert {n for n in parts if n.startswith("honest/")} >= {"honest/jpeg_75", "honest/webp_80", "honest/sign_noise_8"}
+    assert document["setup"]["thresholds_from"] == "checkpoint"
+    tables = out.with_suffix(".md").read_text()
+    for word in ("T0/s/fgsm", "T1/cw_inf", "T2/cw_inf", "T3 best case", "jpeg_75", "masking check"):
+        assert word in tables
+    assert str(tmp_path) not in tables + out.read_text()  # reports are committed: no paths of this machine
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    tiny_checkpoint: Path, dataset: ImageSet, tmp_path: Path
+) -> None:
+    """Finished parts are kept untouched, missing ones come out as they would have, random starts and all."""
+    out = tmp_path / "report.json"
+    options = ["--levels", "T1", "T2", "T3", "--attacks", "pgd_sat", "--evasions", "selective_nat", "--no-honest"]
+    whole = main(command(tiny_checkpoint, out, *options))
+    cut = json.loads(out.read_text())
+    del cut["parts"]["T2/pgd_sat"]
+    cut["parts"]["T1/pgd_sat"]["seconds"] = 12345.0
+    out.write_text(json.dumps(cut))
+    again = main(command(tiny_checkpoint, out, *options))
+    assert without_seconds(again) == without_seconds(whole)
+    assert again["parts"]["T1/pgd_sat"]["seconds"] == 12345.0
+
+
+def test_another_set_up_is_refused_with_a_sentence(
+    tiny_checkpoint: Path, dataset: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program ends with status 1 and names what differs; --fresh starts over."""
+    out = tmp_path / "report.json"
+    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    main(command(tiny_checkpoint, out, *quick))
+    with pytest.raises(SystemExit) as stopped:
+        main(command(tiny_checkpoint, out, *quick, "--eps", "4"))
+    assert stopped.value.code == 1 and "eps" in capsys.readouterr().err
+    assert main(command(tiny_checkpoint, out, *quick, "--eps", "4", "--fresh"))["setup"]["eps"] == 4
+
+
+def test_a_static_network_has_no_detector_figures(static_checkpoint: Path, dataset: ImageSet, tmp_path: Path) -> None:
+    """Accuracy at T0 and T2 only, and nothing about scores, thresholds or T3."""
+    options = ["--levels", *LEVELS, "--attacks", "fgsm", "--surrogate", f"s={static_checkpoint}", "--no-honest"]
+    parts = main(command(static_checkpoint, tmp_path / "r.json", *options))["parts"]
+    assert set(parts) == {"clean", "zero_gradients", "T0/s/fgsm", "T2/fgsm"}
+    assert "auroc" not in parts["T2/fgsm"] and "tpr" not in parts["T2/fgsm"] and "fpr" not in parts["clean"]
+    assert parts["T0/s/fgsm"]["accuracy"] == parts["T2/fgsm"]["accuracy"]  # it attacked itself
+
+
+def test_thresholds_are_taken_on_validation_images_where_none_travel(dataset: ImageSet, tmp_path: Path) -> None:
+    """A checkpoint without calibration is judged by thresholds of the validation split, and the report says so."""
+    ckpt = tmp_path / "bare.pt"
+    checkpoint.save(ckpt, checkpoint.pack(AWNet(AWNetConfig(width=4)), labels=[], recipe={}))
+    document = main(command(ckpt, tmp_path / "r.json", "--levels", "T2", "--attacks", "fgsm", "--split", "validation"))
+    assert document["setup"]["thresholds_from"].startswith("validation split")
+    assert document["parts"]["clean"]["fpr"]["0.05"] <= 0.05 and document["parts"]["clean"]["fpr"]["0.01"] <= 0.01
+
+
+@pytest.mark.parametrize("missing", ["no surrogate", "no checkpoint", "unknown surrogate"])
+def test_what_is_missing_is_said_in_one_line(
+    tiny_checkpoint: Path, dataset: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    """Status 1 and a sentence, no traceback."""
+    ckpt = tmp_path / "none.pt" if missing == "no checkpoint" else tiny_checkpoint
+    level = "T2" if missing == "no checkpoint" else "T0"
+    surrogate = ["--surrogate", "somebody"] if missing == "unknown surrogate" else []
+    with pytest.raises(SystemExit) as stopped:
+        main(command(ckpt, tmp_path / "r.json", "--levels", level, "--no-honest", *surrogate))
+    assert stopped.value.code == 1
+    word = {"no surrogate": "--surrogate", "no checkpoint": "none.pt", "unknown surrogate": "somebody"}[missing]
+    assert word in capsys.readouterr().err
+
+
+def test_kept_surrogate_images_give_the_same_figures(
+    tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
+) -> None:
+    """T0 images do not depend on the judged network: from the cache, and without one, the answers are the same."""
+    options = ["--levels", "T0", "--attacks", "pgd_sat", "--surrogate", f"s={static_checkpoint}", "--no-honest"]
+    plain = main(command(tiny_checkpoint, tmp_path / "a.json", *options))
+    kept = main(command(tiny_checkpoint, tmp_path / "b.json", *options, "--cache", str(tmp_path / "cache")))
+    (file,) = (tmp_path / "cache").iterdir()
+    written = file.stat().st_mtime_ns
+    again = main(command(tiny_checkpoint, tmp_path / "c.json", *options, "--cache", str(tmp_path / "cache")))
+    assert without_seconds(plain) == without_seconds(kept) == without_seconds(again)
+    assert file.stat().st_mtime_ns == written
+    main(command(tiny_checkpoint, tmp_path / "d.json", *options, "--cache", str(tmp_path / "cache"), "--eps", "4"))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_figures_by_hand() -> None:
+    """Four images, threshold 0.5: what is right, flagged, missed and turned, counted on fingers."""
+    clean = Answers(torch.tensor([True, True, True, False]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    attacked = Answers(torch.tensor([True, False, False, False]), torch.tensor([0.9, 0.8, 0.25, 0.5]))
+    figures = Judge(clean, {0.05: 0.5}).figures(attacked)
+    assert figures["accuracy"] == 0.25
+    assert figures["w_robust"] == pytest.approx((0.75 + 0.25) / 2)
+    assert figures["tpr"] == {"0.05": 0.5}  # 0.9 and 0.8; 0.5 itself is not over 0.5
+    assert figures["sr_at"] == {"0.05": 0.5}  # images 3 and 4: wrong and not flagged
+    assert figures["joint_at"] == {"0.05": 0.5}  # image 1 is right, image 2 is flagged
+    assert figures["auroc"] == pytest.approx((4 + 4 + 2 + 4) / 16)
+    assert figures["successful"]["images"] == 2  # images 2 and 3; image 4 was wrong before
+    assert figures["successful"]["auroc"] == pytest.approx((4 + 2) / 8)
+    assert figures["successful"]["tpr"] == {"0.05": 0.5}
+
+
+def test_a_part_of_the_images_is_compared_with_the_same_part_of_the_clean_ones() -> None:
+    """With a limit, the clean side is the first images too, not all of them."""
+    clean = Answers(torch.tensor([True, True, False, False]), torch.tensor([0.1, 0.2, 0.9, 0.9]))
+    figures = Judge(clean, {0.05: 0.5}).figures(Answers(torch.tensor([False, False]), torch.tensor([0.3, 0.4])))
+    assert figures["w_robust"] == 0.5 and figures["auroc"] == 1.0
+
+
+@pytest.fixture
+def net(tiny_checkpoint: Path) -> AWNet:
+    return checkpoint.load(tiny_checkpoint).awnet.requires_grad_(False)
+
+
+def gradient(model: Any, x: Tensor) -> Tensor:
+    z = x.clone().requires_grad_()
+    return torch.autograd.grad(model(z)[:, 0].sum(), z)[0]
+
+
+def test_t1_ignores_the_detector_and_t2_does_not(net: AWNet) -> None:
+    """Both see the deployed logits; T1's gradient is that of the trunk under frozen signals, T2's is the whole."""
+    x = torch.rand(2, 3, 32, 32)
+    t1, t2 = attackers_copy(net, "T1"), attackers_copy(net, "T2")
+    assert torch.equal(t1(x), net(x)) and torch.equal(t2(x), net(x))
+    frozen = net.detect(x).detach()
+    torch.testing.assert_close(gradient(t1, x), gradient(lambda z: net.classify(z, frozen), x))
+    torch.testing.assert_close(gradient(t2, x), gradient(net, x))
+    assert not torch.allclose(gradient(t1, x), gradient(t2, x), rtol=1e-2)
+    moved = (x + 0.1).clamp(0, 1)  # recomputed at every step, not frozen once
+    assert torch.equal(t1(moved), net(moved))
+
+
+def test_bfloat16_touches_the_attackers_gradient_only(net: AWNet) -> None:
+    """The gradient is near the float32 one and not equal to it; the clean answers stay those of float32."""
+    x = torch.rand(4, 3, 32, 32)
+    exact, rough = gradient(attackers_copy(net, "T2"), x), gradient(attackers_copy(net, "T2", bf16=True), x)
+    assert not torch.equal(exact, rough)
+    assert float(nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0)) > 0.9
+    split, thresholds = images(6), {0.05: 0.5}
+    plain, with_bf16 = (Evaluation.start(net, split, thresholds, bf16=b).judge.clean for b in (False, True))
+    assert torch.equal(plain.scores, with_bf16.scores)  # type: ignore[arg-type]
+
+
+def test_images_are_judged_as_8_bit(net: AWNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that hides in fractions of a grey level keeps its float figure and loses the other."""
+    split = Split(torch.full((6, 3, 32, 32), 128, dtype=torch.uint8), torch.zeros(6, dtype=torch.long))
+    seen: list[Tensor] = []
+
+    def fraction(model: Any, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+        return x + 0.4 / 255
+
+    monkeypatch.setitem(evaluate.ATTACKS, "fraction", (fraction, Budget()))
+    original = evaluate.ask
+
+    def watched(judged: nn.Module, x: Tensor, y: Tensor) -> Answers:
+        seen.append(x)
+        return original(judged, x, y)
+
+    run = Evaluation.start(net, split, {0.05: 0.5})
+    monkeypatch.setattr(evaluate, "ask", watched)
+    figures = run.white_box("T2", "fraction", Budget())
+    torch.testing.assert_close(seen[0], split.images / 255, rtol=0, atol=1e-7)
+    torch.testing.assert_close(seen[1], split.images / 255 + 0.4 / 255, rtol=0, atol=1e-7)
+    assert figures["auroc"] == pytest.approx(0.5)
+
+
+def test_evasions_are_reported_image_by_image(net: AWNet) -> None:
+    """The bits say which images were lost, under both thresholds; more are lost under the laxer one."""
+    split = images(7)
+    scores = Evaluation.start(net, split, {0.05: 0.5}).judge.clean.scores
+    assert scores is not None
+    run = Evaluation.start(net, split, {0.05: float(scores.median()), 0.01: 1.0})
+    part = run.evasion("selective", Budget(steps=3), limit=6)
+    for fpr in ("0.05", "0.01"):
+        assert float(from_hex(part["success_bits"][fpr], 6).double().mean()) == pytest.approx(part["sr_at"][fpr])
+    assert part["images"] == 6 and part["sr_at"]["0.05"] <= part["sr_at"]["0.01"]
+    assert part["sr_at"]["0.01"] >= 1 - float(run.judge.clean.correct[:6].double().mean())  # clean errors count
+
+
+def test_a_dead_network_shows_zero_gradients() -> None:
+    """A classifier that ignores its input has no gradient anywhere, and the report's check catches it."""
+
+    class Dead(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0 * x.flatten(1)[:, :10]
+
+    assert Evaluation.start(Dead(), images(4), {}).zero_gradients() == {"class_images": 1.0, "class_pixels": 1.0}
+
+
+def test_a_surrogate_is_one_of_ours_or_a_named_foreign_one(static_checkpoint: Path) -> None:
+    """NAME=FILE loads a checkpoint, ready to be attacked; its hash follows its weights."""
+    first = load_surrogate(f"mine={static_checkpoint}", torch.device("cpu"))
+    assert first.name == "mine" and not first.network.training
+    assert not any(p.requires_grad for p in first.network.parameters())
+    assert first.sha256 == load_surrogate(f"other={static_checkpoint}", torch.device("cpu")).sha256
+
+
+@pytest.mark.skipif("AWNET_DATA_DIR" not in os.environ, reason="AWNET_DATA_DIR does not name the folder of CIFAR-10")
+def test_real_images_reach_the_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The command line as a user types it, on four real test images."""
+    options = ["--limit", "4", "--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    argv = command(tiny_checkpoint, tmp_path / "r.json", *options)
+    argv[argv.index("unused")] = os.environ["AWNET_DATA_DIR"]
+    assert main(argv)["parts"]["T2/fgsm"]["images"] == 4

@@ -1,0 +1,199 @@
+"""What a training run promises: bit-for-bit resume, whole files, validation-chosen best.pt, clear refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import checkpoint, data
+from training.train import RecipeError, copy_static, main, parameter_groups, read_recipe, schedule, train
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "training" / "recipes"
+
+
+def small_set(count: int = 64) -> data.ImageSet:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> data.Split:
+        images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return data.Split(images, torch.randint(0, 10, (n,), generator=generator))
+
+    return data.ImageSet(split(count), split(16), split(16), [f"class {i}" for i in range(10)])
+
+
+def tiny_recipe(tmp_path: Path, text: str = "") -> dict[str, dict[str, object]]:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        "[network]\nwidth = 4\nbeta = 1.0\n[attack]\nsteps = 1\nforced = 0.5\n[optim]\nepochs = 3\nbatch_size = 16\nema = 0.9\n"
+        "[validate]\nimages = 16\nattack_steps = 1\n" + text
+    )
+    return read_recipe(path)
+
+
+def states_equal(a: Path, b: Path) -> bool:
+    left, right = checkpoint.read(a)["run"], checkpoint.read(b)["run"]
+    same = all(torch.equal(left["network"][k], right["network"][k]) for k in left["network"])
+    averaged = all(torch.equal(left["averaged"][k], right["averaged"][k]) for k in left["averaged"])
+    return same and averaged and left["best_figure"] == right["best_figure"]
+
+
+def test_a_run_stopped_between_epochs_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Three epochs in one go and in three pieces give the same weights, averages and best figure."""
+    torch.set_num_threads(1)
+    recipe, images = tiny_recipe(tmp_path), small_set()
+    train(recipe, images, tmp_path / "whole")
+    for _ in range(3):
+        train(recipe, images, tmp_path / "pieces", resume=True, stop_after_minutes=0)
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "pieces" / "last.pt")
+    best = checkpoint.load(tmp_path / "pieces" / "best.pt")
+    assert best.calibration is not None and set(best.calibration.thresholds) == {0.01, 0.05}
+    assert best.metrics["validation"]["w_robust"] >= 0 and best.labels[3] == "class 3"
+
+
+@pytest.mark.skipif(
+    "AWNET_DATA_DIR" not in os.environ, reason="needs CIFAR-10: set AWNET_DATA_DIR to the folder of cifar-10-batches-py"
+)
+def test_a_run_killed_with_kill_9_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """kill -9 in the middle of an epoch loses that epoch and nothing else."""
+    (tmp_path / "tiny.toml").write_text(
+        '[network]\nkind = "static"\narch = "resnet18"\nwidth = 4\n[objective]\nname = "pgd_at"\n[attack]\nsteps = 1\n'
+        "[optim]\nepochs = 3\nbatch_size = 32\nema = 0.9\n[data]\ntrain_images = 1024\n[validate]\nimages = 32\nattack_steps = 1\n"
+        "[runtime]\nthreads = 1\n"
+    )
+    command = [sys.executable, "-m", "training.train", "--recipe", str(tmp_path / "tiny.toml")]
+    command += ["--data-dir", os.environ["AWNET_DATA_DIR"], "--resume", "--out"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "last.pt").exists():
+        assert killed.poll() is None and time.monotonic() < deadline, "the first epoch never ended"
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert checkpoint.read(tmp_path / "killed" / "last.pt")["run"]["epoch"] < 3
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, check=True, capture_output=True)
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "killed" / "last.pt")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """Without --resume an existing run is never overwritten."""
+    recipe, images = tiny_recipe(tmp_path, "[data]\ntrain_images = 16\n"), small_set()
+    train(recipe, images, tmp_path / "run", stop_after_minutes=0)
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(recipe, images, tmp_path / "run")
+
+
+def test_a_clean_trunk_becomes_both_branches(tmp_path: Path) -> None:
+    """After `init.trunk` the AW-Net answers exactly as the static network did, through either branch."""
+    from training.awnet import AWNet, AWNetConfig
+    from training.static import StaticConfig, build_static
+
+    torch.manual_seed(0)
+    static = build_static(StaticConfig("resnet18", 4)).train()
+    static(torch.rand(8, 3, 32, 32))  # statistics that are not the initial ones
+    net = AWNet(AWNetConfig(width=4))
+    copy_static(net, "trunk", static)
+    copy_static(net, "extractor", static)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        for branch in ("nat", "adv", None):
+            torch.testing.assert_close(net.eval()(x, branch), static.eval()(x), atol=1e-5, rtol=1e-5)
+    with pytest.raises(RecipeError, match="nothing for"):
+        copy_static(AWNet(AWNetConfig(width=4, depth=34)), "trunk", static)
+
+
+def test_the_regulator_has_its_own_learning_rate(tmp_path: Path) -> None:
+    """Sec. 5.1: heads at 0.01, everything else at 0.1; a frozen extractor is in neither group."""
+    from training.awnet import AWNet, AWNetConfig
+
+    net = AWNet(AWNetConfig(width=4))
+    trunk, heads = parameter_groups(net, {"lr": 0.1, "regulator_lr": 0.01})
+    assert (trunk["lr"], heads["lr"]) == (0.1, 0.01)
+    assert len(heads["params"]) == 2 * (16 + 1)
+    count = sum(p.numel() for group in (trunk, heads) for p in group["params"])
+    assert count == sum(p.numel() for n, p in net.named_parameters() if not n.startswith("extractor."))
+
+
+def test_schedules_rise_and_fall_where_they_say() -> None:
+    """onecycle peaks at 1 after the warm-up; multistep divides by ten at each milestone."""
+    one = schedule({"schedule": "onecycle", "epochs": 10, "warmup": 0.2}, 10)
+    assert max(map(one, range(100))) == one(19) == 1.0 and one(99) < 0.02 < one(0) < 0.1
+    steps = schedule({"schedule": "multistep", "epochs": 3, "milestones": [1, 2]}, 10)
+    assert [steps(i) for i in (0, 9, 10, 20)] == pytest.approx([1, 1, 0.1, 0.01])
+    with pytest.raises(RecipeError, match="schedule"):
+        schedule({"schedule": "cosine", "epochs": 1}, 1)
+
+
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("optim.epoch=3", "optim.epoch"),
+        ("optimiser.lr=3", "optimiser"),
+        ("lr=3", "table.key=value"),
+        ("objective.name=trades", "objective.name"),
+        ("network.depth=20", "depth"),
+        ("network.colour=3", "colour"),
+        ("init.weights=x", "init.weights"),
+        ('init.checkpoint="nowhere.pt"', "nowhere.pt"),
+    ],
+)
+def test_a_wrong_recipe_gets_a_clear_error_and_leaves_nothing(
+    tmp_path: Path, override: str, complaint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the key; exit code 2; no run folder appears."""
+    monkeypatch.setattr("training.train.load_cifar10", lambda _: small_set())
+    (tmp_path / "r.toml").write_text("[network]\nwidth = 4\n")
+    code = main(
+        ["--recipe", str(tmp_path / "r.toml"), "--data-dir", ".", "--out", str(tmp_path / "run"), "--set", override]
+    )
+    assert code == 2 and complaint in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
+def test_every_committed_recipe_is_understood(path: Path) -> None:
+    """Recipes are read with the same strictness as a user's, and say what they are for."""
+    assert "about" in path.read_text()
+    read_recipe(path)
+
+
+def test_augmentation_only_moves_and_flips_pixels() -> None:
+    """Each crop is a window of the padded image or of its mirror image."""
+    images = torch.arange(1, 1 + 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).to(torch.int32)
+    for seed in range(20):
+        out = data.crop_and_flip(images, torch.Generator().manual_seed(seed), padding=2)
+        for source, crop in zip(images, out, strict=True):
+            padded = torch.nn.functional.pad(source, (2,) * 4)
+            windows = [p[:, t : t + 8, s : s + 8] for p in (padded, padded.flip(2)) for t in range(5) for s in range(5)]
+            assert any(torch.equal(crop, window) for window in windows)
+
+
+@pytest.mark.skipif(
+    "AWNET_DATA_DIR" not in os.environ, reason="needs CIFAR-10: set AWNET_DATA_DIR to the folder of cifar-10-batches-py"
+)
+def test_the_split_is_fixed_and_disjoint() -> None:
+    """45,000 / 5,000 / 10,000 images; the validation images are the same for every run, for ever."""
+    images = data.load_cifar10(Path(os.environ["AWNET_DATA_DIR"]), download=False)
+    assert [len(s) for s in (images.train, images.validation, images.test)] == [45_000, 5_000, 10_000]
+    assert images.labels[3] == "cat"
+    import hashlib
+
+    assert hashlib.sha256(images.validation.labels.numpy().tobytes()).hexdigest()[:12] == "02224ac7d949"
+    keys = {image.numpy().tobytes() for image in images.validation.images}
+    assert (
+        len(keys & {image.numpy().tobytes() for image in images.train.images}) <= 1
+    )  # CIFAR-10 repeats an image or two
+
+
+def test_missing_data_says_what_is_missing(tmp_path: Path) -> None:
+    """No traceback from torchvision: the folder and what must lie in it."""
+    with pytest.raises(FileNotFoundError, match="cifar-10-batches-py"):
+        data.load_cifar10(tmp_path, download=False)
