@@ -93,6 +93,7 @@ def noise_png() -> bytes:
 
 def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[str, Any]:
     """All rounds; returns the report."""
+    facts = machine()
     samples: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in options.clients} for name in SERVERS}
     raw: dict[str, list[float]] = {"raw-1": [], "raw-16": []}
     with ExitStack() as stack:
@@ -134,7 +135,7 @@ def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[st
     }
     return {
         "what": "closed loop of POST /predict, multipart, medians over interleaved rounds",
-        "machine": machine(),
+        "machine": facts,
         "model": {"file": str(model.relative_to(options.repository)), "bytes": model.stat().st_size},
         "picture_bytes": len(picture),
         "rounds": options.rounds,

@@ -35,7 +35,7 @@ def check(checkpoint: Checkpoint) -> Calibration:
     """The calibration of a checkpoint that has all that `build` needs.
 
     Raises:
-        ContractError: no calibration, a missing operating point, or sizes that do not fit the network.
+        ContractError: no calibration, a missing or impossible operating point, or sizes that do not fit.
     """
     config, calibration = checkpoint.awnet.config, checkpoint.calibration
     if calibration is None:
@@ -43,14 +43,22 @@ def check(checkpoint: Checkpoint) -> Calibration:
             "the checkpoint carries no calibration, so a server could give no verdict: "
             "calibrate it on validation images (python -m training.detection) and export the result"
         )
-    if len(checkpoint.labels) != config.num_classes:
-        raise ContractError(f"{len(checkpoint.labels)} labels for {config.num_classes} classes")
+    if len(set(checkpoint.labels)) != config.num_classes:
+        raise ContractError(f"{len(set(checkpoint.labels))} different labels for {config.num_classes} classes")
     channels = sum(length for _, _, length in omega_layout(checkpoint.awnet))
     for name in ("omega_mean", "omega_std"):
         if (shape := tuple(getattr(calibration, name).shape)) != (channels,):
             raise ContractError(f"calibration.{name} has shape {shape}, and the network has {channels} signals")
-    for fpr in OPERATING_POINTS.values():
-        _threshold(calibration, fpr)
+    suspicious, adversarial = (
+        _threshold(calibration, OPERATING_POINTS[k])["score"] for k in ("suspicious", "adversarial")
+    )
+    if not 0 <= suspicious <= adversarial <= 1:
+        raise ContractError(
+            f"thresholds {suspicious} (suspicious) and {adversarial} (adversarial) must rise within [0, 1]"
+        )
+    edges = calibration.histogram_edges
+    if len(edges) != len(calibration.histogram_counts) + 1 or edges != sorted(edges):
+        raise ContractError("the calibration's histogram needs rising edges, one more than counts")
     return calibration
 
 

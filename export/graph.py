@@ -7,12 +7,11 @@ s, b the folded batch norms of `training.awnet.fold` and p = P_type (Eq. 13-16):
     unit_j(x) = scale_j * (K_j * x) + shift_j
 
 so the graph computes them for the channels of *all* convolutions at once: one Gemm for every signal head, one
-product
-of P_type with all rows that omega scales and one with all others. The shift of a shortcut is added to that of the
-convolution it meets. The extractor's batch norms disappear into its filters.
+product of P_type with all rows that omega scales, one with all others, one Split after each. The shift of a
+shortcut is added to that of the convolution it meets. The extractor's batch norms disappear into its filters.
 
-The graph is written node by node rather than traced: it is small, it has no metadata to clean, and each node
-is where ONNX Runtime runs it fastest (docs/decisions). Tests hold it against `AWNet` in float64.
+The graph is written node by node rather than traced: it is small, it has no local paths to clean away, and the
+choice of each node is a matter of speed (`benchmarks/graph.py`). Tests hold it against `AWNet` in float64.
 """
 
 from __future__ import annotations
@@ -78,7 +77,9 @@ class Writer:
         inputs = [x, self.constant(f"{out}.weight", weight)]
         if shift is not None:
             inputs.append(self.constant(f"{out}.bias", shift))
-        (pad_y, pad_x) = conv.padding if isinstance(conv.padding, tuple) else (0, 0)
+        if isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.bias is not None:
+            raise GraphError(f"{out}: only convolutions without bias, padded by a number of zeros, can be exported")
+        pad_y, pad_x = conv.padding
         return self.node(
             "Conv",
             *inputs,
@@ -86,6 +87,8 @@ class Writer:
             kernel_shape=list(conv.kernel_size),
             strides=list(conv.stride),
             pads=[pad_y, pad_x, pad_y, pad_x],
+            dilations=list(conv.dilation),
+            group=conv.groups,
         )
 
     def linear(self, x: str, weight: Tensor, bias: Tensor, out: str) -> str:

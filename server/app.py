@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -103,8 +103,20 @@ class Service:
         await self.engine.close()
 
 
-def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = None) -> FastAPI:
-    """The application. `app.state.service` is its `Service`.
+class Application(FastAPI):
+    """FastAPI behind `Front`; `state.service` is its `Service`."""
+
+    def __init__(self, service: Service, **options: Any) -> None:
+        super().__init__(**options)
+        self.state.service = service
+        self._front = Front(super().__call__, service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._front(scope, receive, send)
+
+
+def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = None) -> Application:
+    """The application.
 
     Args:
         settings: see `server.settings`.
@@ -121,15 +133,14 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
         await loading
         await service.stop()
 
-    app = FastAPI(
+    app = Application(
+        service,
         title="AW-Net server",
         description="Which class, and was the picture tampered with?",
         docs_url="/docs",
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.service = service
-    app.add_middleware(Front, service=service)
 
     @app.get("/v2/health/live", summary="The process answers.", tags=["health"])
     async def live() -> Response:
@@ -353,9 +364,12 @@ class _Exchange:
 
 
 def _request_id(headers: dict[bytes, bytes]) -> bytes:
-    """The caller's id if it is fit to be repeated in a header and a log line, else a new one."""
+    """The caller's id if it is fit to be repeated in a header and a log line, else a new one.
+
+    New ones are no secret. `os.urandom` would release the interpreter lock in the middle of every request.
+    """
     given = headers.get(b"x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else b"%032x" % random.getrandbits(128)
 
 
 def _accepts_json(accept: bytes | None) -> bool:

@@ -163,6 +163,9 @@ class Batcher:
                 ready.append(item)
             except AWNetError as error:
                 item.error = error
+            except Exception:  # a fault of ours: the request fails, the worker and its neighbours live on
+                log.exception("decoding failed in an unforeseen way")
+                item.error = AWNetError("something went wrong with this image")
             item.decode = time.perf_counter() - started
         outputs: Outputs | None = None
         seconds = 0.0

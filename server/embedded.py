@@ -21,6 +21,7 @@ from server.engine import Model, Signals
 from server.errors import ContractError, ModelNotFound, NotReady
 from server.images import Picture
 
+LONE_SPINS = False  # whether the threads of the session for lone images wait actively between two operators
 OUTPUTS = ("logits", "p_type", "omega")
 
 
@@ -62,8 +63,10 @@ class EmbeddedEngine:
         """Load and check the model, then start the workers. Raises ModelNotFound, ContractError."""
         path = find(self._repository, self._name, self._version)
         data = await asyncio.to_thread(path.read_bytes)
-        shared = await asyncio.to_thread(_session, data, 1)
-        lone = await asyncio.to_thread(_session, data, self._threads) if self._threads > 1 else shared
+        shared = await asyncio.to_thread(_session, data, 1, False)
+        lone = shared
+        if self._threads > 1:
+            lone = await asyncio.to_thread(_session, data, self._threads, LONE_SPINS)
         promise = _checked_contract(shared)
         sha256 = hashlib.sha256(data).hexdigest()
         del data
@@ -153,7 +156,7 @@ def _quota_of(folder: Path) -> float | None:
         return None
 
 
-def _session(data: bytes, threads: int) -> ort.InferenceSession:
+def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -161,7 +164,7 @@ def _session(data: bytes, threads: int) -> ort.InferenceSession:
     # Plans are kept for each batch size that occurs; as fast without, and 10 MB less.
     options.enable_mem_pattern = False
     # Decoding and the event loop need the cores that spinning threads would hold.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base

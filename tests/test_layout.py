@@ -52,7 +52,9 @@ def test_the_architecture_lists_exactly_the_modules_that_exist():
 
 
 @pytest.mark.parametrize(
-    "document", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name
+    "document",
+    sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")),
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
 )
 def test_links_between_documents_lead_somewhere(document):
     """A relative link in a document names a file or folder that exists."""

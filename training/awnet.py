@@ -134,9 +134,7 @@ class ConvMixBN(nn.Module):
             scale, shift = (t[None] for t in fold(self.norm_for(mix)))
         if omega is not None:
             scale = scale * omega.to(scale.dtype)
-        return torch.addcmul(
-            shift[:, :, None, None].to(pi.dtype), pi, scale[:, :, None, None].to(pi.dtype)
-        )
+        return torch.addcmul(shift[:, :, None, None].to(pi.dtype), pi, scale[:, :, None, None].to(pi.dtype))
 
 
 def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def to_pixels(images: Tensor) -> Tensor:
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """RandomCrop(H, padding) and a horizontal flip of half of the images; any dtype, [N,3,H,W]."""
     n, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4) if padding else images
     top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     flip = torch.rand(n, generator=generator) < 0.5
     rows = top[:, None] + torch.arange(height)  # [N, H]
@@ -105,9 +105,15 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     return picked.permute(0, 3, 1, 2)  # [N,3,H,W], channels last in memory
 
 
-def shuffled_batches(split: Split, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: (x, y) as in `Split.batches`, shuffled and augmented; the last short batch is dropped."""
+def shuffled_batches(
+    split: Split, size: int, generator: torch.Generator, padding: int = 4
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch: (x, y) as in `Split.batches`, shuffled and augmented; the last short batch is dropped.
+
+    A detector must be trained with `padding` 0. The black border of a shifted image is exactly black in clean
+    images and not in attacked ones: a detector reads just that, and is blind without a border.
+    """
     order = torch.randperm(len(split), generator=generator)
     for start in range(0, len(order) - size + 1, size):
         index = order[start : start + size]
-        yield to_pixels(crop_and_flip(split.images[index], generator)), split.labels[index]
+        yield to_pixels(crop_and_flip(split.images[index], generator, padding)), split.labels[index]

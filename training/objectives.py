@@ -176,7 +176,9 @@ class PgdAt(Stateless):
         part = slice(0, round(len(x) * self.nat_share))
         net.eval()
         signals = net.detect(x[part]).detach()
-        budget = Budget(self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps)
+        budget = Budget(
+            self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps
+        )
         start = uniform_start(x[part], self.nat_eps)
         moved = ascend(lambda z: cross_entropy(net.classify(z, signals, "nat"), y[part]), x[part], start, budget)
         net.train()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from training.awnet import ADVERSARIAL, AWNet, AWNetConfig
 from training.data import ImageSet, Split, load_cifar10, shuffled_batches
 from training.detection import auroc, calibrate
 from training.objectives import DetectorPretraining, Inner, Loss, Mtard, Objective, PgdAt, Standard
-from training.static import StaticConfig, StaticNet, build_static
+from training.static import StaticConfig, build_static
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "network": {"kind": "awnet", "freeze": []},
@@ -55,7 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "milestones": [],
         "ema": 0.0,
     },
-    "data": {"seed": 0, "train_images": 45_000},
+    "data": {"seed": 0, "train_images": 45_000, "padding": 4},
     "validate": {"images": 2_000, "attack_steps": 10, "every": 1},
     "runtime": {"bf16": False, "compile": False, "threads": 0},
 }
@@ -65,7 +65,7 @@ class RecipeError(ValueError):
     """The recipe asks for something that does not exist; the message names the key."""
 
 
-def read_recipe(path: Path, overrides: list[str] = ()) -> dict[str, dict[str, Any]]:  # type: ignore[assignment]
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """The recipe over the defaults, with `table.key=value` overrides (values in TOML) on top.
 
     Raises:
@@ -89,7 +89,9 @@ def read_recipe(path: Path, overrides: list[str] = ()) -> dict[str, dict[str, An
     for table in ("attack", "optim", "data", "validate", "runtime"):
         unknown = set(recipe[table]) - set(DEFAULTS[table])
         if unknown:
-            raise RecipeError(f"{path}: unknown key {table}.{sorted(unknown)[0]}; known are {', '.join(DEFAULTS[table])}")
+            raise RecipeError(
+                f"{path}: unknown key {table}.{sorted(unknown)[0]}; known are {', '.join(DEFAULTS[table])}"
+            )
     return recipe
 
 
@@ -272,7 +274,7 @@ def validate(net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: 
 
 
 def detector_figures(net: AWNet, split: Split, runtime: Runtime) -> dict[str, float]:
-    """Stage A's selection: AUROC on examples made against the trunk, whose detector is not trained for class accuracy."""
+    """What stage A is selected by: AUROC on PGD-10 examples made against the trunk, rounded to 8 bits."""
     net.eval()
     torch.manual_seed(0)
     nat, adv = [], []
@@ -290,7 +292,7 @@ def detector_figures(net: AWNet, split: Split, runtime: Runtime) -> dict[str, fl
 
 @torch.no_grad()
 def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
-    """Fix the type head's temperature so that its logit margin on clean images has the 99th percentile of |m| = `spread`.
+    """Fix the type head's temperature: 99 % of its logit margins on clean images then lie within +-`spread`.
 
     Scores then stay well inside what float32 and six printed digits can tell apart (1/(1+e^8) is 3e-4).
     """
@@ -302,10 +304,17 @@ def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
     net.type_head.temperature.mul_(max(1.0, reach / spread))
 
 
-def finish(net: nn.Module, images: ImageSet, recipe: Mapping[str, Any], name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def finish(
+    net: nn.Module, images: ImageSet, recipe: Mapping[str, Any], name: str, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
     """The document of best.pt: weights rounded to float16, thresholds measured on exactly those."""
     document = checkpoint.pack(
-        net, labels=images.labels, recipe={"name": name, **recipe}, metrics=metrics, provenance={"commit": commit()}, half=True
+        net,
+        labels=images.labels,
+        recipe={"name": name, **recipe},
+        metrics=metrics,
+        provenance={"commit": commit()},
+        half=True,
     )
     if isinstance(net, AWNet):
         rounded = checkpoint.BUILDERS["awnet"](document["config"]).eval()
@@ -319,7 +328,11 @@ def commit() -> str:
     """The repository's commit, or 'unknown' outside a checkout."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -353,7 +366,9 @@ def train(
     net.to(runtime.device, memory_format=torch.channels_last)
     objective = build_objective(recipe, out.parent, runtime.device)
     optimizer = build_optimizer(parameter_groups(net, optim), optim)
-    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True) if optim["ema"] else None
+    averaged = (
+        AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True) if optim["ema"] else None
+    )
     train_split = images.train.head(recipe["data"]["train_images"])
     validation = images.validation.head(recipe["validate"]["images"])
     steps_per_epoch = len(train_split) // optim["batch_size"]
@@ -381,7 +396,7 @@ def train(
         net.train()
         started, seen, sums = time.monotonic(), 0, dict[str, float]()
         bar = tqdm(
-            shuffled_batches(train_split, optim["batch_size"], generator),
+            shuffled_batches(train_split, optim["batch_size"], generator, recipe["data"]["padding"]),
             total=steps_per_epoch,
             desc=f"{name} {epoch + 1}/{optim['epochs']}",
             unit="batch",
@@ -459,7 +474,9 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
-    parser.add_argument("--data-dir", type=Path, required=True, help="where cifar-10-batches-py is, or is downloaded to")
+    parser.add_argument(
+        "--data-dir", type=Path, required=True, help="where cifar-10-batches-py is, or is downloaded to"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")

@@ -208,12 +208,33 @@ def test_a_calibration_must_hold_both_operating_points(tiny_checkpoint: Path, tm
         export_checkpoint(changed(tiny_checkpoint, tmp_path, calibration=calibration), tmp_path / "models")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"thresholds": {0.05: 0.8, 0.01: 0.4}},
+        {"thresholds": {0.05: 0.8, 0.01: 1.4}},
+        {"thresholds": {0.05: float("nan"), 0.01: 0.9}},
+        {"histogram_counts": [1, 2]},
+        {"histogram_edges": [1.0, 0.0], "histogram_counts": [3]},
+    ],
+    ids=str,
+)
+def test_a_calibration_that_no_server_would_accept_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The fault is found here, not when a server meets the model."""
+    calibration = {**read(tiny_checkpoint)["calibration"], **changes}
+    with pytest.raises(ContractError, match=r"thresholds|histogram"):
+        export_checkpoint(changed(tiny_checkpoint, tmp_path, calibration=calibration), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_calibration_of_another_network_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """As many omega statistics as the network has signals, as many labels as classes."""
     calibration = {**read(tiny_checkpoint)["calibration"], "omega_std": torch.zeros(3)}
     with pytest.raises(ContractError, match="omega_std"):
         export_checkpoint(changed(tiny_checkpoint, tmp_path, calibration=calibration), tmp_path / "models")
-    with pytest.raises(ContractError, match="2 labels for 10 classes"):
+    with pytest.raises(ContractError, match="2 different labels for 10 classes"):
         export_checkpoint(changed(tiny_checkpoint, tmp_path, labels=["a", "b"]), tmp_path / "models")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from server.batching import Batcher, Outputs
-from server.errors import EngineFault, ImageError, QueueFull
+from server.errors import AWNetError, EngineFault, ImageError, QueueFull, status_of
 from server.images import Pixels
 
 SIZE = 4
@@ -207,6 +207,31 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only() -> None:
             await bad
         assert (await first).logits[0, 0] == 1
         assert (await good).logits[0, 0] == 2
+        assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+class Exploding:
+    """A picture whose decoding fails in a way that nobody foresaw."""
+
+    large = False
+
+    def pixels(self, size: int) -> Any:
+        raise RuntimeError("private")
+
+
+def test_an_unforeseen_fault_in_decoding_does_not_end_the_worker() -> None:
+    """Its request fails without saying why, and the next one is answered."""
+
+    async def scenario() -> None:
+        queue = batcher(Model(), workers=1)
+        with pytest.raises(AWNetError) as fault:
+            await queue.submit([Exploding()])
+        assert "private" not in fault.value.detail
+        assert status_of(fault.value) == 500
+        assert (await queue.submit([picture(5)])).logits[0, 0] == 5
         assert queue.pending == 0
         await queue.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -161,6 +162,36 @@ def test_images_that_are_done_leave_the_batch(batch: tuple[Tensor, Tensor]) -> N
     mixed = torch.tensor([1, 1, 1, 0, 0])  # three clean errors
     evade(Counted(hole=False), x, mixed, Budget(steps=5), EVASIONS["lambda_1"], THRESHOLD)
     assert sizes == [5, 2, 2, 2, 2, 2]
+
+
+def test_a_score_of_exactly_the_threshold_is_not_flagged(batch: tuple[Tensor, Tensor]) -> None:
+    """Only a score over the threshold is flagged, here as everywhere; the search stops there too."""
+    x, y = batch
+    seen: list[int] = []
+
+    class Undecided(Toy):
+        def detect(self, z: Tensor) -> ToySignals:
+            seen.append(len(z))
+            return super().detect(z)
+
+    found = evade(Undecided(sharpness=0.0), x, 1 - y, BUDGET, EVASIONS["selective"], THRESHOLD)
+    assert bool(found.success(0.5).all()) and not bool(found.success(0.49).any())
+    assert seen == [5]
+
+
+def test_the_search_ends_in_single_grey_levels(batch: tuple[Tensor, Tensor]) -> None:
+    """Steps of two levels in the first half, of one in the second, always whole ones."""
+    x, y = batch
+    met: list[Tensor] = []
+
+    class Watched(Toy):
+        def detect(self, z: Tensor) -> ToySignals:
+            met.append((z.detach() * 255).round())
+            return super().detect(z)
+
+    evade(Watched(hole=False), x, y, Budget(steps=10), EVASIONS["selective"], threshold=-1.0)
+    moves = [float((b - a).abs().max()) for a, b in itertools.pairwise(met)]
+    assert moves == [2.0] * 5 + [1.0] * 5
 
 
 def test_restarts_only_add(batch: tuple[Tensor, Tensor]) -> None:

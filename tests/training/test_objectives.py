@@ -76,7 +76,7 @@ def test_type_loss_names_the_first_half_natural() -> None:
 def test_adversaries_stay_in_the_ball_and_leave_the_network_as_it_was(
     awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor], forced: float, detached: float
 ) -> None:
-    """Every mixture of forced, detached and plain attackers gives one x_adv an image, inside eps, with no side effect."""
+    """Any mixture of attackers gives one x_adv an image, inside eps, and has no side effect."""
     x, y = batch
     before = {k: v.clone() for k, v in awnet.state_dict().items()}
     awnet.train()
@@ -100,7 +100,7 @@ def test_a_plain_attacker_sees_the_detector_and_a_detached_one_does_not(
 
 
 def test_each_kind_trains_its_own_batch_norm(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Eq. 15: natural images move BN_nat's statistics, adversarial ones BN_adv's; shifting one leaves the other's gradient alone."""
+    """Eq. 15: natural images move BN_nat and give it gradients, adversarial ones BN_adv."""
     x, _ = batch
     awnet.train()
     nat, _, _ = branches(awnet, x, x * 0)
@@ -124,7 +124,7 @@ def test_pgd_at_trains_both_branches_and_never_the_frozen_extractor(
 
 
 def test_mtard_distils_each_branch_from_its_teacher(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """With the student as both teachers' twin the loss is small; teachers never get a gradient; the balance is state."""
+    """Teachers never get a gradient, the balance is state that can be restored, a static student works too."""
     torch.manual_seed(1)
     teachers = [build_static(StaticConfig("resnet18", WIDTH)) for _ in range(2)]
     objective = Mtard(Inner(Budget(steps=1)), *teachers)

@@ -32,7 +32,8 @@ def small_set(count: int = 64) -> data.ImageSet:
 def tiny_recipe(tmp_path: Path, text: str = "") -> dict[str, dict[str, object]]:
     path = tmp_path / "tiny.toml"
     path.write_text(
-        "[network]\nwidth = 4\nbeta = 1.0\n[attack]\nsteps = 1\nforced = 0.5\n[optim]\nepochs = 3\nbatch_size = 16\nema = 0.9\n"
+        "[network]\nwidth = 4\nbeta = 1.0\n[attack]\nsteps = 1\nforced = 0.5\n"
+        "[optim]\nepochs = 3\nbatch_size = 16\nema = 0.9\n"
         "[validate]\nimages = 16\nattack_steps = 1\n" + text
     )
     return read_recipe(path)
@@ -65,7 +66,8 @@ def test_a_run_killed_with_kill_9_resumes_bit_for_bit(tmp_path: Path) -> None:
     """kill -9 in the middle of an epoch loses that epoch and nothing else."""
     (tmp_path / "tiny.toml").write_text(
         '[network]\nkind = "static"\narch = "resnet18"\nwidth = 4\n[objective]\nname = "pgd_at"\n[attack]\nsteps = 1\n'
-        "[optim]\nepochs = 3\nbatch_size = 32\nema = 0.9\n[data]\ntrain_images = 1024\n[validate]\nimages = 32\nattack_steps = 1\n"
+        "[optim]\nepochs = 3\nbatch_size = 32\nema = 0.9\n[data]\ntrain_images = 1024\n"
+        "[validate]\nimages = 32\nattack_steps = 1\n"
         "[runtime]\nthreads = 1\n"
     )
     command = [sys.executable, "-m", "training.train", "--recipe", str(tmp_path / "tiny.toml")]
