@@ -4,7 +4,7 @@ Each NAME.png gets a NAME-adversarial.png beside it: at most 8 levels off in eve
 picture, and wrong for the surrogates, which are attacked together. What a network that was never seen answers is
 transfer, threat level T0.
 
-    pip install pyautoattack && python -m examples.attack --surrogate pyautoattack   # the committed twins
+    python -m examples.attack --surrogate pyautoattack    # every example; the committed twins
     python -m examples.attack --surrogate a=a.pt b=b.pt --attack cw_inf --pictures examples/ship.png
 """
 

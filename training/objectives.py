@@ -7,6 +7,7 @@ parts. It never updates weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.attacks import Budget, ascend, cross_entropy, normal_start, uniform_start
+from training.attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from training.awnet import ADVERSARIAL, NATURAL, AWNet
 
 
@@ -86,7 +87,8 @@ class Inner:
                 (slice(first, second), lambda z: net.classify(z, net.detect(z.detach()))),
                 (slice(second, n), net),
             )
-            x_adv = torch.cat([attack(part, model) for part, model in models if part.start < part.stop])
+            # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
+            x_adv = quantise(torch.cat([attack(part, model) for part, model in models if part.start < part.stop]))
         else:
             x_adv = attack(slice(None), net)
         net.train(was_training)
@@ -133,7 +135,8 @@ class PgdAt(Stateless):
     `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
     signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_share` of the
     images are moved. `nat_images` is the share of the batch that goes through the natural branch at all: a
-    trunk that starts clean-trained needs less of it than of the adversarial one.
+    trunk that starts clean-trained needs less of it than of the adversarial one. `noise` is the share of
+    natural images that get random sign noise and stay natural, as in `DetectorPretraining`.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class PgdAt(Stateless):
         nat_steps: int = 1,
         nat_share: float = 1.0,
         nat_images: float = 1.0,
+        noise: float = 0.0,
     ) -> None:
         self.inner = inner
         self.label_smoothing = label_smoothing
@@ -155,6 +159,7 @@ class PgdAt(Stateless):
         self.nat_steps = nat_steps
         self.nat_share = nat_share
         self.nat_images = nat_images
+        self.noise = noise
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
         x_adv = self.inner.adversaries(net, x, y)
@@ -162,7 +167,9 @@ class PgdAt(Stateless):
             loss = F.cross_entropy(net(x_adv).float(), y, label_smoothing=self.label_smoothing)
             return Loss(loss, {"adv": loss.item()})
         n = max(2, round(len(x) * self.nat_images))
-        logits_nat, logits_adv, type_logits = branches(net, self.natural(net, x[:n], y[:n]), x_adv)
+        logits_nat, logits_adv, type_logits = branches(
+            net, sign_noise(self.natural(net, x[:n], y[:n]), self.noise, self.inner.budget.eps), x_adv
+        )
         nat = F.cross_entropy(logits_nat.float(), y[:n], label_smoothing=self.label_smoothing)
         adv = F.cross_entropy(logits_adv.float(), y, label_smoothing=self.label_smoothing)
         kind = type_loss(type_logits, n)
@@ -274,33 +281,62 @@ class Mtard:
         self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
 
 
-class DetectorPretraining(Stateless):
-    """Stage A: extractor and type head learn to tell a fixed network's adversarial examples from clean images.
+def sign_noise(x: Tensor, share: float, eps: float) -> Tensor:
+    """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits."""
+    n = round(len(x) * share)
+    if not n:
+        return x
+    signs = torch.randint_like(x[:n], 0, 2) * 2 - 1
+    return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
 
-    The attacked network is the AW-Net's own trunk, its detector ignored; each step draws its radius from
-    `eps` (units of 1/255), so that weak examples are learnt too. `noise` is the share of clean images that
-    get random sign noise of the drawn radius and stay *natural*: without it, any noise is called an attack.
+
+class DetectorPretraining(Stateless):
+    """Stages A and C: extractor and type head learn to tell adversarial examples of the trunk from clean images.
+
+    The trunk stands still. Each step draws its attacker from `attackers`, its radius from `eps` (units of
+    1/255), so that weak examples are learnt too, its step size between a quarter of that radius and all of it, its
+    start, and 1 to 2 `steps` - 1 steps. Attackers: 'nat' and 'adv' have that branch alone, with the omega of the
+    clean image; 'detached' has the deployed network without the detector's gradient (T1), 'deployed' with it (T2).
+    `noise` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
+    without it, any noise is called an attack.
     """
 
-    def __init__(self, inner: Inner, eps: tuple[float, ...] = (8.0,), noise: float = 0.0) -> None:
-        self.inner, self.eps, self.noise = inner, eps, noise
+    def __init__(
+        self,
+        inner: Inner,
+        eps: Sequence[float] = (8.0,),
+        noise: float = 0.0,
+        attackers: Sequence[str] = ("nat",),
+    ) -> None:
+        unknown = set(attackers) - {"nat", "adv", "detached", "deployed"}
+        if unknown or not attackers:
+            raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
+        self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
         assert isinstance(net, AWNet)
-        eps = self.eps[int(torch.randint(len(self.eps), ()))] / 255
-        budget = Budget(eps, max(1 / 255, 2.5 * eps / self.inner.budget.steps), self.inner.budget.steps)
+        eps = _draw(self.eps) / 255
+        steps = int(torch.randint(1, 2 * self.inner.budget.steps, ()))
+        step = eps * (1.0 if steps == 1 else float(torch.empty(()).uniform_(max(0.25, 1 / steps), 1)))
+        attacker = _draw(self.attackers)
         net.eval()
         with torch.no_grad():
             signals = net.detect(x)
-        branch = "adv" if torch.rand(()) < 0.5 else "nat"
+
+        def model(z: Tensor) -> Tensor:
+            if attacker == "deployed":
+                return net(z)
+            if attacker == "detached":
+                return net.classify(z, net.detect(z.detach()))
+            return net.classify(z, signals, "adv" if attacker == "adv" else "nat")
+
         start = normal_start(x) if torch.rand(()) < 0.5 else uniform_start(x, eps)
-        x_adv = ascend(lambda z: cross_entropy(net.classify(z, signals, branch), y), x, start, budget)
+        x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
-        noisy = round(len(x) * self.noise)
-        signs = torch.randint_like(x[:noisy], 0, 2) * 2 - 1
-        x = torch.cat([(x[:noisy] + eps * signs).clamp(0, 1), x[noisy:]])
-        # What a file can hold: otherwise the detector could read the fractions of a grey level.
-        both = (torch.cat([x, x_adv]) * 255).round() / 255
-        type_logits = net.type_head(net.extractor(net.normalise(both)))
-        loss = type_loss(type_logits, len(x))
+        both = torch.cat([sign_noise(x, self.noise, eps), x_adv])
+        loss = type_loss(net.type_head(net.extractor(net.normalise(both))), len(x))
         return Loss(loss, {"type": loss.item()})
+
+
+def _draw(choices: Sequence[Any]) -> Any:
+    return choices[int(torch.randint(len(choices), ()))]

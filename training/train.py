@@ -313,7 +313,7 @@ def finish(
         labels=images.labels,
         recipe={"name": name, **recipe},
         metrics=metrics,
-        provenance={"commit": commit()},
+        provenance={"commit": commit(), "report": f"training/reports/{name.replace('/', '-')}.json"},
         half=True,
     )
     if isinstance(net, AWNet):
