@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -95,10 +96,12 @@ def golden(net: AWNet, probes: Mapping[str, Tensor]) -> dict[str, parity.Array]:
 
 
 def _version() -> str:
+    """The installed package's version, or in a plain checkout the one that pyproject.toml names."""
     try:
         return metadata.version("awnet-server")
     except metadata.PackageNotFoundError:
-        return "0+source"
+        with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as f:
+            return str(tomllib.load(f)["project"]["version"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
