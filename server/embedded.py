@@ -21,7 +21,7 @@ from server.engine import Model, Signals
 from server.errors import ContractError, ModelNotFound, NotReady
 from server.images import Picture
 
-LONE_SPINS = False  # whether the threads of the session for lone images wait actively between two operators
+LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
 OUTPUTS = ("logits", "p_type", "omega")
 
 
