@@ -2,6 +2,8 @@
 PYTHON3 ?= python3
 VENV := .venv
 SERVER_VENV := .venv-server
+TRITON_VENV := .venv-triton
+TRITON_REPOSITORY := build/triton/repository
 PYTHON := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input --require-hashes --no-deps
 # Where `make train-small` keeps its runs and finds (or downloads) CIFAR-10.
@@ -9,18 +11,24 @@ RUNS ?= runs
 DATA_DIR ?= $(or $(AWNET_DATA_DIR),data)
 # More options for the program behind a target: make serve ARGS="--port 9000", make test ARGS="-k readme".
 ARGS ?=
+# make serve ENGINE=triton: in front of the Triton that `make triton` runs.
+ENGINE ?=
 # Foolbox, used in tests, imports GitPython, which complains where git is missing.
 export GIT_PYTHON_REFRESH := quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train-small lock clean
+.PHONY: help serve triton test check format train-small lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(SERVER_VENV)/.locked ## Serve the bundled model on 127.0.0.1:8000
-	$(SERVER_VENV)/bin/python -m server $(ARGS)
+	$(SERVER_VENV)/bin/python -m server $(if $(ENGINE),--engine $(ENGINE)) $(ARGS)
+
+triton: $(TRITON_VENV)/.locked ## Run a real Triton on 127.0.0.1:8100-8102, for make serve ENGINE=triton
+	$(TRITON_VENV)/bin/python -m export.triton_python --out $(TRITON_REPOSITORY)
+	$(TRITON_VENV)/bin/python deploy/triton/run.py --venv $(TRITON_VENV) --repository $(TRITON_REPOSITORY) $(ARGS)
 
 test: $(VENV)/.locked ## Run the test suite
 	$(PYTHON) -m pytest $(ARGS)
@@ -48,9 +56,11 @@ lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade tak
 	  --custom-compile-command "make lock" pyproject.toml -o requirements/server.txt
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
 	  --constraint requirements/server.txt --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements/dev.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
+	  --python-version 3.11 --custom-compile-command "make lock" requirements/triton.in -o requirements/triton.txt
 
-clean: ## Remove both environments and every cache
-	rm -rf $(VENV) $(SERVER_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean: ## Remove the environments and every cache
+	rm -rf $(VENV) $(SERVER_VENV) $(TRITON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once for each lock: the stamp inside it is newer than the lock it was made from.
@@ -61,6 +71,10 @@ $(VENV)/.locked: requirements/dev.txt
 $(SERVER_VENV)/.locked: requirements/server.txt
 	@echo "Setting up $(SERVER_VENV) for the server alone: under a minute."
 	$(call install,$(SERVER_VENV))
+
+$(TRITON_VENV)/.locked: requirements/triton.txt
+	@echo "Setting up $(TRITON_VENV) for the real Triton: about 450 MB, half a minute."
+	$(call install,$(TRITON_VENV))
 
 define install
 @$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "AW-Net needs Python 3.11 or newer, and $(PYTHON3) is %d.%d; try make PYTHON3=python3.11" % v)'

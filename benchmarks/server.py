@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from server.embedded import find, usable_cores
+from server.embedded import usable_cores
 
 EXAMPLES = """examples:
   python -m benchmarks.server                                  the bundled model, about four minutes
@@ -81,6 +81,17 @@ def main() -> int:
     write(options.out.with_suffix(".md"), text)
     print(text)
     return 0
+
+
+def find(repository: Path, name: str, version: str) -> Path:
+    """The model file of `version`, or of the highest one for 'latest'."""
+    if version == "latest":
+        numbers = [int(p.name) for p in (repository / name).glob("*") if (p / "model.onnx").is_file()]
+        version = str(max(numbers, default=0))
+    path = repository / name / version / "model.onnx"
+    if not path.is_file():
+        raise SystemExit(f"there is no {path}")
+    return path
 
 
 def noise_png() -> bytes:
@@ -269,7 +280,8 @@ def selection(options: argparse.Namespace) -> list[str]:
 def command(name: str, port: int, options: argparse.Namespace) -> list[str]:
     """How contestant `name` is started."""
     if name == "server":
-        return [sys.executable, "-m", "server", "--port", str(port), *selection(options), "--drain-seconds", "0"]
+        return [sys.executable, "-m", "server", "--port", str(port), *selection(options), "--drain-seconds", "0",
+                "--admin-port", "none"]  # fmt: skip
     threads = "1" if name == "plain-1" else "0"
     return [sys.executable, "-m", "benchmarks.server", "--plain", str(port), threads, *selection(options)]
 

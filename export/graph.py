@@ -197,7 +197,8 @@ def _modulation(write: Writer, net: AWNet, p_type: str, omega: str) -> None:
     met: dict[str, ConvMixBN] = {}  # convolution -> the shortcut it meets, whose shift it takes over
     for i, block in enumerate(_blocks(net.blocks)):
         if block.shortcut is not None:
-            units[f"blocks.{i}.shortcut"] = met[f"blocks.{i}.conv2"] = block.shortcut
+            last, _ = block.modulated()[-1]
+            units[f"blocks.{i}.shortcut"] = met[f"blocks.{i}.{last}"] = block.shortcut
 
     by_omega: dict[str, Tensor] = {}
     by_type_alone: dict[str, Tensor] = {}
@@ -233,7 +234,7 @@ def _mix(unit: ConvMixBN, net: AWNet) -> tuple[Tensor, Tensor]:
 
 
 def _trunk(write: Writer, net: AWNet, x: str) -> str:
-    """Eq. 17 and 18 for every block; -> logits [N,K]."""
+    """Eq. 17 and 18 for every block, of two convolutions or (ResNet-50) three; -> logits [N,K]."""
 
     def scaled(x: str, unit: ConvMixBN, at: str) -> str:
         return write.node("Mul", write.conv(x, unit.conv, at), f"{at}.scale", out=f"{at}.scaled")
@@ -244,10 +245,13 @@ def _trunk(write: Writer, net: AWNet, x: str) -> str:
     h = write.node("Relu", affine(x, net.stem, "stem"), out="stem.relu")
     for i, block in enumerate(_blocks(net.blocks)):
         at = f"blocks.{i}"
-        inner = write.node("Relu", affine(h, block.conv1, f"{at}.conv1"), out=f"{at}.relu1")
-        inner = affine(inner, block.conv2, f"{at}.conv2")
+        inner, units = h, block.modulated()
+        for k, (name, unit) in enumerate(units, start=1):
+            inner = affine(inner, unit, f"{at}.{name}")
+            if k < len(units):
+                inner = write.node("Relu", inner, out=f"{at}.relu{k}")
         h = h if block.shortcut is None else scaled(h, block.shortcut, f"{at}.shortcut")
-        h = write.node("Relu", write.node("Add", inner, h, out=f"{at}.sum"), out=f"{at}.relu2")
+        h = write.node("Relu", write.node("Add", inner, h, out=f"{at}.sum"), out=f"{at}.relu{len(units)}")
     return write.linear(write.pool(h, "pooled"), net.classifier.weight, net.classifier.bias, "logits")
 
 

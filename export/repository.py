@@ -1,7 +1,8 @@
 """The model repository: finished versions only, each written once.
 
-    <repository>/<name>/config.pbtxt         how Triton serves it; the contract and hash of every version
+    <repository>/<name>/config.pbtxt              how Triton serves it; the contract and hash of every version
     <repository>/<name>/<version>/model.onnx
+    <repository>/<name>/<version>/manifest.json   name, number and hash of the version; the server reads it first
 
 A publication writes and syncs everything under a temporary name first, then replaces `config.pbtxt`, then renames
 the version folder into place. A kill at any moment leaves what was there before, at worst with a `config.pbtxt`
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,7 +27,8 @@ from onnx import TensorProto
 
 from export.contract import METADATA_KEY
 
-MODEL_FILE, CONFIG_FILE = "model.onnx", "config.pbtxt"
+MODEL_FILE, CONFIG_FILE, MANIFEST_FILE = "model.onnx", "config.pbtxt", "manifest.json"
+MANIFEST_SCHEMA = 1
 STAGING = ".partial-"  # prefix of a version folder under construction
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRITON_TYPES = {TensorProto.UINT8: "TYPE_UINT8", TensorProto.FLOAT: "TYPE_FP32"}
@@ -72,12 +75,24 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
         staging = home / f"{STAGING}{version}"
         staging.mkdir()
         _write(staging / MODEL_FILE, model)
+        _write(staging / MANIFEST_FILE, manifest(model, name, version))
         _sync(staging)
         _write(home / f"{CONFIG_FILE}.partial", config.encode())
         (home / f"{CONFIG_FILE}.partial").replace(home / CONFIG_FILE)
         staging.rename(target)
         _sync(home)
     return target
+
+
+def manifest(model: bytes, name: str, version: int) -> bytes:
+    """`manifest.json`: what the files of a version must be. A signature (export.sign) is over these bytes."""
+    document = {
+        "schema_version": MANIFEST_SCHEMA,
+        "model": name,
+        "version": version,
+        "files": {MODEL_FILE: {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}},
+    }
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def check_free(repository: Path, *, name: str, version: int | None) -> None:
@@ -179,6 +194,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file whole: whoever reads it sees the old one or the new one, also after a power cut."""
+    partial = path.with_name(f"{path.name}.partial")
+    _write(partial, data)
+    partial.replace(path)
+    _sync(path.parent)
 
 
 def _write(path: Path, data: bytes) -> None:

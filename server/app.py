@@ -11,8 +11,9 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any
 
 import orjson
@@ -22,8 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import upload
-from server.engine import Engine, Model, self_test
+from server import oip, upload
+from server.engine import Engine
 from server.errors import (
     AWNetError,
     BodyTooLarge,
@@ -34,73 +35,19 @@ from server.errors import (
     problem_document,
     status_of,
 )
-from server.images import Limits, Upload
+from server.images import Upload
 from server.metrics import CONTENT_TYPE, OTHER, Metrics
 from server.schemas import document_predict, parse_query, results
+from server.service import Service
 from server.settings import Settings
 
 log = logging.getLogger("awnet")
 
-PREDICT = "/predict"
+PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
+ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its caller has gone
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
-
-class Service:
-    """What the routes share: the engine, the model once it is proven, and whether this process is leaving.
-
-    Attributes:
-        model: None until the golden self-test has passed.
-        draining: set on SIGTERM; readiness goes off, requests are still answered.
-        failure: why the model could not be served, if so.
-        on_failure: called after a failed start; `__main__` ends the process there.
-    """
-
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
-        self.settings = settings
-        self.engine = engine
-        self.metrics = metrics
-        self.limits = Limits(settings.max_pixels, settings.min_side)
-        self.model: Model | None = None
-        self.draining = False
-        self.failure: AWNetError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
-
-    @property
-    def ready(self) -> bool:
-        return self.model is not None and not self.draining
-
-    async def start(self) -> None:
-        """Load, prove by the golden inputs, then be ready; a failure is logged and told to `on_failure`."""
-        started = time.perf_counter()
-        try:
-            model = await self.engine.start()
-            await self_test(self.engine, model)
-        except AWNetError as error:
-            log.critical("%s: %s", error.title, error.detail)
-            self.failure = error
-            self.on_failure()
-            return
-        except Exception as error:
-            log.critical("the model could not be loaded", exc_info=True)
-            self.failure = AWNetError(str(error))
-            self.on_failure()
-            return
-        self.metrics.served(model)
-        self.model = model
-        log.info(
-            "ready: %s version %s, sha256 %s, golden self-test passed, %.0f ms",
-            model.name,
-            model.version,
-            model.sha256[:12],
-            1000 * (time.perf_counter() - started),
-        )
-
-    async def stop(self) -> None:
-        self.draining = True
-        self.metrics.stopped()
-        await self.engine.close()
 
 
 class Application(FastAPI):
@@ -146,7 +93,7 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
     async def live() -> Response:
         return _json({"live": True})
 
-    @app.get("/v2/health/ready", summary="The model is loaded and gave its golden values.", tags=["health"])
+    @app.get("/v2/health/ready", summary="The model gave its golden values, and the engine is up.", tags=["health"])
     async def ready() -> Response:
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
@@ -194,6 +141,7 @@ class Front:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._attention = _Attention()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -203,15 +151,21 @@ class Front:
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
         has_body = b"content-length" in headers or b"transfer-encoding" in headers
-        exchange = _Exchange(receive, send, request_id, has_body, close=self._service.draining)
+        exchange = _Exchange(receive, send, request_id, has_body, self._service.draining, self._attention)
         route = PREDICT
         try:
-            if scope["path"] == PREDICT:
+            path: str = scope["path"]
+            if path == PREDICT:
                 await self._predict(scope, headers, exchange, started)
+            elif path.startswith(OIP) and path[3:4] in ("", "/") and not path.startswith(HEALTH):
+                route = oip.route(path) or OTHER
+                await self._open_inference(scope["method"], path, headers, exchange)
             else:
                 scope["awnet.request_id"] = request_id.decode()
                 await self._app(scope, receive, exchange.forward)
                 route = getattr(scope.get("route"), "path", OTHER)
+        except _CallerGoneError:
+            self._service.metrics.rejection("caller-gone")
         except AWNetError as error:
             self._service.metrics.rejection(error.slug)
             if error.__cause__ is not None:
@@ -242,10 +196,9 @@ class Front:
             raise NotAcceptable("the answer is application/json, which the Accept header does not allow")
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMedia("an encoded body (Content-Encoding) is not accepted")
-        model = service.model
-        if model is None:
-            raise NotReady("the model is not ready")
-        query = parse_query(scope["query_string"], len(model.contract.labels))
+        if not service.models.ready:
+            raise NotReady("the model is not ready")  # before the body is taken in
+        query = parse_query(scope["query_string"])
 
         body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
         if body is None:
@@ -254,13 +207,16 @@ class Front:
         files = upload.pictures(content_type, body, settings.max_images)
         pictures = [Upload(file, service.limits, index) for index, file in enumerate(files)]
         del body, files
-        signals = await service.engine.infer(pictures)
+        terms = service.terms(query.timeout_seconds, query.priority)
+        with service.lease(query.model, query.version) as lease:
+            model = lease.model
+            if query.top_k is not None:
+                query.classes(len(model.contract.labels))  # refused before any work is done
+            with exchange:
+                outcome = await service.run(lease, pictures, terms)
+        signals = outcome.signals
         decoded = [picture.decoded for picture in pictures if picture.decoded is not None]
-        answers, judged = results(model, signals, decoded, query)
-
-        for verdict, score in judged:
-            service.metrics.verdict(verdict, score)
-        service.metrics.stages(signals)
+        answers = results(model, signals, outcome.verdicts, decoded, query)
         timing = {
             "decode": round(1000 * signals.decode_seconds, 3),
             "queue": round(1000 * signals.queue_seconds, 3),
@@ -276,6 +232,21 @@ class Front:
         server_timing = ", ".join([f"{stage};dur={value}" for stage, value in timing.items()])
         await exchange.answer(200, JSON, orjson.dumps(answer), [(b"server-timing", server_timing.encode())])
 
+    async def _open_inference(self, method: str, path: str, headers: dict[bytes, bytes], exchange: _Exchange) -> None:
+        """The Open Inference Protocol, which has its own shape of errors."""
+        settings = self._service.settings
+        try:
+            body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
+        except AWNetError as error:
+            self._service.metrics.rejection(error.slug)
+            status, told, answer = oip.refusal(error)
+        else:
+            if body is None:
+                return
+            with exchange:
+                status, told, answer = await oip.answer(self._service, method, path, headers, body)
+        await exchange.respond(status, told, answer)
+
     async def _refuse(self, exchange: _Exchange, error: AWNetError) -> None:
         status = status_of(error)
         extra = []
@@ -285,18 +256,96 @@ class Front:
         await exchange.answer(status, PROBLEM_JSON, document, extra)
 
 
+class _CallerGoneError(Exception):
+    """Nobody is there to be answered."""
+
+
+class _Attention:
+    """Has those listen for their caller who are still at work after a while: listening costs a task each.
+
+    One timer looks at all of them, because setting one for each request costs more than the rest of this.
+    """
+
+    def __init__(self) -> None:
+        self._new: dict[_Exchange, None] = {}
+        self._old: dict[_Exchange, None] = {}
+        self._armed = False
+
+    def begin(self, exchange: _Exchange) -> None:
+        self._new[exchange] = None
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+
+    def end(self, exchange: _Exchange) -> None:
+        if self._new.pop(exchange, self) is self:
+            self._old.pop(exchange, None)
+
+    def _look(self) -> None:
+        for exchange in self._old:
+            exchange.listen()
+        self._old, self._new = self._new, {}
+        self._armed = bool(self._old)
+        if self._armed:
+            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+
+
 class _Exchange:
-    """One request's body and answer. `status` is 0 until the answer has begun."""
+    """One request's body and answer. `status` is 0 until the answer has begun.
 
-    __slots__ = ("_close", "_receive", "_send", "_unread", "request_id", "status")
+    Once the body has been read, `with exchange:` gives up what it awaits if the caller hangs up meanwhile, and then
+    raises _CallerGoneError.
+    """
 
-    def __init__(self, receive: Receive, send: Send, request_id: bytes, has_body: bool, close: bool) -> None:
+    __slots__ = (
+        "_attention",
+        "_close",
+        "_gone",
+        "_listening",
+        "_receive",
+        "_send",
+        "_task",
+        "_unread",
+        "request_id",
+        "status",
+    )
+
+    def __init__(
+        self, receive: Receive, send: Send, request_id: bytes, has_body: bool, close: bool, attention: _Attention
+    ) -> None:
         self._receive = receive
         self._send = send
         self._close = close
         self._unread = has_body
+        self._attention = attention
+        self._listening: asyncio.Task[None] | None = None
+        self._gone = False
         self.request_id = request_id
         self.status = 0
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._attention.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._attention.end(self)
+        if self._listening is not None:
+            self._listening.cancel()
+            if self._gone and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
+                raise _CallerGoneError from None
+
+    def listen(self) -> None:
+        """Wait for the caller to hang up."""
+        self._listening = asyncio.create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
 
     async def read(self, declared: bytes | None, limit: int) -> bytes | None:
         """The whole body, or None if the caller has left. Raises BodyTooLarge, before reading where that is known."""
@@ -321,14 +370,19 @@ class _Exchange:
             raise too_large
         return body
 
-    async def answer(self, status: int, content_type: bytes, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
+    def answer(
+        self, status: int, content_type: bytes, body: bytes, extra: list[tuple[bytes, bytes]]
+    ) -> Awaitable[None]:
+        """Send a whole answer of one content type."""
+        return self.respond(status, [(b"content-type", content_type), *extra], body)
+
+    async def respond(self, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer. Where the request's body was not read, let the caller finish sending it."""
         headers = [
-            (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             (b"x-request-id", self.request_id),
             (b"cache-control", b"no-store"),
-            *extra,
+            *told,
         ]
         if self._close or self._unread:
             headers.append((b"connection", b"close"))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,102 +14,124 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from server import contract
-from server.batching import Batcher, Outputs
+from server.batching import FOREVER, Batcher, Feed, Outputs, Run
 from server.contract import Contract
-from server.engine import Model, Signals
-from server.errors import ContractError, ModelNotFound, NotReady
+from server.engine import Model, Runner, Signals, Terms
+from server.errors import ContractError, NotReady
 from server.images import Picture
+from server.repository import Repository
 
 LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
 OUTPUTS = ("logits", "p_type", "omega")
 
 
 class EmbeddedEngine:
-    """Serves `<repository>/<name>/<version>/model.onnx` with ONNX Runtime on the CPU.
+    """Runs models of a repository with ONNX Runtime on the CPU, all on one pool of workers.
 
     Concurrent requests run on `threads` workers with one thread each, which gives the most answers a second. A lone
     image, with no other to share the cores with, runs with all of them, which gives the shortest answer.
 
     Args:
-        repository, name, version: which model; version 'latest' is the highest number.
+        repository: where the models lie.
         threads: workers; 0 takes `usable_cores()`.
         most: largest batch.
-        capacity: images that may wait or run.
+        capacity: images that may wait or run, over all opened versions.
+        delay: longest wait for a fuller batch while others run, seconds.
         on_batch: told the size of each execution.
     """
 
     def __init__(
         self,
-        repository: Path,
-        name: str = "awnet",
-        version: str = "latest",
+        repository: Repository,
         *,
         threads: int = 0,
         most: int = 8,
         capacity: int = 256,
+        delay: float = 0.001,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._repository = repository
-        self._name = name
-        self._version = version
         self._threads = threads or usable_cores()
         self._most = most
         self._capacity = capacity
+        self._delay = delay
         self._on_batch = on_batch
         self._batcher: Batcher | None = None
 
-    async def start(self) -> Model:
-        """Load and check the model, then start the workers. Raises ModelNotFound, ContractError."""
-        path = find(self._repository, self._name, self._version)
-        data = await asyncio.to_thread(path.read_bytes)
-        shared = await asyncio.to_thread(_session, data, 1, False)
-        lone = shared
-        if self._threads > 1:
-            lone = await asyncio.to_thread(_session, data, self._threads, LONE_SPINS)
+    async def start(self) -> None:
+        """Start the workers."""
+        self._batcher = Batcher(
+            workers=self._threads,
+            most=self._most,
+            capacity=self._capacity,
+            delay=self._delay,
+            on_batch=self._on_batch,
+        )
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        return await asyncio.to_thread(self._repository.catalogue)
+
+    async def fingerprint(self) -> object:
+        return await asyncio.to_thread(self._repository.fingerprint)
+
+    async def open(self, name: str, version: int) -> Runner:
+        """Load and check one version. Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`."""
+        if self._batcher is None:
+            raise NotReady("the engine has not been started")
+        run, promise, sha256 = await asyncio.to_thread(self._load, name, version)
+        feed = self._batcher.open(run, promise.preprocessing.size)
+        return _Opened(Model(name, str(version), sha256, promise), feed)
+
+    def _load(self, name: str, version: int) -> tuple[Run, Contract, str]:
+        artifact = self._repository.read(name, version)
+        shared = _session(artifact.data, 1, False)
         promise = _checked_contract(shared)
-        sha256 = hashlib.sha256(data).hexdigest()
-        del data
+        # With one worker every batch has all cores there are.
+        lone = _session(artifact.data, self._threads, LONE_SPINS) if self._threads > 1 else shared
+        sha256 = artifact.sha256
+        del artifact
         _return_memory()
 
         def run(images: NDArray[np.uint8], alone: bool) -> Outputs:
             logits, p_type, omega = (lone if alone else shared).run(OUTPUTS, {"image": images})
             return logits, p_type, omega
 
-        self._batcher = Batcher(
-            run,
-            size=promise.preprocessing.size,
-            workers=self._threads,
-            most=self._most,
-            capacity=self._capacity,
-            on_batch=self._on_batch,
-        )
-        return Model(self._name, path.parent.name, sha256, promise)
-
-    async def infer(self, pictures: Sequence[Picture]) -> Signals:
-        if self._batcher is None:
-            raise NotReady("the model is being loaded")
-        return await self._batcher.submit(pictures)
+        return run, promise, sha256
 
     def waiting(self) -> int:
         return self._batcher.pending if self._batcher else 0
 
+    def up(self) -> bool:
+        return self._batcher is not None
+
     async def close(self) -> None:
         if self._batcher:
             await self._batcher.close()
+            self._batcher = None
 
 
-def find(repository: Path, name: str, version: str) -> Path:
-    """The model file of `version`, or of the highest version for 'latest'. Raises ModelNotFound."""
-    folder = repository / name
-    if version != "latest":
-        path = folder / version / "model.onnx"
-        if not path.is_file():
-            raise ModelNotFound(f"there is no {path}")
-        return path
-    versions = [int(p.name) for p in folder.glob("*") if p.name.isdecimal() and (p / "model.onnx").is_file()]
-    if not versions:
-        raise ModelNotFound(f"there is no version in {folder}: export a model first, or name another --repository")
-    return folder / str(max(versions)) / "model.onnx"
+class _Opened:
+    """A `Runner`: one version with its sessions, fed from the engine's queue."""
+
+    def __init__(self, model: Model, feed: Feed) -> None:
+        self._model = model
+        self._feed = feed
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    async def warm(self) -> None:
+        """Every bucket on the session that batches share, and one image on the session for lone ones."""
+        await self._feed.warm(self._model.contract.golden.image)
+        await asyncio.to_thread(_return_memory)
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+        return await self._feed.submit(pictures, terms)
+
+    async def close(self) -> None:
+        await self._feed.close()
+        await asyncio.to_thread(_return_memory)
 
 
 def usable_cores() -> int:

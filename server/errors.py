@@ -61,6 +61,14 @@ class NotAcceptable(RequestError):
     slug, title = "not-acceptable", "Not acceptable"
 
 
+class InvalidTensor(RequestError):
+    slug, title = "invalid-tensor", "Invalid tensor"
+
+
+class UnknownModel(RequestError):
+    slug, title = "unknown-model", "Unknown model or version"
+
+
 class ImageError(RequestError):
     slug, title = "undecodable-image", "Image cannot be decoded"
 
@@ -91,6 +99,16 @@ class QueueFull(Unavailable):
     slug, title = "queue-full", "Queue full"
 
 
+class DeadlineExceeded(Unavailable):
+    slug, title = "deadline-exceeded", "Deadline exceeded"
+
+
+class EngineUnavailable(Unavailable):
+    """Nothing was executed: the same request may be sent elsewhere or again."""
+
+    slug, title = "engine-unavailable", "Engine unavailable"
+
+
 class EngineFault(Unavailable):
     slug, title = "engine-fault", "Inference failed"
 
@@ -103,6 +121,10 @@ class StartupError(AWNetError):
 
 class ModelNotFound(StartupError):
     slug, title = "model-not-found", "Model not found"
+
+
+class ManifestError(StartupError):
+    slug, title = "manifest", "Manifest refused"
 
 
 class ContractError(StartupError):
@@ -125,7 +147,9 @@ STATUS: dict[type[AWNetError], int] = {
     ImageError: 422,
     InvalidQuery: 422,
     MissingImage: 422,
+    UnknownModel: 404,
     Unavailable: 503,
+    DeadlineExceeded: 504,
 }
 
 

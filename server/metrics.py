@@ -1,26 +1,33 @@
-"""Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded."""
+"""Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded.
+
+Versions come and go; the series of one are dropped when it is closed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from server.engine import Model, Signals
+from server.events import Difference, Events, Result, Role, ShadowResult
 from server.verdict import VERDICTS, Verdict
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _SCORES = (1e-4, 1e-3, 0.01, *(n / 20 for n in range(1, 20)), 0.99, 0.999, 1.0)
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
+_DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and no query reads them
 
 
-class Metrics:
+class Metrics(Events):
     """The metrics of one application, in a registry of their own."""
 
     def __init__(self, waiting: Callable[[], int], capacity: int) -> None:
@@ -40,22 +47,69 @@ class Metrics:
         self._batch = Histogram(
             "awnet_batch_images", "Images in one execution of the model.", buckets=_IMAGES, registry=registry
         )
-        self._verdicts = Counter("awnet_verdicts", "Verdicts given.", ["model", "verdict"], registry=registry)
-        self._scores = Histogram("awnet_score", "Scores P(adversarial).", ["model"], buckets=_SCORES, registry=registry)
+        self._verdicts = Counter(
+            "awnet_verdicts", "Verdicts given.", ["model", "version", "verdict"], registry=registry
+        )
+        self._scores = Histogram(
+            "awnet_score", "Scores P(adversarial).", ["model", "version"], buckets=_SCORES, registry=registry
+        )
         self._thresholds = Gauge(
-            "awnet_threshold", "Score above which the verdict is given.", ["model", "verdict"], registry=registry
+            "awnet_threshold",
+            "Score above which the verdict is given.",
+            ["model", "version", "verdict"],
+            registry=registry,
         )
         self._rejections = Counter(
-            "awnet_rejections", "Requests to /predict that were not answered, by reason.", ["reason"], registry=registry
+            "awnet_rejections", "Requests that were not answered as asked, by reason.", ["reason"], registry=registry
         )
-        self._up = Gauge("awnet_engine_up", "1 after the golden self-test has passed, else 0.", registry=registry)
-        self._model_info = Gauge("awnet_model_info", "1 for the model served.", ["model", "version"], registry=registry)
+        self._reloads = Counter(
+            "awnet_reloads",
+            "Attempts to take a version: loaded, refused, unavailable (tried again), absent; unchanged where a "
+            "reload found nothing new.",
+            ["model", "result"],
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "awnet_model_info",
+            "1 for each open version; the role is serving, canary, shadow or kept.",
+            ["model", "version", "role"],
+            registry=registry,
+        )
+        self._canary = Gauge(
+            "awnet_canary_share",
+            "Share of unversioned requests that the version is given.",
+            ["model", "version"],
+            registry=registry,
+        )
+        self._shadow_images = Counter(
+            "awnet_shadow_images",
+            "Images for the shadow: compared, dropped under load, failed.",
+            ["model", "version", "result"],
+            registry=registry,
+        )
+        self._disagreements = Counter(
+            "awnet_shadow_disagreements",
+            "Images to which the shadow gave another class or verdict.",
+            ["model", "version", "about"],
+            registry=registry,
+        )
+        self._backend_up = Gauge(
+            "awnet_triton_up", "1 while this Triton is sent requests, 0 while it is left alone.", ["address"],
+            registry=registry,
+        )  # fmt: skip
+        self._up = Gauge(
+            "awnet_engine_up",
+            "1 while the model has passed its golden self-test and the engine can run it, else 0.",
+            registry=registry,
+        )
         Gauge("awnet_queue_images", "Images accepted and unanswered.", registry=registry).set_function(waiting)
         Gauge("awnet_queue_capacity_images", "Most images accepted and unanswered.", registry=registry).set(capacity)
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._verdict_children: dict[Verdict, Counter] = {}
-        self._score_child: Histogram | None = None
+        self._judgements: dict[tuple[str, str], tuple[dict[Verdict, Counter], Histogram]] = {}
+        self._info: dict[str, dict[str, Role]] = {}
+
+    # Requests.
 
     def request(self, route: str, method: str, code: int, seconds: float) -> None:
         """One answered request; `route` is a template, never a path."""
@@ -67,21 +121,6 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def served(self, model: Model) -> None:
-        """This model answers from now on."""
-        self._score_child = self._scores.labels(model.name)
-        self._verdict_children = {verdict: self._verdicts.labels(model.name, verdict) for verdict in VERDICTS}
-        thresholds = model.contract.thresholds
-        self._thresholds.labels(model.name, "suspicious").set(thresholds.suspicious.score)
-        self._thresholds.labels(model.name, "adversarial").set(thresholds.adversarial.score)
-        self._model_info.clear()
-        self._model_info.labels(model.name, model.version).set(1)
-        self._up.set(1)
-
-    def stopped(self) -> None:
-        """No model answers any more."""
-        self._up.set(0)
-
     def batch(self, images: int) -> None:
         """One execution of the model."""
         self._batch.observe(images)
@@ -92,16 +131,82 @@ class Metrics:
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)
 
-    def verdict(self, verdict: Verdict, score: float) -> None:
-        """One judged image; call `served` first."""
-        self._verdict_children[verdict].inc()
-        assert self._score_child is not None
-        self._score_child.observe(score)
+    def judged(self, model: Model, verdicts: Sequence[Verdict], scores: Sequence[float]) -> None:
+        """The images of one request that `model` answered."""
+        counters, histogram = self._judgements.get((model.name, model.version)) or self._judgement(model)
+        for verdict, score in zip(verdicts, scores, strict=True):
+            counters[verdict].inc()
+            histogram.observe(score)
 
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""
         self._rejections.labels(reason).inc()
 
+    # The engine.
+
+    def follow(self, up: Callable[[], bool]) -> None:
+        """`up` says whether requests can be executed right now."""
+        self._up.set_function(lambda: float(up()))
+
+    def backend(self, address: str, up: bool) -> None:
+        """Whether one of several Tritons is used."""
+        self._backend_up.labels(address).set(up)
+
+    # What `lifecycle` tells.
+
+    def opened(self, model: Model) -> None:
+        self._judgement(model)
+        thresholds = model.contract.thresholds
+        self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
+        self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
+
+    def closed(self, model: Model) -> None:
+        self._judgements.pop((model.name, model.version), None)
+        for family, last in (
+            (self._verdicts, VERDICTS),
+            (self._thresholds, VERDICTS[1:]),
+            (self._shadow_images, _SHADOW_RESULTS),
+            (self._disagreements, _DIFFERENCES),
+        ):
+            for value in last:
+                _remove(family, model.name, model.version, value)
+        _remove(self._scores, model.name, model.version)
+
+    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+        for version, role in self._info.get(name, {}).items():
+            _remove(self._model_info, name, version, role)
+        self._info[name] = dict(roles)
+        for version, role in roles.items():
+            self._model_info.labels(name, version, role).set(1)
+
+    def reload(self, name: str, result: Result) -> None:
+        self._reloads.labels(name, result).inc()
+
+    def canary(self, name: str, version: str | None, share: float) -> None:
+        self._canary.clear()
+        if version is not None:
+            self._canary.labels(name, version).set(share)
+
+    def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
+        self._shadow_images.labels(model.name, model.version, result).inc(images)
+
+    def disagreement(self, model: Model, about: Difference, images: int) -> None:
+        self._disagreements.labels(model.name, model.version, about).inc(images)
+
     def text(self) -> bytes:
         """The exposition that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+    def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
+        key = (model.name, model.version)
+        found = self._judgements.get(key)
+        if found is None:
+            counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
+            found = self._judgements[key] = (counters, self._scores.labels(*key))
+        return found
+
+
+def _remove(family: Counter | Gauge | Histogram, *labels: str) -> None:
+    """Drop a series, there or not; older releases of the client mind if it is not."""
+    with contextlib.suppress(KeyError):
+        family.remove(*labels)

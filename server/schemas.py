@@ -6,9 +6,9 @@ answer against them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -17,73 +17,110 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
 from server.contract import OmegaSlice
-from server.engine import Model, Signals
-from server.errors import EngineFault, InvalidQuery
+from server.engine import PRIORITIES, Model, Priority, Signals
+from server.errors import InvalidQuery
 from server.images import Decoded
-from server.verdict import Verdict, judge, probabilities, shown, significant, top
+from server.verdict import Verdict, probabilities, shown, significant, top
 
 SignalsLevel = Literal["none", "summary", "all"]
 DEFAULT_TOP_K = 5
 LONGEST_QUERY = 1024
+_Word = TypeVar("_Word", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """top_k: how many classes to name; signals: how much of omega to add."""
+    """What the caller asks for.
 
-    top_k: int = DEFAULT_TOP_K
+    Attributes:
+        top_k: how many classes to name; None is five, or all where there are fewer.
+        signals: how much of omega to add.
+        model, version: which one is to answer; None is the default model and its latest version.
+        timeout_seconds: how long the caller will wait; None is as long as the server allows.
+        priority: see `engine.Terms`.
+    """
+
+    top_k: int | None = None
     signals: SignalsLevel = "none"
+    model: str | None = None
+    version: str | None = None
+    timeout_seconds: float | None = None
+    priority: Priority = "normal"
+
+    def classes(self, known: int) -> int:
+        """How many of `known` classes to name. Raises InvalidQuery."""
+        if self.top_k is None:
+            return min(DEFAULT_TOP_K, known)
+        if self.top_k > known:
+            raise InvalidQuery(f"top_k must be a number from 1 to {known}, not {self.top_k}")
+        return self.top_k
 
 
-def parse_query(raw: bytes, classes: int) -> Query:
+NOTHING_ASKED = Query()
+PARAMETERS = ("top_k", "signals", "model", "version", "timeout_ms", "priority")
+
+
+def parse_query(raw: bytes) -> Query:
     """The query string of /predict. Raises InvalidQuery for unknown names, repeated names and unknown values."""
     if not raw:
-        return Query(min(DEFAULT_TOP_K, classes))
+        return NOTHING_ASKED
     if len(raw) > LONGEST_QUERY:
         raise InvalidQuery(f"the query is longer than {LONGEST_QUERY} bytes")
     given: dict[str, str] = {}
     for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
-        if name not in ("top_k", "signals"):
-            raise InvalidQuery(f"unknown query parameter {name[:40]!r}; there are 'top_k' and 'signals'")
+        if name not in PARAMETERS:
+            raise InvalidQuery(f"unknown query parameter {name[:40]!r}; there are {', '.join(PARAMETERS)}")
         if name in given:
             raise InvalidQuery(f"the query parameter {name!r} is given twice")
         given[name] = value
-    text = given.get("top_k", str(min(DEFAULT_TOP_K, classes)))
-    if not (text.isascii() and text.isdigit() and len(text) < 7 and 1 <= int(text) <= classes):
-        raise InvalidQuery(f"top_k must be a number from 1 to {classes}, not {text[:40]!r}")
-    level = given.get("signals", "none")
-    for known in get_args(SignalsLevel):
-        if level == known:
-            return Query(int(text), known)
-    raise InvalidQuery(f"signals must be one of {', '.join(get_args(SignalsLevel))}, not {level[:40]!r}")
+    version = given.get("version")
+    milliseconds = _count(given, "timeout_ms")
+    return Query(
+        top_k=_count(given, "top_k"),
+        signals=_one_of(given, "signals", get_args(SignalsLevel), "none"),
+        model=given.get("model"),
+        version=None if version == "latest" else version,
+        timeout_seconds=None if milliseconds is None else milliseconds / 1000,
+        priority=_one_of(given, "priority", PRIORITIES, "normal"),
+    )
+
+
+def _count(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise InvalidQuery(f"{name} must be a number from 1 on, not {text[:40]!r}")
+    return int(text)
+
+
+def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default: _Word) -> _Word:
+    text = given.get(name, default)
+    for word in known:
+        if text == word:
+            return word
+    raise InvalidQuery(f"{name} must be one of {', '.join(known)}, not {text[:40]!r}")
 
 
 def results(
-    model: Model, signals: Signals, decoded: Sequence[Decoded], query: Query
-) -> tuple[list[dict[str, Any]], list[tuple[Verdict, float]]]:
-    """The `results` of the answer, and of each image the verdict with its unrounded score.
-
-    Raises:
-        EngineFault: the engine's answer is not finite.
-    """
-    if not signals.finite():
-        raise EngineFault("the model gave an answer that is not finite")
+    model: Model, signals: Signals, verdicts: Sequence[Verdict], decoded: Sequence[Decoded], query: Query
+) -> list[dict[str, Any]]:
+    """The `results` of the answer. Raises InvalidQuery where more classes are asked for than there are."""
     labels, thresholds = model.contract.labels, model.contract.thresholds
     limits = {"suspicious": thresholds.suspicious.score, "adversarial": thresholds.adversarial.score}
     rates = {"suspicious": thresholds.suspicious.fpr, "adversarial": thresholds.adversarial.fpr}
-    answers, judged = [], []
+    classes = query.classes(len(labels))
+    answers = []
     likely = probabilities(signals.logits)
     for n, (score, picture) in enumerate(zip(signals.p_type[:, 0].tolist(), decoded, strict=True)):
         row = likely[n]
-        verdict = judge(score, thresholds)
-        judged.append((verdict, score))
         answer: dict[str, Any] = {
             "predictions": [
-                {"class_id": k, "label": labels[k], "probability": significant(row[k])} for k in top(row, query.top_k)
+                {"class_id": k, "label": labels[k], "probability": significant(row[k])} for k in top(row, classes)
             ],
             "adversarial": {
                 "score": shown(score, thresholds),
-                "verdict": verdict,
+                "verdict": verdicts[n],
                 "thresholds": limits,
                 "target_fpr": rates,
                 "calibrated": picture.calibrated,
@@ -98,7 +135,7 @@ def results(
         if query.signals != "none":
             answer["signals"] = omega_signals(signals.omega[n], model.contract.omega, query.signals)
         answers.append(answer)
-    return answers, judged
+    return answers
 
 
 def omega_signals(omega: NDArray[np.float32], layout: Sequence[OmegaSlice], level: SignalsLevel) -> dict[str, Any]:
@@ -220,12 +257,14 @@ class Problem(_Shape):
 
 PROBLEMS = {
     400: "The body is not what its headers say.",
+    404: "No such model, or that version of it is not served.",
     405: "Only POST is answered here.",
     406: "The answer is JSON, which the Accept header does not allow.",
     413: "The body, an image, or the number of images is too large.",
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
     422: "No image, an image that cannot be decoded, or an unknown query value.",
     503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
+    504: "The answer would have come after the deadline.",
 }
 
 
@@ -265,6 +304,30 @@ def document_predict(openapi: dict[str, Any]) -> dict[str, Any]:
                     "in": "query",
                     "description": "Add omega: mean and std of each block, or all values too.",
                     "schema": {"type": "string", "enum": list(get_args(SignalsLevel)), "default": "none"},
+                },
+                {
+                    "name": "model",
+                    "in": "query",
+                    "description": "Which model is to answer; left out, the default one.",
+                    "schema": {"type": "string"},
+                },
+                {
+                    "name": "version",
+                    "in": "query",
+                    "description": "Which of its versions; left out, the one that serves.",
+                    "schema": {"type": "string", "default": "latest"},
+                },
+                {
+                    "name": "timeout_ms",
+                    "in": "query",
+                    "description": "Give the request up after this long; never longer than the server's own limit.",
+                    "schema": {"type": "integer", "minimum": 1},
+                },
+                {
+                    "name": "priority",
+                    "in": "query",
+                    "description": "'low' is answered when nothing of normal priority waits.",
+                    "schema": {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
                 },
                 {
                     "name": "X-Request-ID",

@@ -5,23 +5,61 @@ A setting `max_batch` is the variable `AWNET_MAX_BATCH` and the option `--max-ba
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
+CANARY = r"[0-9]{1,18}:(0|1|0?\.[0-9]+|1\.0+)"
+
 
 class Settings(BaseSettings):
     """The server's settings, read from `AWNET_*` variables and then from the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="AWNET_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="AWNET_", frozen=True, extra="forbid", env_parse_none_str="none")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the Open Inference Protocol over gRPC; 'none' leaves it off."
+    )
+    admin_host: str = Field("127.0.0.1", description="Address of the admin calls; keep it a private one.")
+    admin_port: int | None = Field(
+        8002, ge=0, le=65535, description="Port of the admin calls; 0 takes a free one, 'none' leaves them off."
+    )
+
+    engine: Literal["embedded", "triton"] = Field(
+        "embedded", description="What runs the model: ONNX Runtime in this process, or NVIDIA Triton over gRPC."
+    )
     repository: Path = Field(Path("model_repository"), description="Folder that holds <model>/<version>/model.onnx.")
-    model: str = Field("awnet", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the model to serve.")
-    version: str = Field("latest", description="Version to serve: a number, or 'latest' for the highest one.")
+    model: str = Field("awnet", pattern=NAME, description="Model that answers where a request names none.")
+    models: str = Field("", description="Further models to serve, names separated by commas.")
+    version: str = Field("latest", description="Version of that model to serve: a number, or 'latest' for the highest.")
+    versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
+    canary: str = Field("", description="VERSION:SHARE: give this share of unversioned requests to that version.")
+    shadow: str = Field("", description="VERSION that also answers every unversioned request, only to be compared.")
+    poll_seconds: float = Field(5.0, ge=0, description="Look for new versions this often; 0 only on SIGHUP or request.")
+    signing_key: Path | None = Field(
+        None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
+    )
+
+    timeout_seconds: float = Field(
+        10.0, gt=0, description="Give a request up after this long; a caller may ask for less."
+    )
+    batch_delay_ms: float = Field(
+        1.0, ge=0, description="Longest wait for more images while others run; an idle server never waits."
+    )
+
+    triton_urls: str = Field("127.0.0.1:8101", description="gRPC addresses of Triton, separated by commas.")
+    triton_tls: bool = Field(False, description="Speak TLS to Triton.")
+    triton_ca: Path | None = Field(None, description="PEM file of the authority that signed Triton's certificate.")
+    triton_metadata: str = Field("", description="Metadata of every call to Triton: key=value, separated by commas.")
+    triton_in_flight: int = Field(64, ge=1, description="Most images at each Triton at the same time.")
+    breaker_failures: int = Field(3, ge=1, description="Failures in a row after which a Triton is left alone.")
+    breaker_seconds: float = Field(1.0, gt=0, description="How often a Triton that is left alone is tried again.")
 
     max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
     max_pixels: int = Field(16_000_000, ge=1, description="Largest picture, width times height.")
@@ -53,3 +91,46 @@ class Settings(BaseSettings):
         if value != "latest" and not (value.isascii() and value.isdigit()):
             raise ValueError("must be a number or 'latest'")
         return value
+
+    @field_validator("models")
+    @classmethod
+    def _models(cls, value: str) -> str:
+        for name in filter(None, (part.strip() for part in value.split(","))):
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"{name!r} is no model name")
+        return value
+
+    @field_validator("canary")
+    @classmethod
+    def _canary(cls, value: str) -> str:
+        if value and not re.fullmatch(CANARY, value):
+            raise ValueError("must be VERSION:SHARE with a share from 0 to 1, such as 2:0.05")
+        return value
+
+    @field_validator("shadow")
+    @classmethod
+    def _shadow(cls, value: str) -> str:
+        if value and not (value.isascii() and value.isdigit()):
+            raise ValueError("must be a version number")
+        return value
+
+    @property
+    def further_models(self) -> tuple[str, ...]:
+        """Names of `models`, each once, without the default model."""
+        names = dict.fromkeys(filter(None, (part.strip() for part in self.models.split(","))))
+        return tuple(name for name in names if name != self.model)
+
+    @property
+    def pinned(self) -> int | None:
+        """The version to serve; None for the latest."""
+        return None if self.version == "latest" else int(self.version)
+
+    @property
+    def canary_split(self) -> tuple[int, float] | None:
+        """(version, share) of the canary."""
+        version, _, share = self.canary.partition(":")
+        return (int(version), float(share)) if version else None
+
+    @property
+    def shadow_version(self) -> int | None:
+        return int(self.shadow) if self.shadow else None

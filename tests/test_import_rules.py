@@ -47,6 +47,8 @@ def test_the_import_rules_hold(house):
         ("server/images.py", "import fastapi"),
         ("server/batching.py", "import uvicorn"),
         ("server/contract.py", "import pydantic"),
+        ("server/lifecycle.py", "import starlette"),
+        ("server/service.py", "import tritonclient.grpc"),
         ("export/graph.py", "import server.contract"),
         ("export/graph.py", "import training.train"),
         ("training/awnet.py", "import training.static"),

@@ -12,28 +12,33 @@ the table `EVASIONS` of its variants.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attacker may spend: L-infinity radius and step size in pixel units of [0,1], gradient steps."""
+    """What an attacker may spend: L-infinity radius and step size in pixel units of [0,1], gradient steps, tries.
+
+    Only `pgd_restarts` tries more than once.
+    """
 
     eps: float = 8 / 255
     step: float = 2 / 255
     steps: int = 20
+    restarts: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 < self.eps <= 1 and self.step > 0 and self.steps >= 1):
-            raise ValueError(f"a budget needs 0 < eps <= 1, step > 0 and steps >= 1, not {self}")
+        if not (0 < self.eps <= 1 and self.step > 0 and self.steps >= 1 and self.restarts >= 1):
+            raise ValueError(f"a budget needs 0 < eps <= 1, step > 0, steps >= 1 and restarts >= 1, not {self}")
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -95,14 +100,94 @@ def cw_inf(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     return ascend(lambda z: -(50 - margin(model(z), y)).clamp(min=0), x, uniform_start(x, budget.eps), budget)
 
 
+def pgd_restarts(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+    """`pgd_sat` from `budget.restarts` starts; of each image's ends the one with the largest margin is kept."""
+    best, reached = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
+    for _ in range(budget.restarts):
+        x_adv = pgd_sat(model, x, y, budget)
+        with torch.no_grad():
+            distance = margin(model(x_adv), y)
+        better = distance > reached
+        best[better], reached[better] = x_adv[better], distance[better]
+    return best
+
+
+def adaptive(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+    """The paper's adaptive attack (sec. 5.9): `pgd_trades` on the whole training loss instead of cross-entropy.
+
+    Its "Eq. (14)" is read as Eq. 24 with the true label: cross-entropy of the class plus L_type of an adversarial
+    image, so that what makes the detector err is gained too. L_nat does not depend on x_adv. `model` says both
+    where it has `with_type`, x -> (logits [N,K], type logits [N,2], the first adversarial); one that detects
+    nothing is attacked by `pgd_trades`. An attacker who wants to evade, `evade` below, is stronger.
+    """
+    with_type = getattr(model, "with_type", None)
+
+    def loss(z: Tensor) -> Tensor:
+        if with_type is None:
+            return cross_entropy(model(z), y)
+        logits, type_logits = with_type(z)
+        return cross_entropy(logits, y) + cross_entropy(type_logits, torch.zeros_like(y))
+
+    return ascend(loss, x, normal_start(x), budget)
+
+
+def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+    """AutoAttack, standard version (Croce and Hein 2020), by the package pyautoattack: APGD-CE, APGD-T, FAB-T, Square.
+
+    It is the standard one with 100 `budget.steps`; another number takes as many iterations, and 50 times as many
+    queries for Square. At most nine target classes, fewer where there are fewer classes (four at least). Images
+    that resist come back as they are. The step size is not used.
+    """
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise ValueError("AutoAttack needs the package pyautoattack: pip install pyautoattack") from error
+    with torch.no_grad():
+        targets = min(9, model(x[:1]).shape[1] - 1)
+    if targets < 3:
+        raise ValueError("AutoAttack needs four classes at least: its DLR loss compares the four highest logits")
+    seed = int(torch.randint(2**31, ()))
+    attack = AutoAttack(_Callable(model), eps=budget.eps, norm="Linf", seed=seed, version="standard", device=x.device)
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = budget.steps
+    attack.square.n_queries = 50 * budget.steps
+    state = torch.get_rng_state()  # it seeds the global generator anew for each of its attacks
+    weights = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    try:
+        for p in weights:  # FAB calls backward(), which would leave gradients in them
+            p.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x_adv, _ = attack.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
+        torch.set_rng_state(state)
+    return project(x_adv.detach(), x, budget.eps)
+
+
+class _Callable(nn.Module):
+    """Any model as a module, which is what AutoAttack takes."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = [model]  # in a list: its parameters are nobody's business here
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model[0](x)
+
+
 Attack = Callable[[Model, Tensor, Tensor, Budget], Tensor]
 
-# name -> (attack, its budget in the paper: sec. 5.3)
+# name -> (attack, its budget: the paper's in sec. 5.3 for the first four and the adaptive one)
 ATTACKS: dict[str, tuple[Attack, Budget]] = {
     "fgsm": (fgsm, Budget(steps=1, step=8 / 255)),
     "pgd_sat": (pgd_sat, Budget(steps=20)),
     "pgd_trades": (pgd_trades, Budget(steps=20)),
     "cw_inf": (cw_inf, Budget(steps=30)),
+    "adaptive": (adaptive, Budget(steps=20)),
+    "pgd_restarts": (pgd_restarts, Budget(steps=50, restarts=10)),
+    "autoattack": (autoattack, Budget(steps=100)),
 }
 
 

@@ -16,7 +16,7 @@ column `NATURAL`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 ADVERSARIAL, NATURAL = 0, 1  # columns of type_logits and P_type
 Branch = Literal["adv", "nat"]
 
-BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class AWNetConfig:
     """Everything needed to rebuild an AW-Net. The defaults are the paper's CIFAR-10 network.
 
     Attributes:
-        depth: ResNet depth of the trunk, 18 or 34 (two-layer blocks, Eq. 18).
+        depth: ResNet depth of the trunk: 18 or 34 (two-layer blocks, Eq. 18), or 50 (bottleneck blocks).
         width: channels of the first stage; the four stages have 1, 2, 4, 8 times as many. 64 is full width.
+            (The blocks of depth 50 put out four times as many.)
         num_classes: K, the number of logits.
         image_size: height and width of the square input, pixels.
         beta: the exponent of Eq. 21; 0 < beta.
@@ -145,19 +146,34 @@ def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 class DynamicBlock(nn.Module):
-    """Eq. 18: a two-layer residual block with both convolutions modulated; the shortcut is static."""
+    """A residual block whose convolutions are all modulated; its shortcut is static.
 
-    def __init__(self, c_in: int, c_out: int, stride: int, mixbn: bool) -> None:
+    With `bottleneck` False it is Eq. 18, two 3x3 convolutions to `c` channels. With it, a 1x1, a 3x3 (which has
+    the stride) and a 1x1 convolution to 4 c channels: the ResNet-50 that sec. 5.1 says can be used too.
+    """
+
+    def __init__(self, c_in: int, c: int, stride: int, mixbn: bool, bottleneck: bool = False) -> None:
         super().__init__()
-        self.conv1 = ConvMixBN(c_in, c_out, 3, stride, mixbn)
-        self.conv2 = ConvMixBN(c_out, c_out, 3, 1, mixbn)
-        same = stride == 1 and c_in == c_out
-        self.shortcut = None if same else ConvMixBN(c_in, c_out, 1, stride, mixbn)
+        self.conv1 = ConvMixBN(c_in, c, 1 if bottleneck else 3, 1 if bottleneck else stride, mixbn)
+        self.conv2 = ConvMixBN(c, c, 3, stride if bottleneck else 1, mixbn)
+        self.conv3 = ConvMixBN(c, 4 * c, 1, 1, mixbn) if bottleneck else None
+        self.c_out = 4 * c if bottleneck else c
+        same = stride == 1 and c_in == self.c_out
+        self.shortcut = None if same else ConvMixBN(c_in, self.c_out, 1, stride, mixbn)
 
-    def forward(self, x: Tensor, omega1: Tensor | None, omega2: Tensor | None, mix: Branch | Tensor) -> Tensor:
-        """x [N,c_in,H,W] -> [N,c_out,H/stride,W/stride]."""
-        out = F.relu(self.conv1(x, omega1, mix))
-        out = self.conv2(out, omega2, mix)
+    def modulated(self) -> list[tuple[str, ConvMixBN]]:
+        """(name, unit) of the convolutions that omega scales, in forward order."""
+        units = [("conv1", self.conv1), ("conv2", self.conv2)]
+        return units if self.conv3 is None else [*units, ("conv3", self.conv3)]
+
+    def forward(self, x: Tensor, omega: Sequence[Tensor | None], mix: Branch | Tensor) -> Tensor:
+        """x [N,c_in,H,W], an omega a modulated convolution -> [N,c_out,H/stride,W/stride]."""
+        out = x
+        units = self.modulated()
+        for i, ((_, unit), o) in enumerate(zip(units, omega, strict=True)):
+            out = unit(out, o, mix)
+            if i + 1 < len(units):
+                out = F.relu(out)
         return F.relu(out + (x if self.shortcut is None else self.shortcut(x, None, mix)))
 
 
@@ -177,7 +193,7 @@ class ResNet18Extractor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.stem(x, None, "nat"))
         for block in self.blocks:
-            h = block(h, None, None, "nat")
+            h = block(h, (None, None), "nat")
         return h.mean(dim=(2, 3))
 
 
@@ -189,8 +205,9 @@ def residual_stages(depth: int, width: int, mixbn: bool) -> nn.ModuleList:
     blocks, c_in = nn.ModuleList(), width
     for stage, count in enumerate(BLOCKS_PER_STAGE[depth]):
         for i in range(count):
-            blocks.append(DynamicBlock(c_in, width << stage, 2 if stage and i == 0 else 1, mixbn))
-            c_in = width << stage
+            block = DynamicBlock(c_in, width << stage, 2 if stage and i == 0 else 1, mixbn, bottleneck=depth >= 50)
+            blocks.append(block)
+            c_in = block.c_out
     return blocks
 
 
@@ -254,7 +271,9 @@ class AWNet(nn.Module):
         assert isinstance(feature_dim, int)
         self.stem = ConvMixBN(3, config.width, 3, 1, config.mixbn)
         self.blocks = residual_stages(config.depth, config.width, config.mixbn)
-        self.classifier = nn.Linear(8 * config.width, config.num_classes)
+        features = self.blocks[-1].c_out
+        assert isinstance(features, int)
+        self.classifier = nn.Linear(features, config.num_classes)
         self.type_head = TypeHead(feature_dim)
         self.signal_heads = nn.ModuleList(
             SignalHead(feature_dim, unit.conv.out_channels, config.beta) for _, unit in self.modulated()
@@ -266,9 +285,10 @@ class AWNet(nn.Module):
     def modulated(self) -> list[tuple[str, ConvMixBN]]:
         """(name, unit) of every convolution that omega scales, in the order of `Signals.omega`."""
         return [
-            (f"blocks.{i}.{name}", getattr(block, name))
+            (f"blocks.{i}.{name}", unit)
             for i, block in enumerate(self.blocks)
-            for name in ("conv1", "conv2")
+            if isinstance(block, DynamicBlock)
+            for name, unit in block.modulated()
         ]
 
     def train(self, mode: bool = True) -> AWNet:
@@ -304,8 +324,9 @@ class AWNet(nn.Module):
             mix = signals.p_type if self.config.type_weighting else "adv"
         omega: tuple[Tensor | None, ...] = signals.omega if self.config.dynamic else (None,) * len(signals.omega)
         h = F.relu(self.stem(self.normalise(x), None, mix))
-        for block, omega1, omega2 in zip(self.blocks, omega[::2], omega[1::2], strict=True):
-            h = block(h, omega1, omega2, mix)
+        each = len(omega) // len(self.blocks)  # two a block, three a bottleneck
+        for i, block in enumerate(self.blocks):
+            h = block(h, omega[each * i : each * (i + 1)], mix)
         logits: Tensor = self.classifier(h.mean(dim=(2, 3)))
         return logits
 

@@ -17,8 +17,12 @@ receives; figures named `float_...` are before rounding. T3 searches among 8-bit
 judged is always the deployed network in float32. Thresholds come from the checkpoint's calibration on
 validation images, or are taken from the validation split where it carries none.
 
-The report is rewritten after every finished part; started again with the same set-up, the program goes on where
-it stopped.
+The report is rewritten after every finished part, and a part's finished batches are kept beside it; started again
+with the same set-up, the program goes on where it stopped.
+
+Attacks are those of `attacks.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive attack (T2
+only), PGD with restarts (`--pgd-restarts`) and AutoAttack. `--steps` gives all but FGSM another number of steps.
+The data set is the one that the checkpoint was trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,12 +42,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training import checkpoint, detection
-from training.attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, Model, cross_entropy, evade, project, quantise
+from training.attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, cross_entropy, evade, project, quantise
 from training.awnet import ADVERSARIAL, NATURAL, AWNet
-from training.data import Split, load_cifar10
+from training.data import SETS, Split, load_images
 from training.foreign import FOREIGN, load_foreign
 from training.honest import HONEST
-from training.report import ONE_STEP, Report, to_hex, w_robust
+from training.report import ONE_STEP, Progress, Report, to_hex, w_robust
 
 LEVELS = ("T0", "T1", "T2", "T3")
 Part = Callable[[], dict[str, Any]]
@@ -77,22 +80,45 @@ def joined(parts: Sequence[Answers]) -> Answers:
     return Answers(torch.cat([p.correct for p in parts]), torch.cat(scores) if scores else None)
 
 
-def attackers_copy(net: nn.Module, level: str, bf16: bool = False) -> Model:
-    """The network as an attacker of T1 or T2 differentiates it; on a static network the two are the same.
+@dataclass(frozen=True)
+class AttackersCopy:
+    """The network as an attacker of T1 or T2 differentiates it, x -> logits; on a static network the two are the same.
 
     bf16 computes the attacker's gradients (nothing else) in bfloat16.
     """
 
-    def model(z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=bf16):
-            if level == "T1" and isinstance(net, AWNet):
+    net: nn.Module
+    level: str
+    bf16: bool = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with self.arithmetic(z):
+            if isinstance(self.net, AWNet) and self.level == "T1":
                 with torch.no_grad():
-                    signals = net.detect(z)
-                return net.classify(z, signals)
-            logits: Tensor = net(z)
+                    signals = self.net.detect(z)
+                return self.net.classify(z, signals)
+            logits: Tensor = self.net(z)
             return logits
 
-    return model
+    def arithmetic(self, z: Tensor) -> torch.autocast:
+        return torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+class DetectorsCopy(AttackersCopy):
+    """A T2 copy of an AW-Net that says its type logits too, which the paper's adaptive attack differentiates."""
+
+    def with_type(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and type logits [N, 2]."""
+        assert isinstance(self.net, AWNet)
+        with self.arithmetic(z):
+            signals = self.net.detect(z)
+            return self.net.classify(z, signals), signals.type_logits
+
+
+def attackers_copy(net: nn.Module, level: str, bf16: bool = False) -> AttackersCopy:
+    """What an attacker of `level` has of `net`."""
+    kind = DetectorsCopy if isinstance(net, AWNet) and level == "T2" else AttackersCopy
+    return kind(net, level, bf16)
 
 
 @dataclass(frozen=True)
@@ -181,6 +207,7 @@ class Evaluation:
     batch_size: int
     device: torch.device
     bf16: bool = False
+    progress: Progress | None = None
 
     @classmethod
     def start(
@@ -191,12 +218,12 @@ class Evaluation:
         batch_size: int = 128,
         device: torch.device | str = "cpu",
         bf16: bool = False,
+        progress: Progress | None = None,
     ) -> Evaluation:
         """Prepares the network (see `prepared`) and asks it about the clean images."""
         device = torch.device(device)
-        one = cls(
-            prepared(net, device), split, Judge(Answers(torch.ones(0), None), thresholds), batch_size, device, bf16
-        )
+        judge = Judge(Answers(torch.ones(0), None), thresholds)
+        one = cls(prepared(net, device), split, judge, batch_size, device, bf16, progress)
         clean = joined([ask(one.net, x, y) for x, y in one.batches(split)])
         return replace(one, judge=Judge(clean, thresholds))
 
@@ -219,8 +246,8 @@ class Evaluation:
 
     def white_box(self, level: str, attack: str, budget: Budget, limit: int | None = None) -> dict[str, Any]:
         """T1 or T2 under an attack of `ATTACKS`."""
-        model = attackers_copy(self.net, level, self.bf16)
-        return self._judged(ATTACKS[attack][0], model, budget, self.split.head(limit), f"{level} {attack}")
+        model, run = attackers_copy(self.net, level, self.bf16), ATTACKS[attack][0]
+        return self._judged(lambda _i, x, y: run(model, x, y, budget), self.split.head(limit), f"{level} {attack}")
 
     def transfer(
         self, surrogate: Surrogate, attack: str, budget: Budget, limit: int | None = None, cache: Path | None = None
@@ -232,42 +259,55 @@ class Evaluation:
         """
         split = self.split.head(limit)
         title = f"T0 {surrogate.name} {attack}"
-        if cache is not None and cache.is_file():
-            delta = torch.load(cache, weights_only=True)
-        else:
-            model = attackers_copy(surrogate.network, "T2", self.bf16)
-            run = ATTACKS[attack][0]
-            delta = torch.cat([(run(model, x, y, budget) - x).half().cpu() for x, y in self.batches(split, title)])
-            if cache is not None:
+        model, run = attackers_copy(surrogate.network, "T2", self.bf16), ATTACKS[attack][0]
+        deltas: Sequence[Tensor] | None = None
+        if cache is not None:
+            if not cache.is_file():
+                made = torch.cat([(run(model, x, y, budget) - x).half().cpu() for x, y in self.batches(split, title)])
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 partial = cache.with_name(cache.name + ".partial")
-                torch.save(delta.contiguous(), partial)
+                torch.save(made.contiguous(), partial)
                 partial.replace(cache)
-        deltas = iter(delta.split(self.batch_size))
+            deltas = torch.load(cache, weights_only=True).split(self.batch_size)
 
-        def passed_on(_model: Model, x: Tensor, _y: Tensor, budget: Budget) -> Tensor:
-            return project(x + next(deltas).to(x), x, budget.eps)
+        def passed_on(i: int, x: Tensor, y: Tensor) -> Tensor:
+            delta = (run(model, x, y, budget) - x).half() if deltas is None else deltas[i]
+            return project(x + delta.to(x), x, budget.eps)
 
-        judged = self._judged(passed_on, surrogate.network, budget, split, title)
-        return judged | {"surrogate_sha256": surrogate.sha256}
+        return self._judged(passed_on, split, title) | {"surrogate_sha256": surrogate.sha256}
 
-    def _judged(self, attack: Any, model: Model, budget: Budget, split: Split, title: str) -> dict[str, Any]:
-        rounded, unrounded = [], []
-        for x, y in self.batches(split, title):
-            x_adv = attack(model, x, y, budget)
-            rounded.append(ask(self.net, quantise(x_adv), y))
-            unrounded.append(ask(self.net, x_adv, y))
-        return self.judge.figures(joined(rounded), joined(unrounded))
+    def _judged(self, attack: Callable[[int, Tensor, Tensor], Tensor], split: Split, title: str) -> dict[str, Any]:
+        """Figures of `attack`, (batch number, x, y) -> x_adv, rounded to 8 bits and as it is."""
+
+        def both(i: int, x: Tensor, y: Tensor) -> list[Answers]:
+            x_adv = attack(i, x, y)
+            return [ask(self.net, quantise(x_adv), y), ask(self.net, x_adv, y)]
+
+        return self.judge.figures(*self._answers(both, split, title))
+
+    def _answers(
+        self, work: Callable[[int, Tensor, Tensor], list[Answers]], split: Split, title: str
+    ) -> tuple[Answers, ...]:
+        """What `work` gives for each batch, joined; batches that an earlier run finished are taken from it."""
+        done = self.progress.restored() if self.progress else []
+        for i, (x, y) in enumerate(self.batches(split, title)):
+            if i >= len(done):
+                done.append(tuple(t for answers in work(i, x, y) for t in (answers.correct, answers.scores)))
+                if self.progress:
+                    self.progress.keep(done)
+        answers = [[Answers(b[k], b[k + 1]) for k in range(0, len(b), 2)] for b in done if b[0] is not None]
+        return tuple(joined(parts) for parts in zip(*answers, strict=True))
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:
         """T3 by one attack of `EVASIONS`, aimed at the 5 % threshold; successes as bits, image by image."""
         assert isinstance(self.net, AWNet)
         target = self.judge.thresholds[max(self.judge.thresholds)]
-        parts = []
-        for x, y in self.batches(self.split.head(limit), f"T3 {name}"):
-            found = evade(self.net, x, y, budget, EVASIONS[name], target, restarts)
-            parts.append(ask(self.net, found.x_adv, y))
-        answers = joined(parts)
+        net = self.net
+
+        def search(_i: int, x: Tensor, y: Tensor) -> list[Answers]:
+            return [ask(net, evade(net, x, y, budget, EVASIONS[name], target, restarts).x_adv, y)]
+
+        (answers,) = self._answers(search, self.split.head(limit), f"T3 {name}")
         assert answers.scores is not None
         success = {f: ~answers.correct & (answers.scores <= t) for f, t in self.judge.thresholds.items()}
         return {
@@ -314,7 +354,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m training.evaluate", description="Measure a network at T0 to T3.")
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of an AW-Net or a static network")
-    add("--data-dir", type=Path, required=True, help="folder that holds cifar-10-batches-py/")
+    add("--data-dir", type=Path, required=True, help="folder that holds the data set, e.g. cifar-10-batches-py/")
+    add("--data-set", choices=list(SETS), help="default: the one that the checkpoint was trained on")
     add("--out", type=Path, required=True, help="report (.json); tables are written beside it (.md)")
     add("--attacks", nargs="+", default=["fgsm", "pgd_trades"], choices=list(ATTACKS))
     add("--levels", nargs="+", default=["T1", "T2"], choices=list(LEVELS))
@@ -325,6 +366,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--t3-limit", type=int, default=1000, help="first N images for T3 (default: 1000)")
     add("--eps", type=float, default=8.0, help="L-infinity radius in units of 1/255 (default: 8)")
     add("--steps", type=int, help="steps of the iterative attacks at T0 to T2 (default: each attack's own)")
+    add("--pgd-restarts", type=int, metavar="N", help="tries of pgd_restarts (default: 10)")
     add("--t3-steps", type=int, default=EVASION_BUDGET.steps, help="steps of each T3 attack (default: 60)")
     add("--evasions", nargs="+", default=list(EVASIONS), choices=list(EVASIONS), help="T3 attacks (default: all)")
     add("--restarts", type=int, default=1, help="tries of each T3 attack (default: 1)")
@@ -356,7 +398,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if "T0" in args.levels and not args.surrogate:
         raise ValueError("T0 needs at least one --surrogate")
     loaded = checkpoint.load(args.ckpt)
-    dataset = load_cifar10(args.data_dir)
+    name = args.data_set or loaded.recipe.get("data", {}).get("set", "cifar10")
+    dataset = load_images(name, args.data_dir)
     split: Split = getattr(dataset, args.split).head(args.limit)
     thresholds, source = {}, "none: no detector"
     if isinstance(loaded.network, AWNet):
@@ -380,16 +423,24 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "thresholds": {str(f): t for f, t in thresholds.items()},
         "thresholds_from": source,
     }
+    if name != "cifar10":
+        setup["set"] = name
+    if args.pgd_restarts:
+        setup["pgd_restarts"] = args.pgd_restarts
     report = Report(args.out, setup, fresh=args.fresh)
+    progress = Progress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
+    if args.fresh:
+        progress.end()
     device = torch.device(args.device)
-    run = Evaluation.start(loaded.network, split, thresholds, args.batch_size, device, args.bf16)
+    run = Evaluation.start(loaded.network, split, thresholds, args.batch_size, device, args.bf16, progress)
     for name, make in planned(run, args, device):
         if name in report.parts:
             continue
         torch.manual_seed(args.seed + zlib.crc32(name.encode()))  # a resumed run repeats what it would have done
-        started = time.perf_counter()
+        progress.begin(name)
         part = make()
-        report.put(name, part | {"seconds": round(time.perf_counter() - started, 1)})
+        report.put(name, part | {"seconds": round(progress.seconds, 1)})
+        progress.end()
         tqdm.write(f"{name}: {summary(part)} ({report.parts[name]['seconds']:.0f} s)")
     document = report.write()
     for check in document["checks"]:
@@ -408,19 +459,25 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
     budgets = {}
     for attack in args.attacks:
         own = ATTACKS[attack][1]
-        budgets[attack] = Budget(args.eps / 255, own.step, own.steps if attack in ONE_STEP else args.steps or own.steps)
+        steps = own.steps if attack in ONE_STEP else args.steps or own.steps
+        restarts = args.pgd_restarts or own.restarts if attack == "pgd_restarts" else 1
+        budgets[attack] = Budget(args.eps / 255, own.step, steps, restarts)
     if "T0" in args.levels:
         for surrogate in [load_surrogate(spec, device) for spec in args.surrogate]:
             for attack, budget in budgets.items():
                 limit = len(run.split.head(args.t0_limit))
+                if attack == "adaptive":  # about a detector, which these networks have not
+                    continue
                 made_by = (surrogate.sha256, attack, budget, args.split, limit, args.batch_size, args.bf16, args.seed)
-                key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:16]
+                text = repr(made_by).replace(", restarts=1)", ")")  # as keys were before there were restarts
+                key = hashlib.sha256(text.encode()).hexdigest()[:16]
                 file = args.cache / f"{surrogate.name}-{attack}-{key}.pt" if args.cache else None
                 yield f"T0/{surrogate.name}/{attack}", partial(run.transfer, surrogate, attack, budget, limit, file)
     for level in ("T1", "T2"):
         if level in args.levels and (level == "T2" or run.detects):
             for attack, budget in budgets.items():
-                yield f"{level}/{attack}", partial(run.white_box, level, attack, budget)
+                if level == "T2" or attack != "adaptive":  # whoever ignores the detector gains nothing by fooling it
+                    yield f"{level}/{attack}", partial(run.white_box, level, attack, budget)
     if "T3" in args.levels and run.detects:
         budget = Budget(args.eps / 255, EVASION_BUDGET.step, args.t3_steps)
         for name in args.evasions:

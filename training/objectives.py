@@ -1,15 +1,18 @@
-"""What is minimised, and how the adversarial images of a training step are made.
+"""What is minimised.
 
 An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
-network in training mode; it makes its own adversarial images and returns the loss to minimise with its
-parts. It never updates weights.
+network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
+teachers (everything random happens there), `loss` is a function of weights alone. It never updates weights.
+
+Every objective serves an AW-Net, whose two kinds of image go through their own branches (Eq. 15) and which
+adds L_type, and a static network. A network with several exits minimises the mean over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from training.attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from training.awnet import ADVERSARIAL, NATURAL, AWNet
+from training.inner import Inner, outputs
 
 
 @dataclass
@@ -27,72 +31,35 @@ class Loss:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-class Objective(Protocol):
-    """See the module's docstring; the state is what a resumed run needs beyond weights and optimiser."""
+class Step(NamedTuple):
+    """What a step learns from."""
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    x: Tensor  # [n,3,H,W] natural images, as the network is to see them
+    x_adv: Tensor  # [N,3,H,W] adversarial images; the first n belong to x
+    y: Tensor  # [N]
+    targets: tuple[Tensor, ...] = ()  # what teachers said
 
 
-class Stateless:
-    """An objective that a resumed run needs nothing of."""
+class Objective:
+    """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser."""
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+        raise NotImplementedError
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        raise NotImplementedError
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+        return self.loss(net, self.prepare(net, x, y))
+
+    def follow(self, factor: float) -> None:
+        """Told before each step what the learning rate is, as a share of the recipe's."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class Inner:
-    """How x_adv is made in training.
-
-    Attributes:
-        budget: radius, step and number of steps.
-        start: 'normal' (0.001 times standard normal, the paper's) or 'uniform' in the ball.
-        forced: share of an AW-Net's batch that is attacked with BN_adv forced (P = 0) and the detector's
-            gradient cut; the rest attacks the deployed network with its whole gradient. While P is near 0.5
-            an attack on the deployed network alone goes through the clean branch and BN_adv learns nothing.
-        detached: share of the *unforced* images whose attacker ignores the detector's gradient (T1) instead.
-    """
-
-    budget: Budget = Budget(steps=10)
-    start: str = "normal"
-    forced: float = 0.0
-    detached: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.start not in ("normal", "uniform"):
-            raise ValueError(f"attack.start must be 'normal' or 'uniform', not {self.start!r}")
-        if not (0 <= self.forced <= 1 and 0 <= self.detached <= 1):
-            raise ValueError("attack.forced and attack.detached are shares between 0 and 1")
-
-    def adversaries(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """x_adv against `net` in evaluation mode (so that the deployed network is attacked), which is then restored."""
-        was_training = net.training
-        net.eval()
-        start = normal_start(x) if self.start == "normal" else uniform_start(x, self.budget.eps)
-
-        def attack(part: slice, model: Any) -> Tensor:
-            return ascend(lambda z: cross_entropy(model(z), y[part]), x[part], start[part], self.budget)
-
-        if isinstance(net, AWNet):
-            n = len(x)
-            first = round(n * self.forced)
-            second = first + round((n - first) * self.detached)
-            models = (
-                (slice(0, first), lambda z: net.classify(z, net.detect(z.detach()), "adv")),
-                (slice(first, second), lambda z: net.classify(z, net.detect(z.detach()))),
-                (slice(second, n), net),
-            )
-            # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
-            x_adv = quantise(torch.cat([attack(part, model) for part, model in models if part.start < part.stop]))
-        else:
-            x_adv = attack(slice(None), net)
-        net.train(was_training)
-        return x_adv
 
 
 def branches(net: AWNet, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,22 +82,49 @@ def type_loss(type_logits: Tensor, n: int) -> Tensor:
     return F.cross_entropy(type_logits.float(), kind)
 
 
-class Standard(Stateless):
+def both(net: nn.Module, step: Step, together: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """(natural logits [n,K], adversarial logits [N,K]) of each exit, and L_type (zero for a static network).
+
+    A static network sees the two kinds in two passes, each with its own batch statistics, as the published codes
+    of TRADES, MART, RSLAD and MTARD have it, or in one pass with `together`.
+    """
+    if isinstance(net, AWNet):
+        nat, adv, type_logits = branches(net, step.x, step.x_adv)
+        return [(nat, adv)], type_loss(type_logits, len(step.x))
+    none = step.x.new_zeros(())
+    if together:
+        n = len(step.x)
+        return [(z[:n], z[n:]) for z in outputs(net, torch.cat([step.x, step.x_adv]))], none
+    return list(zip(outputs(net, step.x), outputs(net, step.x_adv), strict=True)), none
+
+
+def mean(losses: Sequence[Tensor]) -> Tensor:
+    """Over the exits; of one exit exactly its own loss."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+
+
+class Standard(Objective):
     """Cross-entropy on clean images (a static network)."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
-        loss = F.cross_entropy(net(x).float(), y, label_smoothing=self.label_smoothing)
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+        return Step(x, x[:0], y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        losses = [
+            F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in outputs(net, step.x)
+        ]
+        loss = mean(losses)
         return Loss(loss, {"nat": loss.item()})
 
 
-class PgdAt(Stateless):
-    """Adversarial training (Madry et al.) with labels.
+class PgdAt(Objective):
+    """Adversarial training (Madry et al.) with labels; with N-FGSM's attack it is the fast one-step training.
 
-    A static network minimises cross-entropy on x_adv. An AW-Net minimises it on x through BN_nat and on
-    x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
+    A static network minimises cross-entropy on x_adv, or a share `clean` of it on x (0.5 is Eq. 1). An AW-Net
+    minimises it on x through BN_nat and on x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
 
     `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
     signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_share` of the
@@ -150,8 +144,10 @@ class PgdAt(Stateless):
         nat_share: float = 1.0,
         nat_images: float = 1.0,
         noise: float = 0.0,
+        clean: float = 0.0,
     ) -> None:
         self.inner = inner
+        self.clean = clean
         self.label_smoothing = label_smoothing
         self.nat_weight = nat_weight
         self.type_weight = type_weight
@@ -161,20 +157,34 @@ class PgdAt(Stateless):
         self.nat_images = nat_images
         self.noise = noise
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
         x_adv = self.inner.adversaries(net, x, y)
         if not isinstance(net, AWNet):
-            loss = F.cross_entropy(net(x_adv).float(), y, label_smoothing=self.label_smoothing)
-            return Loss(loss, {"adv": loss.item()})
-        n = max(2, round(len(x) * self.nat_images))
-        logits_nat, logits_adv, type_logits = branches(
-            net, sign_noise(self.natural(net, x[:n], y[:n]), self.noise, self.inner.budget.eps), x_adv
+            return Step(x if self.clean else x[:0], x_adv, y)
+        n = natural_images(len(x), self.nat_images)
+        x_nat = sign_noise(self.natural(net, x[:n], y[:n]), self.noise, self.inner.budget.eps)
+        return Step(x_nat, x_adv, y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        y, n = step.y, len(step.x)
+        if not isinstance(net, AWNet):
+            loss = mean([self.cross_entropy(z, y) for z in outputs(net, step.x_adv)])
+            if not self.clean:
+                return Loss(loss, {"adv": loss.item()})
+            natural = mean([self.cross_entropy(z, y) for z in outputs(net, step.x)])
+            total = (1 - self.clean) * loss + self.clean * natural
+            return Loss(total, {"nat": natural.item(), "adv": loss.item()})
+        logits_nat, logits_adv, type_logits = branches(net, step.x, step.x_adv)
+        nat, adv, kind = (
+            self.cross_entropy(logits_nat, y[:n]),
+            self.cross_entropy(logits_adv, y),
+            type_loss(type_logits, n),
         )
-        nat = F.cross_entropy(logits_nat.float(), y[:n], label_smoothing=self.label_smoothing)
-        adv = F.cross_entropy(logits_adv.float(), y, label_smoothing=self.label_smoothing)
-        kind = type_loss(type_logits, n)
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
 
     def natural(self, net: AWNet, x: Tensor, y: Tensor) -> Tensor:
         """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
@@ -192,19 +202,108 @@ class PgdAt(Stateless):
         return torch.cat([moved, x[part.stop :]])
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, tau: float, reduction: str = "batchmean") -> Tensor:
-    """tau^2 KL(teacher^tau || student^tau) of logits [N,K] (Eq. 22-23).
+class Trades(Objective):
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images plus beta times KL(p(x) || p(x_adv)).
 
-    reduction 'batchmean' is the paper's; 'mean' also averages over classes, as the published MTARD code
-    does with tau = 1 (it adds 1e-5 inside the logarithm of the teacher; so does this variant).
+    x_adv ascends that divergence, not the cross-entropy. An AW-Net's p(x) goes through its natural branch, its
+    p(x_adv) through its adversarial one (the paper's Fig. 8).
+    """
+
+    def __init__(self, inner: Inner, beta: float = 6.0, type_weight: float = 1.0) -> None:
+        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x)), y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        nat = mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
+        adv = mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
+        total = nat + self.beta * adv + self.type_weight * kind
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+
+class Mart(Objective):
+    """MART (Wang et al. 2020): boosted cross-entropy on x_adv plus beta times KL(p(x) || p(x_adv)), the latter
+    weighted by how wrong the clean image is, 1 - p_y(x).
+
+    Boosted: -log p_y(x_adv) - log(1 - the highest other probability). beta is 5 in the published code.
+    """
+
+    def __init__(self, inner: Inner, beta: float = 5.0, type_weight: float = 1.0) -> None:
+        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y), y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        losses = [self.pair(nat.float(), adv.float(), step.y) for nat, adv in pairs]
+        boosted, weighted = mean([b for b, _ in losses]), mean([w for _, w in losses])
+        total = boosted + self.beta * weighted + self.type_weight * kind
+        return Loss(total, {"nat": weighted.item(), "adv": boosted.item(), "type": kind.item()})
+
+    @staticmethod
+    def pair(nat: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(boosted cross-entropy, weighted divergence) of logits [N,K]; the small numbers are the published ones."""
+        p_nat, p_adv = F.softmax(nat, dim=1), F.softmax(adv, dim=1)
+        other = p_adv.scatter(1, y[:, None], 0.0).amax(1)
+        boosted = F.cross_entropy(adv, y) - (1.0001 - other + 1e-12).log().mean()
+        wrong = 1.0000001 - p_nat.gather(1, y[:, None]).squeeze(1)
+        return boosted, (F.kl_div((p_adv + 1e-12).log(), p_nat, reduction="none").sum(1) * wrong).mean()
+
+
+def kl_divergence(
+    student: Tensor, teacher: Tensor, tau: float, reduction: str = "batchmean", squared: bool = True
+) -> Tensor:
+    """tau^2 KL(teacher^tau || student^tau) of logits [N,K] (Eq. 22-23), without the tau^2 where not `squared`.
+
+    reduction 'batchmean' is the paper's. 'mean' also averages over classes, as the published MTARD code
+    does with tau = 1 (it adds 1e-5 inside the logarithm of the teacher; so does this variant), and 'elements'
+    does so without the 1e-5, as the published RSLAD code.
     """
     log_student = F.log_softmax(student.float() / tau, dim=1)
     target = F.softmax(teacher.float() / tau, dim=1)
+    scale = tau**2 if squared else 1.0
     if reduction == "batchmean":
-        return tau**2 * F.kl_div(log_student, target, reduction="batchmean")
+        return scale * F.kl_div(log_student, target, reduction="batchmean")
     if reduction == "mean":
-        return tau**2 * (target * ((target + 1e-5).log() - log_student)).mean()
-    raise ValueError(f"kl must be 'batchmean' or 'mean', not {reduction!r}")
+        return scale * (target * ((target + 1e-5).log() - log_student)).mean()
+    if reduction == "elements":
+        return scale * F.kl_div(log_student, target, reduction="batchmean") / target.shape[1]
+    raise ValueError(f"kl must be 'batchmean', 'mean' or 'elements', not {reduction!r}")
+
+
+class Rslad(Objective):
+    """RSLAD (Zi et al. 2021): one robust teacher's answers to clean images teach clean and adversarial ones.
+
+    5/6 KL(T(x) || S(x_adv)) + 1/6 KL(T(x) || S(x)), and x_adv ascends KL(T(x) || S(x_adv)): no labels anywhere.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        teacher: nn.Module,
+        adv_weight: float = 5 / 6,
+        tau: float = 1.0,
+        kl: str = "batchmean",
+        type_weight: float = 1.0,
+    ) -> None:
+        self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+        with torch.no_grad():
+            target = self.teacher(x)
+        return Step(x, self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1)), y, (target,))
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        (target,) = step.targets
+        nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
+        adv = mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
+        total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
 
 
 class Balancer:
@@ -231,12 +330,25 @@ class Balancer:
         self.w_nat -= self.eta * (self.w_nat - hat_nat / (hat_adv + hat_nat))
 
 
-class Mtard:
+class Mtard(Objective):
     """Multi-teacher adversarial robustness distillation (Eq. 22-24) with automatic balance.
 
     `nat_teacher` teaches clean images, `adv_teacher` adversarial ones; x_adv is made with labels, as the
     published code does. An AW-Net learns each through its own branch and adds L_type, which the balance
     leaves alone; a static network learns both through one.
+
+    Where the paper and the published code differ, or the paper is silent:
+
+    Args:
+        tau, kl, tau_squared: see `kl_divergence`; the paper's are its defaults, the code has kl = "mean".
+        kl_scale: factor of both losses; the code has 10 for CIFAR-100.
+        eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
+            tenfold where the learning rate does).
+        balance: off, both losses keep weight 0.5.
+        together: a static network sees both kinds of image in one batch; the code has two passes.
+        nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
+        noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
+            image without its noise.
     """
 
     def __init__(
@@ -249,36 +361,56 @@ class Mtard:
         eta: float = 0.025,
         balance: bool = True,
         type_weight: float = 1.0,
+        nat_images: float = 1.0,
+        noise: float = 0.0,
+        tau_squared: bool = True,
+        kl_scale: float = 1.0,
+        eta_decays: bool = False,
+        together: bool = True,
     ) -> None:
         self.inner = inner
         self.nat_teacher = nat_teacher.eval().requires_grad_(False)
         self.adv_teacher = adv_teacher.eval().requires_grad_(False)
         self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
+        self.nat_images, self.noise = nat_images, noise
+        self.tau_squared, self.kl_scale, self.together = tau_squared, kl_scale, together
+        self.eta, self.eta_decays = eta, eta_decays
         self.balancer = Balancer(eta)
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
         x_adv = self.inner.adversaries(net, x, y)
+        x_nat = x[: natural_images(len(x), self.nat_images)]
         with torch.no_grad():
-            target_nat, target_adv = self.nat_teacher(x), self.adv_teacher(x_adv)
-        kind = x.new_zeros(())
-        if isinstance(net, AWNet):
-            logits_nat, logits_adv, type_logits = branches(net, x, x_adv)
-            kind = type_loss(type_logits, len(x))
-        else:
-            logits_nat, logits_adv = net(torch.cat([x, x_adv])).chunk(2)
-        nat = kl_divergence(logits_nat, target_nat, self.tau, self.kl)
-        adv = kl_divergence(logits_adv, target_adv, self.tau, self.kl)
+            targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
+        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps), x_adv, y, targets)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step, self.together)
+        nat, adv = (
+            self.kl_scale
+            * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
+            for i, target in enumerate(step.targets)
+        )
         if self.balance:
             self.balancer.update(nat.item(), adv.item())
         total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
         parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
         return Loss(total, parts)
 
+    def follow(self, factor: float) -> None:
+        if self.eta_decays:
+            self.balancer.eta = self.eta * factor
+
     def state_dict(self) -> dict[str, Any]:
         return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
+
+
+def natural_images(batch: int, share: float) -> int:
+    """How many of `batch` images go through the natural branch: two at least, a batch norm needs them."""
+    return min(batch, max(2, round(batch * share)))
 
 
 def sign_noise(x: Tensor, share: float, eps: float) -> Tensor:
@@ -290,7 +422,7 @@ def sign_noise(x: Tensor, share: float, eps: float) -> Tensor:
     return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
 
 
-class DetectorPretraining(Stateless):
+class DetectorPretraining(Objective):
     """Stages A and C: extractor and type head learn to tell adversarial examples of the trunk from clean images.
 
     The trunk stands still. Each step draws its attacker from `attackers`, its radius from `eps` (units of
@@ -313,7 +445,7 @@ class DetectorPretraining(Stateless):
             raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
         self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
         assert isinstance(net, AWNet)
         eps = _draw(self.eps) / 255
         steps = int(torch.randint(1, 2 * self.inner.budget.steps, ()))
@@ -333,8 +465,12 @@ class DetectorPretraining(Stateless):
         start = normal_start(x) if torch.rand(()) < 0.5 else uniform_start(x, eps)
         x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
-        both = torch.cat([sign_noise(x, self.noise, eps), x_adv])
-        loss = type_loss(net.type_head(net.extractor(net.normalise(both))), len(x))
+        return Step(sign_noise(x, self.noise, eps), x_adv, y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        assert isinstance(net, AWNet)
+        images = torch.cat([step.x, step.x_adv])
+        loss = type_loss(net.type_head(net.extractor(net.normalise(images))), len(step.x))
         return Loss(loss, {"type": loss.item()})
 
 

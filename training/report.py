@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,66 @@ class Report:
         write_text(self.path, json.dumps(document, indent=1) + "\n")
         write_text(self.path.with_suffix(".md"), markdown(document))
         return document
+
+
+class Progress:
+    """The finished batches of the part under way, in a file, so that a kill costs at most `every` seconds of attack.
+
+    With the batches stands the state of the random numbers, so that a resumed part is what it would have been.
+    """
+
+    def __init__(self, path: Path, setup: dict[str, Any], every: float = 60.0) -> None:
+        self.path, self.every = path, every
+        self.setup = json.dumps(setup, sort_keys=True)
+        self.name, self.began, self.written, self.before = "", 0.0, 0.0, 0.0
+
+    def begin(self, name: str) -> None:
+        """From here on batches belong to the part `name`."""
+        self.name, self.before = name, 0.0
+        self.began = self.written = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this part, earlier runs included."""
+        return self.before + time.perf_counter() - self.began
+
+    def restored(self) -> list[tuple[Tensor | None, ...]]:
+        """The batches of an earlier run of this part, or none; the random numbers go on from there."""
+        if not self.path.is_file():
+            return []
+        try:
+            kept = torch.load(self.path, weights_only=True)
+        except Exception:  # torch raises half a dozen types for a damaged file; what it held is computed again
+            return []
+        if (kept["setup"], kept["name"]) != (self.setup, self.name):
+            return []
+        self.before = kept["seconds"]
+        torch.set_rng_state(kept["cpu"])
+        if kept["cuda"]:
+            torch.cuda.set_rng_state_all(kept["cuda"])
+        return [tuple(batch) for batch in kept["batches"]]
+
+    def keep(self, batches: list[tuple[Tensor | None, ...]]) -> None:
+        """All batches so far; written where the last writing is `every` seconds ago."""
+        if time.perf_counter() - self.written < self.every:
+            return
+        document = {
+            "setup": self.setup,
+            "name": self.name,
+            "seconds": self.seconds,
+            "batches": batches,
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        torch.save(document, partial)
+        partial.replace(self.path)
+        self.written = time.perf_counter()
+
+    def end(self) -> None:
+        """The part is in the report now."""
+        self.path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,27 @@ from tqdm import tqdm
 from training import checkpoint
 from training.attacks import Budget, pgd_trades
 from training.awnet import ADVERSARIAL, AWNet, AWNetConfig
-from training.data import ImageSet, Split, load_cifar10, shuffled_batches
+from training.awp import perturbed
+from training.data import SETS, ImageSet, Split, load_images, shuffled_batches
 from training.detection import auroc, calibrate
-from training.objectives import DetectorPretraining, Inner, Loss, Mtard, Objective, PgdAt, Standard
-from training.static import StaticConfig, build_static
+from training.foreign import FOREIGN, load_foreign
+from training.inner import Inner
+from training.objectives import DetectorPretraining, Loss, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
+from training.static import StaticConfig, StaticNet, build_static
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "network": {"kind": "awnet", "freeze": []},
     "init": {},
     "objective": {"name": "pgd_at"},
-    "attack": {"eps": 8.0, "step": 2.0, "steps": 10, "start": "normal", "forced": 0.0, "detached": 0.0},
+    "attack": {
+        "eps": 8.0,
+        "step": 2.0,
+        "steps": 10,
+        "start": "normal",
+        "forced": 0.0,
+        "detached": 0.0,
+        "spread": 2.0,
+    },
     "optim": {
         "epochs": 10,
         "batch_size": 128,
@@ -54,8 +66,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup": 0.2,
         "milestones": [],
         "ema": 0.0,
+        "awp": 0.0,
+        "awp_from": 0,
     },
-    "data": {"seed": 0, "train_images": 45_000, "padding": 4},
+    "data": {"set": "cifar10", "seed": 0, "train_images": 0, "padding": 4},
     "validate": {"images": 2_000, "attack_steps": 10, "every": 1},
     "runtime": {"bf16": False, "compile": False, "threads": 0},
 }
@@ -92,6 +106,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
             raise RecipeError(
                 f"{path}: unknown key {table}.{sorted(unknown)[0]}; known are {', '.join(DEFAULTS[table])}"
             )
+    if recipe["data"]["set"] not in SETS:
+        raise RecipeError(f"data.set must be one of {', '.join(SETS)}, not {recipe['data']['set']!r}")
     return recipe
 
 
@@ -149,27 +165,45 @@ def copy_static(net: AWNet, part: str, static: nn.Module) -> None:
     target.load_state_dict(state, strict=False)
 
 
+def load_teacher(spec: str, folder: Path, device: torch.device) -> nn.Module:
+    """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `FOREIGN`."""
+    name, equals, file = spec.partition("=")
+    if equals and name in FOREIGN:
+        net: nn.Module = load_foreign(name, folder / file)
+    else:
+        net = checkpoint.load(folder / spec).network
+    return net.to(device, memory_format=torch.channels_last)
+
+
 def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, device: torch.device) -> Objective:
     """The objective of a recipe; teachers are checkpoints named relative to `folder`."""
     attack, options = dict(recipe["attack"]), dict(recipe["objective"])
-    budget = Budget(attack.pop("eps") / 255, attack.pop("step") / 255, attack.pop("steps"))
-    inner, name = Inner(budget, **attack), options.pop("name")
+    eps, step = attack.pop("eps") / 255, attack.pop("step") / 255
+    name, steps = options.pop("name"), attack.pop("steps")
+    if name not in OBJECTIVES:
+        raise RecipeError(f"objective.name must be one of {', '.join(OBJECTIVES)}, not {name!r}")
+    if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
+        attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:
-        if name == "standard":
-            return Standard(**options)
-        if name == "pgd_at":
-            return PgdAt(inner, **options)
-        if name == "mtard":
-            for teacher in ("nat_teacher", "adv_teacher"):
-                options[teacher] = checkpoint.load(folder / options[teacher], device).network.to(
-                    memory_format=torch.channels_last
-                )
-            return Mtard(inner, **options)
-        if name == "detector":
-            return DetectorPretraining(inner, **options)
-    except (TypeError, KeyError) as error:
+        inner = Inner(Budget(eps, step, steps), **attack)
+        for option in ("teacher", "nat_teacher", "adv_teacher"):
+            if option in options:
+                options[option] = load_teacher(options[option], folder, device)
+        return Standard(**options) if name == "standard" else OBJECTIVES[name](inner, **options)
+    except (TypeError, ValueError) as error:
         raise RecipeError(f"[objective] {name}: {error}") from error
-    raise RecipeError(f"objective.name must be standard, pgd_at, mtard or detector, not {name!r}")
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "standard": Standard,
+    "pgd_at": PgdAt,
+    "n_fgsm": PgdAt,
+    "trades": Trades,
+    "mart": Mart,
+    "rslad": Rslad,
+    "mtard": Mtard,
+    "detector": DetectorPretraining,
+}
 
 
 def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -224,14 +258,23 @@ def train_step(
     x: Tensor,
     y: Tensor,
     runtime: Runtime,
+    awp: float = 0.0,
 ) -> Loss:
-    """One update: make adversaries, minimise. Raises FloatingPointError when the loss is not finite."""
+    """One update: make adversaries, minimise; with `awp` > 0 at the worst weights within that share of their norm.
+
+    Raises FloatingPointError when the loss is not finite.
+    """
     with runtime.autocast():
-        loss = objective(net, x, y)
-    if not torch.isfinite(loss.total):
-        raise FloatingPointError(f"the loss is {loss.total.item()} ({loss.parts}); lower optim.lr or switch bf16 off")
+        step = objective.prepare(net, x, y)
     optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
+    with perturbed(net, objective, step, awp, runtime.autocast()) if awp else nullcontext():
+        with runtime.autocast():
+            loss = objective.loss(net, step)
+        if not torch.isfinite(loss.total):
+            raise FloatingPointError(
+                f"the loss is {loss.total.item()} ({loss.parts}); lower optim.lr or switch bf16 off"
+            )
+        loss.total.backward()
     optimizer.step()
     return loss
 
@@ -288,6 +331,15 @@ def detector_figures(net: AWNet, split: Split, runtime: Runtime) -> dict[str, fl
                 nat.append(signals.p_type[:, ADVERSARIAL])
                 adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL])
     return {"auroc": auroc(torch.cat(nat), torch.cat(adv))}
+
+
+def set_exits(net: StaticNet, split: Split, runtime: Runtime) -> None:
+    """Entropy thresholds of a multi-exit network, on validation images; they are part of its checkpoint."""
+    was_training = net.training
+    net.eval()
+    for x, _ in split.batches(len(split)):
+        net.set_exits(x.to(runtime.device))
+    net.train(was_training)
 
 
 @torch.no_grad()
@@ -360,6 +412,9 @@ def train(
 
     torch.manual_seed(seed)
     net = build_network(recipe["network"], len(images.labels))
+    size = images.validation.images.shape[-1]
+    if isinstance(net, AWNet) and net.config.image_size != size:
+        raise RecipeError(f"network.image_size is {net.config.image_size}, and these images have {size} pixels a side")
     initialise(net, recipe["init"], out.parent)
     for module in recipe["network"]["freeze"]:
         net.get_submodule(module).requires_grad_(False)
@@ -369,7 +424,7 @@ def train(
     averaged = (
         AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True) if optim["ema"] else None
     )
-    train_split = images.train.head(recipe["data"]["train_images"])
+    train_split = images.train.head(recipe["data"]["train_images"] or None)  # 0: all
     validation = images.validation.head(recipe["validate"]["images"])
     steps_per_epoch = len(train_split) // optim["batch_size"]
     factor = schedule(optim, steps_per_epoch)
@@ -406,7 +461,9 @@ def train(
             step = epoch * steps_per_epoch + i
             for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
                 group["lr"] = base * factor(step)
-            loss = train_step(net, objective, optimizer, x.to(runtime.device), y.to(runtime.device), runtime)
+            objective.follow(factor(step))
+            awp = optim["awp"] if epoch >= optim["awp_from"] else 0.0
+            loss = train_step(net, objective, optimizer, x.to(runtime.device), y.to(runtime.device), runtime, awp)
             if averaged is not None:
                 averaged.update_parameters(net)
             seen += len(x)
@@ -426,6 +483,8 @@ def train(
                 assert isinstance(judged, AWNet)
                 figures = detector_figures(judged, validation, runtime)
             else:
+                if isinstance(judged, StaticNet) and judged.multi_exit:
+                    set_exits(judged, validation.head(500), runtime)
                 figures = validate(judged, validation, recipe["validate"]["attack_steps"], runtime)
         for key, value in figures.items():
             writer.add_scalar(f"validation/{key}", value, epoch * steps_per_epoch)
@@ -475,7 +534,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
     parser.add_argument(
-        "--data-dir", type=Path, required=True, help="where cifar-10-batches-py is, or is downloaded to"
+        "--data-dir", type=Path, required=True, help="where the recipe's data set is (or is downloaded to: the CIFARs)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
@@ -485,7 +544,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         recipe = read_recipe(args.recipe, args.set)
-        images = load_cifar10(args.data_dir)
+        images = load_images(recipe["data"]["set"], args.data_dir)
         result = train(
             recipe,
             images,

@@ -54,6 +54,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"beta": 2.5},
     {"depth": 34},
     {"depth": 34, "beta": 1.0},
+    {"depth": 50},
+    {"depth": 50, "beta": 1.0, "mixbn": False},
+    {"depth": 50, "dynamic": False},
     {"dynamic": False},
     {"mixbn": False},
     {"type_weighting": False},
@@ -67,7 +70,7 @@ CONFIGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
 def test_the_graph_computes_what_the_network_computes(changes: dict[str, Any]) -> None:
-    """In float64, with beta 1 to 4, both depths and every ablation, no output is off by more than rounding."""
+    """In float64, with beta 1 to 4, all depths and every ablation, no output is off by more than rounding."""
     net = restless(AWNet(AWNetConfig(**{"width": 4, "image_size": 8, **changes}))).double()
     image = images(3, net.config.image_size)
     with torch.no_grad():

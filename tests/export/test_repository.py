@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,8 @@ from tritonclient.grpc import model_config_pb2
 
 from export import graph
 from export.contract import METADATA_KEY
-from export.repository import CONFIG_FILE, MODEL_FILE, RepositoryError, publish, versions
+from export.repository import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, RepositoryError, publish, versions
+from server.repository import Repository
 from training.awnet import AWNet, AWNetConfig
 
 
@@ -148,6 +151,27 @@ def test_config_carries_contract_and_hash_of_every_version(tmp_path: Path, model
         assert parameters[f"contract.{version}"].string_value == {p.key: p.value for p in inside}[METADATA_KEY]
 
 
+def test_every_version_has_a_manifest_of_its_own(tmp_path: Path, model: bytes, second: bytes) -> None:
+    """Name, number, hash and size: what the server holds the files against before it reads them."""
+    publish(model, tmp_path)
+    publish(second, tmp_path, name="other", version=7)
+    for folder, data in ((tmp_path / "awnet/1", model), (tmp_path / "other/7", second)):
+        assert sorted(p.name for p in folder.iterdir()) == [MANIFEST_FILE, MODEL_FILE]
+        assert json.loads((folder / MANIFEST_FILE).read_text()) == {
+            "schema_version": 1,
+            "model": folder.parent.name,
+            "version": int(folder.name),
+            "files": {MODEL_FILE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
+        }
+
+
+def test_what_is_published_is_what_the_server_reads(tmp_path: Path, model: bytes) -> None:
+    """Both packages write down the form of a manifest; neither imports the other."""
+    publish(model, tmp_path)
+    assert Repository(tmp_path).catalogue() == {"awnet": (1,)}
+    assert Repository(tmp_path).read("awnet", 1).data == model
+
+
 def publish_and_die(model: bytes, repository: Path, step: int) -> bool:
     """Publish in a child process that is killed at its `step`-th touch of the disk; True where it was killed."""
     child = os.fork()
@@ -192,9 +216,9 @@ def test_a_kill_at_any_step_leaves_the_old_state(tmp_path: Path, model: bytes, s
         if (home / "2").exists():
             assert (home / "2" / MODEL_FILE).read_bytes() == second
             assert parameters["contract.2"].string_value == '{"second":true}'
-            (home / "2" / MODEL_FILE).unlink()
-            (home / "2").rmdir()
-    assert seen >= 6  # staging folder, model, config, two renames at least
+            assert json.loads((home / "2" / MANIFEST_FILE).read_text())["version"] == 2
+            shutil.rmtree(home / "2")
+    assert seen >= 7  # staging folder, model, manifest, config, two renames at least
     assert sorted(p.name for p in home.iterdir()) == ["1", "2", CONFIG_FILE]
     assert (home / "2" / MODEL_FILE).read_bytes() == second
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,92 @@ import httpx
 import numpy as np
 import pytest
 
-from server.app import Service, create_app
+from server.app import create_app
 from server.embedded import EmbeddedEngine
-from server.engine import Model, Signals
-from server.errors import AWNetError, EngineFault, StartupError, problem, status_of
+from server.engine import Model, Runner, Signals, Terms
+from server.errors import (
+    AWNetError,
+    DeadlineExceeded,
+    EngineFault,
+    EngineUnavailable,
+    StartupError,
+    problem,
+    status_of,
+)
 from server.images import Picture
+from server.repository import Repository
+from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import encoded, noise, plain, publish
 
 PNG = encoded(noise())
+FOREVER = Terms()
 
 
 class Engine:
     """The embedded engine behind a gate, with faults on demand."""
 
     def __init__(self, repository: Path, **options: Any) -> None:
-        self.inner = EmbeddedEngine(repository, **{"threads": 1, **options})
+        self.inner = EmbeddedEngine(Repository(repository), **{"threads": 1, **options})
         self.gate = asyncio.Event()
         self.gate.set()
         self.fault: Exception | None = None
         self.start_fault: Exception | None = None
         self.spoil: Callable[[Signals], None] | None = None
+        self.reachable = True
+        self.cancelled = 0
+        self.terms: list[Terms] = []
 
-    async def start(self) -> Model:
+    async def start(self) -> None:
         await self.gate.wait()
         if self.start_fault:
             raise self.start_fault
-        return await self.inner.start()
+        await self.inner.start()
 
-    async def infer(self, pictures: Sequence[Picture]) -> Signals:
-        await self.gate.wait()
-        if self.fault:
-            raise self.fault
-        signals = await self.inner.infer(pictures)
-        if self.spoil:
-            self.spoil(signals)
-        return signals
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        return await self.inner.catalogue()
+
+    async def fingerprint(self) -> object:
+        return await self.inner.fingerprint()
+
+    async def open(self, name: str, version: int) -> Runner:
+        return _Gated(self, await self.inner.open(name, version))
 
     def waiting(self) -> int:
         return self.inner.waiting()
+
+    def up(self) -> bool:
+        return self.reachable and self.inner.up()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+class _Gated:
+    def __init__(self, engine: Engine, inner: Runner) -> None:
+        self.engine = engine
+        self.inner = inner
+
+    @property
+    def model(self) -> Model:
+        return self.inner.model
+
+    async def warm(self) -> None:
+        await self.inner.warm()
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+        self.engine.terms.append(terms)
+        try:
+            await self.engine.gate.wait()
+            if self.engine.fault:
+                raise self.engine.fault
+            signals = await self.inner.infer(pictures, terms)
+        except asyncio.CancelledError:
+            self.engine.cancelled += 1
+            raise
+        if self.engine.spoil:
+            self.engine.spoil(signals)
+        return signals
 
     async def close(self) -> None:
         await self.inner.close()
@@ -59,7 +107,7 @@ class Engine:
 
 @asynccontextmanager
 async def client(engine: Any, **settings: Any) -> Any:
-    app = create_app(Settings(**settings), engine)
+    app = create_app(Settings(**{"poll_seconds": 0, **settings}), engine)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
@@ -75,8 +123,8 @@ async def until_ready(http: httpx.AsyncClient) -> None:
     raise AssertionError("never became ready")
 
 
-def ask(http: httpx.AsyncClient, data: bytes = PNG) -> Awaitable[httpx.Response]:
-    return http.post("/predict", content=data, headers={"content-type": "image/png"})
+def ask(http: httpx.AsyncClient, data: bytes = PNG, query: str = "") -> Awaitable[httpx.Response]:
+    return http.post(f"/predict{query}", content=data, headers={"content-type": "image/png"})
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> None:
@@ -116,7 +164,7 @@ def test_a_model_whose_golden_values_do_not_come_out_is_never_ready(tmp_path: Pa
 
     async def scenario() -> None:
         told: list[str] = []
-        engine = EmbeddedEngine(publish(tmp_path, change=spoiled_golden), threads=1)
+        engine = EmbeddedEngine(Repository(publish(tmp_path, change=spoiled_golden)), threads=1)
         app = create_app(Settings(), engine)
         service: Service = app.state.service
         service.on_failure = lambda: told.append("failed")
@@ -150,7 +198,7 @@ def test_a_full_queue_is_503_with_retry_after(repository: Path) -> None:
     """Those who were let in are answered, the rest at once refused, and it is counted."""
 
     async def scenario() -> None:
-        engine = EmbeddedEngine(repository, threads=1, capacity=1)
+        engine = EmbeddedEngine(Repository(repository), threads=1, capacity=1)
         async with client(engine, queue_capacity=1, retry_after_seconds=7) as http:
             await until_ready(http)
             answers = await asyncio.gather(*[ask(http) for _ in range(20)])
@@ -222,6 +270,125 @@ def test_an_answer_that_is_not_finite_is_a_fault_and_never_clean(repository: Pat
     run(scenario)
 
 
+def test_an_engine_that_cannot_be_reached_takes_readiness_off(repository: Path) -> None:
+    """503 with Retry-After for who comes all the same, a gauge of 0, and back again without a restart."""
+
+    async def scenario() -> None:
+        engine = Engine(repository)
+        async with client(engine) as http:
+            await until_ready(http)
+            engine.reachable = False
+            engine.fault = EngineUnavailable("no Triton is reachable")
+            assert (await http.get("/v2/health/ready")).status_code == 503
+            assert "awnet_engine_up 0.0" in (await http.get("/metrics")).text
+            answer = await ask(http)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["type"] == "urn:awnet:problem:engine-unavailable"
+            engine.reachable, engine.fault = True, None
+            assert (await http.get("/v2/health/ready")).status_code == 200
+            assert (await ask(http)).status_code == 200
+
+    run(scenario)
+
+
+def test_a_deadline_that_passes_is_504_without_retry_after(repository: Path) -> None:
+    """Trying again at once would only add to what made it late."""
+
+    async def scenario() -> None:
+        engine = Engine(repository)
+        async with client(engine) as http:
+            await until_ready(http)
+            engine.fault = DeadlineExceeded("the answer would come too late")
+            answer = await ask(http, query="?timeout_ms=5")
+            assert answer.status_code == 504
+            assert "retry-after" not in answer.headers
+            assert answer.json()["type"] == "urn:awnet:problem:deadline-exceeded"
+            text = (await http.get("/metrics")).text
+            assert 'awnet_rejections_total{reason="deadline-exceeded"} 1.0' in text
+
+    run(scenario)
+
+
+def test_deadline_and_priority_reach_the_engine(repository: Path) -> None:
+    """A caller may ask for less time than the server allows, never for more."""
+
+    async def scenario() -> None:
+        engine = Engine(repository)
+        async with client(engine, timeout_seconds=5) as http:
+            await until_ready(http)
+            for query, seconds, priority in [
+                ("", 5.0, "normal"),
+                ("?timeout_ms=2000", 2.0, "normal"),
+                ("?timeout_ms=99000", 5.0, "normal"),
+                ("?priority=low", 5.0, "low"),
+            ]:
+                begun = time.monotonic()
+                assert (await ask(http, query=query)).status_code == 200
+                terms = engine.terms[-1]
+                assert begun + seconds <= terms.deadline <= time.monotonic() + seconds
+                assert terms.priority == priority
+
+    run(scenario)
+
+
+def test_a_caller_that_has_gone_gives_its_place_back(repository: Path) -> None:
+    """Its work is cancelled, no answer is counted, and the next request is served."""
+
+    async def scenario() -> None:
+        engine = Engine(repository)
+        async with client(engine) as http:
+            await until_ready(http)
+            engine.gate.clear()
+            app = http._transport.app
+            messages = [
+                {"type": "http.request", "body": PNG, "more_body": False},
+                {"type": "http.disconnect"},
+            ]
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return messages.pop(0)
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/predict",
+                "query_string": b"",
+                "headers": [(b"content-type", b"image/png")],
+            }
+            await app(scope, receive, send)
+            assert (sent, engine.cancelled) == ([], 1)
+            engine.gate.set()
+            assert (await ask(http)).status_code == 200
+            text = (await http.get("/metrics")).text
+            assert 'awnet_rejections_total{reason="caller-gone"} 1.0' in text
+            assert 'code="500"' not in text
+
+    run(scenario)
+
+
+def test_the_open_inference_protocol_is_reached_through_the_same_door(repository: Path) -> None:
+    """Ids, body limit and metrics as everywhere; the route is a template, the error has the protocol's shape."""
+
+    async def scenario() -> None:
+        async with client(Engine(repository), max_body_bytes=1000) as http:
+            await until_ready(http)
+            told = await http.get("/v2/models/awnet", headers={"x-request-id": "me"})
+            assert (told.status_code, told.json()["name"], told.headers["x-request-id"]) == (200, "awnet", "me")
+            large = await http.post("/v2/models/awnet/infer", content=b"x" * 1001)
+            assert large.status_code == 413
+            assert set(large.json()) == {"error"}
+            assert (await http.get("/v2x")).json()["type"] == "urn:awnet:problem:not-found"
+            text = (await http.get("/metrics")).text
+            assert 'code="200",method="GET",route="/v2/models/{model}"' in text
+            assert 'code="413",method="POST",route="/v2/models/{model}/infer"' in text
+
+    run(scenario)
+
+
 def test_draining_takes_readiness_off_and_answers_on(repository: Path) -> None:
     """Balancers look away, connections are given up one by one, nobody is turned down."""
 
@@ -248,8 +415,21 @@ def test_every_error_has_a_status_and_a_name_of_its_own() -> None:
     assert len({kind.slug for kind in kinds}) == len(kinds)
     for kind in kinds:
         status = status_of(kind("detail"))
-        assert status == 500 if issubclass(kind, StartupError) or kind is AWNetError else 400 <= status <= 503
+        assert status == 500 if issubclass(kind, StartupError) or kind is AWNetError else 400 <= status <= 504
         assert problem(kind("detail"), "id")["status"] == status
+
+
+WRONG: list[dict[str, Any]] = [
+    {"canary": "2"},
+    {"canary": "2:1.5"},
+    {"canary": "x:0.1"},
+    {"canary": "2:nan"},
+    {"shadow": "two"},
+    {"models": "good, ../bad"},
+    {"versions_kept": 0},
+    {"timeout_seconds": 0},
+    {"engine": "other"},
+]
 
 
 def test_settings_come_from_the_environment_and_wrong_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +439,6 @@ def test_settings_come_from_the_environment_and_wrong_ones_are_refused(monkeypat
     monkeypatch.setenv("AWNET_PORT", "9000")
     monkeypatch.setenv("AWNET_DATA_DIR", "/data")  # the tests' own, none of the server's
     assert Settings().port == 9000
-    for wrong in ({"port": 70000}, {"version": "newest"}, {"max_batch": 0}, {"model": "../x"}, {"unknown": 1}):
+    for wrong in ({"port": 70000}, {"version": "newest"}, {"max_batch": 0}, {"model": "../x"}, {"unknown": 1}, *WRONG):
         with pytest.raises(ValueError):
             Settings(**wrong)  # type: ignore[arg-type]

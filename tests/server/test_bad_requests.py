@@ -112,6 +112,13 @@ def test_a_bad_body_gets_its_answer(served: Running, name: str) -> None:
         "top_k=1&top_k=2",
         "signals=maybe",
         "signals=",
+        "timeout_ms=0",
+        "timeout_ms=-5",
+        "timeout_ms=soon",
+        "timeout_ms=1e3",
+        "priority=high",
+        "priority=",
+        "version=1&version=1",
         "unknown=1",
         "top_k=1&x",
         "top_k=" + "9" * 500,
@@ -150,7 +157,7 @@ def test_a_wrong_method_elsewhere_is_a_problem_too(served: Running) -> None:
 
 def test_an_unknown_path_is_a_problem(served: Running) -> None:
     """404, not FastAPI's own shape."""
-    answer = served.http.get("/v2/nothing")
+    answer = served.http.get("/nothing")
     assert answer.status_code == 404
     problem(answer)
 

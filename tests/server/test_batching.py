@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,16 @@ import numpy as np
 import pytest
 
 from server.batching import Batcher, Outputs
-from server.errors import AWNetError, EngineFault, ImageError, QueueFull, status_of
+from server.engine import Terms
+from server.errors import (
+    AWNetError,
+    DeadlineExceeded,
+    EngineFault,
+    EngineUnavailable,
+    ImageError,
+    QueueFull,
+    status_of,
+)
 from server.images import Pixels
 
 SIZE = 4
@@ -61,7 +72,7 @@ class Model:
         self.most_running = max(self.most_running, self.running)
         self.batches.append(len(images))
         self.alone.append(alone)
-        assert self.gate.wait(10)
+        assert self.gate.wait(30)
         value = images[:, 0, 0, :1].astype(np.float32)
         self.running -= 1
         if (value == 255).any():
@@ -69,12 +80,26 @@ class Model:
         return value, value.repeat(2, 1), value.repeat(3, 1)
 
 
-def batcher(model: Callable[..., Outputs], **options: Any) -> Batcher:
-    return Batcher(model, size=SIZE, **{"workers": 2, "most": 4, "capacity": 16, **options})
+class Queue:
+    """A batcher with one model."""
+
+    def __init__(self, model: Callable[..., Outputs], **options: Any) -> None:
+        self.batcher = Batcher(**{"workers": 2, "most": 4, "capacity": 16, **options})
+        self.feed = self.batcher.open(model, SIZE)
+        self.submit = self.feed.submit
+        self.close = self.batcher.close
+
+    @property
+    def pending(self) -> int:
+        return self.batcher.pending
+
+
+def batcher(model: Callable[..., Outputs], **options: Any) -> Queue:
+    return Queue(model, **options)
 
 
 def run(scenario: Callable[[], Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(scenario(), 20))
+    return asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_every_request_gets_its_own_rows() -> None:
@@ -89,7 +114,7 @@ def test_every_request_gets_its_own_rows() -> None:
             assert signals.logits[:, 0].tolist() == values
             assert signals.p_type.shape == (len(values), 2)
             assert signals.omega.shape == (len(values), 3)
-        assert max(model.batches) <= 4
+        assert set(model.batches) <= {1, 2, 4}
         assert sum(model.batches) == sum(map(len, wanted))
         assert queue.pending == 0
         await queue.close()
@@ -107,11 +132,11 @@ def test_what_is_waiting_runs_together_and_nothing_waits_to_be_joined() -> None:
         first = asyncio.create_task(queue.submit([picture(1)]))
         while not model.batches:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4)]
+        others = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4, 5)]
         await asyncio.sleep(0.01)
         model.gate.set()
         await asyncio.gather(first, *others)
-        assert model.batches == [1, 3]
+        assert model.batches == [1, 4]
         await queue.close()
 
     run(scenario)
@@ -265,8 +290,10 @@ def test_a_caller_that_left_costs_no_inference_and_no_room() -> None:
             await asyncio.sleep(0.001)
         gone = asyncio.create_task(queue.submit([picture(2)]))
         await asyncio.sleep(0)
+        assert queue.pending == 2
         gone.cancel()
         await asyncio.sleep(0.01)
+        assert queue.pending == 1, "room is free at once, while the first is still running"
         model.gate.set()
         await first
         await queue.submit([picture(3)])
@@ -309,7 +336,7 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
         await asyncio.sleep(0)
         await queue.close()
         assert [s.logits[0, 0] for s in await asyncio.gather(*tasks)] == list(range(10))
-        with pytest.raises(QueueFull):
+        with pytest.raises(EngineUnavailable):
             await queue.submit([picture(1)])
 
     run(scenario)
@@ -342,5 +369,210 @@ def test_every_execution_is_reported_with_its_size() -> None:
         assert sum(sizes) == 9
         assert sorted(sizes) == sorted(model.batches)
         await queue.close()
+
+    run(scenario)
+
+
+def test_executions_are_buckets_though_a_picture_of_the_batch_is_broken() -> None:
+    """Of four pictures taken together three are left: they run as two and one."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        first = asyncio.create_task(queue.submit([picture(1)]))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        good = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4)]
+        bad = asyncio.create_task(queue.submit([Broken()]))
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        assert [(await task).logits[0, 0] for task in (first, *good)] == [1, 2, 3, 4]
+        with pytest.raises(ImageError):
+            await bad
+        assert model.batches == [1, 2, 1]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_late_request_is_answered_at_its_deadline_while_its_execution_still_runs() -> None:
+    """The caller is not held by a slow model, and what was not started never is."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        queue = batcher(model, workers=1)
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded) as late:
+            await queue.submit([picture(v) for v in range(6)], Terms(deadline=started + 0.1))
+        assert 0.1 <= time.monotonic() - started < 5
+        assert status_of(late.value) == 504
+        assert queue.pending == 4, "four are running, two were taken out of the queue"
+        model.gate.set()
+        assert (await queue.submit([picture(9)])).logits[0, 0] == 9
+        assert model.batches == [4, 1]
+        with pytest.raises(DeadlineExceeded):
+            await queue.submit([picture(1)], Terms(deadline=time.monotonic()))
+        await queue.close()
+
+    run(scenario)
+
+
+def test_normal_requests_go_before_low_ones() -> None:
+    """A low one that came first runs last."""
+
+    async def scenario() -> None:
+        model = Model()
+        model.gate.clear()
+        order: list[int] = []
+
+        def noted(images: np.ndarray, alone: bool) -> Outputs:
+            order.append(int(images[0, 0, 0, 0]))
+            return model(images, alone)
+
+        queue = batcher(noted, workers=1)
+        tasks = [asyncio.create_task(queue.submit([picture(1)]))]
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(queue.submit([picture(2)], Terms(priority="low")))]
+        tasks += [asyncio.create_task(queue.submit([picture(3)]))]
+        await asyncio.sleep(0.01)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+        assert order == [1, 3, 2]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_images_of_two_models_never_share_a_batch_and_each_gets_its_own_answer() -> None:
+    """One pool, one queue, one bound; the models do not notice each other."""
+
+    async def scenario() -> None:
+        one, two = Model(), Model()
+        queue = batcher(one, capacity=400)
+
+        def run_two(images: np.ndarray, alone: bool) -> Outputs:
+            logits, p_type, omega = two(images, alone)
+            return logits + 1000, p_type, omega
+
+        other = queue.batcher.open(run_two, SIZE)
+        asked = [(queue.submit if n % 3 else other.submit)([picture(n % 200)]) for n in range(300)]
+        got = [signals.logits[0, 0] for signals in await asyncio.gather(*asked)]
+        assert got == [n % 200 + (0 if n % 3 else 1000) for n in range(300)]
+        assert sum(one.batches) == 200
+        await queue.close()
+
+    run(scenario)
+
+
+def test_closing_one_model_answers_what_it_accepted_and_lets_go_of_it() -> None:
+    """The other one, and its images in the same queue, are not disturbed."""
+
+    async def scenario() -> None:
+        old, new = Model(), Model()
+        queue = batcher(old, workers=1, capacity=100)
+        other = queue.batcher.open(new, SIZE)
+        old.gate.clear()
+        asked = [asyncio.create_task(queue.submit([picture(v)])) for v in range(10)]
+        beside = [asyncio.create_task(other.submit([picture(v)])) for v in range(10)]
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(queue.feed.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        with pytest.raises(EngineUnavailable):
+            await queue.submit([picture(1)])
+        old.gate.set()
+        await closing
+        gone = weakref.ref(old)
+        queue.feed = None  # type: ignore[assignment]
+        assert [s.logits[0, 0] for s in await asyncio.gather(*asked)] == list(range(10))
+        assert [s.logits[0, 0] for s in await asyncio.gather(*beside)] == list(range(10))
+        del old, queue.submit
+        assert (await other.submit([picture(7)])).logits[0, 0] == 7
+        for _ in range(500):
+            if gone() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert gone() is None, "a closed model is kept in memory"
+        await queue.close()
+
+    run(scenario)
+
+
+def test_warming_runs_every_size_and_a_fault_there_is_told() -> None:
+    """A version that cannot run a full batch is found before it gets any request."""
+
+    async def scenario() -> None:
+        model = Model()
+        queue = batcher(model, most=6)
+        await queue.feed.warm(np.zeros((3, 3, SIZE, SIZE), np.uint8))
+        assert set(zip(model.batches, model.alone, strict=True)) == {
+            (1, True),
+            (1, False),
+            (2, False),
+            (4, False),
+            (6, False),
+        }
+        with pytest.raises(EngineFault):
+            await queue.feed.warm(np.full((1, 3, SIZE, SIZE), 255, np.uint8))
+        await queue.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_storm_every_request_has_one_end(seed: int) -> None:
+    """Real threads, two models, failures, broken and slow pictures, callers that leave, deadlines, both priorities."""
+    rng = random.Random(seed)
+
+    async def scenario() -> None:
+        def shaky(images: np.ndarray, alone: bool) -> Outputs:
+            time.sleep(rng.choice([0, 0.001, 0.01]))
+            return Model()(images, alone)
+
+        queue = batcher(shaky, workers=3, capacity=60, delay=0.001)
+        feeds = [queue.feed, queue.batcher.open(shaky, SIZE)]
+        await feeds[0].warm(np.zeros((1, 3, SIZE, SIZE), np.uint8))
+        ends: dict[str, int] = {}
+
+        async def one() -> None:
+            values = [
+                rng.randrange(256) if rng.random() < 0.02 else rng.randrange(250) for _ in range(rng.choice([1, 1, 5]))
+            ]
+            pictures: list[Any] = [picture(v) if rng.random() < 0.97 else Slow(v, 0.005) for v in values]
+            if rng.random() < 0.03:
+                pictures.append(Broken())
+            deadline = time.monotonic() + rng.choice([0.0, 0.01, 0.05, 10, float("inf")])
+            terms = Terms(deadline, rng.choice(["normal", "low"]))
+            asked = asyncio.ensure_future(rng.choice(feeds).submit(pictures, terms))
+            if rng.random() < 0.1:
+                asyncio.get_running_loop().call_later(rng.uniform(0, 0.02), asked.cancel)
+            try:
+                signals = await asked
+                assert signals.logits[:, 0].tolist() == values and len(pictures) == len(values)
+                end = "answered"
+            except (AWNetError, asyncio.CancelledError) as error:
+                end = type(error).__name__
+            ends[end] = ends.get(end, 0) + 1
+
+        tasks = []
+        for _ in range(600):
+            tasks.append(asyncio.create_task(one()))
+            await asyncio.sleep(rng.choice([0, 0, 0.002]))
+        await asyncio.gather(*tasks)
+        await queue.close()
+        assert queue.pending == 0
+        assert sum(ends.values()) == 600
+        assert set(ends) <= {
+            "answered",
+            "CancelledError",
+            "DeadlineExceeded",
+            "EngineFault",
+            "ImageError",
+            "QueueFull",
+        }
+        assert ends["answered"] > 50
 
     run(scenario)

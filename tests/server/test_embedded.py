@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Awaitable, Callable
+import os
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +17,41 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from server.embedded import EmbeddedEngine, cgroup_quota, find, usable_cores
-from server.engine import Model, Signals, self_test
-from server.errors import ContractError, ModelNotFound, SelfTestFailed
+from server.embedded import EmbeddedEngine, cgroup_quota, usable_cores
+from server.engine import Runner, Signals, Terms, self_test
+from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
 from server.images import Picture, Pixels
-from tests.server.tiny import SIZE, contract_of, graph, publish
+from server.repository import Repository
+from tests.server.tiny import SIZE, contract_of, graph, publish, write
 
 
-def with_engine(repository: Path, use: Callable[[EmbeddedEngine, Model], Awaitable[Any]], **options: Any) -> Any:
+def with_engine(repository: Path, use: Callable[[EmbeddedEngine], Awaitable[Any]], **options: Any) -> Any:
     async def go() -> Any:
-        engine = EmbeddedEngine(repository, **{"threads": 2, **options})
-        model = await engine.start()
+        engine = EmbeddedEngine(Repository(repository), **{"threads": 2, **options})
+        await engine.start()
         try:
-            return await use(engine, model)
+            return await use(engine)
         finally:
             await engine.close()
 
     return asyncio.run(go())
 
 
+def file_of(repository: Path, version: str = "1") -> Path:
+    return repository / "awnet" / version / "model.onnx"
+
+
 def test_answers_are_those_of_the_graph(repository: Path) -> None:
     """Batched or alone, in the order of the request."""
     images = np.random.default_rng(3).integers(0, 256, (20, 3, SIZE, SIZE), np.uint8)
-    session = ort.InferenceSession(str(find(repository, "awnet", "1")), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(file_of(repository)), providers=["CPUExecutionProvider"])
     expected = session.run(["logits", "p_type", "omega"], {"image": images})
 
-    async def use(engine: EmbeddedEngine, model: Model) -> None:
-        together = await engine.infer([Pixels(image) for image in images])
-        one = await engine.infer([Pixels(images[4])])
+    async def use(engine: EmbeddedEngine) -> None:
+        runner = await engine.open("awnet", 1)
+        await runner.warm()
+        together = await runner.infer([Pixels(image) for image in images])
+        one = await runner.infer([Pixels(images[4])])
         for name, want in zip(("logits", "p_type", "omega"), expected, strict=True):
             np.testing.assert_allclose(getattr(together, name), want, atol=1e-4)
             np.testing.assert_allclose(getattr(one, name), want[4:5], atol=1e-4)
@@ -52,52 +62,110 @@ def test_answers_are_those_of_the_graph(repository: Path) -> None:
 
 def test_the_model_is_named_by_what_was_loaded(repository: Path) -> None:
     """Version and hash are the file's."""
-    import hashlib
 
-    async def use(engine: EmbeddedEngine, model: Model) -> None:
-        data = find(repository, "awnet", "latest").read_bytes()
-        assert (model.name, model.version, model.sha256) == ("awnet", "1", hashlib.sha256(data).hexdigest())
+    async def use(engine: EmbeddedEngine) -> None:
+        model = (await engine.open("awnet", 1)).model
+        sha256 = hashlib.sha256(file_of(repository).read_bytes()).hexdigest()
+        assert (model.name, model.version, model.sha256) == ("awnet", "1", sha256)
 
     with_engine(repository, use)
 
 
-def test_the_highest_version_is_the_latest(tmp_path: Path) -> None:
-    """By number, not by name; folders that are no version or hold no model do not count."""
-    for version in ("2", "10", "9"):
-        publish(tmp_path, version)
-    (tmp_path / "awnet/11").mkdir()
-    (tmp_path / "awnet/12.partial").mkdir()
-    assert find(tmp_path, "awnet", "latest").parent.name == "10"
-    assert find(tmp_path, "awnet", "2").parent.name == "2"
-
-
-def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    """An empty repository, another name, another version."""
+def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: Path) -> None:
+    """One pool of threads for all of them, and one bound on what waits."""
     publish(tmp_path)
-    for arguments in ((tmp_path / "none", "awnet", "latest"), (tmp_path, "other", "latest"), (tmp_path, "awnet", "7")):
-        with pytest.raises(ModelNotFound):
-            find(*arguments)
+    publish(tmp_path, "2", seed=1)
+    image = np.random.default_rng(3).integers(0, 256, (1, 3, SIZE, SIZE), np.uint8)
+    expected = {
+        version: ort.InferenceSession(str(file_of(tmp_path, version))).run(["omega"], {"image": image})[0]
+        for version in ("1", "2")
+    }
+
+    async def use(engine: EmbeddedEngine) -> None:
+        assert dict(await engine.catalogue()) == {"awnet": (1, 2)}
+        old, new = await engine.open("awnet", 1), await engine.open("awnet", 2)
+        workers = [thread for thread in threading.enumerate() if thread.name.startswith("awnet-")]
+        assert len(workers) == 2
+        asked = [(runner, runner.infer([Pixels(image[0])])) for runner in (old, new) for _ in range(20)]
+        for (runner, _), signals in zip(asked, await asyncio.gather(*(a for _, a in asked)), strict=True):
+            np.testing.assert_allclose(signals.omega, expected[runner.model.version], atol=1e-4)
+        await old.close()
+        np.testing.assert_allclose((await new.infer([Pixels(image[0])])).omega, expected["2"], atol=1e-4)
+        with pytest.raises(EngineUnavailable):
+            await old.infer([Pixels(image[0])])
+        again = await engine.open("awnet", 1)
+        np.testing.assert_allclose((await again.infer([Pixels(image[0])])).omega, expected["1"], atol=1e-4)
+
+    with_engine(tmp_path, use)
+
+
+def test_an_engine_is_up_between_start_and_close(repository: Path) -> None:
+    """Before, nothing can be opened."""
+
+    async def use() -> None:
+        engine = EmbeddedEngine(Repository(repository), threads=1)
+        assert not engine.up()
+        with pytest.raises(NotReady):
+            await engine.open("awnet", 1)
+        await engine.start()
+        assert engine.up()
+        await engine.close()
+        assert not engine.up()
+
+    asyncio.run(use())
+
+
+def test_the_fingerprint_changes_with_the_repository(tmp_path: Path) -> None:
+    """And only then."""
+    publish(tmp_path)
+
+    async def use(engine: EmbeddedEngine) -> None:
+        before = await engine.fingerprint()
+        assert await engine.fingerprint() == before
+        publish(tmp_path, "2")
+        assert await engine.fingerprint() != before
+
+    with_engine(tmp_path, use)
+
+
+def test_a_missing_model_is_named(repository: Path) -> None:
+    """Another name, another version; and the engine goes on."""
+
+    async def use(engine: EmbeddedEngine) -> None:
+        for name, version in (("other", 1), ("awnet", 7)):
+            with pytest.raises(ModelNotFound):
+                await engine.open(name, version)
+        await self_test(await engine.open("awnet", 1))
+
+    with_engine(repository, use)
 
 
 def load(repository: Path) -> None:
-    async def nothing(engine: EmbeddedEngine, model: Model) -> None:
-        return None
+    async def use(engine: EmbeddedEngine) -> None:
+        await engine.open("awnet", 1)
 
-    with_engine(repository, nothing)
+    with_engine(repository, use)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    """Half a download, for instance."""
-    path = publish(tmp_path) / "awnet/1/model.onnx"
-    path.write_bytes(path.read_bytes()[:200])
+    """Though its manifest is right."""
+    data = file_of(publish(tmp_path)).read_bytes()
+    write(tmp_path / "awnet/1", data[:200])
     with pytest.raises(ContractError):
+        load(tmp_path)
+
+
+def test_a_file_that_is_not_the_manifest_s_is_refused(tmp_path: Path) -> None:
+    """Half a download, for instance."""
+    path = file_of(publish(tmp_path))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ManifestError):
         load(tmp_path)
 
 
 def test_a_model_without_a_contract_is_refused(tmp_path: Path) -> None:
     """Any ONNX file can be put there; only an exported AW-Net says what its numbers mean."""
-    (tmp_path / "awnet/1").mkdir(parents=True)
-    (tmp_path / "awnet/1/model.onnx").write_bytes(graph().SerializeToString())
+    write(tmp_path / "awnet/1", graph().SerializeToString())
     with pytest.raises(ContractError, match="export"):
         load(tmp_path)
 
@@ -122,8 +190,7 @@ def test_a_graph_that_breaks_its_contract_is_refused(tmp_path: Path, spoil: Call
     text = json.dumps(contract_of(model))
     spoil(model)
     helper.set_model_props(model, {"awnet.contract": text})
-    (tmp_path / "awnet/1").mkdir(parents=True)
-    (tmp_path / "awnet/1/model.onnx").write_bytes(model.SerializeToString())
+    write(tmp_path / "awnet/1", model.SerializeToString())
     with pytest.raises(ContractError):
         load(tmp_path)
 
@@ -139,26 +206,24 @@ def test_fewer_labels_than_logits_are_refused(tmp_path: Path) -> None:
 
 
 class Falsified:
-    """A real engine whose answers are changed on the way out."""
+    """A real runner whose answers are changed on the way out."""
 
-    def __init__(self, engine: EmbeddedEngine, change: Callable[[Signals], None]) -> None:
-        self._engine, self._change = engine, change
+    def __init__(self, runner: Runner, change: Callable[[Signals], None]) -> None:
+        self.model = runner.model
+        self._runner, self._change = runner, change
 
-    async def start(self) -> Model:
-        return await self._engine.start()
+    async def warm(self) -> None:
+        await self._runner.warm()
 
-    async def infer(self, pictures: list[Picture]) -> Signals:
-        signals = await self._engine.infer(pictures)
+    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
+        signals = await self._runner.infer(pictures, terms or Terms())
         for name in ("logits", "p_type", "omega"):
             object.__setattr__(signals, name, getattr(signals, name).copy())
         self._change(signals)
         return signals
 
-    def waiting(self) -> int:
-        return self._engine.waiting()
-
     async def close(self) -> None:
-        await self._engine.close()
+        await self._runner.close()
 
 
 def off_by_a_little(signals: Signals) -> None:
@@ -182,10 +247,11 @@ def only_when_alone(signals: Signals) -> None:
 def test_an_engine_with_wrong_numbers_fails_the_self_test(repository: Path, change: Callable[[Signals], None]) -> None:
     """An engine that answers is not yet an engine that is right; one was seen to answer empty tensors."""
 
-    async def use(engine: EmbeddedEngine, model: Model) -> None:
-        await self_test(engine, model)
+    async def use(engine: EmbeddedEngine) -> None:
+        runner = await engine.open("awnet", 1)
+        await self_test(runner)
         with pytest.raises(SelfTestFailed):
-            await self_test(Falsified(engine, change), model)
+            await self_test(Falsified(runner, change))
 
     with_engine(repository, use)
 
@@ -215,6 +281,4 @@ def test_quotas_of_both_cgroup_versions_are_read(tmp_path: Path) -> None:
 
 def test_at_least_one_core_is_used_and_never_more_than_the_affinity_mask() -> None:
     """Inside a container the host's cores are not ours."""
-    import os
-
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

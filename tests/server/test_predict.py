@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from server.embedded import find
-from server.schemas import Answer
+from server.schemas import PARAMETERS, Answer
 from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
 
 
@@ -48,12 +48,12 @@ def test_the_model_is_named_with_its_hash(served: Running) -> None:
     assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
 
 
-def test_predictions_are_the_softmax_of_the_logits(served: Running, repository: object) -> None:
+def test_predictions_are_the_softmax_of_the_logits(served: Running, repository: Path) -> None:
     """Most probable first, with the right names."""
     import onnxruntime as ort
 
     image = noise(seed=5)
-    session = ort.InferenceSession(str(find(repository, "awnet", "1")))  # type: ignore[arg-type]
+    session = ort.InferenceSession(str(repository / "awnet/1/model.onnx"))
     logits = session.run(["logits"], {"image": np.asarray(image).transpose(2, 0, 1)[None]})[0][0]
     likely = np.exp(logits) / np.exp(logits).sum()
     got = ask(served, encoded(image), query="?top_k=10").json()["results"][0]["predictions"]
@@ -69,12 +69,27 @@ def test_as_many_classes_are_named_as_asked_for(served: Running, query: str, cou
     assert len(ask(served, encoded(noise()), query=query).json()["results"][0]["predictions"]) == count
 
 
-def test_signals_are_added_on_request_only(served: Running, repository: object) -> None:
+def test_a_version_can_be_asked_for_by_name(served: Running) -> None:
+    """The default model and the latest version are what is answered where nothing is said."""
+    for query in ("", "?model=awnet", "?version=latest", "?version=1", "?model=awnet&version=1"):
+        assert ask(served, encoded(noise()), query=query).json()["model"]["version"] == "1"
+
+
+@pytest.mark.parametrize("query", ["?model=other", "?model=", "?version=2", "?version=01", "?version=x", "?version=-1"])
+def test_what_is_not_served_is_404(served: Running, query: str) -> None:
+    """With what there is instead."""
+    answer = ask(served, encoded(noise()), query=query)
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "urn:awnet:problem:unknown-model"
+    assert answer.json()["detail"].endswith(("there are awnet", "there are 1"))
+
+
+def test_signals_are_added_on_request_only(served: Running, repository: Path) -> None:
     """Mean and std of each block, and with 'all' each convolution's values."""
     import onnxruntime as ort
 
     image = noise(seed=6)
-    session = ort.InferenceSession(str(find(repository, "awnet", "1")))  # type: ignore[arg-type]
+    session = ort.InferenceSession(str(repository / "awnet/1/model.onnx"))
     omega = session.run(["omega"], {"image": np.asarray(image).transpose(2, 0, 1)[None]})[0][0]
     assert "signals" not in ask(served, encoded(image)).json()["results"][0]
     summary = ask(served, encoded(image), query="?signals=summary").json()["results"][0]["signals"]
@@ -165,16 +180,16 @@ def test_metrics_count_what_happened(served: Running) -> None:
     assert grew('awnet_requests_total{code="415",method="POST",route="/predict"}') == 1
     assert grew('awnet_requests_total{code="404",method="GET",route="other"}') == 1
     assert grew('awnet_request_seconds_count{route="/predict"}') == 2
-    assert grew('awnet_verdicts_total{model="awnet",verdict="adversarial"}') == 1
-    assert grew('awnet_verdicts_total{model="awnet",verdict="clean"}') == 1
-    assert grew('awnet_score_count{model="awnet"}') == 2
+    assert grew('awnet_verdicts_total{model="awnet",verdict="adversarial",version="1"}') == 1
+    assert grew('awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 1
+    assert grew('awnet_score_count{model="awnet",version="1"}') == 2
     assert grew('awnet_rejections_total{reason="unsupported-media"}') == 1
     assert grew("awnet_batch_images_sum") == 2
     for stage in ("decode", "queue", "inference"):
         assert grew(f'awnet_stage_seconds_count{{stage="{stage}"}}') == 1
     assert metric(after.text, "awnet_engine_up") == 1
-    assert metric(after.text, 'awnet_model_info{model="awnet",version="1"}') == 1
-    assert metric(after.text, 'awnet_threshold{model="awnet",verdict="adversarial"}') == 0.77
+    assert metric(after.text, 'awnet_model_info{model="awnet",role="serving",version="1"}') == 1
+    assert metric(after.text, 'awnet_threshold{model="awnet",verdict="adversarial",version="1"}') == 0.77
     assert metric(after.text, "awnet_queue_images") == 0
     assert metric(after.text, "awnet_queue_capacity_images") == 256
 
@@ -196,7 +211,7 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     document = served.http.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
-    assert {p["name"] for p in predict["parameters"]} == {"top_k", "signals", "X-Request-ID"}
+    assert {p["name"] for p in predict["parameters"]} == {*PARAMETERS, "X-Request-ID"}
     for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     assert {"/v2/health/live", "/v2/health/ready", "/metrics"} <= set(document["paths"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -28,11 +30,15 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_serving_imports_no_training_library() -> None:
-    """Neither torch nor onnx nor our own training and export: a server can be installed without them."""
+    """Neither torch nor onnx nor our own training and export: a server can be installed without them.
+
+    Nor what only some settings need: Triton's client with grpc, and what checks signatures.
+    """
     code = (
-        "import sys, server.app, server.__main__, server.embedded\n"
+        "import sys, server.app, server.__main__, server.admin, server.embedded\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
-        "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient'}))"
+        "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient',"
+        " 'grpc', 'cryptography'}))"
     )
     done = call("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
@@ -72,6 +78,10 @@ def test_an_option_overrules_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     settings = read_settings(["--port", "9001", "--access-log", "--repository", "/models"])
     assert (settings.port, settings.max_batch, settings.access_log) == (9001, 3, True)
     assert settings.repository == Path("/models")
+    assert read_settings(["--admin-port", "none", "--grpc-port", "8001"]).admin_port is None
+    monkeypatch.setenv("AWNET_ADMIN_PORT", "none")
+    assert read_settings([]).admin_port is None
+    assert read_settings(["--admin-port", "0"]).admin_port == 0
 
 
 def test_a_wrong_setting_stops_the_start_in_one_line() -> None:
@@ -84,18 +94,184 @@ def test_a_wrong_setting_stops_the_start_in_one_line() -> None:
 
 def test_a_missing_model_ends_the_process(tmp_path: Path) -> None:
     """With a failing status and the reason; it does not sit there unready."""
-    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0")
+    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0")
     assert done.returncode == 1
-    assert "no version" in done.stderr
-    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert "awnet cannot be served: there is no version" in line
 
 
 def test_a_refused_contract_ends_the_process(tmp_path: Path) -> None:
     """The same for a model that is there and cannot be trusted."""
     publish(tmp_path, change=lambda contract: contract.update(schema_version=99))
-    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0")
+    done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0")
     assert done.returncode == 1
-    assert "schema_version" in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert "awnet version 1 cannot be served" in line
+    assert "schema_version" in line
+
+
+def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
+    """Or an operator would talk to another server; the line says what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = call("-m", "server", "--repository", str(repository), "--port", "0", "--admin-port", port)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "another --admin-port, or 'none'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signing_key_that_cannot_be_read_ends_the_process(repository: Path) -> None:
+    """It does not go on without checking."""
+    done = call("-m", "server", "--repository", str(repository), "--port", "0", "--signing-key", "absent.pem")
+    assert done.returncode == 1
+    assert "absent.pem" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Load:
+    """Callers in threads, until left; `failures` holds every answer that was not 200."""
+
+    def __init__(self, running: Running, callers: int = 4) -> None:
+        self.url = f"{running.url}/predict?top_k=1"
+        self.failures: list[str] = []
+        self.versions: list[str] = []
+        self.leaving = threading.Event()
+        self.threads = [threading.Thread(target=self.ask) for _ in range(callers)]
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        self.more()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.leaving.set()
+        for thread in self.threads:
+            thread.join()
+
+    def more(self, count: int = 20) -> None:
+        """Wait until so many more requests are answered."""
+        wanted, deadline = len(self.versions) + count, time.monotonic() + 60
+        while len(self.versions) < wanted:
+            assert time.monotonic() < deadline, self.failures
+            time.sleep(0.01)
+
+    def ask(self) -> None:
+        with httpx.Client(verify=False, timeout=30) as http:
+            while not self.leaving.is_set():
+                try:
+                    answer = http.post(self.url, files={"image": ("a.png", PNG)})
+                    if answer.status_code != 200:
+                        self.failures.append(answer.text)
+                    else:
+                        self.versions.append(answer.json()["model"]["version"])
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_sighup_takes_a_new_version_under_load(tmp_path: Path) -> None:
+    """A good one moves all traffic, a bad one none, and no request fails; the process stays the same and ready."""
+    running = Running(publish(tmp_path))
+    try:
+        running.wait_ready()
+        with Load(running) as load:
+            publish(tmp_path, "2", seed=1)
+            assert "2" not in load.versions
+            running.process.send_signal(signal.SIGHUP)
+            until(lambda: load.versions[-1] == "2")
+            publish(tmp_path, "3", lambda contract: contract.update(labels=["one"]))
+            running.process.send_signal(signal.SIGHUP)
+            refused = 'awnet_reloads_total{model="awnet",result="refused"} 1.0'
+            until(lambda: refused in running.http.get("/metrics").text)
+            load.more()
+            assert load.versions[-1] == "2"
+            assert running.http.get("/v2/health/ready").status_code == 200
+        assert load.failures == []
+        assert running.stop() == 0
+    finally:
+        running.process.kill()
+
+
+def test_a_repository_that_changes_is_noticed(tmp_path: Path) -> None:
+    """Without a signal, and half a copy is not taken for a version."""
+    running = Running(publish(tmp_path / "a"), poll_seconds=0.05)
+    try:
+        running.wait_ready()
+        whole = publish(tmp_path / "b", "2", seed=1) / "awnet/2"
+        with Load(running) as load:
+            there = tmp_path / "a/awnet/2"
+            there.mkdir()
+            model = (whole / "model.onnx").read_bytes()
+            for part in range(0, len(model), 1 + len(model) // 8):
+                with (there / "model.onnx").open("ab") as file:
+                    file.write(model[part : part + 1 + len(model) // 8])
+                time.sleep(0.08)
+            assert "2" not in load.versions
+            (there / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
+            until(lambda: load.versions[-1] == "2")
+        assert load.failures == []
+    finally:
+        running.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
+    """A rollback under load: instantly, with no failed request."""
+    publish(tmp_path)
+    port = free_port()
+    running = Running(publish(tmp_path, "2", seed=1), admin_port=port)
+    try:
+        running.wait_ready()
+        with Load(running) as load:
+            assert load.versions[-1] == "2"
+            answer = httpx.post(f"http://127.0.0.1:{port}/admin/models/awnet/rollback", verify=False, timeout=30)
+            assert answer.json()["models"][0]["serving"] == "1"
+            switched = len(load.versions)
+            load.more()
+            assert set(load.versions[switched + 4 :]) == {"1"}
+        assert load.failures == []
+        assert running.stop() == 0
+    finally:
+        running.process.kill()
+
+
+def test_all_ports_are_given_up_together(tmp_path: Path) -> None:
+    """HTTP, gRPC and admin: what is in flight is answered, the process ends within its limit and with 0."""
+    ports = [free_port(), free_port()]
+    running = Running(
+        publish(tmp_path), grpc_port=ports[0], admin_port=ports[1], drain_seconds=0.2, shutdown_seconds=10
+    )
+    try:
+        running.wait_ready()
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port)).close()
+        with Load(running) as load:
+            begun = time.monotonic()
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+            load.leaving.set()
+        assert load.failures == []
+        running.process.communicate(timeout=60)
+        assert running.process.returncode == 0
+        assert time.monotonic() - begun < 30
+        for port in (running.port, *ports):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+    finally:
+        running.process.kill()
 
 
 def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: Path) -> None:
@@ -140,8 +316,6 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
 
 def test_a_request_that_is_being_sent_when_the_end_comes_is_answered(repository: Path) -> None:
     """It was begun before the signal and finishes after it."""
-    import socket
-
     running = Running(repository, drain_seconds=0)
     try:
         running.wait_ready()
@@ -190,7 +364,9 @@ def test_an_address_in_use_ends_the_process(repository: Path) -> None:
     running = Running(repository)
     try:
         running.wait_ready()
-        done = call("-m", "server", "--repository", str(repository), "--port", str(running.port))
+        done = call(
+            "-m", "server", "--repository", str(repository), "--port", str(running.port), "--admin-port", "none"
+        )
         assert done.returncode == 1
         assert "in use" in done.stderr
     finally:

@@ -7,6 +7,7 @@ Its score is the mean of the red channel, so that a test can ask for each verdic
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -111,17 +112,44 @@ def contract_of(model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
-def publish(repository: Path, version: str = "1", change: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Write the tiny model into `repository`; `change` may spoil its contract first. Returns the repository."""
-    model = graph()
+def publish(
+    repository: Path,
+    version: str = "1",
+    change: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    name: str = "awnet",
+    seed: int = 0,
+    manifest: bool = True,
+) -> Path:
+    """Write the tiny model into `repository`; `change` may spoil its contract first. Returns the repository.
+
+    Models of other seeds give other logits and omega for the same picture, and the same score.
+    """
+    model = graph(seed)
     contract = contract_of(model)
     if change:
         change(contract)
     helper.set_model_props(model, {"awnet.contract": json.dumps(contract, separators=(",", ":"))})
-    folder = repository / "awnet" / version
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    write(repository / name / version, model.SerializeToString(), manifest=manifest)
     return repository
+
+
+def write(folder: Path, model: bytes, *, manifest: bool = True) -> None:
+    """A version's files, the manifest last; `folder` ends in the model's name and the version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model)
+    if manifest:
+        (folder / "manifest.json").write_text(json.dumps(manifest_of(folder, model)))
+
+
+def manifest_of(folder: Path, model: bytes) -> dict[str, Any]:
+    """A right manifest for `model` in `folder`."""
+    return {
+        "schema_version": 1,
+        "model": folder.parent.name,
+        "version": int(folder.name),
+        "files": {"model.onnx": {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}},
+    }
 
 
 def plain(red: float, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
@@ -150,14 +178,15 @@ class Running:
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, verify=False)  # no TLS here, and its set-up is slow
-        given = {"repository": repository, "port": self.port, "threads": 2, "drain_seconds": 0, **settings}
+        given: dict[str, object] = {"repository": repository, "port": self.port, "threads": 2, "drain_seconds": 0}
+        given |= {"admin_port": "none", "poll_seconds": 0, **settings}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
         environment |= {f"AWNET_{key.upper()}": str(value) for key, value in given.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
         )
 
-    def wait_ready(self, seconds: float = 20) -> None:
+    def wait_ready(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -174,7 +203,7 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.communicate(timeout=20)
+            self.process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()

@@ -12,12 +12,16 @@ from training.attacks import (
     ATTACKS,
     Attack,
     Budget,
+    adaptive,
     ascend,
+    autoattack,
     cross_entropy,
     fgsm,
     margin,
     normal_start,
+    pgd_restarts,
     pgd_sat,
+    pgd_trades,
     project,
     quantise,
     uniform_start,
@@ -60,7 +64,7 @@ def test_every_attack_stays_in_its_ball(name: str, eps: float, model: nn.Module,
     assert torch.equal(x, before) and all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "autoattack"])  # which needs four classes
 def test_every_attack_reaches_the_optimum_of_a_linear_model(name: str) -> None:
     """For two linear logits the worst point of the ball is known: eps against the sign of the weights."""
     weight = torch.randn(3 * 4 * 4)
@@ -73,6 +77,7 @@ def test_every_attack_reaches_the_optimum_of_a_linear_model(name: str) -> None:
     y = torch.tensor([0, 1, 0, 1])
     worst = x + EPS * torch.where(y == 0, 1.0, -1.0)[:, None, None, None] * weight.sign().view(1, 3, 4, 4)
     attack, budget = parts(name)
+    budget = Budget(budget.eps, budget.step, min(budget.steps, 30), min(budget.restarts, 2))
     torch.testing.assert_close(attack(linear, x, y, budget), worst, rtol=0, atol=1e-6)
 
 
@@ -88,13 +93,82 @@ def test_iterations_do_not_make_an_attack_weaker(name: str, model: nn.Module, ba
 
 def test_the_table_has_the_papers_budgets() -> None:
     """Sec. 5.3: eps 8/255 throughout; FGSM one step of 8/255, PGD 20 of 2/255, CW 30 of 2/255."""
-    found = {name: (b.eps, b.step, b.steps) for name, (_, b) in ATTACKS.items()}
+    ours = ("pgd_restarts", "autoattack")
+    found = {name: (b.eps, b.step, b.steps) for name, (_, b) in ATTACKS.items() if name not in ours}
     assert found == {
         "fgsm": (EPS, EPS, 1),
         "pgd_sat": (EPS, 2 / 255, 20),
         "pgd_trades": (EPS, 2 / 255, 20),
         "cw_inf": (EPS, 2 / 255, 30),
+        "adaptive": (EPS, 2 / 255, 20),
     }
+
+
+def test_restarts_keep_the_best_try_of_each_image(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Image by image the largest margin of the same random starts taken one by one; one try is PGD_sat."""
+    x, y = batch
+    budget = Budget(EPS, 2 / 255, 2, 4)
+    torch.manual_seed(5)
+    together = margin(model(pgd_restarts(model, x, y, budget)), y)
+    torch.manual_seed(5)
+    alone = torch.stack([margin(model(pgd_sat(model, x, y, budget)), y) for _ in range(4)])
+    assert torch.equal(together, alone.amax(0)) and len(set(alone.argmax(0).tolist())) > 1
+    torch.manual_seed(5)
+    assert torch.equal(pgd_restarts(model, x, y, Budget(EPS, 2 / 255, 2, 1)), pgd_sat_again(model, x, y))
+
+
+def pgd_sat_again(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    torch.manual_seed(5)
+    return pgd_sat(model, x, y, Budget(EPS, 2 / 255, 2))
+
+
+class Watched(nn.Module):
+    """A classifier with a detector: pixels of the upper half decide the class, those of the lower half the type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_type(x)[0]
+
+    def with_type(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        upper, lower = x[:, :, :4].flatten(1).sum(1), x[:, :, 4:].flatten(1).sum(1)
+        return torch.stack([upper, -upper], 1), torch.stack([lower, -lower], 1)
+
+
+def test_the_adaptive_attack_ascends_class_and_type_loss(model: nn.Module) -> None:
+    """Sec. 5.9 with Eq. 24: the lower half darkens too, which plain PGD leaves alone; no detector, plain PGD."""
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.long)
+    x_adv = adaptive(Watched(), x, y, Budget())
+    torch.testing.assert_close(x_adv, x - EPS)
+    plain = pgd_trades(Watched(), x, y, Budget())
+    torch.testing.assert_close(plain[:, :, :4], x[:, :, :4] - EPS)
+    assert float((plain[:, :, 4:] - x[:, :, 4:]).abs().max()) < 0.01
+    torch.manual_seed(2)
+    without = adaptive(model, x, y, Budget(steps=3))
+    torch.manual_seed(2)
+    assert torch.equal(without, pgd_trades(model, x, y, Budget(steps=3)))
+
+
+def test_autoattack_is_at_least_as_strong_as_pgd_and_leaves_the_random_numbers_alone(
+    model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    """On a model that PGD breaks in part; what it cannot break comes back unchanged; the same seed, the same images."""
+    x, y = batch
+    budget = Budget(2 / 255, 0.5 / 255, 10)
+    broken = model(pgd_sat(model, x, y, budget)).argmax(1) != y
+    torch.manual_seed(3)
+    x_adv = autoattack(model, x, y, budget)
+    after = torch.rand(())
+    lost = model(x_adv).argmax(1) != y
+    assert (lost | ~broken).all() and torch.equal(x_adv[~lost], x[~lost])
+    assert all(p.grad is None for p in model.parameters())
+    torch.manual_seed(3)
+    assert torch.equal(autoattack(model, x, y, budget), x_adv) and torch.equal(torch.rand(()), after)
+
+
+def test_autoattack_refuses_three_classes(batch: tuple[Tensor, Tensor]) -> None:
+    """Its DLR loss is not defined there."""
+    x, y = batch
+    with pytest.raises(ValueError, match="four classes"):
+        autoattack(lambda z: z.flatten(1)[:, :3], x, y % 3, Budget())
 
 
 def test_margin_by_hand() -> None:
@@ -118,7 +192,7 @@ def test_projection_by_hand() -> None:
     torch.testing.assert_close(project(far, x, 0.1), torch.tensor([0.6, 0.0, 1.0]))
 
 
-@pytest.mark.parametrize("wrong", [(0, 0.1, 1), (1.5, 0.1, 1), (0.1, 0, 1), (0.1, 0.1, 0)])
+@pytest.mark.parametrize("wrong", [(0, 0.1, 1), (1.5, 0.1, 1), (0.1, 0, 1), (0.1, 0.1, 0), (0.1, 0.1, 1, 0)])
 def test_an_impossible_budget_is_refused(wrong: tuple[float, float, int]) -> None:
     """No radius, no step or no steps is a slip, not an attack."""
     with pytest.raises(ValueError, match="budget"):

@@ -116,7 +116,38 @@ def test_a_block_is_two_mixed_convolutions_and_a_static_shortcut(c_out: int, str
     outer = literal_mixbn(block.conv2, inner, omega2, p[:, NATURAL])
     ones = torch.ones(4, c_out).double()
     shortcut = x if c_out == 3 else literal_mixbn(block.shortcut, x, ones, p[:, NATURAL])
-    torch.testing.assert_close(block(x, omega1, omega2, p), F.relu(outer + shortcut), **EXACT)
+    torch.testing.assert_close(block(x, (omega1, omega2), p), F.relu(outer + shortcut), **EXACT)
+
+
+@pytest.mark.parametrize(("c_in", "stride"), [(8, 1), (3, 2)])
+def test_a_bottleneck_is_three_mixed_convolutions(c_in: int, stride: int) -> None:
+    """The block of ResNet-50: 1x1, 3x3 with the stride, 1x1 to four times the channels, each with its own omega."""
+    block = DynamicBlock(c_in, 2, stride, mixbn=True, bottleneck=True).double().eval()
+    shake(block)
+    x, p = torch.randn(4, c_in, 6, 6).double(), p_type(4)
+    omega = [torch.rand(4, c).double() * 2 for c in (2, 2, 8)]
+    h = F.relu(literal_mixbn(block.conv1, x, omega[0], p[:, NATURAL]))
+    h = F.relu(literal_mixbn(block.conv2, h, omega[1], p[:, NATURAL]))
+    h = literal_mixbn(block.conv3, h, omega[2], p[:, NATURAL])
+    assert [tuple(unit.conv.kernel_size) for _, unit in block.modulated()] == [(1, 1), (3, 3), (1, 1)]
+    assert block.conv2.conv.stride == (stride, stride) and block.conv1.conv.stride == (1, 1)
+    skip = x if c_in == 8 else literal_mixbn(block.shortcut, x, torch.ones(4, 8).double(), p[:, NATURAL])
+    torch.testing.assert_close(block(x, omega, p), F.relu(h + skip), **EXACT)
+
+
+def test_depth_50_has_three_signals_a_block() -> None:
+    """Sec. 5.1: ResNet-34 and ResNet-50 can be the trunk: 48 heads, and a ResNet-50 with two norms a convolution."""
+    with torch.device("meta"):
+        net = AWNet(AWNetConfig(depth=50))
+    assert len(net.signal_heads) == len(net.modulated()) == 48
+    assert [name for name, _ in net.modulated()[:4]] == [
+        f"blocks.{b}.conv{c}" for b, c in ((0, 1), (0, 2), (0, 3), (1, 1))
+    ]
+    trunk = sum(p.numel() for part in (net.stem, net.blocks, net.classifier) for p in part.parameters())
+    norms = sum(m.num_features for m in net.blocks.modules() if isinstance(m, nn.BatchNorm2d)) + 2 * 64
+    assert trunk == 23_520_842 + norms  # a second weight and bias for each channel of the static network's norms
+    small = AWNet(AWNetConfig(depth=50, width=4)).eval()
+    assert small(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_the_type_head_is_a_softmax_of_tempered_logits() -> None:
@@ -240,10 +271,10 @@ def test_a_block_passes_gradcheck_in_float64(training: bool) -> None:
         (torch.rand(2, 3).double() + 0.5).requires_grad_(),
     )
     if training:
-        assert torch.autograd.gradcheck(lambda a, b, c: block(a, b, c, "adv"), (x, omega1, omega2))
+        assert torch.autograd.gradcheck(lambda a, b, c: block(a, (b, c), "adv"), (x, omega1, omega2))
     else:
         p = p_type(2).requires_grad_()
-        assert torch.autograd.gradcheck(lambda a, b, c, d: block(a, b, c, d), (x, omega1, omega2, p))
+        assert torch.autograd.gradcheck(lambda a, b, c, d: block(a, (b, c), d), (x, omega1, omega2, p))
 
 
 def test_training_mode_needs_a_branch_and_evaluation_does_not(net: AWNet) -> None:

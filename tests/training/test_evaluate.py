@@ -16,7 +16,7 @@ from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.data import ImageSet, Split
 from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
-from training.report import from_hex
+from training.report import Progress, from_hex
 from training.static import StaticConfig, build_static
 
 LEVELS = ["T0", "T1", "T2", "T3"]
@@ -30,7 +30,7 @@ def images(n: int) -> Split:
 def dataset(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """Twelve generated test images in place of CIFAR-10, whose files are checked against their official sums."""
     made = ImageSet(train=images(1), validation=images(40), test=images(12), labels=[str(i) for i in range(10)])
-    monkeypatch.setattr(evaluate, "load_cifar10", lambda data_dir: made)
+    monkeypatch.setattr(evaluate, "load_images", lambda name, data_dir: made)
     return made
 
 
@@ -102,6 +102,114 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     again = main(command(tiny_checkpoint, out, *options))
     assert without_seconds(again) == without_seconds(whole)
     assert again["parts"]["T1/pgd_sat"]["seconds"] == 12345.0
+
+
+class Killed(BaseException):
+    """A kill in the middle of an attack."""
+
+
+@pytest.mark.parametrize("part", ["T2/pgd_sat", "T0/s/pgd_sat", "T3/selective"])
+def test_a_run_killed_inside_an_attack_keeps_its_batches(
+    tiny_checkpoint: Path,
+    static_checkpoint: Path,
+    dataset: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    """Finished batches are not attacked again; the figures are those of a run in one go, random starts and all."""
+    options = ["--levels", part.split("/")[0], "--attacks", "pgd_sat", "--evasions", "selective", "--no-honest"]
+    options += ["--restarts", "2", "--surrogate", f"s={static_checkpoint}"]
+    whole = main(command(tiny_checkpoint, tmp_path / "whole.json", *options))
+    attack, budget = evaluate.ATTACKS["pgd_sat"]
+    calls, left = list[int](), [2]
+
+    def counted(*args: Any) -> Any:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        calls.append(len(args[1]))
+        return inner(*args)
+
+    inner: Any = evaluate.evade if part.startswith("T3") else attack
+    if part.startswith("T3"):
+        monkeypatch.setattr(evaluate, "evade", counted)
+    else:
+        monkeypatch.setitem(evaluate.ATTACKS, "pgd_sat", (counted, budget))
+    monkeypatch.setattr(evaluate.Progress.__init__, "__defaults__", (0.0,))
+    out = tmp_path / "cut.json"
+    with pytest.raises(Killed):
+        main(command(tiny_checkpoint, out, *options))
+    assert part not in json.loads(out.read_text())["parts"] and out.with_suffix(".progress.pt").is_file()
+    left[0] = 10
+    again = main(command(tiny_checkpoint, out, *options))
+    assert calls == [5, 5, 2]
+    assert without_seconds(again) == without_seconds(whole)
+    assert not out.with_suffix(".progress.pt").exists()
+
+
+@pytest.mark.parametrize("kept", ["another part", "another set-up", "a damaged file"])
+def test_batches_of_something_else_are_not_taken_over(tmp_path: Path, kept: str) -> None:
+    """What is kept beside a report counts for the same part of the same set-up only."""
+    path = tmp_path / "r.progress.pt"
+    first = Progress(path, {"eps": 8 if kept != "another set-up" else 4}, every=0)
+    first.begin("T2/fgsm" if kept == "another part" else "T2/pgd_sat")
+    first.keep([(torch.ones(3, dtype=torch.bool), None)])
+    if kept == "a damaged file":
+        path.write_bytes(path.read_bytes()[:100])
+    second = Progress(path, {"eps": 8})
+    second.begin("T2/pgd_sat")
+    assert second.restored() == []
+    first.begin(first.name)
+    assert kept == "a damaged file" or len(first.restored()) == 1
+
+
+def test_the_new_attacks_are_reported_where_they_mean_something(
+    tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
+) -> None:
+    """Adaptive at T2 alone, AutoAttack and restarts at every level asked for, on an AW-Net and on a static network."""
+    names = ["adaptive", "autoattack", "pgd_restarts"]
+    options = ["--attacks", *names, "--no-honest", "--pgd-restarts", "2", "--surrogate", f"s={static_checkpoint}"]
+    options += ["--limit", "3"]
+    document = main(command(tiny_checkpoint, tmp_path / "a.json", "--levels", "T0", "T1", "T2", *options))
+    parts = document["parts"]
+    assert {f"T2/{n}" for n in names} <= set(parts) and "T1/autoattack" in parts and "T0/s/pgd_restarts" in parts
+    assert not {"T1/adaptive", "T0/s/adaptive"} & set(parts) and document["setup"]["pgd_restarts"] == 2
+    assert "auroc" in parts["T2/autoattack"]
+    static = main(command(static_checkpoint, tmp_path / "s.json", "--levels", "T2", *options))["parts"]
+    assert {f"T2/{n}" for n in names} <= set(static) and "auroc" not in static["T2/adaptive"]
+
+
+def test_the_adaptive_attack_differentiates_the_detector_of_an_awnet(net: AWNet) -> None:
+    """The T2 copy says logits and type logits of the deployed network; a T1 copy and a static network's do not."""
+    x = torch.rand(2, 3, 32, 32)
+    copy = attackers_copy(net, "T2")
+    logits, type_logits = copy.with_type(x)  # type: ignore[attr-defined]
+    assert torch.equal(logits, net(x)) and torch.equal(type_logits, net.detect(x).type_logits)
+    assert not hasattr(attackers_copy(net, "T1"), "with_type")
+    assert not hasattr(attackers_copy(build_static(StaticConfig("resnet20", 4)), "T2"), "with_type")
+
+
+def test_a_checkpoint_is_judged_on_the_set_it_was_trained_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe names the set; --data-set overrides; another set than CIFAR-10 stands in the report."""
+    asked = list[str]()
+    made = ImageSet(train=images(1), validation=images(20), test=images(4), labels=[])
+
+    def load(name: str, data_dir: Path) -> ImageSet:
+        asked.append(name)
+        return made
+
+    monkeypatch.setattr(evaluate, "load_images", load)
+    document = checkpoint.read(tiny_checkpoint)
+    document["recipe"] = {"name": "x", "data": {"set": "cifar100"}}
+    checkpoint.save(tmp_path / "c.pt", document)
+    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    assert main(command(tmp_path / "c.pt", tmp_path / "c.json", *quick))["setup"]["set"] == "cifar100"
+    assert "set" not in main(command(tiny_checkpoint, tmp_path / "d.json", *quick))["setup"]
+    main(command(tiny_checkpoint, tmp_path / "e.json", *quick, "--data-set", "tiny"))
+    assert asked == ["cifar100", "cifar10", "tiny"]
 
 
 def test_another_set_up_is_refused_with_a_sentence(

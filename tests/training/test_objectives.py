@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
+from training.inner import Inner
 from training.objectives import (
     Balancer,
     DetectorPretraining,
-    Inner,
+    Mart,
     Mtard,
+    Objective,
     PgdAt,
+    Rslad,
     Standard,
+    Trades,
     branches,
     kl_divergence,
+    sign_noise,
     type_loss,
 )
 from training.static import StaticConfig, build_static
@@ -138,6 +146,256 @@ def test_mtard_distils_each_branch_from_its_teacher(awnet: AWNet, batch: tuple[t
     assert again.balancer.first == objective.balancer.first is not None
     static = build_static(StaticConfig("resnet18", WIDTH))
     assert torch.isfinite(objective(static.train(), *batch).total)
+
+
+class Recording(torch.nn.Module):
+    """A teacher that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build_static(StaticConfig("resnet18", WIDTH)).eval()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        logits: torch.Tensor = self.body(x)
+        return logits
+
+
+@pytest.mark.parametrize("student", ["awnet", "static"])
+def test_mtard_distils_a_share_of_clean_images_some_of_them_noisy(
+    awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor], student: str
+) -> None:
+    """Eq. 22 is the mean over `nat_images` of the batch; noise is for the student alone, its teacher sees x."""
+    x, y = batch
+    net = awnet if student == "awnet" else build_static(StaticConfig("resnet18", WIDTH))
+    nat_teacher, adv_teacher = Recording(), Recording()
+    objective = Mtard(
+        Inner(Budget(steps=1)), nat_teacher, adv_teacher, nat_images=0.5, noise=0.5, balance=False, type_weight=0.0
+    )
+    before = copy.deepcopy(net).train()  # the attack sees running statistics, which the step moves
+    torch.manual_seed(7)
+    loss = objective(net.train(), x, y)
+    assert torch.equal(nat_teacher.seen[0], x[:4])
+    assert len(adv_teacher.seen[0]) == len(x) and not torch.equal(adv_teacher.seen[0], x)
+
+    torch.manual_seed(7)
+    again = Inner(Budget(steps=1)).adversaries(before, x, y)
+    assert torch.equal(again, adv_teacher.seen[0])
+    noisy = sign_noise(x[:4], 0.5, 8 / 255)
+    assert torch.equal(noisy[2:], x[2:4]) and not torch.equal(noisy[:2], x[:2])
+    if isinstance(before, AWNet):
+        nat_logits, adv_logits, _ = branches(before, noisy, again)
+    else:
+        nat_logits, adv_logits = before(torch.cat([noisy, again])).split([4, 8])
+    nat = kl_divergence(nat_logits, nat_teacher.body(x[:4]), 1.0)
+    adv = kl_divergence(adv_logits, adv_teacher.body(again), 1.0)
+    assert loss.parts["nat"] == pytest.approx(nat.item(), rel=1e-5)
+    assert loss.parts["adv"] == pytest.approx(adv.item(), rel=1e-5)
+    assert loss.total.item() == pytest.approx(0.5 * nat.item() + 0.5 * adv.item(), rel=1e-5)
+
+
+def test_mtard_without_its_new_options_is_what_it_was(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """By default every image goes through the natural branch, without noise and without drawing a random number."""
+    x, y = batch
+    teachers = [build_static(StaticConfig("resnet18", WIDTH)).eval() for _ in range(2)]
+    before = copy.deepcopy(awnet).train()
+    torch.manual_seed(7)
+    loss = Mtard(Inner(Budget(steps=1)), *teachers)(awnet.train(), x, y)
+    after = torch.rand(())
+    torch.manual_seed(7)
+    x_adv = Inner(Budget(steps=1)).adversaries(before, x, y)
+    nat, adv, kind = branches(before, x, x_adv)
+    assert torch.equal(torch.rand(()), after)
+    by_hand = type_loss(kind, 8) + 0.5 * (
+        kl_divergence(nat, teachers[0](x), 1.0) + kl_divergence(adv, teachers[1](x_adv), 1.0)
+    )
+    assert loss.total.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+# The published losses, written out: x, y and x_adv as tensors, `net` a static network in training mode.
+
+
+def literal_trades(net: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Zhang et al. 2019, Eq. 5 with 1/lambda = 6: cross-entropy + 6 sum_k p log(p/q) / N."""
+    p, q = net(x).softmax(1), net(x_adv).softmax(1)
+    return (-p.gather(1, y[:, None]).log().mean() + 6 * (p * (p / q).log()).sum() / len(x)).detach()
+
+
+def literal_mart(net: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Wang et al. 2020, Eq. 11 image by image with lambda = 5."""
+    p, q = net(x).softmax(1), net(x_adv).softmax(1)
+    total = torch.zeros(())
+    for n in range(len(x)):
+        true = int(y[n])
+        others = [q[n, k] for k in range(10) if k != true]
+        boosted = -q[n, true].log() - (1 - max(others)).log()
+        total += boosted + 5 * (p[n] * (p[n] / q[n]).log()).sum() * (1 - p[n, true])
+    return (total / len(x)).detach()
+
+
+@pytest.mark.parametrize(
+    "objective, literal",
+    [(Trades(Inner(Budget(steps=2))), literal_trades), (Mart(Inner(Budget(steps=2))), literal_mart)],
+    ids=["trades", "mart"],
+)
+def test_a_loss_is_the_published_one_written_out(
+    batch: tuple[torch.Tensor, torch.Tensor], objective: Objective, literal: Callable[..., torch.Tensor]
+) -> None:
+    """On one batch, clean and adversarial images in two passes of a network in training mode, gradient and all."""
+    x, y = batch
+    net = build_static(StaticConfig("resnet18", WIDTH)).train()
+    with torch.no_grad():
+        net.body.classifier.weight.mul_(6)  # answers that differ
+    other = copy.deepcopy(net)
+    step = objective.prepare(net, x, y)
+    loss = objective.loss(net, step)
+    assert net.training and torch.equal(step.x, x) and torch.equal(step.y, y)
+    assert loss.total.item() == pytest.approx(literal(other, x, step.x_adv, y).item(), rel=1e-3)
+    loss.total.backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_trades_attacks_the_divergence_and_mart_the_label(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """x_adv of TRADES leaves the network's own clean answer, whatever the label; that of MART leaves the label."""
+    x, y = batch
+    net = build_static(StaticConfig("resnet18", WIDTH)).eval()
+    with torch.no_grad():
+        net.body.classifier.weight.mul_(6)
+
+        def apart(x_adv: torch.Tensor) -> float:
+            p = net(x).softmax(1)
+            return float((p * (p / net(x_adv).softmax(1)).log()).sum())
+
+        def wrong(x_adv: torch.Tensor) -> float:
+            return float(F.cross_entropy(net(x_adv), y))
+
+    inner = Inner(Budget(steps=5))
+    torch.manual_seed(3)
+    trades = Trades(inner).prepare(net, x, y).x_adv
+    torch.manual_seed(3)
+    again = Trades(inner).prepare(net, x, (y + 1) % 10).x_adv
+    mart = Mart(inner).prepare(net, x, y).x_adv
+    assert torch.equal(trades, again)
+    with torch.no_grad():
+        assert apart(trades) > apart(mart) and wrong(mart) > wrong(trades) and apart(trades) > 10 * apart(x) + 1e-3
+
+
+def test_rslad_is_five_sixths_robust_soft_labels_and_needs_no_label(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Zi et al. 2021, Eq. 9: both student answers are taught by the teacher's answer to the *clean* image."""
+    x, y = batch
+    teacher, net = (build_static(StaticConfig("resnet18", WIDTH)) for _ in range(2))
+    for network in (teacher, net):
+        with torch.no_grad():
+            network.body.classifier.weight.mul_(6)
+    objective = Rslad(Inner(Budget(steps=3)), teacher)
+    other = copy.deepcopy(net).train()
+    torch.manual_seed(3)
+    step = objective.prepare(net.train(), x, y)
+    torch.manual_seed(3)
+    assert torch.equal(objective.prepare(net, x, (y + 1) % 10).x_adv, step.x_adv)
+    t = teacher(x).softmax(1)
+    natural = (t * (t / other(x).softmax(1)).log()).sum() / len(x)
+    adversarial = (t * (t / other(step.x_adv).softmax(1)).log()).sum() / len(x)
+    loss = objective.loss(net, step)
+    assert loss.total.item() == pytest.approx(5 / 6 * adversarial.item() + natural.item() / 6, rel=1e-3)
+    elements = Rslad(Inner(Budget(steps=3)), teacher, kl="elements").loss(copy.deepcopy(other), step)
+    assert elements.total.item() == pytest.approx(loss.total.item() / 10, rel=1e-3)  # the code's mean over classes too
+    loss.total.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_mtard_s_published_variants_are_options(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """kl "mean" written out as the code has it, its factor of 10, two passes, an eta that follows the learning rate."""
+    x, y = batch
+    teachers = [build_static(StaticConfig("resnet18", WIDTH)).eval() for _ in range(2)]
+    net = build_static(StaticConfig("resnet18", WIDTH)).train()
+    other = copy.deepcopy(net)
+    objective = Mtard(Inner(Budget(steps=1)), *teachers, kl="mean", kl_scale=10, together=False, eta_decays=True)
+    step = objective.prepare(net, x, y)
+    loss = objective.loss(net, step)
+    with torch.no_grad():
+        parts = [
+            10 * (-other(images).log_softmax(1) * t + (t + 1e-5).log() * t).mean().item()
+            for images, t in ((x, teachers[0](x).softmax(1)), (step.x_adv, teachers[1](step.x_adv).softmax(1)))
+        ]
+    assert [loss.parts["nat"], loss.parts["adv"]] == pytest.approx(parts, rel=1e-3)
+    assert loss.total.item() == pytest.approx(sum(parts) / 2, rel=1e-3)
+    objective.follow(0.1)
+    assert objective.balancer.eta == pytest.approx(0.0025)
+    fixed = Mtard(Inner(Budget(steps=1)), *teachers)
+    fixed.follow(0.1)
+    assert fixed.balancer.eta == 0.025
+    hot, cold = torch.randn(4, 10), torch.randn(4, 10)
+    squared = kl_divergence(hot, cold, tau=5.0)
+    assert kl_divergence(hot, cold, tau=5.0, squared=False).item() == pytest.approx(squared.item() / 25)
+
+
+@pytest.mark.parametrize("kind", [Trades, Mart, Rslad])
+def test_an_awnet_learns_every_objective_through_its_two_branches(
+    awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor], kind: type[Objective]
+) -> None:
+    """Clean images move BN_nat, adversarial ones BN_adv, and L_type is part of the total (Eq. 24)."""
+    x, y = batch
+    more = [build_static(StaticConfig("resnet18", WIDTH))] if kind is Rslad else []
+    objective = kind(Inner(Budget(steps=1), forced=0.5), *more)  # type: ignore[call-arg]
+    awnet.train()
+    step = objective.prepare(awnet, x, y)
+    before = copy.deepcopy(awnet)
+    loss = objective.loss(awnet, step)
+    loss.total.backward()
+    for name, parameter in awnet.named_parameters():
+        assert (parameter.grad is None) == name.startswith("extractor."), name
+    _, _, type_logits = branches(before, step.x, step.x_adv)
+    assert loss.parts["type"] == pytest.approx(type_loss(type_logits, 8).item(), rel=1e-5)
+    objective.type_weight = 0.0  # type: ignore[attr-defined]
+    without = objective.loss(copy.deepcopy(before), step).total.item()
+    assert loss.total.item() == pytest.approx(without + loss.parts["type"], rel=1e-4)
+
+
+def test_n_fgsm_takes_one_unprojected_step_from_strong_noise(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """de Jorge et al. 2022: x + U(-2 eps, 2 eps), then eps * sign(gradient), cut to [0,1] and to nothing else."""
+    x, y = batch
+    x = 0.3 + 0.4 * x  # away from black and white, where pixels are cut
+    net = build_static(StaticConfig("resnet18", WIDTH)).eval()
+    eps = 8 / 255
+    torch.manual_seed(5)
+    x_adv = Inner(Budget(eps, eps, 1), start="n_fgsm").adversaries(net, x, y)
+    torch.manual_seed(5)
+    noisy = (x + torch.empty_like(x).uniform_(-2 * eps, 2 * eps)).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net(noisy), y, reduction="sum"), noisy)
+    torch.testing.assert_close(x_adv, (noisy + eps * gradient.sign()).detach())
+    assert (x_adv - x).abs().max() > 2.5 * eps
+    with pytest.raises(ValueError, match="steps must be 1"):
+        Inner(Budget(steps=2), start="n_fgsm")
+
+
+def test_a_static_network_can_keep_a_share_of_clean_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Eq. 1: half of the loss on x, half on x_adv."""
+    x, y = batch
+    net = build_static(StaticConfig("resnet18", WIDTH)).train()
+    objective = PgdAt(Inner(Budget(steps=1)), clean=0.5)
+    step = objective.prepare(net, x, y)
+    other = copy.deepcopy(net)
+    by_hand = (F.cross_entropy(other(x), y) + F.cross_entropy(other(step.x_adv), y)) / 2
+    assert objective.loss(net, step).total.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_all_exits_of_a_multi_exit_network_learn(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """RDI-ResNet minimises the mean over its seven exits, under every objective that a static network has."""
+    x, y = batch
+    teacher = build_static(StaticConfig("resnet18", WIDTH))
+    inner = Inner(Budget(steps=1))
+    objectives = [Standard(), PgdAt(inner), Trades(inner), Mart(inner), Rslad(inner, teacher)]
+    for objective in [*objectives, Mtard(inner, teacher, teacher), Mtard(inner, teacher, teacher, together=False)]:
+        net = build_static(StaticConfig("rdi_resnet38", WIDTH)).train()
+        objective(net, x, y).total.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.body.branches.parameters() if p.dim() > 1)
+    net = build_static(StaticConfig("rdi_resnet38", WIDTH)).eval()
+    by_hand = sum(F.cross_entropy(z, y).item() for z in net.exits(x)) / 7
+    assert Standard()(net, x, y).total.item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_detector_pretraining_touches_only_extractor_and_type_head(batch: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -1,0 +1,56 @@
+# The server and the bundled model: non-root, fit for a read-only root file system. docs/deploy.md has the commands.
+# BASE is any Debian-like image whose `python` is 3.11 and has venv; pin it by digest for builds that must repeat.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+ENV PYTHONDONTWRITEBYTECODE=1
+# pip reads these where they are given: a mirror, or a folder of wheels for a build without a network.
+ARG PIP_INDEX_URL
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+RUN python -m venv /opt/awnet
+COPY requirements/server.txt /tmp/server.txt
+RUN /opt/awnet/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps --require-hashes \
+    --requirement /tmp/server.txt
+# The wheel of ONNX Runtime brings 280 MB for CUDA, which cannot load here: this base has no CUDA. GPU=1 keeps them.
+ARG GPU=0
+RUN if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime_providers_cuda.so' -delete \
+    && find /opt/awnet -name 'libonnxruntime_providers_tensorrt.so' -delete; fi
+WORKDIR /app
+COPY server server
+COPY model_repository model_repository
+COPY LICENSE LICENSE
+# Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. pip goes: it is
+# not needed any more, and whoever gets in should not find it. Readable by any user whatever the checkout's umask was.
+RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash server \
+    && /opt/awnet/bin/python -m pip uninstall --yes --quiet setuptools pip \
+    && chmod -R a+rX,go-w /app /opt/awnet
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="AW-Net server" \
+      org.opencontainers.image.description="One forward pass names the class of a picture and says whether it was tampered with" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/awnet /opt/awnet
+COPY --from=build /app /app
+WORKDIR /app
+# HOME, because a number without a name in /etc/passwd has none, and some library always asks.
+ENV PATH=/opt/awnet/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    AWNET_HOST=0.0.0.0 \
+    AWNET_PORT=8000 \
+    AWNET_REPOSITORY=/app/model_repository
+USER 10001:10001
+# 8000 HTTP, 8001 gRPC where AWNET_GRPC_PORT=8001 is set. The admin port stays on the container's own loopback.
+EXPOSE 8000 8001
+STOPSIGNAL SIGTERM
+# Alive, not ready: a new process helps one that hangs, but not one that is loading, draining or waiting for Triton.
+# The interpreter without site-packages answers in 20 ms; `-m server` would import for half a second each time.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-ISc", "import os, socket\nlink = socket.create_connection(('127.0.0.1', int(os.environ['AWNET_PORT'])), 2)\nlink.sendall(b'GET /v2/health/live HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n')\nraise SystemExit(b' 200 ' not in link.recv(64))"]
+ENTRYPOINT ["python", "-m", "server"]

@@ -1,0 +1,171 @@
+"""The fault table: what callers see while parts of a deployment are killed, stopped, overloaded or given bad models.
+
+Each scenario starts real processes on this machine (front ends, haproxy with `deploy/haproxy.cfg`, Triton from its
+wheel), sends steady traffic in which every answer is compared with the one before the fault, does the damage, and
+judges goals that were set beforehand. A goal that is missed is printed as missed, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rig import ROOT
+from benchmarks.scenarios import SCENARIOS, Bench
+
+EXAMPLES = """examples:
+  python -m benchmarks.faults                                  all scenarios, about 15 minutes
+  python -m benchmarks.faults rolling --restarts 10            one of them, shorter
+  python -m benchmarks.faults overload reload --seconds 10 --out /tmp/faults
+  python -m benchmarks.faults --list
+
+A scenario whose programs are missing is reported as not run, with the command that brings them. A run of some
+scenarios keeps what the file says about the others.
+"""
+INSTALL = {"haproxy": "apt-get install haproxy", "triton": "make .venv-triton/.locked"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="scenario", help=f"{', '.join(SCENARIOS)} [all]")
+    parser.add_argument("--list", action="store_true", help="say what each scenario does")
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
+    parser.add_argument("--restarts", type=int, default=50, help="of `rolling` [50]")
+    parser.add_argument("--kills", type=int, default=20, help="of `kill` [20]")
+    parser.add_argument("--rounds", type=int, default=5, help="of the Triton faults [5]")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each overload [60]")
+    venv = Path(os.environ.get("AWNET_TRITON_VENV") or ROOT / ".venv-triton")
+    parser.add_argument(
+        "--triton-venv", type=Path, default=venv, help="environment with the real Triton [.venv-triton]"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults", help="without suffix")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and copies there")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(SCENARIOS):
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    if options.list:
+        for name, (scenario, _) in SCENARIOS.items():
+            print(f"{name:14s} {(scenario.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    report = _previous(options.out.with_suffix(".json"))
+    for name in options.names or SCENARIOS:
+        report[name] = run(name, options)
+        ordered = {name: report[name] for name in SCENARIOS if name in report}
+        _write(options.out.with_suffix(".json"), json.dumps(ordered, indent=1) + "\n")
+        _write(options.out.with_suffix(".md"), markdown(ordered))
+        print(markdown({name: report[name]}).partition("\n## ")[2], flush=True)
+    return 0 if all(report[name].get("met") for name in options.names or SCENARIOS) else 1
+
+
+def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One scenario's entry of the report."""
+    scenario, needs = SCENARIOS[name]
+    entry: dict[str, Any] = {"machine": machine()}
+    if absent := [need for need in needs if not _present(need, options.triton_venv)]:
+        return entry | {"not_run": "; ".join(f"no {need}: {INSTALL[need]}" for need in absent), "met": None}
+    print(f"== {name}", file=sys.stderr, flush=True)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="awnet-faults-") as scratch:
+        folder = options.keep / name if options.keep else Path(scratch)
+        shutil.rmtree(folder, ignore_errors=bool(options.keep))
+        folder.mkdir(parents=True)
+        bench = Bench(
+            folder,
+            options.repository,
+            restarts=options.restarts,
+            kills=options.kills,
+            seconds=options.seconds,
+            rounds=options.rounds,
+            triton_venv=options.triton_venv,
+        )
+        try:
+            result = asyncio.run(scenario(bench))
+        except (RuntimeError, TimeoutError, OSError) as error:
+            # A rig that fails is no result: it is told as what it is, and no goal is met.
+            return entry | {"failed": f"{type(error).__name__}: {error}"[:2000], "met": False}
+    return entry | {
+        "what": result.what,
+        "seconds": round(time.monotonic() - begun, 1),
+        "figures": result.figures,
+        "goals": [{"goal": goal, "measured": measured, "met": met} for goal, measured, met in result.goals],
+        "met": all(met for _, _, met in result.goals),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    lines = ["# Faults", "", "Made by `python -m benchmarks.faults`; the JSON beside this file has every figure."]
+    for name, entry in report.items():
+        lines += ["", f"## {name}", ""]
+        if "not_run" in entry:
+            lines += [f"Not run: {entry['not_run']}."]
+            continue
+        if "failed" in entry:
+            lines += ["Could not be judged:", "", "```", entry["failed"], "```"]
+            continue
+        machine = entry["machine"]
+        lines += [f"{entry['what']}. {entry['seconds']:.0f} s on {machine['cores']} core(s) of {machine['cpu']}.", ""]
+        lines += ["| goal | measured | |", "|---|---|---|"]
+        lines += [
+            f"| {goal['goal']} | {goal['measured']} | {'met' if goal['met'] else '**missed**'} |"
+            for goal in entry["goals"]
+        ]
+        figures = [f"{key}: {_plain(value)}" for key, value in entry["figures"].items() if not isinstance(value, dict)]
+        lines += ["", "; ".join(figures) + "." if figures else ""]
+        nested = {key: value for key, value in entry["figures"].items() if isinstance(value, dict)}
+        lines += [f"- {key}: {_plain(value)}" for key, value in nested.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from; the cores that this process may use, since callers and servers share them."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    cpu = names[0].partition(":")[2].strip() if names else platform.processor()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+
+
+def _present(need: str, triton_venv: Path) -> bool:
+    if need == "triton":
+        return any(triton_venv.glob("lib/python3.*/site-packages/pytriton/tritonserver/bin/tritonserver"))
+    return shutil.which(need) is not None
+
+
+def _previous(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """At once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

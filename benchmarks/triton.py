@@ -1,0 +1,265 @@
+"""End-to-end time of /predict through Triton, against the embedded engine, in one run.
+
+Both servers run the same model file on the same machine, in interleaved rounds whose order rotates; figures are medians
+over rounds. wrk is the client and shares the cores with both. Triton is the real one from the wheel, with the Python
+backend that runs the file in ONNX Runtime.
+
+Where the time goes is read from the server's own stage histograms (`decode`, `queue`, `inference`, the last from
+sending to the answer) and from Triton's counters, as means over the same requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.server import (
+    cpu_seconds,
+    free_port,
+    lua,
+    machine,
+    noise_png,
+    rss_mb,
+    running,
+    wait_until_up,
+    write,
+    wrk,
+)
+
+EXAMPLES = """examples:
+  python -m benchmarks.triton                                    the bundled model, about three minutes
+  python -m benchmarks.triton --rounds 1 --seconds 1 --out /tmp/triton   a quick look
+  python -m benchmarks.triton --image examples/cat.png --clients 1 8
+
+needs wrk (apt-get install wrk) and the real Triton (make .venv-triton/.locked).
+"""
+ROOT = Path(__file__).parents[1]
+ENGINES = ("embedded", "triton")
+STAGES = ("decode", "queue", "inference")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.triton",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    venv = Path(os.environ.get("AWNET_TRITON_VENV") or ROOT / ".venv-triton")
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
+    parser.add_argument("--venv", type=Path, default=venv, help="environment with the real Triton [.venv-triton]")
+    parser.add_argument("--image", type=Path, help="the picture to upload [a 32 px PNG of noise, 3 kB]")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="[1 8 32]")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
+    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/triton", help="without suffix")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        print("skipped: wrk is not installed (apt-get install wrk)", file=sys.stderr)
+        return 0
+    if not any(options.venv.glob("lib/python3.*/site-packages/pytriton/tritonserver")):
+        print(f"skipped: no Triton in {options.venv} (make .venv-triton/.locked)", file=sys.stderr)
+        return 0
+    report = measure(options)
+    write(options.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+    text = markdown(report)
+    write(options.out.with_suffix(".md"), text)
+    print(text)
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds; returns the report."""
+    facts = machine()
+    picture = options.image.read_bytes() if options.image else noise_png()
+    samples: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in options.clients} for name in ENGINES}
+    memory: dict[str, float] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        script = folder / "post.lua"
+        script.write_bytes(lua(picture))
+        convert = [sys.executable, "-m", "export.triton_python", "--repository", str(options.repository)]
+        subprocess.run([*convert, "--out", str(folder / "triton")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        http, grpc, metrics = free_port(), free_port(), free_port()
+        triton = [sys.executable, "deploy/triton/run.py", "--venv", str(options.venv), "--repository"]
+        triton += [str(folder / "triton"), "--http-port", str(http), "--grpc-port", str(grpc)]
+        triton += ["--metrics-port", str(metrics)]
+        log = stack.enter_context((folder / "triton.log").open("wb"))
+        shell = f"exec {' '.join(triton)} > {log.name} 2>&1"
+        backend = stack.enter_context(running(["sh", "-c", shell]))
+        wait_until_up(http, backend)
+        ports, processes = {}, {}
+        for name in ENGINES:
+            ports[name] = free_port()
+            told = [sys.executable, "-m", "server", "--port", str(ports[name]), "--repository", str(options.repository)]
+            told += ["--admin-port", "none", "--drain-seconds", "0", "--log-level", "warning", "--engine", name]
+            told += ["--triton-urls", f"127.0.0.1:{grpc}"] if name == "triton" else []
+            processes[name] = stack.enter_context(running(told))
+            wait_until_up(ports[name], processes[name])
+        behind = {
+            "embedded": [processes["embedded"].pid],
+            "triton": [processes["triton"].pid, *descendants(backend.pid)],
+        }
+        for name in ENGINES:
+            wrk(ports[name], 8, 1.0, script)
+            memory[name] = sum(map(rss_mb, behind[name]))
+        for turn in range(options.rounds):
+            order = ENGINES if turn % 2 == 0 else ENGINES[::-1]
+            for clients in options.clients:
+                for name in order:
+                    stages, counters = front_end(ports[name]), behind_it(metrics)
+                    cpu = sum(map(cpu_seconds, behind[name]))
+                    sample = wrk(ports[name], clients, options.seconds, script)
+                    requests = max(1.0, sample["rps"] * options.seconds)
+                    sample["cpu_ms"] = 1000 * (sum(map(cpu_seconds, behind[name])) - cpu) / requests
+                    sample |= stage_means(stages, front_end(ports[name]))
+                    if name == "triton":
+                        sample |= triton_means(counters, behind_it(metrics))
+                    samples[name][clients].append(sample)
+                    told_rate = f"{sample['rps']:7.0f} req/s"
+                    print(f"round {turn + 1} clients {clients:2d} {name:8s} {told_rate}", file=sys.stderr)
+    table = {
+        name: {
+            str(c): {key: statistics.median(s[key] for s in rounds) for key in rounds[0]} for c, rounds in by.items()
+        }
+        for name, by in samples.items()
+    }
+    return {
+        "what": "closed loop of POST /predict, multipart, through Triton and embedded; medians over interleaved rounds",
+        "machine": facts,
+        "picture_bytes": len(picture),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "memory_mb": memory,
+        "engines": table,
+        "samples": {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()},
+    }
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`: the program that runs Triton, Triton, its Python stub."""
+    found, at = [pid], 0
+    while at < len(found):
+        for task in Path(f"/proc/{found[at]}/task").glob("*/children"):
+            found += [int(child) for child in task.read_text().split()]
+        at += 1
+    return found
+
+
+def scraped(port: int) -> dict[str, float]:
+    """The metrics at `port`: name with labels -> value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def front_end(port: int) -> dict[str, float]:
+    """Sums and counts of the server's histograms."""
+    found = scraped(port)
+    told = {stage: found[f'awnet_stage_seconds_sum{{stage="{stage}"}}'] for stage in STAGES}
+    told["requests"] = found['awnet_stage_seconds_count{stage="inference"}']
+    told["total"] = found['awnet_request_seconds_sum{route="/predict"}']
+    return told
+
+
+def behind_it(port: int) -> dict[str, float]:
+    """Triton's counters over all its models."""
+    found = scraped(port)
+
+    def over(name: str) -> float:
+        return sum(value for key, value in found.items() if key.startswith(name + "{"))
+
+    return {
+        "requests": over("nv_inference_request_success"),
+        "executions": over("nv_inference_exec_count"),
+        "request": over("nv_inference_request_duration_us") / 1e6,
+        "queue": over("nv_inference_queue_duration_us") / 1e6,
+    }
+
+
+def stage_means(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Mean milliseconds a request of each stage of the server."""
+    requests = max(1.0, after["requests"] - before["requests"])
+    return {f"{name}_ms": 1000 * (after[name] - before[name]) / requests for name in (*STAGES, "total")}
+
+
+def triton_means(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Mean milliseconds a request inside Triton, and requests an execution."""
+    gone = {name: after[name] - before[name] for name in after}
+    requests = max(1.0, gone["requests"])
+    return {
+        "triton_ms": 1000 * gone["request"] / requests,
+        "triton_queue_ms": 1000 * gone["queue"] / requests,
+        "batch": requests / max(1.0, gone["executions"]),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a page."""
+    engines, facts = report["engines"], report["machine"]
+    lines = [
+        "# /predict through Triton, against the embedded engine",
+        "",
+        f"{facts['cpu']}, {facts['cores']} cores shared by client, server and Triton (load before: "
+        f"{facts['load_before'][0]:.1f}); {report['picture_bytes']} byte picture; medians of {report['rounds']} "
+        f"interleaved rounds of {report['seconds']:g} s. Triton is that of the nvidia-pytriton wheel, with its Python "
+        "backend. Made by `python -m benchmarks.triton`.",
+        "",
+        "| clients | engine | req/s | p50 ms | p99 ms | CPU ms a request | failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for clients in engines["embedded"]:
+        for name in ENGINES:
+            row = engines[name][clients]
+            lines.append(
+                f"| {clients} | {name} | {row['rps']:.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} "
+                f"| {row['cpu_ms']:.2f} | {row['failed']:.0f} |"
+            )
+    lines += ["", "| clients | triton / embedded: req/s | p50 | p99 |", "|---|---|---|---|"]
+    for clients in engines["embedded"]:
+        ours, theirs = engines["triton"][clients], engines["embedded"][clients]
+        ratios = [ours[key] / theirs[key] for key in ("rps", "p50_ms", "p99_ms")]
+        lines.append(f"| {clients} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    lines += [
+        "",
+        "Where a request's time goes, mean ms. `inference` is from sending to Triton's answer; `in Triton` is the part "
+        "of it that Triton itself counts, its queue included; the rest is gRPC on both sides.",
+        "",
+        "| clients | engine | total | decode | queue | inference | in Triton (queue) | share of total "
+        "| images an execution |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for clients in engines["embedded"]:
+        for name in ENGINES:
+            row = engines[name][clients]
+            inside = (
+                f"{row['triton_ms']:.2f} ({row['triton_queue_ms']:.2f}) "
+                f"| {100 * row['triton_ms'] / row['total_ms']:.0f} % | {row['batch']:.1f}"
+                if "triton_ms" in row
+                else "- | - | -"
+            )
+            stages = " | ".join(f"{row[f'{stage}_ms']:.2f}" for stage in ("total", *STAGES))
+            lines.append(f"| {clients} | {name} | {stages} | {inside} |")
+    memory = report["memory_mb"]
+    lines += [
+        "",
+        f"Resident: embedded {memory['embedded']:.0f} MB; triton {memory['triton']:.0f} MB with Triton and its stub.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Writes the tables of docs/metrics.md from the metrics that the server registers.
+
+    python -m deploy.document_metrics
+
+A metric without a help text, or a label that is not explained below, stops it; a test holds the page to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from prometheus_client import Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from server.detection_metrics import DetectionCollector
+from server.events import Result
+from server.metrics import Metrics
+from server.monitoring import RESULTS as CANARIES
+from server.verdict import VERDICTS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
+BEGIN, END = "<!-- made by python -m deploy.document_metrics -->", "<!-- end -->"
+
+# Every label comes from a closed set; this says which.
+LABELS = {
+    "about": "`class` or `verdict`",
+    "address": "a Triton from `AWNET_TRITON_URLS`",
+    "block": "a block of the network, from the contract: `blocks.0` and so on",
+    "calibrated": "`true` or `false`: whether the thresholds speak for the picture",
+    "code": "HTTP status; of gRPC calls the HTTP status of the same outcome",
+    "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
+    "method": "HTTP method; `GRPC`; anything else is `other`",
+    "model": "a configured model",
+    "reason": "the type of the problem, as in [api.md](api.md), and `caller-gone`",
+    "result": "of reloads "
+    + ", ".join(f"`{result}`" for result in get_args(Result))
+    + "; of canaries "
+    + ", ".join(f"`{result}`" for result in CANARIES)
+    + "; of the shadow `compared`, `dropped`, `failed`",
+    "role": "`serving`, `canary`, `shadow` or `kept`",
+    "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`",
+    "stage": "`decode`, `queue` or `inference`",
+    "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
+    "version": "an open version of the model",
+}
+
+
+class Row(NamedTuple):
+    """One metric, under the name that a query uses."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+def rows() -> list[Row]:
+    """Every metric that a server registers, but for those of the process itself, by name."""
+    metrics = Metrics(lambda: 0, 1)
+    found = []
+    for collector in metrics.collectors():
+        if isinstance(collector, MetricWrapperBase):
+            name, kind = collector._name, collector._type
+            edges = ""
+            if isinstance(collector, Histogram):
+                edges = " Edges: " + ", ".join(f"{edge:g}" for edge in collector._upper_bounds[:-1]) + "."
+            found.append((name, kind, tuple(collector._labelnames), collector._documentation + edges))
+        elif isinstance(collector, DetectionCollector):
+            found += [(f.name, f.type, tuple(f._labelnames), f.documentation) for f in collector.families()]
+    return sorted(Row(f"{name}_total" if kind == "counter" else name, kind, *rest) for name, kind, *rest in found)
+
+
+def table() -> str:
+    """The generated part of the page. Raises ValueError for a metric or a label that nobody has explained."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    used: set[str] = set()
+    for row in rows():
+        if not row.help.strip():
+            raise ValueError(f"{row.name} has no help text")
+        used |= {*row.labels}
+        lines.append(f"| `{row.name}` | {row.kind} | {', '.join(f'`{n}`' for n in row.labels)} | {row.help} |")
+    if unknown := used - LABELS.keys():
+        raise ValueError(f"labels that are not explained in {Path(__file__).name}: {', '.join(sorted(unknown))}")
+    lines += ["", "| label | values |", "|---|---|"]
+    lines += [f"| `{label}` | {LABELS[label]} |" for label in sorted(used)]
+    return "\n".join(lines) + "\n"
+
+
+def page(before: str) -> str:
+    """`before` with its generated part made anew."""
+    head, rest = before.split(BEGIN, 1)
+    return f"{head}{BEGIN}\n\n{table()}\n{END}{rest.split(END, 1)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")

@@ -1,0 +1,120 @@
+// Every sentence that depends on an answer. Nothing here touches the document.
+
+export function score(value, thresholds = []) {
+  // Three digits that count: of the score, or near 1 of what is missing to 1. In full where they would carry it
+  // across a threshold.
+  const missing = value > 0.5 ? 1 - value : value;
+  if (missing <= 0) return String(value);
+  const digits = Math.max(2, Math.min(12, 2 - Math.floor(Math.log10(missing))));
+  const rounded = value.toFixed(digits);
+  return thresholds.some((t) => Number(rounded) > t !== value > t) ? String(value) : rounded;
+}
+
+export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  return `${(100 * share).toFixed(share >= 0.9995 || share === 0 ? 0 : 1)} %`;
+}
+
+export function rate(share) {
+  return `${Number((100 * share).toPrecision(2))} %`;
+}
+
+export function milliseconds(value) {
+  return `${value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value)} ms`;
+}
+
+const among = (fpr) => `about 1 in ${Math.round(1 / fpr)}`;
+
+export const VERDICT = { clean: "Clean", suspicious: "Suspicious", adversarial: "Adversarial" };
+
+export function meaning(verdict, targets) {
+  switch (verdict) {
+    case "clean":
+      return "No known trick was seen. That is no proof: an attacker who knows this detector can get past it.";
+    case "suspicious":
+      return `Worth a second look. Of clean pictures, ${among(targets.suspicious)} scores this high or higher.`;
+    default:
+      return (
+        "It looks like a picture made to fool a classifier: do not rely on its class. " +
+        `Of clean pictures, ${among(targets.adversarial)} is flagged like this too.`
+      );
+  }
+}
+
+export function calibration(adversarial, image, size) {
+  if (adversarial.calibrated) return "The thresholds speak for this picture.";
+  const why = [];
+  if (image.resized) why.push(`was scaled to ${size} × ${size}`);
+  if (image.format === "JPEG" || !image.resized) why.push("was stored with loss");
+  return `The thresholds were not set for a picture that ${why.join(" and ")}: take the verdict as a hint.`;
+}
+
+export function preprocessing(image, size) {
+  const { width, height, resized, format } = image;
+  if (!resized) {
+    return format === "JPEG"
+      ? `Already ${size} × ${size}: neither cropped nor scaled.`
+      : `Already ${size} × ${size}: its pixels went in untouched.`;
+  }
+  const short = Math.min(width, height);
+  const cropped = width === height ? "" : `Cropped to the centre square of ${short} × ${short}, then `;
+  const scaled = `scaled ${short > size ? "down" : "up"} to ${size} × ${size}.`;
+  return cropped ? cropped + scaled : scaled.replace("s", "S");
+}
+
+const ERRORS = {
+  "unsupported-media": "That is not a PNG, JPEG or WebP picture.",
+  "undecodable-image": "The picture is broken: it is cut short or damaged.",
+  "image-too-large": "The picture has too many pixels.",
+  "image-too-small": "The picture is too small.",
+  "animated-image": "The picture is animated: there is no telling which of its frames is meant.",
+  "body-too-large": "The file is too large.",
+  "missing-image": "The file is empty.",
+  "unknown-model": "The chosen model is no longer there.",
+  "not-ready": "The model is still being loaded.",
+  "queue-full": "The server has its hands full.",
+  "deadline-exceeded": "The answer took too long.",
+  "engine-unavailable": "What runs the model cannot be reached.",
+  "engine-fault": "The model failed on this picture. That is never called clean.",
+  internal: "Something went wrong in the server.",
+};
+const BY_STATUS = {
+  401: "The server wants a key, which this page does not have.",
+  403: "The server does not allow this.",
+  429: "Too many questions in a short time.",
+};
+
+export function problem(document, retryAfter) {
+  // A problem document (RFC 9457), or {status: 0} where no answer came, to a title, further sentences, and whether
+  // asking again can help.
+  if (document.status === 0) {
+    return { title: "The server could not be reached.", said: "", again: true };
+  }
+  const slug = String(document.type || "").replace("urn:awnet:problem:", "");
+  const title = ERRORS[slug] || BY_STATUS[document.status] || document.title || `The server answered ${document.status}.`;
+  const detail = document.detail ? `The server said: ${document.detail}.` : "";
+  const again = [429, 503, 504].includes(document.status);
+  const wait = again && retryAfter ? ` Try again in ${retryAfter === "1" ? "a second" : `${retryAfter} seconds`}.` : "";
+  return { title, said: detail + wait, again };
+}
+
+export function spoken(name, answer, thresholds) {
+  const { adversarial, predictions } = answer.results[0];
+  const best = predictions[0];
+  return `${name}: ${adversarial.verdict}, score ${score(adversarial.score, thresholds)}; most likely ${best.label}, ${percent(best.probability)}.`;
+}
+
+export function recent(bins, names, thresholds) {
+  const sums = names.map((_, k) => bins.reduce((sum, bin) => sum + bin[k], 0));
+  const all = sums.reduce((a, b) => a + b, 0);
+  if (all === 0) return "No picture was judged in this process in the last five minutes.";
+  const of = Object.fromEntries(names.map((name, k) => [name, sums[k]]));
+  const flagged = (of.suspicious + of.adversarial) / all;
+  const expected = thresholds
+    ? [` (${rate(thresholds.suspicious.fpr)} expected if all are clean)`, ` (${rate(thresholds.adversarial.fpr)})`]
+    : ["", ""];
+  return (
+    `${all} ${all === 1 ? "picture" : "pictures"}: ${percent(flagged)} at least suspicious${expected[0]}, ` +
+    `${percent(of.adversarial / all)} adversarial${expected[1]}.`
+  );
+}

@@ -1,0 +1,156 @@
+"""What every front end shares: which model answers, the answer, its verdicts, and what is counted about them.
+
+`/predict` and the Open Inference Protocol, over HTTP and gRPC, all go through `lease` and `run`, so that canary,
+shadow, verdicts and metrics are the same whichever way a picture comes in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.engine import Engine, Model, Priority, Signals, Terms
+from server.errors import AWNetError, EngineFault
+from server.images import Limits, Picture
+from server.lifecycle import Lease, Models
+from server.metrics import Metrics
+from server.settings import Settings
+from server.verdict import Verdict, judge
+
+log = logging.getLogger("awnet")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An answer with its verdicts, one for each picture, in their order."""
+
+    model: Model
+    signals: Signals
+    verdicts: list[Verdict]
+
+
+class Service:
+    """The models behind all front ends, and whether this process is leaving.
+
+    Attributes:
+        models: see `lifecycle`.
+        draining: set on SIGTERM; readiness goes off, requests are still answered.
+        failure: why the default model could not be served at the start, if so.
+        on_failure: called after a failed start; `__main__` ends the process there.
+        leaving: other front ends that are going; `stop` waits for them before it closes the models.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.limits = Limits(settings.max_pixels, settings.min_side)
+        self.models = Models(
+            engine,
+            default=settings.model,
+            others=settings.further_models,
+            pinned=settings.pinned,
+            kept=settings.versions_kept,
+            canary=settings.canary_split,
+            shadow=settings.shadow_version,
+            events=metrics,
+            capacity=settings.queue_capacity,
+        )
+        self.draining = False
+        self.failure: AWNetError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self.leaving: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._again = False
+        metrics.follow(lambda: self.models.ready and engine.up())
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here: the model has been proven, the engine is up, nobody is leaving."""
+        return self.models.ready and self.engine.up() and not self.draining
+
+    async def start(self) -> None:
+        """Open and prove the models, then be ready; a failure is logged and told to `on_failure`."""
+        begun = time.perf_counter()
+        try:
+            await self.models.start()
+        except AWNetError as error:
+            log.critical("%s: %s", error.title, error.detail)
+            self._fail(error)
+            return
+        except Exception as error:
+            log.critical("the model could not be loaded", exc_info=True)
+            self._fail(AWNetError(str(error)))
+            return
+        model = self.models.latest()
+        log.info(
+            "ready: %s version %s, sha256 %s, golden self-test passed, %.0f ms",
+            model.name,
+            model.version,
+            model.sha256[:12],
+            1000 * (time.perf_counter() - begun),
+        )
+        if self.settings.poll_seconds and not self.draining:
+            self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
+
+    def reload_soon(self) -> None:
+        """Look for new versions, on the event loop's thread; asked for while one looks, it looks once more."""
+        if self._reloading is not None and not self._reloading.done():
+            self._again = True
+        elif not self.draining:
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def stop(self) -> None:
+        """Close everything; requests in flight are answered first."""
+        self.draining = True
+        for task in (self._watching, self._reloading):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        if self.leaving:
+            await asyncio.wait(self.leaving)
+        await self.models.close()
+
+    def lease(self, name: str | None = None, version: str | None = None) -> Lease:
+        """The version that answers, for a `with`. Raises UnknownModel, NotReady."""
+        return self.models.lease(name, version)
+
+    def terms(self, timeout_seconds: float | None = None, priority: Priority = "normal") -> Terms:
+        """How to serve a request that begins now; nobody may wait longer than the setting allows."""
+        longest = self.settings.timeout_seconds
+        seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
+        return Terms(time.monotonic() + seconds, priority)
+
+    async def run(self, lease: Lease, pictures: Sequence[Picture], terms: Terms) -> Outcome:
+        """Answer and judge; counts verdicts, scores and stages.
+
+        Raises:
+            EngineFault: an output is not finite, which must never read as clean; or as `engine.Runner.infer`.
+        """
+        signals = await lease.infer(pictures, terms)
+        if not signals.finite():
+            raise EngineFault("the model gave an answer that is not finite")
+        model = lease.model
+        thresholds = model.contract.thresholds
+        scores: list[float] = signals.p_type[:, 0].tolist()
+        verdicts = [judge(score, thresholds) for score in scores]
+        self.metrics.judged(model, verdicts, scores)
+        self.metrics.stages(signals)
+        return Outcome(model, signals, verdicts)
+
+    async def _reload(self) -> None:
+        self._again = True
+        while self._again:
+            self._again = False
+            try:
+                await self.models.reload()
+            except Exception:
+                log.exception("the reload failed")
+
+    def _fail(self, error: AWNetError) -> None:
+        self.failure = error
+        self.on_failure()

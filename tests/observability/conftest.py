@@ -1,0 +1,148 @@
+"""One live stack for all tests that look at it: servers under a mixed load, scraped by a real Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from benchmarks.observed import Prometheus, eventually
+from tests.requires import missing
+from tests.server.fake_triton import FakeTriton
+from tests.server.tiny import Running, encoded, noise, plain, publish
+
+TRITON_METRICS = Path(__file__).with_name("triton.prom")  # as a real Triton 2.51 exposes them
+
+
+class TritonMetrics:
+    """A Triton's metrics port: the recorded text, its counters growing as under load."""
+
+    def __init__(self) -> None:
+        begun = time.monotonic()
+        lines = TRITON_METRICS.read_text("utf-8").splitlines()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                factor = 1 + round(time.monotonic() - begun)
+                told = []
+                for line in lines:
+                    name, _, value = line.rpartition(" ")
+                    told.append(line if line.startswith("#") else f"{name} {int(value) * factor}")
+                body = ("\n".join(told) + "\n").encode()
+                self.send_response(200)
+                self.send_header("content-type", "text/plain; version=0.0.4")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class FakeTritonThread:
+    """The fake Triton on an event loop of its own, for a server in another process."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._triton = self._run(self._start())
+        self.url = self._triton.url
+
+    async def _start(self) -> FakeTriton:
+        return await FakeTriton().start()
+
+    def _run(self, work):  # type: ignore[no-untyped-def]
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def stop(self) -> None:
+        self._run(self._triton.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+class Load:
+    """Callers who send clean pictures, attacked ones and nonsense, a few each second, until told to stop."""
+
+    def __init__(self, *servers: Running) -> None:
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(server,)) for server in servers]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self, server: Running) -> None:
+        pictures = [encoded(plain(red)) for red in (0.1, 0.2, 0.3, 0.5, 0.9)] + [encoded(noise(64, 48), "JPEG")]
+        turn = 0
+        while not self._over.is_set():
+            turn += 1
+            post = server.http.post
+            post("/predict", content=pictures[turn % len(pictures)], headers={"content-type": "image/png"})
+            if turn % 5 == 0:
+                post("/predict", content=b"not a picture", headers={"content-type": "image/png"})
+                post("/predict", files={"image": ("a.png", b"")})
+                server.http.get("/nowhere")
+                server.http.get("/v2/models/awnet")
+            self._over.wait(0.05)
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Stack:
+    """`server` has the embedded engine, a canary release and a shadow; `behind` has a Triton."""
+
+    def __init__(self, server: Running, behind: Running, prometheus: Prometheus) -> None:
+        self.server = server
+        self.behind = behind
+        self.prometheus = prometheus
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Up, and scraped for so long that every rate has something to be computed from."""
+    for name in ("prometheus",):
+        if reason := missing(name):
+            pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("observed")
+    repository = folder / "repository"
+    for seed, version in enumerate(("1", "2", "3")):
+        publish(repository, version, seed=seed)
+    with ExitStack() as open_things:
+
+        def keep(thing):  # type: ignore[no-untyped-def]
+            open_things.callback(thing.stop)
+            return thing
+
+        triton, metrics = keep(FakeTritonThread()), keep(TritonMetrics())
+        server = keep(Running(repository, versions_kept=3, canary="2:0.3", shadow="1"))
+        behind = keep(Running(repository, engine="triton", triton_urls=triton.url))
+        server.wait_ready()
+        behind.wait_ready()
+        addresses = [running.url.removeprefix("http://") for running in (server, behind)]
+        prometheus = keep(Prometheus(folder / "prometheus", {"awnet": addresses, "triton": [metrics.address]}))
+        keep(Load(server, behind))
+        eventually(
+            lambda: prometheus.query(
+                "sum(awnet_golden_canaries_total) > 1 and sum(rate(awnet_verdicts_total[20s])) > 0"
+            ),
+            120,
+            "a canary has been counted and scraped",
+        )
+        time.sleep(12)  # rates and deltas of what began last
+        yield Stack(server, behind, prometheus)

@@ -1,0 +1,146 @@
+"""The dashboard: what is committed is what the program makes, it follows the linter's rules, and no panel is empty."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from benchmarks.observed import substitute
+from deploy.grafana.build import OUT, document
+from deploy.grafana.panels import ANNOTATIONS, ROWS, queries
+from tests.observability.conftest import Stack
+from tests.requires import requires
+
+TEXT = OUT.read_text("utf-8")
+BOARD: dict[str, Any] = json.loads(TEXT)
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+# Without a canary release, a shadow, a failure or an alert there is nothing to be seen, and the panels say so.
+SELECTOR = re.compile(r"\{[^{}]*\}")
+
+
+def test_the_committed_file_is_what_the_program_makes() -> None:
+    """Byte for byte: nobody edits the JSON by hand. Run `python -m deploy.grafana.build`."""
+    assert document() == TEXT
+
+
+def test_the_file_reads_back_as_the_type_that_grafana_publishes() -> None:
+    """Every field is one that Grafana's own schema knows; writing it again gives the same document."""
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+    # Three fields of a Prometheus annotation are not in the published type.
+    known = json.loads(TEXT)
+    for annotation in known["annotations"]["list"]:
+        for name in ("titleFormat", "tagKeys", "useValueForTime"):
+            del annotation[name]
+    assert json.loads(JSONEncoder().encode(Dashboard.from_json(known))) == known
+
+
+def test_the_rows_are_the_five_questions_in_order() -> None:
+    """Status first: what must be seen from afar."""
+    rows = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
+    assert rows == ["Status", "Detection", "Requests", "Saturation", "Model and engine"]
+
+
+def test_panels_do_not_overlap_and_fit_the_grid() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in BOARD["panels"]:
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= 24, panel["title"]
+        cells = {
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_a_panel_follows_the_rules_of_the_dashboard_linter(panel: dict[str, Any]) -> None:
+    """Templated data source, title, description, unit; job and instance in every selector; counters under a rate."""
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["datasource"]["uid"] == "${datasource}"
+    assert panel["targets"]
+    for target in panel["targets"]:
+        assert target["datasource"]["uid"] == "${datasource}"
+        expression: str = target["expr"]
+        for selector in SELECTOR.findall(expression):
+            assert 'job=~"$job"' in selector, selector
+            assert re.search(r'instance=~"\$instance\|?"', selector), selector
+        for function, span in re.findall(r"(\w+)\([^()\[\]]*\[([^\]]+)\]", expression):
+            assert span == "$__rate_interval" or (function == "increase" and span == "$__range"), expression
+        for counter in re.finditer(r"(\w+)\s*\((?:[\w]+_total|\w+_bucket|\w+_sum|\w+_count)\{", expression):
+            assert counter[1] in ("rate", "increase"), expression
+
+
+def test_the_board_itself_follows_the_rules_of_the_dashboard_linter() -> None:
+    """Not editable in place; variables for data source, job, instance and model, reloaded as time goes on."""
+    assert BOARD["editable"] is False
+    variables = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "job", "instance", "model"]
+    assert (variables["datasource"]["type"], variables["datasource"]["label"]) == ("datasource", "Data source")
+    for name in ("job", "instance", "model"):
+        variable = variables[name]
+        assert variable["label"] == name.capitalize()
+        assert variable["query"].startswith("label_values(")
+        assert variable["datasource"]["uid"] == "${datasource}"
+        assert (variable["multi"], variable["includeAll"], variable["allValue"]) == (True, True, ".+")
+        assert variable["refresh"] == 2
+
+
+@pytest.mark.parametrize(("title", "expression"), EXPRESSIONS)
+def test_every_expression_parses(title: str, expression: str) -> None:
+    """By a parser that is not Prometheus's own code path through our tests."""
+    promql_parser.parse(substitute(expression, "1m", "1h"))
+
+
+def test_annotations_tell_of_reloads_and_alerts() -> None:
+    annotations = BOARD["annotations"]["list"]
+    assert [annotation["name"] for annotation in annotations] == ["Reloads", "Alerts"]
+    for annotation in annotations:
+        promql_parser.parse(substitute(annotation["expr"], "1m", "1h"))
+
+
+def test_provisioning_names_the_folder_that_holds_the_dashboard() -> None:
+    """Grafana finds data source and dashboard by itself."""
+    yaml = pytest.importorskip("yaml")
+    folder = Path(OUT).parents[1] / "provisioning"
+    [provider] = yaml.safe_load((folder / "dashboards/awnet.yml").read_text("utf-8"))["providers"]
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    [source] = yaml.safe_load((folder / "datasources/prometheus.yml").read_text("utf-8"))["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+
+
+@requires("prometheus")
+def test_no_panel_comes_back_empty_from_a_live_prometheus(stack: Stack) -> None:
+    """Every expression of every panel, against what two live servers and a Triton were scraped for."""
+    empty, counted = [], 0
+    for row, title, query in queries():
+        found = stack.prometheus.query(substitute(query.expr, "10s", "30s"))
+        values = [float(sample["value"][1]) for sample in found]
+        counted += 1
+        if not values or all(value != value for value in values):
+            empty.append(f"{row} | {title} | {query.expr}")
+    assert counted == len(EXPRESSIONS)
+    assert empty == []
+
+
+@requires("prometheus")
+def test_a_reload_is_annotated(stack: Stack) -> None:
+    """The expression answers once a version has been taken."""
+    name, expression, _, _ = ANNOTATIONS[0]
+    assert name == "Reloads"
+    found = stack.prometheus.query(substitute(expression, "10m", "10m").replace("> 0", ">= 0"))
+    assert found
+
+
+def test_every_panel_has_a_row() -> None:
+    assert sum(len(panels) for panels in ROWS.values()) == len(PANELS)

@@ -1,0 +1,79 @@
+"""One JSON line a request, and nothing in it that must not be there."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from server.engine import Model, Signals
+from server.requestlog import QUIET_ROUTES, Record, RequestLog, configure
+
+EMPTY = np.zeros((0, 1), np.float32)
+
+
+@pytest.fixture
+def written(request: pytest.FixtureRequest) -> tuple[RequestLog, io.StringIO]:
+    logger = logging.getLogger(f"tests.{request.node.name}")
+    log = configure(True, logger)
+    stream = io.StringIO()
+    logger.handlers[0].stream = stream  # type: ignore[attr-defined]
+    return log, stream
+
+
+def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple[RequestLog, io.StringIO]) -> None:
+    """One line, JSON from its first byte, so that a collector needs no pattern."""
+    log, stream = written
+    record = Record(sender="203.0.113.9", model=Model("awnet", "1", "0" * 64, None))  # type: ignore[arg-type]
+    record.verdicts = ["clean", "adversarial", "clean"]
+    record.signals = Signals(EMPTY, EMPTY, EMPTY, 0.001, 0.0002, 0.002)
+    log.write(record, request_id="r1", route="/predict", method="POST", status=200, seconds=0.0041234567, client="9f3a")
+    assert "203.0.113.9" not in stream.getvalue()
+    [line] = stream.getvalue().splitlines()
+    told = json.loads(line)
+    assert told.pop("time").endswith("Z")
+    assert told == {
+        "request_id": "r1",
+        "route": "/predict",
+        "method": "POST",
+        "status": 200,
+        "seconds": 0.004123,
+        "model": "awnet",
+        "version": "1",
+        "images": 3,
+        "verdicts": {"clean": 2, "adversarial": 1},
+        "stages": {"decode": 0.001, "queue": 0.0002, "inference": 0.002},
+        "client": "9f3a",
+    }
+
+
+def test_a_refused_request_names_its_reason(written: tuple[RequestLog, io.StringIO]) -> None:
+    log, stream = written
+    record = Record(reason="missing-image")
+    log.write(record, request_id="r", route="/predict", method="POST", status=422, seconds=0)
+    assert json.loads(stream.getvalue())["reason"] == "missing-image"
+
+
+@pytest.mark.parametrize("route", sorted(QUIET_ROUTES))
+def test_health_checks_and_scrapes_are_quiet(written: tuple[RequestLog, io.StringIO], route: str) -> None:
+    """They come every few seconds, and while a server starts or leaves they are refused every few seconds."""
+    log, stream = written
+    for status in (200, 503):
+        log.write(Record(), request_id="r", route=route, method="GET", status=status, seconds=0)
+    assert stream.getvalue() == ""
+
+
+def test_a_newline_in_a_value_cannot_forge_a_line(written: tuple[RequestLog, io.StringIO]) -> None:
+    log, stream = written
+    log.write(Record(), request_id='r"\n{"status":200}', route="/predict", method="POST", status=400, seconds=0)
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_no_line_is_made_where_nobody_listens() -> None:
+    """The log is off by default and must cost nothing then."""
+    log = configure(False, logging.getLogger("tests.off"))
+    assert not log.wanted
+    log.write(Record(), request_id=object(), route="/", method="GET", status=200, seconds=0)  # type: ignore[arg-type]

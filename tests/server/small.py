@@ -1,0 +1,115 @@
+"""A small real service for the tests of the protocol: the tiny model behind an engine that can be told to misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+
+from server import contract
+from server.engine import Model, Signals, Terms
+from server.images import Picture
+from server.metrics import Metrics
+from server.service import Service
+from server.settings import Settings
+from tests.server.tiny import publish
+
+T = TypeVar("T")
+OUTPUTS = ("logits", "p_type", "omega")
+
+
+class SmallEngine:
+    """Runs each request at once, on the loop's own thread.
+
+    Attributes:
+        fault: raised by every request while it is set.
+        delay: seconds that every request takes.
+        asked: the terms of each request so far.
+        cancelled: requests that were cancelled while they waited.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self.repository = repository
+        self.fault: Exception | None = None
+        self.delay = 0.0
+        self.asked: list[Terms] = []
+        self.cancelled = 0
+
+    async def start(self) -> None: ...
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        return {
+            folder.name: tuple(sorted(int(version.name) for version in folder.iterdir()))
+            for folder in self.repository.iterdir()
+        }
+
+    async def fingerprint(self) -> object:
+        return 0
+
+    async def open(self, name: str, version: int) -> SmallRunner:
+        return SmallRunner(self, name, version)
+
+    def waiting(self) -> int:
+        return 0
+
+    def up(self) -> bool:
+        return True
+
+    async def close(self) -> None: ...
+
+
+class SmallRunner:
+    """One version, in onnxruntime."""
+
+    def __init__(self, engine: SmallEngine, name: str, version: int) -> None:
+        data = (engine.repository / name / str(version) / "model.onnx").read_bytes()
+        self._engine = engine
+        self._session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+        text = self._session.get_modelmeta().custom_metadata_map[contract.METADATA_KEY]
+        self.model = Model(name, str(version), hashlib.sha256(data).hexdigest(), contract.parse(text))
+
+    async def warm(self) -> None: ...
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms = Terms()) -> Signals:  # noqa: B008 - frozen
+        self._engine.asked.append(terms)
+        if self._engine.fault is not None:
+            raise self._engine.fault
+        try:
+            await asyncio.sleep(self._engine.delay)
+        except asyncio.CancelledError:
+            self._engine.cancelled += 1
+            raise
+        size = self.model.contract.preprocessing.size
+        images = np.stack([picture.pixels(size) for picture in pictures])
+        logits, p_type, omega = self._session.run(OUTPUTS, {"image": images})
+        return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
+
+    async def close(self) -> None: ...
+
+
+class Small:
+    """A service of versions 1 and 2, started unless told otherwise, and the loop that it lives on."""
+
+    def __init__(self, folder: Path, *, start: bool = True, **settings: Any) -> None:
+        for version in ("1", "2"):
+            publish(folder, version, seed=int(version))
+        self.engine = SmallEngine(folder)
+        self.settings = Settings(
+            repository=folder, **{"max_images": 4, "max_pixels": 100_000, "max_body_bytes": 1 << 20, **settings}
+        )
+        self.metrics = Metrics(self.engine.waiting, 8)
+        self.runner = asyncio.Runner()
+        self.service = Service(self.settings, self.engine, self.metrics)
+        if start:
+            self.run(self.service.models.start())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def close(self) -> None:
+        self.runner.close()

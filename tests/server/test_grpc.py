@@ -1,0 +1,412 @@
+"""The Open Inference Protocol over gRPC: the same answers as over HTTP, and the status of every refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from server import oip
+from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
+from server.grpc_service import SERVED, GrpcFront
+from tests.server.small import Small
+from tests.server.tiny import SIZE, encoded, noise
+
+IMAGES = np.random.default_rng(5).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
+PNG = encoded(noise(40, 40))
+Status = grpc.StatusCode
+
+
+class Served:
+    """A small service behind gRPC, and how a test talks to it."""
+
+    def __init__(self, small: Small) -> None:
+        self.small = small
+        self.front = GrpcFront(small.service, "127.0.0.1", 0)
+        self.port = small.run(self.front.start())
+
+    def call(self, use: Callable[[Any], Awaitable[Any]], **options: Any) -> Any:
+        """Run `use` with a stub of the service."""
+
+        async def go() -> Any:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", **options) as channel:
+                return await use(service_pb2_grpc.GRPCInferenceServiceStub(channel))
+
+        return self.small.run(go())
+
+    def infer(self, message: Any, **options: Any) -> Any:
+        return self.call(lambda stub: stub.ModelInfer(message, timeout=30), **options)
+
+    def refused(self, message: Any, status: grpc.StatusCode = Status.INVALID_ARGUMENT, **options: Any) -> str:
+        """The details of a refusal of `message`, which must have this status."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            self.infer(message, **options)
+        assert caught.value.code() == status, caught.value.details()
+        return str(caught.value.details())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    small = Small(tmp_path_factory.mktemp("repository"))
+    running = Served(small)
+    yield running
+    small.run(running.front.stop(0))
+    small.close()
+
+
+def image(images: Any = IMAGES, **changes: Any) -> Any:
+    """A request with the tensor `image` as raw bytes."""
+    given = {"name": "image", "datatype": "UINT8", "shape": images.shape}
+    whole = {"model_name": "awnet", "inputs": [given], "raw_input_contents": [images.tobytes()]}
+    return service_pb2.ModelInferRequest(**(whole | changes))
+
+
+def files(*contents: bytes) -> Any:
+    """A request with encoded pictures in `contents`, not raw."""
+    given = {"name": "image_bytes", "datatype": "BYTES", "shape": [len(contents)]}
+    return service_pb2.ModelInferRequest(
+        model_name="awnet", inputs=[given | {"contents": {"bytes_contents": list(contents)}}]
+    )
+
+
+def want(message: Any, *names: str) -> Any:
+    """`message` with these outputs requested."""
+    for name in names:
+        message.outputs.add(name=name)
+    return message
+
+
+def over_http(served: Served, document: dict[str, Any]) -> dict[str, Any]:
+    body = json.dumps(document).encode()
+    status, _, content = served.small.run(oip.answer(served.small.service, "POST", "/v2/models/awnet/infer", {}, body))
+    assert status == 200
+    return json.loads(content)
+
+
+def test_health_and_metadata_are_those_of_http(served: Served) -> None:
+    """Word for word."""
+
+    def http(path: str) -> Any:
+        return json.loads(served.small.run(oip.answer(served.small.service, "GET", path, {}, b""))[2])
+
+    async def use(client: Any) -> Any:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("awnet")
+        assert await client.is_model_ready("awnet", "1")
+        assert not await client.is_model_ready("awnet", "9")
+        assert not await client.is_model_ready("other")
+        return (
+            await client.get_server_metadata(as_json=True),
+            await client.get_model_metadata("awnet", as_json=True),
+            await client.get_model_config("awnet", "1", as_json=True),
+        )
+
+    async def go() -> Any:
+        async with triton.InferenceServerClient(f"127.0.0.1:{served.port}") as client:
+            return await use(client)
+
+    server, model, config = served.small.run(go())
+    assert server == http("/v2")
+    plain = http("/v2/models/awnet")
+    for side in ("inputs", "outputs"):
+        for tensor in plain[side]:
+            tensor["shape"] = [str(n) for n in tensor["shape"]]  # how protobuf writes 64 bits in JSON
+    assert model == plain
+    assert [part["name"] for part in config["config"]["input"]] == ["image", "image_bytes"]
+    assert config["config"]["output"][4]["data_type"] == "TYPE_STRING"
+
+
+def test_readiness_goes_off_with_the_drain(served: Served) -> None:
+    """Liveness does not, and requests are still answered."""
+
+    async def ask(stub: Any) -> list[bool]:
+        return [
+            (await stub.ServerLive(service_pb2.ServerLiveRequest())).live,
+            (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready,
+            (await stub.ModelReady(service_pb2.ModelReadyRequest(name="awnet"))).ready,
+        ]
+
+    assert served.call(ask) == [True, True, True]
+    served.small.service.draining = True
+    try:
+        assert served.call(ask) == [True, False, False]
+        served.infer(image())
+    finally:
+        served.small.service.draining = False
+
+
+def test_values_and_parameters_are_those_of_http(served: Served) -> None:
+    """To the last bit, for every output."""
+    names = ["omega", "score", "verdict", "label", "calibrated", "logits", "p_type"]
+    answer = served.infer(want(image(id="mine"), *names))
+    given = {"name": "image", "datatype": "UINT8", "shape": list(IMAGES.shape), "data": IMAGES.ravel().tolist()}
+    plain = over_http(served, {"inputs": [given], "outputs": [{"name": name} for name in names]})
+    assert (answer.id, answer.model_name, answer.model_version) == ("mine", "awnet", plain["model_version"])
+    result = triton.InferResult(answer)
+    for output in plain["outputs"]:
+        got = result.as_numpy(output["name"])
+        assert list(got.shape) == output["shape"]
+        values = [v.decode() for v in got.ravel()] if output["datatype"] == "BYTES" else got.ravel().tolist()
+        assert values == output["data"], output["name"]
+    parameters = {name: getattr(p, p.WhichOneof("parameter_choice")) for name, p in answer.parameters.items()}
+    assert parameters == plain["parameters"]
+
+
+def test_contents_and_raw_contents_are_the_same(served: Served) -> None:
+    """The protocol has both."""
+    given = {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": IMAGES.shape,
+        "contents": {"uint_contents": IMAGES.ravel().tolist()},
+    }
+    plain = service_pb2.ModelInferRequest(model_name="awnet", inputs=[given])
+    assert served.infer(plain).raw_output_contents == served.infer(image()).raw_output_contents
+    raw = service_pb2.ModelInferRequest(
+        model_name="awnet",
+        inputs=[{"name": "image_bytes", "datatype": "BYTES", "shape": [1]}],
+        raw_input_contents=[len(PNG).to_bytes(4, "little") + PNG],
+    )
+    assert served.infer(raw).raw_output_contents == served.infer(files(PNG)).raw_output_contents
+
+
+def test_wrong_messages_are_refused_and_told(served: Served) -> None:
+    """INVALID_ARGUMENT with the sentence that HTTP gives."""
+    refused = served.refused
+    assert "2 raw_input_contents for 1 inputs" in refused(image(raw_input_contents=[b"", b""]))
+    assert "needs" in refused(image(raw_input_contents=[b"abc"]))
+    assert "exactly one" in refused(image(inputs=[], raw_input_contents=[]))
+    both = image()
+    both.inputs[0].contents.uint_contents.append(1)
+    assert "both contents and raw" in refused(both)
+    wrong = files(PNG)
+    wrong.inputs[0].contents.int_contents.append(1)
+    assert "belongs in bytes_contents" in refused(wrong)
+    assert "at least 0" in refused(image(inputs=[{"name": "image", "datatype": "UINT8", "shape": [-3, 3, -32, 32]}]))
+    huge = {"name": "image", "datatype": "UINT8", "shape": [2**62, 3, SIZE, SIZE]}
+    assert "more than 4 images" in refused(image(inputs=[huge]))
+    over = {"name": "image", "datatype": "UINT8", "shape": [1, 3, SIZE, SIZE]}
+    over["contents"] = {"uint_contents": [256] * (3 * SIZE * SIZE)}
+    assert "0 to 255" in refused(service_pb2.ModelInferRequest(model_name="awnet", inputs=[over]))
+    assert "datatype" in refused(image(inputs=[{"name": "image", "datatype": "FP32", "shape": IMAGES.shape}]))
+    assert "no output" in refused(want(image(), "p_typ"))
+    assert "twice" in refused(want(image(), "score", "score"))
+    assert "more than 16" in refused(want(image(), *["score"] * 17))
+    classified = want(image(), "logits")
+    classified.outputs[0].parameters["classification"].int64_param = 3
+    assert "classification extension" in refused(classified)
+    valueless = image()
+    _ = valueless.parameters["timeout"]
+    assert "has no value" in refused(valueless)
+    assert "element 1" in refused(files(PNG, PNG[:-30]))
+    sequence = image()
+    sequence.parameters["sequence_id"].int64_param = 3
+    assert "sequence extension" in refused(sequence)
+
+
+def test_an_unknown_model_or_version_is_not_found(served: Served) -> None:
+    """For inference and for metadata."""
+    served.refused(image(model_name="other"), Status.NOT_FOUND)
+    served.refused(image(model_version="9"), Status.NOT_FOUND)
+    for method, message in (
+        ("ModelMetadata", service_pb2.ModelMetadataRequest(name="other")),
+        ("ModelConfig", service_pb2.ModelConfigRequest(name="awnet", version="9")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            served.call(lambda stub, m=method, q=message: getattr(stub, m)(q))
+        assert caught.value.code() == Status.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (QueueFull("the queue is full"), Status.RESOURCE_EXHAUSTED),
+        (DeadlineExceeded("too late"), Status.DEADLINE_EXCEEDED),
+        (EngineUnavailable("away"), Status.UNAVAILABLE),
+        (EngineFault("the model failed"), Status.UNAVAILABLE),
+        (RuntimeError("secret"), Status.INTERNAL),
+    ],
+)
+def test_faults_have_their_status_and_no_trace(served: Served, fault: Exception, status: grpc.StatusCode) -> None:
+    """A fault that nobody foresaw tells nothing of the inside."""
+    served.small.engine.fault = fault
+    try:
+        details = served.refused(image(), status)
+    finally:
+        served.small.engine.fault = None
+    assert details == str(fault) if status != Status.INTERNAL else "secret" not in details
+
+
+def test_a_call_that_is_too_large_is_refused_by_its_length(served: Served) -> None:
+    """Also one that is only small because it is compressed: the limit is of what it unfolds to."""
+    large = image(raw_input_contents=[bytes(2 << 20)])
+    served.refused(large, Status.RESOURCE_EXHAUSTED)
+    bomb = image(raw_input_contents=[bytes(64 << 20)])
+    assert len(gzip.compress(bomb.SerializeToString())) < 1 << 20
+    details = served.refused(bomb, Status.RESOURCE_EXHAUSTED, compression=grpc.Compression.Gzip)
+    assert "larger than max" in details
+    served.infer(image(), compression=grpc.Compression.Gzip)
+
+
+def test_the_callers_deadline_reaches_the_engine(served: Served) -> None:
+    """And a caller that goes away takes its request along."""
+    asked = served.small.engine.asked
+    served.call(lambda stub: stub.ModelInfer(image(), timeout=2))
+    assert 0 < asked[-1].remaining() <= 2
+    served.call(lambda stub: stub.ModelInfer(image()))
+    assert served.small.settings.timeout_seconds - 1 < asked[-1].remaining() <= served.small.settings.timeout_seconds
+    shorter = image()
+    shorter.parameters["timeout"].int64_param = 500_000
+    shorter.parameters["priority"].uint64_param = 2
+    served.call(lambda stub: stub.ModelInfer(shorter, timeout=5))
+    assert asked[-1].remaining() <= 0.5
+    assert asked[-1].priority == "low"
+
+    served.small.engine.delay = 30.0
+    before = served.small.engine.cancelled
+    try:
+
+        async def leave(stub: Any) -> None:
+            call = stub.ModelInfer(image())
+            waiting = asyncio.ensure_future(call)
+            while len(asked) == count:
+                await asyncio.sleep(0.01)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            for _ in range(1000):
+                if served.small.engine.cancelled > before:
+                    break
+                await asyncio.sleep(0.01)
+
+        count = len(asked)
+        served.call(leave)
+        assert served.small.engine.cancelled == before + 1
+
+        async def too_late(stub: Any) -> None:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.ModelInfer(image(), timeout=0.2)
+            assert caught.value.code() == Status.DEADLINE_EXCEEDED
+            for _ in range(1000):
+                if served.small.engine.cancelled > before + 1:
+                    break
+                await asyncio.sleep(0.01)
+
+        served.call(too_late)
+        assert served.small.engine.cancelled == before + 2
+    finally:
+        served.small.engine.delay = 0.0
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        method.name
+        for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+        if method.name not in SERVED
+    ],
+)
+def test_every_other_method_is_unimplemented(served: Served, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With a sentence, and without a trace in the server's log."""
+    described = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name[method]
+    message = getattr(service_pb2, described.input_type.name)()
+
+    async def ask(stub: Any) -> None:
+        if described.client_streaming:
+            async for _ in getattr(stub, method)(iter([message])):
+                pass
+        else:
+            await getattr(stub, method)(message)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        served.call(ask)
+    assert caught.value.code() == Status.UNIMPLEMENTED
+    assert "not served" in str(caught.value.details())
+    assert not caplog.records
+
+
+def test_calls_are_counted_under_their_method(served: Served) -> None:
+    """With the status that HTTP would have given, so that one alert covers both."""
+    served.infer(image())
+    served.refused(image(model_name="other"), Status.NOT_FOUND)
+    text = served.small.metrics.text().decode()
+    route = "/inference.GRPCInferenceService/ModelInfer"
+    for code in ("200", "400", "404", "499"):
+        lines = [line for line in text.splitlines() if line.startswith("awnet_requests_total") and route in line]
+        assert any(f'code="{code}"' in line for line in lines), code
+    assert f'awnet_request_seconds_count{{route="{route}"}}' in text
+
+
+def test_a_port_in_use_is_told(served: Served) -> None:
+    """Two servers must not share a port unnoticed."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        for port in (other.getsockname()[1], served.port):
+            front = GrpcFront(served.small.service, "127.0.0.1", port)
+            with pytest.raises(StartupError, match="in use"):
+                served.small.run(front.start())
+
+
+def test_stopping_answers_what_is_in_flight(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """New calls are refused as UNAVAILABLE, those that were begun are answered."""
+    small = Small(tmp_path_factory.mktemp("repository"))
+    running = Served(small)
+    small.engine.delay = 0.5
+    before = len(small.engine.asked)
+
+    async def use(stub: Any) -> Any:
+        call = asyncio.ensure_future(stub.ModelInfer(image()))
+        while len(small.engine.asked) == before:
+            await asyncio.sleep(0.01)
+        stopping = asyncio.ensure_future(running.front.stop(20))
+        answer = await call
+        await stopping
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(image())
+        assert caught.value.code() == Status.UNAVAILABLE
+        return answer
+
+    assert running.call(use).model_name == "awnet"
+    small.close()
+
+
+def test_malformed_messages_never_break_the_server(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """Seeded corruptions of good messages, as bytes: answered, or refused in form and soon; nothing in the log."""
+    rng = random.Random(23)
+    seeds = [want(image(IMAGES[:1], id="a"), "score").SerializeToString(), files(PNG).SerializeToString()]
+
+    async def go() -> dict[grpc.StatusCode | str, int]:
+        counted: dict[grpc.StatusCode | str, int] = {}
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            for _ in range(1000):
+                message = rng.choice(seeds)
+                for _ in range(rng.randint(1, 3)):
+                    # Mostly the first bytes: names, shapes and lengths live there.
+                    at = rng.randrange(min(len(message), 60) if rng.random() < 0.8 else len(message))
+                    message = message[:at] + rng.randbytes(rng.randint(0, 3)) + message[at + rng.randint(0, 3) :]
+                    message = message or b"\0"
+                try:
+                    await call(message, timeout=2)
+                    key: grpc.StatusCode | str = "answered"
+                except grpc.aio.AioRpcError as error:
+                    key = error.code()
+                counted[key] = counted.get(key, 0) + 1
+        return counted
+
+    counted = served.small.run(go())
+    assert set(counted) <= {"answered", Status.INVALID_ARGUMENT, Status.NOT_FOUND}, counted
+    assert counted[Status.INVALID_ARGUMENT] > 100
+    assert not caplog.records

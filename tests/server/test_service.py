@@ -1,0 +1,182 @@
+"""What all front ends share: leases, terms, verdicts and what is counted about them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.embedded import EmbeddedEngine
+from server.errors import EngineFault
+from server.images import Pixels
+from server.metrics import Metrics
+from server.repository import Repository
+from server.service import Service
+from server.settings import Settings
+from tests.server.tiny import SIZE, publish
+
+
+def flat(red: float) -> Pixels:
+    """A picture whose score is `red`."""
+    pixels = np.zeros((3, SIZE, SIZE), np.uint8)
+    pixels[0] = round(255 * red)
+    return Pixels(pixels)
+
+
+@asynccontextmanager
+async def serving(repository: Path, **settings: Any) -> Any:
+    engine = EmbeddedEngine(Repository(repository), threads=1)
+    metrics = Metrics(engine.waiting, 256)
+    service = Service(Settings(**{"poll_seconds": 0, **settings}), engine, metrics)
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def value(service: Service, line: str) -> float | None:
+    """A series' value; None where there is no such series."""
+    for row in service.metrics.text().decode().splitlines():
+        if row.startswith(line + " "):
+            return float(row.rpartition(" ")[2])
+    return None
+
+
+def test_an_outcome_has_a_verdict_for_each_picture_and_is_counted(tmp_path: Path) -> None:
+    """By the thresholds of the version that answered, under its name."""
+
+    def stricter(contract: dict[str, Any]) -> None:
+        contract["thresholds"]["suspicious"]["score"] = 0.05
+        contract["thresholds"]["adversarial"]["score"] = 0.1
+
+    async def scenario() -> None:
+        publish(tmp_path)
+        publish(tmp_path, "2", stricter)
+        async with serving(tmp_path, version="1", canary="2:0") as service:
+            pictures = [flat(red) for red in (0.2, 0.5, 0.9)]
+            with service.lease() as lease:
+                outcome = await service.run(lease, pictures, service.terms())
+            assert (outcome.model.version, outcome.verdicts) == ("1", ["clean", "suspicious", "adversarial"])
+            with service.lease("awnet", "2") as lease:
+                outcome = await service.run(lease, pictures, service.terms())
+            assert (outcome.model.version, outcome.verdicts) == ("2", ["adversarial"] * 3)
+            assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 1
+            assert value(service, 'awnet_verdicts_total{model="awnet",verdict="adversarial",version="2"}') == 3
+            assert value(service, 'awnet_score_count{model="awnet",version="1"}') == 3
+            assert value(service, 'awnet_stage_seconds_count{stage="inference"}') == 2
+            assert value(service, 'awnet_threshold{model="awnet",verdict="adversarial",version="2"}') == 0.1
+
+    run(scenario)
+
+
+def test_an_answer_that_is_not_finite_is_a_fault_and_counts_no_verdict(tmp_path: Path) -> None:
+    """NaN is over no threshold, and must not read as clean."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path)) as service:
+            with service.lease() as lease:
+                inner = lease._entry.runner
+
+                class Spoilt:
+                    async def infer(self, *arguments: Any) -> Any:
+                        signals = await inner.infer(*arguments)
+                        signals.p_type[0, 0] = np.nan
+                        return signals
+
+                lease._entry.runner = Spoilt()
+                with pytest.raises(EngineFault, match="finite"):
+                    await service.run(lease, [flat(0.1)], service.terms())
+                lease._entry.runner = inner
+            assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 0
+
+    run(scenario)
+
+
+def test_nobody_waits_longer_than_the_setting_allows(tmp_path: Path) -> None:
+    """A caller can only ask for less."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path), timeout_seconds=2) as service:
+            now = time.monotonic()
+            assert service.terms().deadline == pytest.approx(now + 2, abs=0.5)
+            assert service.terms(0.5).deadline == pytest.approx(now + 0.5, abs=0.5)
+            assert service.terms(99, "low").deadline == pytest.approx(now + 2, abs=0.5)
+            assert service.terms(99, "low").priority == "low"
+
+    run(scenario)
+
+
+def test_readiness_holds_during_a_reload_and_ends_with_the_server(tmp_path: Path) -> None:
+    """A balancer must not look away because a version is being tried."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path)) as service:
+            assert service.ready
+            publish(tmp_path, "2", seed=1)
+            service.reload_soon()
+            while service.models.latest().version == "1":
+                assert service.ready
+                await asyncio.sleep(0)
+            service.draining = True
+            assert not service.ready
+        assert not service.models.ready
+        assert value(service, "awnet_engine_up") == 0
+
+    run(scenario)
+
+
+def test_reloads_asked_for_while_one_runs_are_not_lost(tmp_path: Path) -> None:
+    """Two signals in a row: what came between them is taken too."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path)) as service:
+            for version in ("2", "3", "4"):
+                publish(tmp_path, version, seed=int(version))
+                service.reload_soon()
+                await asyncio.sleep(0)
+            while service.models.latest().version != "4":
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
+def test_polling_takes_a_new_version(tmp_path: Path) -> None:
+    """Without anybody asking."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path), poll_seconds=0.02) as service:
+            publish(tmp_path, "2", seed=1)
+            while service.models.latest().version == "1":
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
+def test_the_series_of_a_closed_version_are_dropped(tmp_path: Path) -> None:
+    """Or a server that lives long would grow without end."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path), versions_kept=1) as service:
+            for number in range(2, 8):
+                publish(tmp_path, str(number), seed=number)
+                await service.models.reload()
+                with service.lease() as lease:
+                    await service.run(lease, [flat(0.5)], service.terms())
+            while service.models.status()["closing"]:
+                await asyncio.sleep(0.01)
+            text = service.metrics.text().decode()
+            assert {number for number in range(1, 8) if f'version="{number}"' in text} == {7}
+            assert value(service, 'awnet_verdicts_total{model="awnet",verdict="suspicious",version="7"}') == 1
+
+    run(scenario)

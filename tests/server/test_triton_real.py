@@ -1,0 +1,259 @@
+"""The engine and the server before a real Triton, started from the wheel: values, batches, faults, new versions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient
+
+from server.engine import self_test
+from server.errors import AWNetError, EngineFault, ModelNotFound, Unavailable
+from server.remote import RemoteRunner
+from server.triton import TritonEngine
+from tests.requires import ROOT, requires, triton_venv
+from tests.server.fake_triton import SHA256
+from tests.server.real_triton import RealTriton
+from tests.server.test_triton import images, pictures, plays, right, soon, until
+from tests.server.tiny import Running, encoded, noise
+
+pytestmark = [pytest.mark.triton, requires("triton")]
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealTriton]:
+    """One for all tests; whoever kills it starts it again."""
+    running = RealTriton(tmp_path_factory.mktemp("triton"))
+    yield running
+    running.stop()
+
+
+async def opened(triton: RealTriton, **options: Any) -> tuple[TritonEngine, RemoteRunner]:
+    engine = TritonEngine([triton.url], **{"decode_threads": 2, "patience_seconds": 60, **options})
+    await engine.start()
+    runner = await engine.open("awnet", 1)
+    await runner.warm()
+    return engine, runner
+
+
+async def closed(engine: TritonEngine, runner: RemoteRunner) -> None:
+    await runner.close()
+    await engine.close()
+
+
+@plays
+async def test_golden_values_contract_and_hash_come_through(triton: RealTriton) -> None:
+    """What the exporter wrote is what the engine reads, and the numbers are the model's."""
+    engine, runner = await opened(triton)
+    await self_test(runner)
+    assert await engine.catalogue() == {"awnet": (1,)}
+    assert runner.model.contract.labels[8] == "ship" and len(runner.model.sha256) == 64
+    with pytest.raises(ModelNotFound):
+        await engine.open("awnet", 9)
+    await closed(engine, runner)
+
+
+@plays
+async def test_concurrent_requests_are_batched_and_never_mixed_up(triton: RealTriton) -> None:
+    """200 requests of 1 to 7 images at once: each gets its own rows, in fewer executions than requests."""
+    engine, runner = await opened(triton, capacity=1000)
+
+    def executions() -> int:
+        with InferenceServerClient(triton.url) as client:
+            return int(client.get_inference_statistics("awnet", "1").model_stats[0].execution_count)
+
+    before = executions()
+    answers = await asyncio.gather(*(runner.infer(pictures(1 + seed % 7, seed), soon(60)) for seed in range(200)))
+    assert all(right(signals, images(1 + seed % 7, seed)) for seed, signals in enumerate(answers))
+    assert executions() - before < 190
+    assert right(await runner.infer(pictures(150), soon(60)), images(150))  # more than Triton's largest batch
+    await closed(engine, runner)
+
+
+class Load:
+    """Clients that ask one after the other and keep every outcome."""
+
+    def __init__(self, runner: RemoteRunner, clients: int = 8) -> None:
+        self.outcomes: list[tuple[float, AWNetError | None]] = []  # (when, what went wrong)
+        self.wrong = 0
+        self._leaving = False
+        self._tasks = [asyncio.create_task(self._client(runner, seed)) for seed in range(clients)]
+
+    async def _client(self, runner: RemoteRunner, seed: int) -> None:
+        given, expected = pictures(1, seed), images(1, seed)
+        while not self._leaving:
+            try:
+                self.wrong += not right(await runner.infer(given, soon(10)), expected)
+                self.outcomes.append((time.monotonic(), None))
+            except AWNetError as error:
+                self.outcomes.append((time.monotonic(), error))
+                await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        self._leaving = True
+        await asyncio.gather(*self._tasks)
+
+    def answered_since(self, moment: float) -> bool:
+        return any(when > moment and error is None for when, error in self.outcomes)
+
+
+@pytest.mark.parametrize("fault", ["stopped", "killed"])
+def test_a_fault_of_triton_costs_unavailable_answers_only(triton: RealTriton, fault: str) -> None:
+    """SIGSTOP and kill -9 under load: 503 at most, the breaker opens within a second, service within five after."""
+
+    async def play() -> None:
+        engine, runner = await opened(triton, probe_seconds=0.5)
+        load = Load(runner)
+        await until(lambda: len(load.outcomes) > 100)
+        struck = time.monotonic()
+        triton.signal(signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
+        opened_after = await until(lambda: not engine.up())
+        assert opened_after < 1.5  # 0.8 s here, and what a busy machine adds
+        await asyncio.sleep(1)
+        if fault == "stopped":
+            triton.signal(signal.SIGCONT)
+        else:
+            await asyncio.to_thread(triton.process.wait, 30)
+            assert triton.shared_memory() == []
+            await asyncio.to_thread(triton.start)
+        back = time.monotonic()
+        await until(lambda: load.answered_since(back))
+        assert time.monotonic() - back < 5
+        await load.end()
+        assert load.wrong == 0
+        errors = [error for when, error in load.outcomes if error is not None]
+        assert errors and all(isinstance(error, Unavailable) for error in errors)
+        assert all(when > struck for when, error in load.outcomes if error is not None)
+        assert sum(isinstance(error, EngineFault) for error in errors) <= 8  # one a client: what was in flight
+        await closed(engine, runner)
+
+    asyncio.run(asyncio.wait_for(play(), 180))
+
+
+def test_triton_ends_at_once_after_the_engine_closed_and_leaves_no_memory(tmp_path: Path) -> None:
+    """Its exit timeout of 20 s is for connections that stay open; ours are closed before."""
+    triton = RealTriton(tmp_path)
+
+    async def play() -> None:
+        engine, runner = await opened(triton)
+        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert triton.shared_memory()
+        await closed(engine, runner)
+
+    asyncio.run(play())
+    started = time.monotonic()
+    assert triton.stop() == 0
+    assert time.monotonic() - started < 10
+    assert triton.shared_memory() == []
+
+
+def test_models_cannot_be_loaded_or_unloaded_over_the_network(triton: RealTriton) -> None:
+    """The build predates fixes to that interface, so it stays shut."""
+    for call in ("load", "unload"):
+        assert not triton.answers(f"/v2/repository/models/awnet/{call}", "POST")
+    assert triton.answers("/v2/models/awnet/ready")
+
+
+def test_a_spoilt_model_is_not_loaded(tmp_path: Path) -> None:
+    """`model.py` holds the file against the hash that config.pbtxt names, and Triton refuses to start with it."""
+    triton = RealTriton(tmp_path)
+    assert triton.stop() == 0
+    file = triton.converted / "awnet/1/model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    try:
+        with pytest.raises(AssertionError):
+            triton.start()
+        assert "model.onnx of version 1 has SHA-256" in triton.log.read_text()
+    finally:
+        triton.stop()
+
+
+def test_predict_answers_alike_through_triton_and_embedded(triton: RealTriton) -> None:
+    """The same picture, the same model: the same verdict, score and class."""
+    picture = encoded(noise(60, 40))
+    answers = []
+    for settings in ({}, {"engine": "triton", "triton_urls": triton.url}):
+        server = Running(triton.exported, **settings)
+        try:
+            server.wait_ready(60)
+            answer = server.http.post("/predict", files={"image": picture}, timeout=30)
+            assert answer.status_code == 200, answer.text
+            answers.append(answer.json())
+        finally:
+            assert server.stop() == 0
+    embedded, through = answers
+    assert embedded["model"] == through["model"]
+    ours, theirs = embedded["results"][0], through["results"][0]
+    assert ours["adversarial"]["verdict"] == theirs["adversarial"]["verdict"]
+    assert ours["adversarial"]["score"] == pytest.approx(theirs["adversarial"]["score"], rel=1e-4)
+    assert [p["class_id"] for p in ours["predictions"]] == [p["class_id"] for p in theirs["predictions"]]
+
+
+def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> None:
+    """Triton finds it in its repository, the server finds it at Triton, and traffic moves."""
+    triton = RealTriton(tmp_path, "--mode", "poll", "--poll-seconds", "1")
+    server = Running(triton.exported, engine="triton", triton_urls=triton.url, poll_seconds=0.5)
+    picture, statuses, versions = encoded(noise()), [], []
+    leaving = threading.Event()
+
+    def client() -> None:
+        while not leaving.is_set():
+            answer = server.http.post("/predict", files={"image": picture}, timeout=30)
+            statuses.append(answer.status_code)
+            versions.append(answer.json().get("model", {}).get("version"))
+
+    try:
+        server.wait_ready(60)
+        asking = threading.Thread(target=client)
+        asking.start()
+        try:
+            triton.add(2)
+            assert wait_for(lambda: bool(versions) and versions[-1] == "2", 60)
+        finally:
+            leaving.set()
+            asking.join()
+        assert set(statuses) == {200}
+        assert versions == sorted(versions)
+    finally:
+        server.stop()
+        triton.stop()
+
+
+@requires("wrk")
+def test_the_benchmark_measures_both_engines(tmp_path: Path) -> None:
+    """A short run: no failed request, and Triton's own counters agree that it did the work."""
+    told = [sys.executable, "-m", "benchmarks.triton", "--rounds", "1", "--seconds", "1", "--clients", "2"]
+    told += ["--venv", str(triton_venv()), "--out", str(tmp_path / "triton")]
+    subprocess.run(told, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    report = json.loads((tmp_path / "triton.json").read_text())
+    for engine in ("embedded", "triton"):
+        row = report["engines"][engine]["2"]
+        assert row["rps"] > 0 and row["failed"] == 0
+        assert row["total_ms"] >= row["inference_ms"] > 0
+    assert 0 < report["engines"]["triton"]["2"]["triton_ms"] < report["engines"]["triton"]["2"]["total_ms"]
+    assert "| 2 | triton |" in (tmp_path / "triton.md").read_text()
+
+
+def wait_for(true: Any, seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_tiny_models_differ() -> None:
+    """Otherwise a mix-up of versions would go unnoticed here."""
+    assert len(set(SHA256.values())) == len(SHA256)
+    assert not np.array_equal(images(1, 0), images(1, 1))
