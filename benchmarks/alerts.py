@@ -137,6 +137,14 @@ class Traffic:
         self._thread.join()
 
 
+def _note(events: dict[str, float], state: str, at: float) -> None:
+    """The first time of everything but of resolving: an alert of several series rests when the last of them does."""
+    if state.endswith("resolved"):
+        events[state] = at
+    else:
+        events.setdefault(state, at)
+
+
 class Timeline:
     """When each alert became pending, firing and resting, and when the webhook heard of it; seconds since `begun`."""
 
@@ -154,12 +162,12 @@ class Timeline:
         for name in states.keys() | self._states.keys():
             state = states.get(name, "resolved")
             if state != self._states.get(name):
-                self.events.setdefault(name, {}).setdefault(state, round(now, 1))
+                _note(self.events.setdefault(name, {}), state, round(now, 1))
         self._states = states
         for at, message in self._webhook.messages[self._heard :]:
             for alert in message["alerts"]:
                 events = self.events.setdefault(alert["labels"]["alertname"], {})
-                events.setdefault(f"webhook_{alert['status']}", round(at - self.begun, 1))
+                _note(events, f"webhook_{alert['status']}", round(at - self.begun, 1))
             self._heard += 1
         return states
 

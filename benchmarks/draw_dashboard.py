@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.observed import Prometheus, substitute
 from deploy.grafana.panels import COLOURS, ROWS, Panel
 
@@ -73,6 +75,14 @@ def draw(
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=75, facecolor=DARK, metadata={"Software": None})
         pyplot.close(figure)
+    _shrink(out)
+
+
+def _shrink(file: Path) -> None:
+    """Fewer colours: a third of the bytes, and nobody sees it in flat panels."""
+    with Image.open(file) as image:
+        smaller = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    smaller.save(file, optimize=True)
 
 
 def shown(value: float, unit: str) -> str:
@@ -141,7 +151,7 @@ def _graph(
             chosen = LINE_COLOURS[COLOURS[label]] if label in COLOURS else LINES[n % len(LINES)]
             dashed = "--" if label.startswith(("expected", "threshold")) else "-"
             axes.plot(times, values, dashed, color=chosen, linewidth=1.4, label=label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
         for step, name in panel.steps:
             if axes.get_ylim()[1] >= scale * step:
                 axes.axhline(scale * step, color=LINE_COLOURS[name], linestyle=":", linewidth=1)

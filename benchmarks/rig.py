@@ -94,6 +94,12 @@ class Process:
             await asyncio.sleep(0.01)
         return status
 
+    def cpu_seconds(self) -> float:
+        """CPU time that it has used, user and system."""
+        assert self.popen is not None
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def text(self) -> str:
         return self.log.read_text("utf-8", "replace")
 

@@ -34,7 +34,7 @@ from benchmarks.rig import (
     until,
 )
 
-TAKEOVER_SECONDS = 0.1  # haproxy may use a kept connection until it has seen that it is closed
+TAKEOVER_SECONDS = 0.02  # haproxy may use a kept connection until it has seen that it is closed
 DRAIN_SECONDS, SHUTDOWN_SECONDS = 1.0, 20  # the defaults of server.settings
 GRACE = 0.25  # s; what a busy machine may add to times that are read by polling
 
@@ -246,7 +246,10 @@ async def overload(bench: Bench) -> Result:
             "queue_budget_ms": _ms(budget),
         }
         for factor in (2, 5):
+            begun, callers, server = time.monotonic(), time.process_time(), front.cpu_seconds()
             burst = await _open_loop(front.port, body, factor * peak, bench.seconds)
+            span = time.monotonic() - begun
+            shares = [(time.process_time() - callers) / span, (front.cpu_seconds() - server) / span]
             good = [s for s in burst.samples if s.outcome == "ok"]
             refused = [s for s in burst.samples if s.outcome == "503"]
             goodput = len(good) / bench.seconds
@@ -260,6 +263,8 @@ async def overload(bench: Bench) -> Result:
                 "accepted_p99_ms": _ms(accepted),
                 "rejected_p50_ms": _ms(quantile([s.ended - s.begun for s in refused], 0.5)),
                 "rejected_p99_ms": _ms(rejected),
+                "cores_used_by_callers": round(shares[0], 2),
+                "cores_used_by_server": round(shares[1], 2),
             }
             result.goal(f"{factor}x: goodput >= 90 % of peak", f"{100 * goodput / peak:.0f} %", goodput >= 0.9 * peak)
             limit = 2 * alone + budget

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from server.embedded import usable_cores
+from server.cores import usable_cores
 
 EXAMPLES = """examples:
   python -m benchmarks.server                                  the bundled model, about four minutes

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import uvicorn
 from pydantic import ValidationError
 
+from server import requestlog
 from server.admin import create_admin
 from server.app import create_app
 from server.engine import Engine
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
                 create_admin(self._service),
                 lifespan="off",
                 log_config=None,
-                access_log=settings.access_log,
+                access_log=False,  # `requestlog` writes one line a request
                 server_header=False,
                 timeout_graceful_shutdown=round(settings.shutdown_seconds),
             )
@@ -145,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"setting {name} (AWNET_{name.upper()}): {line['msg']}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    requestlog.configure(settings.access_log)
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
 
     engine: Engine
@@ -166,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
             ws="none",
             lifespan="on",
             log_config=None,
-            access_log=settings.access_log,
+            access_log=False,  # `requestlog` writes one line a request
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=settings.keep_alive_seconds,
@@ -188,16 +190,17 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     """The engine that the settings ask for, not started. Raises StartupError."""
     if settings.engine == "triton":
         # Imported only here: tritonclient and grpc cost 26 MB.
-        from server.triton import TritonEngine
+        from server.triton import TritonEngine, parse_metadata
 
         return TritonEngine(
             [url.strip() for url in settings.triton_urls.split(",") if url.strip()],
             tls=settings.triton_tls,
             ca=settings.triton_ca,
-            metadata=_pairs(settings.triton_metadata),
+            metadata=parse_metadata(settings.triton_metadata),
             in_flight=settings.triton_in_flight,
             failures=settings.breaker_failures,
             probe_seconds=settings.breaker_seconds,
+            silence_seconds=settings.triton_silence_seconds,
             decode_threads=settings.threads,
             capacity=settings.queue_capacity,
             on_state=metrics.backend,
@@ -212,12 +215,6 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
         delay=settings.batch_delay_ms / 1000,
         on_batch=metrics.batch,
     )
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """'key=value,key=value' as a dict."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _bind(host: str, port: int) -> socket.socket:

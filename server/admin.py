@@ -65,6 +65,12 @@ def create_admin(service: Service) -> Starlette:
         version = (await _fields(request, "version"))["version"]
         return _json(await models.set_shadow(None if version is None else _version(version)))
 
+    async def detection(request: Request) -> Response:
+        monitor = service.metrics.monitor
+        report = monitor.report()
+        address = request.query_params.get("address")
+        return _json(report if address is None else report | {"client": monitor.clients.name(address)})
+
     def guarded(handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             try:
@@ -97,6 +103,7 @@ def create_admin(service: Service) -> Starlette:
     return Starlette(
         routes=[
             Route("/admin/models", guarded(status), methods=["GET"]),
+            Route("/admin/detection", guarded(detection), methods=["GET"]),
             Route("/admin/reload", guarded(reload), methods=["POST"]),
             Route(f"{name}/rollback", guarded(rollback), methods=["POST"]),
             Route(f"{name}/promote", guarded(promote), methods=["POST"]),

@@ -36,7 +36,8 @@ from server.errors import (
     status_of,
 )
 from server.images import Upload
-from server.metrics import CONTENT_TYPE, OTHER, Metrics
+from server.metrics import OTHER, Metrics
+from server.requestlog import CURRENT, Record, RequestLog
 from server.schemas import document_predict, parse_query, results
 from server.service import Service
 from server.settings import Settings
@@ -98,8 +99,9 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics.", tags=["observability"])
-    async def exposition() -> Response:
-        return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def exposition(request: Request) -> Response:
+        text, content_type = service.metrics.exposition(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     @app.exception_handler(HTTPException)
     async def unmatched(request: Request, error: HTTPException) -> Response:
@@ -141,6 +143,7 @@ class Front:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._log = RequestLog()
         self._attention = _Attention()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,6 +153,9 @@ class Front:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
+        client = scope.get("client")
+        record = Record(client[0] if client else None)
+        CURRENT.set(record)  # the task is this request's own
         has_body = b"content-length" in headers or b"transfer-encoding" in headers
         exchange = _Exchange(receive, send, request_id, has_body, self._service.draining, self._attention)
         route = PREDICT
@@ -166,8 +172,10 @@ class Front:
                 route = getattr(scope.get("route"), "path", OTHER)
         except _CallerGoneError:
             self._service.metrics.rejection("caller-gone")
+            record.reason = "caller-gone"
         except AWNetError as error:
             self._service.metrics.rejection(error.slug)
+            record.reason = error.slug
             if error.__cause__ is not None:
                 log.debug("request %s: %s", request_id.decode(), error.detail, exc_info=error)
             await self._refuse(exchange, error)
@@ -178,7 +186,18 @@ class Front:
             await self._refuse(exchange, AWNetError("something went wrong here; the log has it under the request id"))
         if exchange.status:
             seconds = time.perf_counter() - started
-            self._service.metrics.request(route, scope["method"], exchange.status, seconds)
+            told = request_id.decode()
+            self._service.metrics.request(route, scope["method"], exchange.status, seconds, told)
+            if self._log.wanted:
+                self._log.write(
+                    record,
+                    request_id=told,
+                    route=route,
+                    method=scope["method"],
+                    status=exchange.status,
+                    seconds=seconds,
+                    client=self._service.metrics.monitor.clients.name(record.sender) if record.sender else None,
+                )
 
     async def _predict(self, scope: Scope, headers: dict[bytes, bytes], exchange: _Exchange, started: float) -> None:
         service, settings = self._service, self._service.settings

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine import Signals, Terms
-from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
+from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
 from server.images import Picture
 from server.scheduling import Batch, Job, Lane, Scheduler
 
@@ -53,7 +53,7 @@ class _Piece:
         self.parts = parts
         self.decode = decode  # seconds, a part each
         self.outputs: Outputs | None = None
-        self.error = error or EngineFault("the model failed on this request")
+        self.error = error
         self.seconds = 0.0
 
 
@@ -70,12 +70,14 @@ class Feed:
         self._emptied = asyncio.Event()  # everybody is answered and nothing runs
 
     async def submit(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
-        """Run one request. Raises QueueFull, DeadlineExceeded, EngineFault, or what decoding raises.
+        """Run one request. Raises MissingImage, QueueFull, DeadlineExceeded, EngineFault, or what decoding raises.
 
         All of the pictures are answered or none. A caller that goes away takes what still waits out of the queue.
         """
         if self.closing:
             raise EngineUnavailable("this version of the model has been closed")
+        if not pictures:
+            raise MissingImage("the request holds no image")
         batcher = self._batcher
         ticket = _Ticket(self, pictures, batcher.loop.create_future(), terms)
         batcher.enter(ticket)
@@ -356,6 +358,7 @@ class Batcher:
                 if ticket.future.done():
                     continue
                 if piece.outputs is None:
+                    assert piece.error is not None
                     ticket.future.set_exception(piece.error)
                     continue
                 ticket.rows[index] = (piece.outputs, row)
@@ -379,6 +382,7 @@ def _execute(
         piece.outputs = run(np.stack(images), alone)
     except Exception as error:  # whatever a runtime raises: the request fails, the worker lives on
         log.exception("the model failed on a batch of %d", len(images))
+        piece.error = EngineFault("the model failed on this request")
         piece.error.__cause__ = error
     piece.seconds = time.perf_counter() - started
     return piece

@@ -93,7 +93,10 @@ class Canaries:
         """For ever; cancel it to stop."""
         while True:
             await asyncio.sleep(self.every)
-            await self.once()
+            try:
+                await self.once()
+            except Exception:
+                log.exception("a canary failed in an unforeseen way; the next one will be sent all the same")
 
     async def once(self) -> None:
         """One golden image for each version."""

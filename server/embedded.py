@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from server import contract
 from server.batching import FOREVER, Batcher, Feed, Outputs, Run
 from server.contract import Contract
+from server.cores import usable_cores
 from server.engine import Model, Runner, Signals, Terms
 from server.errors import ContractError, NotReady
 from server.images import Picture
@@ -132,49 +131,6 @@ class _Opened:
     async def close(self) -> None:
         await self._feed.close()
         await asyncio.to_thread(_return_memory)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: the affinity mask, cut by the cgroup's CPU quota; at least 1.
-
-    ONNX Runtime's own default counts the host's cores, also in a container that may use two of them.
-    """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota()
-    return max(1, affinity if quota is None else min(affinity, int(quota)))
-
-
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """The smallest CPU quota of this process's cgroups (version 2, or 1), in cores; None where there is none."""
-    quotas = []
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / controllers if controllers else root
-        below = base / path.lstrip("/")
-        for folder in (below, *below.parents):
-            quotas.append(_quota_of(folder))
-            if folder in (base, root):
-                break
-        quotas.append(_quota_of(root / "cpu"))
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_of(folder: Path) -> float | None:
-    try:
-        if (folder / "cpu.max").is_file():
-            limit, period = (folder / "cpu.max").read_text().split()
-        else:
-            limit = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:

@@ -7,19 +7,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 
+from server.detection_metrics import DetectionCollector
 from server.engine import Model, Signals
 from server.events import Difference, Events, Result, Role, ShadowResult
+from server.monitoring import Monitor
 from server.verdict import VERDICTS, Verdict
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
+EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
+EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_SCORES = (1e-4, 1e-3, 0.01, *(n / 20 for n in range(1, 20)), 0.99, 0.999, 1.0)
+# Finer where clean scores and thresholds lie; a quantile is only as exact as its bin.
+_SCORES = (
+    *(1e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 0.01, 0.02, 0.05),
+    *(n / 10 for n in range(1, 10)),
+    *(0.95, 0.99, 0.999, 1.0),
+)
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
 _DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
@@ -104,21 +124,38 @@ class Metrics(Events):
         )
         Gauge("awnet_queue_images", "Images accepted and unanswered.", registry=registry).set_function(waiting)
         Gauge("awnet_queue_capacity_images", "Most images accepted and unanswered.", registry=registry).set(capacity)
+        # What is made of the verdicts over time, and the process itself under the names that everybody uses.
+        self.monitor = Monitor()
+        registry.register(DetectionCollector(self.monitor))
+        ProcessCollector(registry=registry)
+        self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._judgements: dict[tuple[str, str], tuple[dict[Verdict, Counter], Histogram]] = {}
         self._info: dict[str, dict[str, Role]] = {}
 
+    def known(self, names: Sequence[str]) -> None:
+        """The configured models. Their counters begin at 0: no alert on an increase sees a series that begins at 1."""
+        for name in names:
+            for result in get_args(Result):
+                self._reloads.labels(name, result)
+
     # Requests.
 
-    def request(self, route: str, method: str, code: int, seconds: float) -> None:
-        """One answered request; `route` is a template, never a path."""
+    def request(self, route: str, method: str, code: int, seconds: float, request_id: str | None = None) -> None:
+        """One answered request; `route` is a template, never a path. Some ids are kept as exemplars."""
         key = (route, method if method in METHODS else OTHER, code)
         children = self._children.get(key)
         if children is None:
             children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(route))
             self._children[key] = children
         children[0].inc()
+        if request_id is not None:
+            self._until_exemplar -= 1
+            if self._until_exemplar < 0 or seconds >= EXEMPLAR_SECONDS:
+                self._until_exemplar = EXEMPLAR_EVERY - 1
+                children[1].observe(seconds, {"request_id": request_id})
+                return
         children[1].observe(seconds)
 
     def batch(self, images: int) -> None:
@@ -156,11 +193,13 @@ class Metrics(Events):
 
     def opened(self, model: Model) -> None:
         self._judgement(model)
+        self.monitor.watch(model)
         thresholds = model.contract.thresholds
         self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
         self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
 
     def closed(self, model: Model) -> None:
+        self.monitor.forget(model.name, model.version)
         self._judgements.pop((model.name, model.version), None)
         for family, last in (
             (self._verdicts, VERDICTS),
@@ -193,9 +232,20 @@ class Metrics(Events):
     def disagreement(self, model: Model, about: Difference, images: int) -> None:
         self._disagreements.labels(model.name, model.version, about).inc(images)
 
+    def collectors(self) -> list[Collector]:
+        """What makes up the exposition, for the page that documents it."""
+        return list(self._registry._collector_to_names)
+
     def text(self) -> bytes:
-        """The exposition that Prometheus scrapes."""
+        """Every metric in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it."""
+        if "application/openmetrics-text" in accept:
+            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return self.text(), CONTENT_TYPE
 
     def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
         key = (model.name, model.version)

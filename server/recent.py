@@ -17,9 +17,7 @@ class Recent:
         clock: seconds that never go back.
     """
 
-    def __init__(
-        self, bins: int = 60, bin_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, bins: int = 60, bin_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = bin_seconds
         self._clock = clock
         self._counts = [[0] * len(VERDICTS) for _ in range(bins)]

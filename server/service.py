@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from server.canaries import Canaries
 from server.engine import Engine, Model, Priority, Signals, Terms
-from server.errors import AWNetError, EngineFault
-from server.images import Limits, Picture
+from server.errors import AWNetError, EngineFault, NotReady, UnknownModel
+from server.images import Limits, Picture, Upload
 from server.lifecycle import Lease, Models
 from server.metrics import Metrics
+from server.requestlog import CURRENT
 from server.settings import Settings
 from server.verdict import Verdict, judge
 
@@ -47,6 +49,7 @@ class Service:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        metrics.known([settings.model, *settings.further_models])
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.models = Models(
             engine,
@@ -64,6 +67,7 @@ class Service:
         self.on_failure: Callable[[], None] = lambda: None
         self.leaving: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
+        self._canaries: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         metrics.follow(lambda: self.models.ready and engine.up())
@@ -94,6 +98,8 @@ class Service:
             model.sha256[:12],
             1000 * (time.perf_counter() - begun),
         )
+        if not self.draining:
+            self._canaries = asyncio.create_task(Canaries(self.metrics.monitor, self._open, self.limits).run())
         if self.settings.poll_seconds and not self.draining:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
 
@@ -107,7 +113,7 @@ class Service:
     async def stop(self) -> None:
         """Close everything; requests in flight are answered first."""
         self.draining = True
-        for task in (self._watching, self._reloading):
+        for task in (self._watching, self._reloading, self._canaries):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -140,7 +146,41 @@ class Service:
         verdicts = [judge(score, thresholds) for score in scores]
         self.metrics.judged(model, verdicts, scores)
         self.metrics.stages(signals)
+        self._watch(model, pictures, verdicts, scores, signals)
         return Outcome(model, signals, verdicts)
+
+    def _watch(
+        self,
+        model: Model,
+        pictures: Sequence[Picture],
+        verdicts: Sequence[Verdict],
+        scores: Sequence[float],
+        signals: Signals,
+    ) -> None:
+        # Tensors come as the model takes them: no filter and no codec of ours has touched them.
+        calibrated = [
+            picture.decoded is None or picture.decoded.calibrated if isinstance(picture, Upload) else True
+            for picture in pictures
+        ]
+        monitor = self.metrics.monitor
+        monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
+        record = CURRENT.get()
+        if record is not None:
+            record.model, record.verdicts, record.signals = model, verdicts, signals
+            if record.sender is not None:
+                for verdict in verdicts:
+                    if verdict != "clean":
+                        monitor.clients.flagged(record.sender)
+
+    def _open(self) -> Iterator[Lease]:
+        """Every open version, for the canaries."""
+        for name, versions in self.models.loaded().items():
+            for version in versions:
+                try:
+                    lease = self.models.lease(name, version)
+                except (UnknownModel, NotReady):
+                    continue  # closed in between
+                yield lease
 
     async def _reload(self) -> None:
         self._again = True

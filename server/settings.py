@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     triton_ca: Path | None = Field(None, description="PEM file of the authority that signed Triton's certificate.")
     triton_metadata: str = Field("", description="Metadata of every call to Triton: key=value, separated by commas.")
     triton_in_flight: int = Field(64, ge=1, description="Most images at each Triton at the same time.")
+    triton_silence_seconds: float = Field(
+        0.6, gt=0, description="A Triton that gives no sign of life for this long is left alone."
+    )
     breaker_failures: int = Field(3, ge=1, description="Failures in a row after which a Triton is left alone.")
     breaker_seconds: float = Field(1.0, gt=0, description="How often a Triton that is left alone is tried again.")
 
@@ -83,7 +86,7 @@ class Settings(BaseSettings):
         20.0, ge=0, description="Wait this long for requests in flight before closing their connections."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    access_log: bool = Field(False, description="Log one line for each request.")
+    access_log: bool = Field(False, description="Log one JSON line for each request.")
 
     @field_validator("version")
     @classmethod

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.balance import Address, Balancer, Key
+from server.cores import usable_cores
 from server.engine import Model, Terms, self_test
 from server.errors import (
     AWNetError,
@@ -36,7 +36,7 @@ from server.errors import (
 from server.remote import At, Decoders, Description, Outputs, RemoteRunner
 from server.triton_client import CallError, Ready, TritonClient
 
-BEAT_SECONDS, SILENCE_SECONDS = 0.2, 0.6  # a stopped Triton is noticed within their sum, whatever a request may take
+BEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
 PATROL_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
 QUIET_SECONDS = 2.0  # a busy Triton that misses a patrol is believed for this long after its last sign of life
 PROOF_SECONDS = 20.0  # longest wait for golden values
@@ -78,7 +78,8 @@ class TritonEngine:
         in_flight: most images at each Triton; more wait here.
         failures: in a row, after which a Triton is left alone until it proves its values again.
         probe_seconds: how often one that is left alone is tried.
-        decode_threads: pictures decoded at the same time; 0 takes the cores of the affinity mask.
+        silence_seconds: an address that gives no sign of life for this long is left alone.
+        decode_threads: pictures decoded at the same time; 0 takes `cores.usable_cores()`.
         capacity: images that may be accepted and unanswered.
         on_state: told (url, up) whenever a Triton comes in or is left alone.
         patience_seconds: `start` waits this long for the first Triton.
@@ -94,6 +95,7 @@ class TritonEngine:
         in_flight: int = 64,
         failures: int = 3,
         probe_seconds: float = 1.0,
+        silence_seconds: float = 0.6,
         decode_threads: int = 0,
         capacity: int = 256,
         on_state: Callable[[str, bool], None] = lambda url, up: None,
@@ -107,8 +109,8 @@ class TritonEngine:
         self._tls, self._ca = tls, ca
         self._metadata = dict(metadata or {})
         self._in_flight, self._failures = in_flight, failures
-        self._probe_seconds = probe_seconds
-        self._threads = decode_threads or _cores()
+        self._probe_seconds, self._silence_seconds = probe_seconds, silence_seconds
+        self._threads = decode_threads or usable_cores()
         self._capacity = capacity
         self._on_state = on_state
         self._patience_seconds = patience_seconds
@@ -324,19 +326,19 @@ class TritonEngine:
         """Ask for a sign of life; silence opens the breaker, long before a request's own deadline would."""
         started = time.monotonic()
         try:
-            await peer.client.live(SILENCE_SECONDS)
+            await peer.client.live(self._silence_seconds)
             peer.heard = time.monotonic()
         except CallError as failed:
             if failed.meaning != "late":
                 self.balancer.take_out(peer, str(failed))
             # An answer to a request is a sign of life as well; and where our own process stood still, so did its clock.
-            elif peer.heard < started and time.monotonic() - started < 2 * SILENCE_SECONDS:
-                self.balancer.take_out(peer, f"silent for {SILENCE_SECONDS} s")
+            elif peer.heard < started and time.monotonic() - started < 2 * self._silence_seconds:
+                self.balancer.take_out(peer, f"silent for {self._silence_seconds} s")
 
     async def _probe(self, peer: _Peer) -> None:
         """Have the address prove every open version; it comes in with those that it proved, or is left alone."""
         try:
-            await peer.client.live(SILENCE_SECONDS)
+            await peer.client.live(self._silence_seconds)
         except CallError as failed:
             busy = failed.meaning == "late" and peer.heard > time.monotonic() - QUIET_SECONDS
             if not (peer.state == "up" and busy):
@@ -425,7 +427,3 @@ def _gravest(errors: Sequence[AWNetError]) -> AWNetError:
             if isinstance(error, kind):
                 return error
     return errors[0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

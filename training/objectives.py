@@ -2,7 +2,8 @@
 
 An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
 network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
-teachers (everything random happens there), `loss` is a function of weights alone. It never updates weights.
+teachers (everything random happens there, but for dropout), `loss` is a function of the weights. It never
+updates them.
 
 Every objective serves an AW-Net, whose two kinds of image go through their own branches (Eq. 15) and which
 adds L_type, and a static network. A network with several exits minimises the mean over them.

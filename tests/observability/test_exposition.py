@@ -127,7 +127,9 @@ def test_rules_and_dashboard_speak_of_metrics_that_exist() -> None:
     """A renamed metric must not leave an alert behind that can never fire."""
     known = {row.name for row in rows()}
     known |= {f"{row.name}_{part}" for row in rows() if row.kind == "histogram" for part in ("bucket", "sum", "count")}
-    texts = [path.read_text("utf-8") for path in sorted(RULES.glob("*.yml"))] + [query.expr for _, _, query in queries()]
+    texts = [path.read_text("utf-8") for path in sorted(RULES.glob("*.yml"))] + [
+        query.expr for _, _, query in queries()
+    ]
     used = {name for text in texts for name in re.findall(r"(?<![\w:])awnet_\w+(?![\w:])", text)}
     assert len(used) > 15
     assert used <= known

@@ -21,6 +21,7 @@ from server.errors import (
     EngineFault,
     EngineUnavailable,
     ImageError,
+    MissingImage,
     QueueFull,
     status_of,
 )
@@ -299,6 +300,18 @@ def test_a_caller_that_left_costs_no_inference_and_no_room() -> None:
         await queue.submit([picture(3)])
         assert sum(model.batches) == 2
         assert queue.pending == 0
+        await queue.close()
+
+    run(scenario)
+
+
+def test_a_request_without_pictures_is_refused() -> None:
+    """It would never be complete."""
+
+    async def scenario() -> None:
+        queue = batcher(Model())
+        with pytest.raises(MissingImage):
+            await queue.submit([])
         await queue.close()
 
     run(scenario)

@@ -17,7 +17,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from server.embedded import EmbeddedEngine, cgroup_quota, usable_cores
+from server.cores import cgroup_quota, usable_cores
+from server.embedded import EmbeddedEngine
 from server.engine import Runner, Signals, Terms, self_test
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
 from server.images import Picture, Pixels

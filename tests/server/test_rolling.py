@@ -22,7 +22,8 @@ def test_rolling_restarts_of_two_front_ends_fail_no_request(repository: Path, tm
 
 
 @requires("haproxy")
-def test_a_killed_front_end_costs_at_most_what_it_had_in_flight(repository: Path, tmp_path: Path) -> None:
-    """The other one takes over; how soon it is back is a matter of the machine, and is measured elsewhere."""
+def test_a_killed_front_end_costs_its_callers_one_request_at_most(repository: Path, tmp_path: Path) -> None:
+    """The other one takes over; 8 callers never lose more than what each had in flight, and get nothing wrong."""
     result = asyncio.run(kill(Bench(tmp_path, repository, kills=2)))
-    assert [miss for miss in misses(result.goals) if not miss.startswith("back in")] == []
+    assert max(result.figures["errors_of_each_kill"]) <= 8
+    assert result.figures["outcomes"].keys() <= {"ok", "502", "IncompleteReadError", "ConnectionResetError"}
