@@ -43,6 +43,7 @@ LABELS = {
     "stage": "`decode`, `queue` or `inference`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model",
+    "python": "version of Python",
 }
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import json_format
@@ -31,6 +33,7 @@ from server.errors import (
     UnknownModel,
     status_of,
 )
+from server.requestlog import CURRENT, Record, RequestLog
 from server.tensors import Scalar, Tensor, quoted
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("awnet")
 
 SERVICE = "inference.GRPCInferenceService"
+LOG = RequestLog()
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
 CANCELLED = 499
 LONGEST_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
@@ -172,6 +176,8 @@ async def _answer(service: Service, name: str, kind: Any, body: bytes, context: 
     """One call: count and time it, tell its errors as a status. The caller's leaving cancels it."""
     started = time.perf_counter()
     code = CANCELLED
+    record = Record(_address(context.peer()))
+    CURRENT.set(record)  # the task is this call's own
     try:
         try:
             message = kind.FromString(body)
@@ -183,6 +189,7 @@ async def _answer(service: Service, name: str, kind: Any, body: bytes, context: 
     except AWNetError as error:
         code = 400 if status_of(error) == 422 else status_of(error)
         service.metrics.rejection(error.slug)
+        record.reason = error.slug
         if error.__cause__ is not None:
             log.debug("%s: %s", name, error.detail, exc_info=error)
         await context.abort(code_of(error), error.detail[:LONGEST_DETAIL])
@@ -191,8 +198,26 @@ async def _answer(service: Service, name: str, kind: Any, body: bytes, context: 
         log.exception("%s failed", name)
         await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the log has it")
     finally:
-        service.metrics.request(f"/{SERVICE}/{name}", METHOD, code, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        request_id = f"{random.getrandbits(128):032x}"
+        service.metrics.request(f"/{SERVICE}/{name}", METHOD, code, seconds, request_id)
+        if LOG.wanted:
+            LOG.write(
+                record,
+                request_id=request_id,
+                route=f"/{SERVICE}/{name}",
+                method=METHOD,
+                status=code,
+                seconds=seconds,
+                client=service.metrics.monitor.clients.name(record.sender) if record.sender else None,
+            )
     return None
+
+
+def _address(peer: str) -> str | None:
+    """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that caller."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 
 
 async def _unserved(messages: Any, context: Any) -> None:

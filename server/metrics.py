@@ -6,6 +6,7 @@ Versions come and go; the series of one are dropped when it is closed.
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
@@ -21,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from server import __version__
 from server.detection_metrics import DetectionCollector
 from server.engine import Model, Signals
 from server.events import Difference, Events, Result, Role, ShadowResult
@@ -124,6 +126,8 @@ class Metrics(Events):
         )
         Gauge("awnet_queue_images", "Images accepted and unanswered.", registry=registry).set_function(waiting)
         Gauge("awnet_queue_capacity_images", "Most images accepted and unanswered.", registry=registry).set(capacity)
+        build = Gauge("awnet_build_info", "1; what runs here.", ["version", "python"], registry=registry)
+        build.labels(__version__, platform.python_version()).set(1)
         # What is made of the verdicts over time, and the process itself under the names that everybody uses.
         self.monitor = Monitor()
         registry.register(DetectionCollector(self.monitor))

@@ -17,6 +17,7 @@ import orjson
 
 from server import protocol
 from server.errors import AWNetError, BodyTooLarge, InvalidTensor, RequestError, UnsupportedMedia, status_of
+from server.requestlog import CURRENT
 from server.tensors import Scalar, Tensor, quoted
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ Reply = tuple[int, Headers, bytes]
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 MOST_DIMENSIONS = 8
-MOST_PARTS = (
-    1 << 17
-)  # lists, objects and members: 32 nested images of 1300 pixels; millions keep the parser for seconds
+# Lists, objects and members of a JSON part: 32 nested images of 1300 pixels. Millions keep the parser for seconds.
+MOST_PARTS = 1 << 17
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|infer))?")
 _FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")
@@ -71,6 +71,8 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
         return await _answer(service, method, path, headers, body)
     except AWNetError as error:
         service.metrics.rejection(error.slug)
+        if (record := CURRENT.get()) is not None:
+            record.reason = error.slug
         if error.__cause__ is not None:
             log.debug("%s: %s", quoted(path), error.detail, exc_info=error)
         return refusal(error, service.settings.retry_after_seconds)

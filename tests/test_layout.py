@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("server", "export", "training", "benchmarks", "examples")
-LOCKS = ("server", "dev")
+LOCKS = ("server", "dev", "triton")
 
 
 def tracked(pattern: str = "*") -> list[Path]:
@@ -74,6 +74,13 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
             continue
         found += [f"{path.relative_to(ROOT)}: {m[0]}" for m in re.finditer(f"{hosts}|{paths}", text)]
     assert found == []
+
+
+def test_the_server_tells_the_version_of_the_project():
+    """awnet_build_info and the package say the same."""
+    stated = re.search(r'^__version__ = "([^"]+)"', (ROOT / "server/__init__.py").read_text("utf-8"), re.MULTILINE)
+    assert stated is not None
+    assert stated[1] == PROJECT["project"]["version"]
 
 
 def test_every_module_says_what_it_is_for():

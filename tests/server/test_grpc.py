@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import random
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -410,3 +411,16 @@ def test_malformed_messages_never_break_the_server(served: Served, caplog: pytes
     assert set(counted) <= {"answered", Status.INVALID_ARGUMENT, Status.NOT_FOUND}, counted
     assert counted[Status.INVALID_ARGUMENT] > 100
     assert not caplog.records
+
+
+def test_a_call_leaves_one_log_line_without_the_address(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """What is watched over HTTP is watched here too: the line has verdicts and a salted sender, or why it was refused."""
+    with caplog.at_level(logging.INFO, logger="awnet.requests"):
+        served.infer(image(IMAGES[:2]))
+        served.refused(image(model_name="absent"), Status.NOT_FOUND)
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "awnet.requests"]
+    answered, refused = lines
+    assert (answered["status"], answered["method"], sum(answered["verdicts"].values())) == (200, "GRPC", 2)
+    assert (refused["status"], refused["reason"]) == (404, "unknown-model")
+    assert answered["client"] == refused["client"]
+    assert "127.0.0.1" not in caplog.text
