@@ -42,7 +42,7 @@ LABELS = {
     "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`",
     "stage": "`decode`, `queue` or `inference`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
-    "version": "an open version of the model",
+    "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",
 }
 

@@ -29,6 +29,7 @@ from server.errors import (
     AWNetError,
     BodyTooLarge,
     NotAcceptable,
+    NotFound,
     NotReady,
     UnsupportedMedia,
     problem,
@@ -37,6 +38,7 @@ from server.errors import (
 )
 from server.images import Upload
 from server.metrics import OTHER, Metrics
+from server.page import INDEX, PREFIX, Page
 from server.requestlog import CURRENT, Record, RequestLog
 from server.schemas import document_predict, parse_query, results
 from server.service import Service
@@ -144,6 +146,8 @@ class Front:
         self._app = app
         self._service = service
         self._log = RequestLog()
+        settings = service.settings
+        self._page = Page(service.models.loaded, settings.model, service.recent) if settings.page else None
         self._attention = _Attention()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,6 +170,12 @@ class Front:
             elif path.startswith(OIP) and path[3:4] in ("", "/") and not path.startswith(HEALTH):
                 route = oip.route(path) or OTHER
                 await self._open_inference(scope["method"], path, headers, exchange)
+            elif self._page is not None and (path == INDEX or path.startswith(PREFIX)):
+                reply = self._page.answer(scope["method"], path, headers)
+                if reply is None:
+                    raise NotFound("there is nothing at this path")
+                route = INDEX if path == INDEX else f"{PREFIX}{{file}}"
+                await exchange.respond(*reply)
             else:
                 scope["awnet.request_id"] = request_id.decode()
                 await self._app(scope, receive, exchange.forward)
@@ -397,12 +407,12 @@ class _Exchange:
 
     async def respond(self, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer. Where the request's body was not read, let the caller finish sending it."""
-        headers = [
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", self.request_id),
-            (b"cache-control", b"no-store"),
-            *told,
-        ]
+        headers = [(b"x-request-id", self.request_id), *told]
+        given = {name for name, _ in told}
+        if b"cache-control" not in given:
+            headers.append((b"cache-control", b"no-store"))
+        if b"content-length" not in given and status != 304:
+            headers.append((b"content-length", str(len(body)).encode()))
         if self._close or self._unread:
             headers.append((b"connection", b"close"))
         self.status = status

@@ -65,6 +65,10 @@ class InvalidTensor(RequestError):
     slug, title = "invalid-tensor", "Invalid tensor"
 
 
+class NotFound(RequestError):
+    slug, title = "not-found", "Not found"
+
+
 class UnknownModel(RequestError):
     slug, title = "unknown-model", "Unknown model or version"
 
@@ -147,6 +151,7 @@ STATUS: dict[type[AWNetError], int] = {
     ImageError: 422,
     InvalidQuery: 422,
     MissingImage: 422,
+    NotFound: 404,
     UnknownModel: 404,
     Unavailable: 503,
     DeadlineExceeded: 504,

@@ -31,7 +31,7 @@ class Recent:
             slot[VERDICTS.index(verdict)] += 1
 
     def document(self) -> dict[str, object]:
-        """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last one unfinished."""
+        """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last unfinished."""
         self._turn()
         oldest = (self._slot + 1) % len(self._counts)
         counts = [list(slot) for slot in self._counts[oldest:] + self._counts[:oldest]]

@@ -18,6 +18,7 @@ from server.errors import AWNetError, EngineFault, NotReady, UnknownModel
 from server.images import Limits, Picture, Upload
 from server.lifecycle import Lease, Models
 from server.metrics import Metrics
+from server.recent import Recent
 from server.requestlog import CURRENT
 from server.settings import Settings
 from server.verdict import Verdict, judge
@@ -39,6 +40,7 @@ class Service:
 
     Attributes:
         models: see `lifecycle`.
+        recent: verdicts of the last minutes, for the page.
         draining: set on SIGTERM; readiness goes off, requests are still answered.
         failure: why the default model could not be served at the start, if so.
         on_failure: called after a failed start; `__main__` ends the process there.
@@ -62,6 +64,7 @@ class Service:
             events=metrics,
             capacity=settings.queue_capacity,
         )
+        self.recent = Recent()
         self.draining = False
         self.failure: AWNetError | None = None
         self.on_failure: Callable[[], None] = lambda: None
@@ -146,6 +149,7 @@ class Service:
         verdicts = [judge(score, thresholds) for score in scores]
         self.metrics.judged(model, verdicts, scores)
         self.metrics.stages(signals)
+        self.recent.add(verdicts)
         self._watch(model, pictures, verdicts, scores, signals)
         return Outcome(model, signals, verdicts)
 

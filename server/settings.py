@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     )
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")
 
+    page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
         75, ge=1, description="Close a connection that has been idle this long; above what balancers keep theirs."
     )
