@@ -19,6 +19,7 @@ RUN if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime_providers_cu
 WORKDIR /app
 COPY server server
 COPY model_repository model_repository
+COPY examples/*.png examples/
 COPY LICENSE LICENSE
 # Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. pip goes: it is
 # not needed any more, and whoever gets in should not find it. Readable by any user whatever the checkout's umask was.

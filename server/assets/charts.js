@@ -65,7 +65,8 @@ const odds = (p) => Math.log10(p / (1 - p));
 const TICKS = [0.000001, 0.00001, 0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999];
 
 export function gauge(marks, thresholds, label) {
-  // marks: [{score, kind}]; thresholds: [{name, score, shown}] ascending. The axis is log-odds.
+  // marks: [{score, kind, index}]; thresholds: [{score, shown, note}] ascending. The axis is log-odds. The note is left
+  // out where there is no room for it.
   const inside = [...marks.map((m) => m.score), ...thresholds.map((t) => t.score)].filter((p) => p > 0 && p < 1).map(odds);
   const low = Math.max(-6.5, Math.min(-3.5, ...inside.map((v) => v - 0.5)));
   const high = Math.min(6.5, Math.max(3.5, ...inside.map((v) => v + 0.5)));
@@ -81,21 +82,25 @@ export function gauge(marks, thresholds, label) {
     zones.forEach((zone, k) => {
       drawing.append(svg("rect", { class: `zone ${zone}`, x: cuts[k], y: top, width: Math.max(0, cuts[k + 1] - cuts[k]), height: track }));
     });
+    let free = left; // where the next label may begin
     for (const p of TICKS) {
       if (odds(p) < low || odds(p) > high) continue;
+      const half = 3.4 * String(p).length;
       drawing.append(svg("line", { class: "tick", x1: x(p), x2: x(p), y1: top + track, y2: top + track + 5 }));
-      const text = svg("text", { class: "tick-label", x: x(p), y: top + track + 19, "text-anchor": "middle" }, String(p));
-      drawing.append(text);
+      if (x(p) - half < free || x(p) + half > right) continue;
+      drawing.append(svg("text", { class: "tick-label", x: x(p), y: top + track + 19, "text-anchor": "middle" }, String(p)));
+      free = x(p) + half + 4;
     }
     thresholds.forEach((t, k) => {
       const rises = x(t.score) < width / 2;
       const y = 14 + 18 * (rises ? k : thresholds.length - 1 - k);
+      const room = rises ? right - x(t.score) : x(t.score) - left;
       drawing.append(
         svg("line", { class: "threshold", x1: x(t.score), x2: x(t.score), y1: y - 10, y2: top + track }),
-        svg("text", { class: "threshold-label", x: x(t.score) + (rises ? 6 : -6), y, "text-anchor": rises ? "start" : "end" }, t.shown),
+        svg("text", { class: "threshold-label", x: x(t.score) + (rises ? 6 : -6), y, "text-anchor": rises ? "start" : "end" }, room > 300 ? `${t.shown} (${t.note})` : t.shown),
       );
     });
-    marks.forEach((m, k) => drawing.append(mark(m.kind, k, x(m.score), top + track / 2, 7)));
+    marks.forEach((m) => drawing.append(mark(m.kind, m.index, x(m.score), top + track / 2, 7)));
     return drawing;
   };
 }
@@ -108,11 +113,11 @@ export function omega(part, series, range, label) {
     const drawing = canvas(width, height, label);
     const x = (n) => 3 + ((n + 0.5) / order.length) * (width - 6);
     const y = (value) => height - 3 - ((value - range[0]) / (range[1] - range[0])) * (height - 6);
-    drawing.append(svg("rect", { class: "plot", x: 0.5, y: 0.5, width: width - 1, height: height - 1, rx: 3 }));
+    drawing.append(svg("rect", { class: "frame", x: 0.5, y: 0.5, width: width - 1, height: height - 1, rx: 3 }));
     if (range[0] < 1 && range[1] > 1) {
       drawing.append(svg("line", { class: "one", x1: 1, x2: width - 1, y1: y(1), y2: y(1) }));
     }
-    // Last asked on top; dots smaller where there are many.
+    // The first picture lies on top; dots are smaller where there are many.
     const weight = Math.max(2, Math.min(3.6, 260 / order.length));
     const dots = series.map(({ kind, values }, k) =>
       svg("path", {

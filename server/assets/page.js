@@ -67,7 +67,8 @@ async function ask(pictures) {
   asked = pictures.map((picture) => ({ ...picture, url: URL.createObjectURL(picture.blob) }));
   let answers;
   try {
-    answers = await Promise.all(asked.map((picture) => predict(picture, mine.signal)));
+    answers = [];
+    for (const picture of asked) answers.push(await predict(picture, mine.signal)); // one by one: else each waits for the other, and the times show it
   } catch (error) {
     if (error.name === "AbortError") return;
     throw error;
@@ -77,9 +78,10 @@ async function ask(pictures) {
   }
   const unknown = answers.some(({ answer }) => answer && !modelOf(answer));
   if (unknown) await loadModels(); // the server has loaded another version since
+  const changed = await difference(asked);
   if (asking !== mine) return;
   busy(false);
-  show(asked.map((picture, k) => ({ picture, ...answers[k] })));
+  show(asked.map((picture, k) => ({ picture, ...answers[k] })), changed);
   pollRecent();
 }
 
@@ -180,8 +182,8 @@ function busy(on) {
   if (on) say("Asking.");
 }
 
-function show(outcomes) {
-  // outcomes: [{picture, answer, took} or {picture, problem}], one or two.
+function show(outcomes, changed = null) {
+  // outcomes: [{picture, answer, took} or {picture, problem}], one or two; changed: see `difference`.
   const answered = outcomes
     .map((outcome, index) => ({ ...outcome, index, model: outcome.answer && modelOf(outcome.answer) }))
     .filter((outcome) => outcome.answer && outcome.model);
@@ -197,10 +199,12 @@ function show(outcomes) {
   outcomes.forEach((outcome, index) => report.append(outcome.answer ? verdictCard(outcome, index, two) : problemCard(outcome)));
   if (answered.length) {
     const classes = answered.map((outcome) => classesCard(outcome, two));
+    if (changed) report.append(differenceCard(changed));
     if (two) report.append(gaugeCard(answered, plot), ...classes);
     else report.append(...classes, gaugeCard(answered, plot));
-    report.append(omegaCard(answered, plot));
-    for (const outcome of answered) report.append(...(two ? [doneCard(outcome, true)] : [doneCard(outcome, false)]));
+    const done = answered.map((outcome) => doneCard(outcome, two));
+    if (two && answered.length === 1) report.append(...done.splice(0)); // beside its classes
+    report.append(omegaCard(answered, plot), ...done);
   }
   $("report").replaceChildren(report);
   for (const [host, draw] of charts) responsive(host, draw);
@@ -218,7 +222,7 @@ function show(outcomes) {
 }
 
 function preview(picture, facts, size) {
-  // The file as the browser shows it; where it was cropped, what fell away is dimmed.
+  // The file as the browser shows it, and where it was scaled, about what came out of that.
   const image = h("img", { src: picture.url, alt: `The picture asked about: ${picture.name}` });
   const frame = h("div", { class: "preview" }, image);
   image.addEventListener("error", () => frame.replaceChildren(h("span", { class: "fine" }, "no preview")));
@@ -234,6 +238,40 @@ function preview(picture, facts, size) {
     frame.append(h("figure", {}, seen, h("figcaption", {}, `about what the model saw, ${size} × ${size}`)));
   });
   return frame;
+}
+
+async function difference(pictures) {
+  // Of two pictures of the same size: the largest change of a colour, the share of pixels that changed, and a drawing.
+  // Null where there is nothing to compare.
+  if (pictures.length !== 2) return null;
+  const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
+  const [a, b] = await Promise.all(pictures.map(({ blob }) => createImageBitmap(blob, options).catch(() => null)));
+  if (!a || !b || a.width !== b.width || a.height !== b.height || a.width * a.height > 1 << 20) return null;
+  const canvas = h("canvas", { width: a.width, height: a.height, role: "img", "aria-label": "What differs between the two pictures" });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  const [first, second] = [a, b].map((bitmap) => {
+    pen.clearRect(0, 0, a.width, a.height);
+    pen.drawImage(bitmap, 0, 0);
+    return pen.getImageData(0, 0, a.width, a.height);
+  });
+  let [most, pixels] = [0, 0];
+  for (let n = 0; n < first.data.length; n += 4) {
+    const here = Math.max(...[0, 1, 2].map((k) => Math.abs(first.data[n + k] - second.data[n + k])));
+    most = Math.max(most, here);
+    pixels += here > 0;
+  }
+  const times = Math.max(1, Math.floor(127 / Math.max(most, 1)));
+  for (let n = 0; n < first.data.length; n += 4) {
+    for (const k of [0, 1, 2]) first.data[n + k] = 128 + times * (second.data[n + k] - first.data[n + k]);
+    first.data[n + 3] = 255;
+  }
+  pen.putImageData(first, 0, 0);
+  return { canvas, most, share: pixels / (a.width * a.height), times };
+}
+
+function differenceCard(changed) {
+  return h("section", { class: "card wide difference", "aria-label": "What differs" },
+    changed.canvas, h("div", {}, h("h3", {}, "What differs"), h("p", {}, words.difference(changed))));
 }
 
 function verdictCard({ picture, answer }, index, two) {
@@ -308,12 +346,12 @@ function gaugeCard(answered, plot) {
   const { adversarial } = answered[0].answer.results[0];
   const points = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
   const thresholds = ["suspicious", "adversarial"].map((name) => ({
-    name,
     score: adversarial.thresholds[name],
-    shown: `${name} above ${Number(adversarial.thresholds[name].toPrecision(3))} (${words.rate(adversarial.target_fpr[name])} of clean pictures)`,
+    shown: `${name} above ${adversarial.thresholds[name].toPrecision(3)}`,
+    note: `${words.rate(adversarial.target_fpr[name])} of clean pictures`,
   }));
-  const marks = answered.map(({ answer, index }) => ({ score: answer.results[0].adversarial.score, kind: kindOf(answered, index) }));
-  const label = `Scores on a scale of log-odds. ${thresholds.map((t) => t.shown).join("; ")}. ${answered
+  const marks = answered.map(({ answer, index }) => ({ score: answer.results[0].adversarial.score, kind: kindOf(answered, index), index }));
+  const label = `Scores on a scale of log-odds. ${thresholds.map((t) => `${t.shown} (${t.note})`).join("; ")}. ${answered
     .map(({ picture, answer }) => `${picture.name}: ${words.score(answer.results[0].adversarial.score, points)}`).join("; ")}.`;
   return h("section", { class: "card wide", "aria-label": "Adversarial score" },
     h("h3", {}, "Adversarial score"),
@@ -344,7 +382,7 @@ function omegaCard(answered, plot) {
   return h("section", { class: "card wide", "aria-label": "Regulation signals" },
     h("h3", {}, "Regulation signals, beside the model’s clean reference"),
     h("ul", { class: "legend" },
-      h("li", {}, h("i", { class: "key line" }), `mean of ${model.reference.images.toLocaleString("en")} clean pictures, channels in its order`),
+      h("li", {}, h("i", { class: "key line" }), `mean of ${model.reference.images.toLocaleString("en")} clean pictures; channels sorted by it`),
       ...comparable.map(({ picture, index }) => h("li", {}, key(kindOf(answered, index), index), picture.name))),
     h("ul", { class: "omegas" }, ...figures),
     h("p", { class: "fine" },
@@ -367,7 +405,7 @@ function doneCard({ picture, answer, took, model, index }, two) {
     part.style.flexGrow = String(Math.max(value, 0.001));
     return part;
   }));
-  const title = two ? h("h3", {}, key(kindOfVerdict(adversarial), index), `Done to ${picture.name}`) : null;
+  const title = two ? h("h3", {}, key(adversarial.verdict, index), `Done to ${picture.name}`) : null;
   const facts = h("dl", { class: "facts" },
     h("dt", {}, "File"), h("dd", {}, `${image.format}, ${image.width} × ${image.height}, ${bytes(picture.blob.size)}`),
     h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(image, model.size)),
@@ -384,7 +422,6 @@ function doneCard({ picture, answer, took, model, index }, two) {
     h("section", { class: "card", "aria-label": "Times" }, h("h3", {}, "Where the time went"), times));
 }
 
-const kindOfVerdict = (adversarial) => adversarial.verdict;
 const bytes = (n) => (n < 10_000 ? `${n.toLocaleString("en")} bytes` : n < 1e6 ? `${Math.round(n / 1000)} kB` : `${(n / 1e6).toFixed(1)} MB`);
 
 // --- the models and the last minutes --------------------------------------------------------------------------------

@@ -11,16 +11,16 @@ export function score(value, thresholds = []) {
 }
 
 export function percent(share) {
-  if (share > 0 && share < 0.001) return "< 0.1 %";
-  return `${(100 * share).toFixed(share >= 0.9995 || share === 0 ? 0 : 1)} %`;
+  if (share > 0 && share < 0.001) return `<\u00a00.1\u00a0%`;
+  return `${(100 * share).toFixed(share >= 0.9995 || share === 0 ? 0 : 1)}\u00a0%`;
 }
 
 export function rate(share) {
-  return `${Number((100 * share).toPrecision(2))} %`;
+  return `${Number((100 * share).toPrecision(2))}\u00a0%`;
 }
 
 export function milliseconds(value) {
-  return `${value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value)} ms`;
+  return `${value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value)}\u00a0ms`;
 }
 
 const among = (fpr) => `about 1 in ${Math.round(1 / fpr)}`;
@@ -98,6 +98,11 @@ export function problem(document, retryAfter) {
   return { title, said: detail + wait, again };
 }
 
+export function difference({ most, share, times }) {
+  if (most === 0) return "The two pictures are the same, pixel for pixel.";
+  return `${percent(share)} of the pixels differ, none by more than ${most} of 255 levels in any colour. Shown ${times} times stronger; grey is unchanged.`;
+}
+
 export function spoken(name, answer, thresholds) {
   const { adversarial, predictions } = answer.results[0];
   const best = predictions[0];
@@ -107,7 +112,7 @@ export function spoken(name, answer, thresholds) {
 export function recent(bins, names, thresholds) {
   const sums = names.map((_, k) => bins.reduce((sum, bin) => sum + bin[k], 0));
   const all = sums.reduce((a, b) => a + b, 0);
-  if (all === 0) return "No picture was judged in this process in the last five minutes.";
+  if (all === 0) return "No picture was judged in the last five minutes.";
   const of = Object.fromEntries(names.map((name, k) => [name, sums[k]]));
   const flagged = (of.suspicious + of.adversarial) / all;
   const expected = thresholds
