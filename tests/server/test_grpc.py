@@ -414,7 +414,7 @@ def test_malformed_messages_never_break_the_server(served: Served, caplog: pytes
 
 
 def test_a_call_leaves_one_log_line_without_the_address(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    """What is watched over HTTP is watched here too: the line has verdicts and a salted sender, or why it was refused."""
+    """What is watched over HTTP is watched here too: verdicts and a salted sender, or why it was refused."""
     with caplog.at_level(logging.INFO, logger="awnet.requests"):
         served.infer(image(IMAGES[:2]))
         served.refused(image(model_name="absent"), Status.NOT_FOUND)
