@@ -139,6 +139,7 @@ export function strip(counts, names, seconds, label) {
     const drawing = canvas(width, height, label);
     const most = Math.max(4, ...counts.map((bin) => bin.reduce((a, b) => a + b, 0)));
     const step = width / counts.length;
+    drawing.append(svg("line", { class: "grid", x1: 0, x2: width, y1: 13.5, y2: 13.5 }));
     drawing.append(svg("line", { class: "axis", x1: 0, x2: width, y1: base + 0.5, y2: base + 0.5 }));
     counts.forEach((bin, n) => {
       let y = base;
@@ -153,7 +154,6 @@ export function strip(counts, names, seconds, label) {
       svg("text", { class: "tick-label", x: 0, y: base + 15 }, `${(counts.length * seconds) / 60} minutes ago`),
       svg("text", { class: "tick-label", x: width, y: base + 15, "text-anchor": "end" }, "now"),
       svg("text", { class: "tick-label", x: 0, y: 10 }, `${most} in ${seconds} s`),
-      svg("line", { class: "grid", x1: 0, x2: width, y1: 14.5, y2: 14.5 }),
     );
     return drawing;
   };

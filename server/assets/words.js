@@ -103,9 +103,10 @@ export function difference({ most, share, times }) {
   return `${percent(share)} of the pixels differ, none by more than ${most} of 255 levels in any colour. Shown ${times} times stronger; grey is unchanged.`;
 }
 
-export function spoken(name, answer, thresholds) {
+export function spoken(name, answer) {
   const { adversarial, predictions } = answer.results[0];
   const best = predictions[0];
+  const thresholds = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
   return `${name}: ${adversarial.verdict}, score ${score(adversarial.score, thresholds)}; most likely ${best.label}, ${percent(best.probability)}.`;
 }
 

@@ -113,7 +113,7 @@ class Stack:
         self.prometheus = prometheus
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Up, and scraped for so long that every rate has something to be computed from."""
     for name in ("prometheus",):

@@ -1,0 +1,311 @@
+"""The page in a real Chromium. The fixture `visit` also holds each test to a silent console and to one host."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.requires import requires
+from tests.server.tiny import Running, encoded, plain, publish
+
+pytestmark = requires("chromium")
+
+Visit, Picture = Callable[..., Any], Callable[..., Path]
+PATIENCE_MS = 60_000
+TIMES = "\u00d7"
+REFUSED = "Failed to load resource"  # the browser's own line on the console about an answer of 4xx or 5xx
+
+# Hands files to the page as the clipboard or a drop would; `files` is [[name, type, base64], ...].
+HAND_OVER = """([kind, files]) => {
+  const carried = new DataTransfer();
+  for (const [name, type, data] of files) {
+    carried.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name, {type}));
+  }
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", {clipboardData: carried, bubbles: true, cancelable: true})
+    : new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true});
+  document.getElementById("drop").dispatchEvent(event);
+}"""
+
+
+# What has the focus, and how it is outlined; a hidden control shows its focus on what follows it.
+FOCUS = """() => {
+  const focus = document.activeElement;
+  const outlined = ["file", "radio"].includes(focus.type) ? focus.nextElementSibling : focus;
+  const name = focus.id || focus.name || focus.className || focus.textContent.trim();
+  return [name, getComputedStyle(outlined).outlineStyle];
+}"""
+
+# Classes of the boxes whose content is wider than they are.
+OVERFULL = """() => [...document.querySelectorAll('.card, .recent, .notes, .ask')]
+  .filter(box => box.scrollWidth > box.clientWidth).map(box => box.className)"""
+
+
+def soon(locator: Any) -> Any:
+    """Assertions on `locator` that wait; to wait for an expression would take `eval`, which the policy forbids."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def hand_over(page: Any, kind: str, **pictures: float) -> None:
+    files = [
+        [f"{name}.png", "image/png", base64.b64encode(encoded(plain(red))).decode()] for name, red in pictures.items()
+    ]
+    page.evaluate(HAND_OVER, [kind, files])
+
+
+def choose(page: Any, *paths: Path) -> None:
+    page.set_input_files("#file", [str(path) for path in paths])
+    page.wait_for_selector(".verdict, .problem")
+
+
+@pytest.mark.parametrize(
+    ("red", "verdict", "means"),
+    [
+        (0.2, "Clean", "no proof"),
+        (0.6, "Suspicious", "about 1 in 20 scores this high"),
+        (0.9, "Adversarial", "do not rely on its class"),
+    ],
+)
+def test_a_chosen_picture_is_judged_in_words(
+    visit: Visit, picture: Picture, red: float, verdict: str, means: str
+) -> None:
+    """The verdict, what it means, ten classes, both thresholds, the signals, the preparation and the times."""
+    page = visit()
+    choose(page, picture("mine.png", red))
+    card = page.locator(".verdict")
+    assert card.locator("h3").inner_text() == verdict
+    assert means in card.inner_text()
+    assert page.locator(".classes tbody tr").count() == 10
+    label = page.get_by_role("region", name="Adversarial score").get_by_role("img").get_attribute("aria-label")
+    assert "suspicious above 0.410 (5\u00a0% of clean pictures)" in label
+    assert "adversarial above 0.770 (1\u00a0% of clean pictures)" in label
+    assert page.locator(".omegas li").count() == 3
+    assert "pixels went in untouched" in page.get_by_role("region", name="Preparation").inner_text()
+    times = page.get_by_role("region", name="Times").inner_text()
+    assert all(stage in times for stage in ("decode", "queue", "inference", "In the server"))
+    assert f"mine.png: {verdict.lower()}" in page.get_by_role("status").text_content()
+
+
+def test_the_page_shows_the_score_and_the_class_that_predict_gives(
+    visit: Visit, served: Running, picture: Picture
+) -> None:
+    """The page is one more client of /predict, and adds nothing."""
+    path = picture("mine.png", 0.5)
+    answer = served.http.post("/predict", content=path.read_bytes(), headers={"content-type": "image/png"}).json()
+    page = visit()
+    choose(page, path)
+    best = answer["results"][0]["predictions"][0]
+    shown = float(page.locator(".score b").inner_text())
+    assert shown == pytest.approx(answer["results"][0]["adversarial"]["score"], rel=0.01)
+    row = page.locator(".classes .best").inner_text()
+    assert best["label"] in row and f"{100 * best['probability']:.1f}" in row
+
+
+def test_two_pictures_are_compared_and_what_differs_is_shown(visit: Visit, picture: Picture) -> None:
+    """Of a flat picture, changing red alone by 0.7 changes every pixel by 179 levels (51 to 230)."""
+    page = visit()
+    choose(page, picture("one.png", 0.2), picture("two.png", 0.9))
+    assert page.locator(".verdict h3").all_inner_texts() == ["Clean", "Adversarial"]
+    assert (
+        "100\u00a0% of the pixels differ, none by more than 179 of 255 levels"
+        in page.locator(".difference").text_content()
+    )
+    assert page.locator(".classes").count() == 2
+    assert page.locator(".omegas li").first.locator("b").count() == 2
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_pasted_or_dropped_picture_is_judged(visit: Visit, kind: str) -> None:
+    page = visit()
+    hand_over(page, kind, handed=0.9)
+    page.wait_for_selector(".verdict.adversarial")
+    assert "handed.png" in page.locator(".verdict").inner_text()
+
+
+def test_pasting_no_picture_says_so(visit: Visit) -> None:
+    page = visit()
+    hand_over(page, "paste")
+    soon(page.get_by_role("status")).to_contain_text("no picture", timeout=PATIENCE_MS)
+
+
+def test_an_example_is_shown_beside_its_attacked_twin(visit: Visit) -> None:
+    """And alone, once one of the two is asked for."""
+    page = visit()
+    page.get_by_role("button", name="ship", exact=True).click()
+    page.wait_for_selector(".verdict >> nth=1")
+    assert [name.strip() for name in page.locator(".verdict .name").all_inner_texts()] == ["ship", "ship, attacked"]
+    assert "none by more than 8 of 255 levels" in page.locator(".difference").inner_text()
+    page.get_by_label("Attacked", exact=True).check()
+    soon(page.locator(".verdict")).to_have_count(1, timeout=PATIENCE_MS)
+    assert page.locator(".verdict .name").inner_text() == "ship, attacked"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [
+        ("cut.png", encoded(plain(0.5))[:60], "cut short or damaged"),
+        ("moving.gif", b"GIF89a" + bytes(40), "not a PNG, JPEG or WebP"),
+        ("nothing.png", b"", "empty"),
+        ("large.png", bytes(2 << 20), "too large"),
+    ],
+)
+def test_a_refused_picture_is_explained_with_the_id_of_its_request(
+    visit: Visit, tmp_path: Path, name: str, body: bytes, says: str
+) -> None:
+    page = visit(expected=REFUSED)
+    (tmp_path / name).write_bytes(body)
+    with page.expect_response("**/predict?*") as heard:
+        choose(page, tmp_path / name)
+    problem = page.get_by_role("alert")
+    assert says in problem.inner_text()
+    assert heard.value.headers["x-request-id"] in problem.inner_text()
+    assert page.locator(".verdict").count() == 0
+    assert says in page.get_by_role("status").text_content()
+
+
+def test_a_server_that_is_gone_is_told_and_asked_again(visit: Visit, picture: Picture) -> None:
+    page = visit(expected=REFUSED)
+    page.route("**/predict?*", lambda route: route.abort())
+    choose(page, picture("mine.png", 0.2))
+    assert "could not be reached" in page.get_by_role("alert").inner_text()
+    page.unroute("**/predict?*")
+    page.get_by_role("button", name="Ask again").click()
+    page.wait_for_selector(".verdict.clean")
+
+
+def test_an_example_that_did_not_arrive_can_be_asked_for_again(visit: Visit, picture: Picture) -> None:
+    """And it is the example that is asked about then, not the picture before it."""
+    page = visit(expected=REFUSED)
+    choose(page, picture("mine.png", 0.2))
+    page.route("**/examples/*.png", lambda route: route.abort())
+    page.get_by_role("button", name="ship", exact=True).click()
+    page.get_by_role("alert").wait_for()
+    page.unroute("**/examples/*.png")
+    page.get_by_role("button", name="Ask again").click()
+    page.wait_for_selector(".verdict >> nth=1")
+    assert [name.strip() for name in page.locator(".verdict .name").all_inner_texts()] == ["ship", "ship, attacked"]
+
+
+def test_a_busy_server_says_when_to_ask_again(visit: Visit, picture: Picture) -> None:
+    """503 with Retry-After, as admission control answers."""
+    page = visit(expected=REFUSED)
+    document = '{"type": "urn:awnet:problem:queue-full", "status": 503, "detail": "no room", "request_id": "abc"}'
+    headers = {"retry-after": "3", "content-type": "application/problem+json"}
+    page.route("**/predict?*", lambda route: route.fulfill(status=503, headers=headers, body=document))
+    choose(page, picture("mine.png", 0.2))
+    told = page.get_by_role("alert").inner_text()
+    assert "hands full" in told and "3 seconds" in told and "abc" in told
+
+
+def test_a_scaled_lossy_picture_is_said_to_be_outside_the_thresholds(visit: Visit, tmp_path: Path) -> None:
+    page = visit()
+    plain(0.2, (300, 200)).save(tmp_path / "photo.jpg")
+    choose(page, tmp_path / "photo.jpg")
+    prepared = page.get_by_role("region", name="Preparation").inner_text()
+    assert f"centre square of 200 {TIMES} 200, then scaled down to 32 {TIMES} 32" in prepared
+    assert f"was scaled to 32 {TIMES} 32 and was stored with loss" in prepared
+    page.wait_for_selector(".preview canvas")
+
+
+def test_everything_works_from_the_keyboard(visit: Visit) -> None:
+    """Skip link, choice of the twin by arrow keys, an example by Enter; focus can be seen all the way."""
+    page = visit()
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focus = page.evaluate(FOCUS)
+        seen.append(focus)
+        if focus[0] == "mode":
+            page.keyboard.press("ArrowRight")  # from both to clean
+        if focus[0] == "ship":
+            page.keyboard.press("Enter")
+            break
+    assert [name for name, outline in seen if outline == "none"] == []
+    names = [name for name, _ in seen]
+    assert names[0] == "skip" and "file" in names and "mode" in names and names[-1] == "ship"
+    page.wait_for_selector(".verdict")
+    assert page.locator(".verdict .name").inner_text() == "ship"
+    assert page.evaluate("document.activeElement.textContent.trim()") == "ship"
+    assert "ship: " in page.get_by_role("status").text_content()
+
+
+def test_a_file_name_is_only_ever_text(visit: Visit) -> None:
+    page = visit()
+    name = "<img src=x onerror=alert(1)><b>bold"
+    data = base64.b64encode(encoded(plain(0.2))).decode()
+    page.evaluate(HAND_OVER, ["drop", [[name, "image/png", data]]])
+    page.wait_for_selector(".verdict")
+    assert page.locator(".verdict .name").text_content() == name
+    assert page.locator(".verdict b").count() == 1  # the score
+
+
+@pytest.mark.parametrize("width", [360, 320, 820])
+def test_nothing_sticks_out_sideways(visit: Visit, picture: Picture, width: int) -> None:
+    """Neither the page nor a card scrolls sideways, with answers, on a telephone."""
+    page = visit(viewport={"width": width, "height": 740})
+    choose(page, picture("a-rather-long-name-without-any-blank-" * 3 + ".png", 0.2), picture("two.png", 0.9))
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERFULL) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("state", ["empty", "answers", "refused"])
+def test_axe_finds_nothing_serious(visit: Visit, picture: Picture, tmp_path: Path, scheme: str, state: str) -> None:
+    """axe-core's whole rule set; contrast is judged in both colour schemes."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="no axe: pip install axe-playwright-python"
+    )
+    page = visit(expected=REFUSED, color_scheme=scheme)
+    if state == "answers":
+        choose(page, picture("one.png", 0.6), picture("two.png", 0.9))
+    if state == "refused":
+        (tmp_path / "cut.png").write_bytes(encoded(plain(0.5))[:60])
+        choose(page, picture("one.png", 0.2), tmp_path / "cut.png")
+    found = axe.Axe().run(page).response
+    assert found["passes"]
+    assert [
+        f"{v['id']}: {v['nodes'][0]['html'][:160]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ] == []
+
+
+def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, picture: Picture) -> None:
+    page = visit()
+    choose(page, picture("mine.png", 0.9))
+    soon(page.locator("#recent-words")).to_contain_text(re.compile(r"\d+ picture"), timeout=PATIENCE_MS)
+    assert "expected if all are clean" in page.locator("#recent-words").inner_text()
+    assert page.locator("#recent-chart .column.adversarial").count() >= 1
+    page.get_by_role("button", name="Pause").click()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    choose(page, picture("other.png", 0.2))
+    page.wait_for_selector(".verdict.clean")
+    page.wait_for_timeout(500)
+    assert [url for url in asked if "recent" in url] == []
+
+
+def test_an_older_version_can_be_picked(visit: Visit, tmp_path: Path, picture: Picture) -> None:
+    """With two versions loaded there is something to pick; the answer names the one that gave it."""
+    repository = publish(publish(tmp_path / "repository"), "2", seed=1)
+    running = Running(repository, versions_kept=2)
+    try:
+        running.wait_ready()
+        page = visit(url=running.url)
+        page.get_by_label("Model").wait_for()
+        choose(page, picture("mine.png", 0.2))
+        first = page.locator(".classes").inner_text()
+        assert "awnet, version 2" in page.get_by_role("region", name="Preparation").inner_text()
+        with page.expect_response("**/predict?*"):
+            page.get_by_label("Model").select_option(label="awnet, version 1")
+        soon(page.locator(".facts")).to_contain_text("awnet, version 1", timeout=PATIENCE_MS)
+        assert page.locator(".classes").inner_text() != first
+    finally:
+        running.stop()

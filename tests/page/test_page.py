@@ -1,0 +1,199 @@
+"""What `/` and `/page/` answer, without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from server.contract import parse
+from server.engine import Model
+from server.page import ASSETS, Page
+from server.recent import Recent
+from tests.server.tiny import Running, contract_of, encoded, graph, plain
+
+NAMES = sorted(path.name for path in ASSETS.iterdir())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model("awnet", "2", "ab" * 32, parse(json.dumps(contract_of(graph()))))
+
+
+@pytest.fixture
+def page(model: Model) -> Page:
+    return Page(lambda: {"awnet": {"2": model}}, "awnet", Recent())
+
+
+def header(reply: tuple[int, list[tuple[bytes, bytes]], bytes] | None, name: bytes) -> bytes:
+    assert reply is not None
+    return dict(reply[1])[name]
+
+
+def test_every_answer_carries_the_policy(page: Page) -> None:
+    """Nothing inline, nothing from elsewhere, in no frame; and no guessing of content types."""
+    paths = [
+        "/",
+        "/page/model.json",
+        "/page/recent.json",
+        "/page/examples.json",
+        "/page/page.js",
+        "/page/examples/ship.png",
+    ]
+    for path in paths:
+        reply = page.answer("GET", path, {})
+        policy = header(reply, b"content-security-policy").decode()
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+        assert header(reply, b"x-content-type-options") == b"nosniff"
+        assert header(reply, b"referrer-policy") == b"no-referrer"
+
+
+def test_the_files_hold_nothing_that_the_policy_forbids() -> None:
+    """No inline script or style, and no address of another host but the name of SVG."""
+    index = (ASSETS / "index.html").read_text("utf-8")
+    assert re.findall(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", index) == []
+    for name in NAMES:
+        text = (ASSETS / name).read_text("utf-8")
+        assert [url for url in re.findall(r"https?://[^\"'\s)]+", text) if url != "http://www.w3.org/2000/svg"] == []
+        assert "innerHTML" not in text
+
+
+def test_the_files_are_small_and_all_served(page: Page) -> None:
+    for name in NAMES:
+        reply = page.answer("GET", "/" if name == "index.html" else f"/page/{name}", {})
+        assert reply is not None and reply[0] == 200 and reply[2] == (ASSETS / name).read_bytes()
+    assert sum((ASSETS / name).stat().st_size for name in NAMES) < 80_000
+
+
+def test_a_browser_that_has_a_file_is_not_sent_it_again(page: Page) -> None:
+    tag = header(page.answer("GET", "/page/page.js", {}), b"etag")
+    for given in (tag, b"W/" + tag, b'"other", ' + tag, b"*"):
+        reply = page.answer("GET", "/page/page.js", {b"if-none-match": given})
+        assert reply is not None and reply[0] == 304 and reply[2] == b""
+    assert page.answer("GET", "/page/page.js", {b"if-none-match": b'"other"'})[0] == 200
+
+
+def test_head_has_the_headers_and_no_body(page: Page) -> None:
+    reply = page.answer("HEAD", "/", {})
+    assert reply is not None and reply[2] == b""
+    assert int(header(reply, b"content-length")) == (ASSETS / "index.html").stat().st_size
+
+
+def test_only_reading_is_answered(page: Page) -> None:
+    reply = page.answer("POST", "/", {})
+    assert reply is not None and reply[0] == 405 and header(reply, b"allow") == b"GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/",
+        "/page/nothing.js",
+        "/page/index.html",
+        "/page/../page.py",
+        "/page/examples/../draw.py",
+        "/page/examples/",
+        "/other",
+    ],
+)
+def test_there_is_nothing_else(page: Page, path: str) -> None:
+    """Files are looked up by name among those read at start; no path ever reaches the disk."""
+    assert page.answer("GET", path, {}) is None
+
+
+def test_the_model_is_told_as_its_contract_has_it(page: Page, model: Model) -> None:
+    reply = page.answer("GET", "/page/model.json", {})
+    assert reply is not None
+    (told,) = orjson.loads(reply[2])["models"]
+    assert (told["name"], told["version"], told["sha256"], told["default"]) == ("awnet", "2", "ab" * 32, True)
+    assert told["labels"] == list(model.contract.labels) and told["size"] == 32
+    assert told["thresholds"] == {
+        "suspicious": {"score": 0.41, "fpr": 0.05},
+        "adversarial": {"score": 0.77, "fpr": 0.01},
+    }
+    means = np.concatenate([part["mean"] for part in told["reference"]["convolutions"]])
+    np.testing.assert_allclose(means, model.contract.reference.omega_mean, rtol=1e-5)
+    assert "golden" not in told and "provenance" not in told
+
+
+def test_the_default_model_comes_first_and_its_newest_version_before_the_others(model: Model) -> None:
+    loaded: dict[str, dict[str, Model]] = {}
+    for name, version in (("aaa", "1"), ("awnet", "9"), ("awnet", "10")):
+        loaded.setdefault(name, {})[version] = Model(name, version, model.sha256, model.contract)
+    reply = Page(lambda: loaded, "awnet", Recent()).answer("GET", "/page/model.json", {})
+    assert reply is not None
+    told = [(m["name"], m["version"]) for m in orjson.loads(reply[2])["models"]]
+    assert told == [("awnet", "10"), ("awnet", "9"), ("aaa", "1")]
+
+
+def test_before_a_model_is_loaded_there_is_none_to_tell() -> None:
+    reply = Page(dict, "awnet", Recent()).answer("GET", "/page/model.json", {})
+    assert reply is not None and reply[2] == b'{"models":[]}'
+
+
+def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "a-adversarial.png", "lone.png", "big.png", "big-adversarial.png", "notes.txt"):
+        (tmp_path / name).write_bytes(bytes(100_000 if name == "big.png" else 10))
+    page = Page(dict, "awnet", Recent(), tmp_path)
+    reply = page.answer("GET", "/page/examples.json", {})
+    assert reply is not None
+    assert [e["name"] for e in orjson.loads(reply[2])["examples"]] == ["a"]
+    assert page.answer("GET", "/page/examples/a-adversarial.png", {}) is not None
+    assert page.answer("GET", "/page/examples/lone.png", {}) is None
+
+
+def test_without_examples_there_is_still_a_page(tmp_path: Path) -> None:
+    page = Page(dict, "awnet", Recent(), tmp_path / "nowhere")
+    reply = page.answer("GET", "/page/examples.json", {})
+    assert reply is not None and reply[2] == b'{"examples":[]}'
+
+
+class Clock:
+    """Seconds that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_recent_verdicts_move_through_the_ring_and_fall_out() -> None:
+    clock = Clock()
+    recent = Recent(bins=3, bin_seconds=5, clock=clock)
+    recent.add(["clean", "clean", "adversarial"])
+    assert recent.document()["counts"] == [[0, 0, 0], [0, 0, 0], [2, 0, 1]]
+    clock.now += 5
+    recent.add(["suspicious"])
+    assert recent.document()["counts"] == [[0, 0, 0], [2, 0, 1], [0, 1, 0]]
+    clock.now += 10
+    assert recent.document()["counts"] == [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    clock.now += 10_000
+    assert recent.document()["counts"] == [[0, 0, 0]] * 3
+
+
+def test_what_recent_tells_is_a_copy() -> None:
+    recent = Recent()
+    before = recent.document()
+    recent.add(["clean"])
+    assert sum(map(sum, before["counts"])) == 0  # type: ignore[arg-type]
+
+
+def test_a_running_server_serves_the_page_and_counts_its_verdicts(served: Running) -> None:
+    """Through the whole server: the policy is not lost on the way, and errors stay problem documents."""
+    index = served.http.get("/")
+    assert index.status_code == 200 and index.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in index.headers["content-security-policy"]
+    assert index.headers["cache-control"] == "no-cache"
+    assert served.http.get("/", headers={"if-none-match": index.headers["etag"]}).status_code == 304
+    assert served.http.head("/page/page.js").headers["content-type"].startswith("text/javascript")
+    missing = served.http.get("/page/nothing")
+    assert missing.status_code == 404 and missing.headers["content-type"] == "application/problem+json"
+    before = sum(map(sum, served.http.get("/page/recent.json").json()["counts"]))
+    served.http.post("/predict", content=encoded(plain(0.9)), headers={"content-type": "image/png"})
+    assert sum(map(sum, served.http.get("/page/recent.json").json()["counts"])) == before + 1
