@@ -85,7 +85,7 @@ def test_the_file_is_self_contained_and_portable(exported: Path) -> None:
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert {node.domain for node in model.graph.node} == {""}
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
-    assert [p.name for p in exported.iterdir()] == ["model.onnx"]
+    assert sorted(p.name for p in exported.iterdir()) == ["manifest.json", "model.onnx"]
 
 
 def test_the_file_is_no_larger_than_its_weights(exported: Path, tiny_checkpoint: Path) -> None:

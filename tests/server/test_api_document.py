@@ -21,11 +21,11 @@ def test_the_answers_shown_have_the_shape_of_the_code() -> None:
 
 
 def test_every_problem_is_listed_with_its_status() -> None:
-    """Those of the error tree that a caller can see; 404 and 405 come from the router."""
+    """Those of the error tree that a caller can see; 405 comes from the router."""
 
     def below(kind: type[AWNetError]) -> set[type[AWNetError]]:
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
 
     seen = {(kind.slug, status_of(kind(""))) for kind in below(AWNetError) - below(StartupError)}
     listed = {(slug, int(status)) for slug, status in re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", TEXT, re.MULTILINE)}
-    assert listed - {("not-found", 404), ("method-not-allowed", 405)} == seen
+    assert listed - {("method-not-allowed", 405)} == seen
