@@ -27,7 +27,7 @@ WATCH = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server with the tiny model: the share of red in a picture is its score."""
     running = Running(publish(tmp_path_factory.mktemp("repository")), max_body_bytes=1 << 20)
@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, started once."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
