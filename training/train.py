@@ -127,14 +127,15 @@ def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
 
 
 def initialise(net: nn.Module, spec: Mapping[str, Any], folder: Path) -> None:
-    """Weights from earlier stages: `checkpoint` (whole network), `trunk` and `extractor` (a static ResNet each).
+    """Weights from earlier stages: `checkpoint` (whole network), `trunk` and `extractor` (a static ResNet each),
+    `detector` (extractor and type head of another AW-Net).
 
     A static trunk gives an AW-Net its filters and classifier, and its batch norms to *both* branches, which
     then start as the same network. RecipeError where shapes do not fit.
     """
-    unknown = set(spec) - {"checkpoint", "trunk", "extractor"}
+    unknown = set(spec) - {"checkpoint", "trunk", "extractor", "detector"}
     if unknown:
-        raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor")
+        raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor, detector")
     try:
         if "checkpoint" in spec:
             net.load_state_dict(checkpoint.load(folder / spec["checkpoint"]).network.state_dict())
@@ -142,6 +143,13 @@ def initialise(net: nn.Module, spec: Mapping[str, Any], folder: Path) -> None:
             if part in spec:
                 assert isinstance(net, AWNet)
                 copy_static(net, part, checkpoint.load(folder / spec[part]).network)
+        if "detector" in spec:
+            assert isinstance(net, AWNet)
+            source = checkpoint.load(folder / spec["detector"]).network
+            if not isinstance(source, AWNet):
+                raise RecipeError("init.detector must be the checkpoint of an AW-Net")
+            net.extractor.load_state_dict(source.extractor.state_dict())
+            net.type_head.load_state_dict(source.type_head.state_dict())
     except RuntimeError as error:
         raise RecipeError(f"[init] does not fit the network: {error}") from error
 
