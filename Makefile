@@ -17,7 +17,7 @@ ENGINE ?=
 export GIT_PYTHON_REFRESH := quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test check format train-small lock clean
+.PHONY: help serve triton test check format train-small tables-small lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -49,6 +49,15 @@ train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
 	  name=$$(basename "$$recipe" .toml); \
 	  echo "== $$name"; \
 	  $(PYTHON) -m training.train --recipe "$$recipe" --data-dir $(DATA_DIR) --out $(RUNS)/small/$$name --resume $(ARGS); \
+	done
+
+# Hours on two cores; killed and started again it goes on. A second `python -m training.tables` beside it shares the work.
+tables-small: $(VENV)/.locked ## Train and judge every network of the paper's tables at a small scale
+	$(PYTHON) -m training.tables --data-dir $(DATA_DIR) --runs $(RUNS)/tables $(ARGS)
+	$(PYTHON) -m training.evaluate --table all --runs $(RUNS)/tables --out training/reports/tables --page docs/reproduction.md
+	@set -e; for figure in 1 3 4 5 6 7 8; do \
+	  $(PYTHON) -m training.figures --figure $$figure --spec training/figures-small.toml --root $(RUNS)/tables \
+	    --data-dir $(DATA_DIR) --out training/reports/figures; \
 	done
 
 lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade takes newer releases)

@@ -20,6 +20,8 @@ validation images, or are taken from the validation split where it carries none.
 The report is rewritten after every finished part, and a part's finished batches are kept beside it; started again
 with the same set-up, the program goes on where it stopped.
 
+`--table 1..7` writes a table of the paper from networks that `training.tables` has made: `--table 1 --help`.
+
 Attacks are those of `attacks.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive attack (T2
 only), PGD with restarts (`--pgd-restarts`) and AutoAttack. `--steps` gives all but FGSM another number of steps.
 The data set is the one that the checkpoint was trained on.
@@ -30,6 +32,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -383,6 +386,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the report's document."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if any(option.split("=")[0] == "--table" for option in given):
+        from training import ledger  # which reads what this module has written
+
+        raise SystemExit(ledger.main(given))
     parser = arguments()
     args = parser.parse_args(argv)
     if args.threads:

@@ -3,11 +3,13 @@
     python -m training.figures --figure 3 --spec training/figures.toml --out figures
     python -m training.figures --figure 3 --spec training/figures.toml --out figures --data-dir data
 
+    python -m training.figures --figure 4 --spec training/figures-small.toml --root runs/tables --out figures
+
 A table of the specification is one figure: `networks` (label -> checkpoint) for figures 1 and 3 to 7, `runs`
-(label -> history.json of a training) for figure 8; files are relative to the specification. Figures 1 and 7 are
-distributions of the filters' means, 3 to 6 show means and variances filter by filter, both in the first two
-convolutions; 8 shows W-Robust accuracy and training loss by epoch. With `--data-dir` the numbers beside the picture
-also hold the input-gradient norm and, for an AW-Net, the variance of omega times K (`training.filters`).
+(label -> history.json of a training) for figure 8; files are relative to `--root`, or to the specification.
+Figures 1 and 7 are distributions of the filters' means, 3 to 6 show means and variances filter by filter, both in the
+first two convolutions; 8 shows W-Robust accuracy and training loss by epoch. With `--data-dir` the numbers beside the
+picture also hold the input-gradient norm and, for an AW-Net, the variance of omega times K (`training.filters`).
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ FIGURES = ("1", "3", "4", "5", "6", "7", "8")
 LAYERS = 2
 
 
-def read_spec(path: Path, figure: str) -> dict[str, Path]:
-    """label -> file of the figure's table; ValueError or FileNotFoundError says what is wrong."""
+def read_spec(path: Path, figure: str, root: Path | None = None) -> dict[str, Path]:
+    """label -> file of the figure's table, below `root` (the specification's folder where it is None).
+
+    ValueError or FileNotFoundError says what is wrong.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no specification at {path}")
     with path.open("rb") as f:
@@ -40,7 +45,7 @@ def read_spec(path: Path, figure: str) -> dict[str, Path]:
     key = "runs" if figure == "8" else "networks"
     if figure not in tables or key not in tables[figure]:
         raise ValueError(f'{path} has no table ["{figure}"] with {key}; it has {", ".join(sorted(tables)) or "none"}')
-    files = {str(label): path.parent / file for label, file in tables[figure][key].items()}
+    files = {str(label): (root or path.parent) / file for label, file in tables[figure][key].items()}
     for label, file in files.items():
         if not file.is_file():
             raise FileNotFoundError(f"figure {figure}: {label} needs {file}, which is not there")
@@ -154,11 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="receives figure-N.png, .svg, .json, .md"
     )
+    parser.add_argument("--root", type=Path, help="where the files are (default: beside the specification)")
     parser.add_argument("--data-dir", type=Path, help="measures gradients and omega on test images, too")
     parser.add_argument("--images", type=int, default=200, help="how many (default: 200)")
     args = parser.parse_args(argv)
     try:
-        files = read_spec(args.spec, args.figure)
+        files = read_spec(args.spec, args.figure, args.root)
         numbers = curves(files) if args.figure == "8" else filters(files, args.data_dir, args.images)
         args.out.mkdir(parents=True, exist_ok=True)
         out = args.out / f"figure-{args.figure}"
