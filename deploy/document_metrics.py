@@ -8,7 +8,7 @@ A metric without a help text, or a label that is not explained below, stops it; 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -17,6 +17,7 @@ from server.detection_metrics import DetectionCollector
 from server.events import Result
 from server.metrics import Metrics
 from server.monitoring import RESULTS as CANARIES
+from server.supervisor import OWN
 from server.verdict import VERDICTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
@@ -47,40 +48,57 @@ LABELS = {
 }
 
 
+# How the values of several workers become one; `server.totals` does it.
+WORKERS = {
+    "sum": "sum",
+    "livesum": "sum",
+    "livemax": "largest",
+    "livemin": "least",
+    "mean": "mean",
+    "pooled": "pooled",
+    "service": "whole",
+}
+
+
 class Row(NamedTuple):
     """One metric, under the name that a query uses."""
 
     name: str
     kind: str
     labels: tuple[str, ...]
+    mode: str
     help: str
 
 
 def rows() -> list[Row]:
     """Every metric that a server registers, but for those of the process itself, by name."""
     metrics = Metrics(lambda: 0, 1)
-    found = []
+    modes = metrics.modes()
+    found: list[tuple[Any, ...]] = [(name, kind, (), "service", text) for name, kind, text in OWN]
     for collector in metrics.collectors():
         if isinstance(collector, MetricWrapperBase):
             name, kind = collector._name, collector._type
             edges = ""
             if isinstance(collector, Histogram):
                 edges = " Edges: " + ", ".join(f"{edge:g}" for edge in collector._upper_bounds[:-1]) + "."
-            found.append((name, kind, tuple(collector._labelnames), collector._documentation + edges))
+            found.append((name, kind, tuple(collector._labelnames), modes[name], collector._documentation + edges))
         elif isinstance(collector, DetectionCollector):
-            found += [(f.name, f.type, tuple(f._labelnames), f.documentation) for f in collector.families()]
+            found += [
+                (f.name, f.type, tuple(f._labelnames), modes[f.name], f.documentation) for f in collector.families()
+            ]
     return sorted(Row(f"{name}_total" if kind == "counter" else name, kind, *rest) for name, kind, *rest in found)
 
 
 def table() -> str:
     """The generated part of the page. Raises ValueError for a metric or a label that nobody has explained."""
-    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    lines = ["| metric | type | labels | of workers | meaning |", "|---|---|---|---|---|"]
     used: set[str] = set()
     for row in rows():
         if not row.help.strip():
             raise ValueError(f"{row.name} has no help text")
         used |= {*row.labels}
-        lines.append(f"| `{row.name}` | {row.kind} | {', '.join(f'`{n}`' for n in row.labels)} | {row.help} |")
+        labels = ", ".join(f"`{name}`" for name in row.labels)
+        lines.append(f"| `{row.name}` | {row.kind} | {labels} | {WORKERS[row.mode.partition(' ')[0]]} | {row.help} |")
     if unknown := used - LABELS.keys():
         raise ValueError(f"labels that are not explained in {Path(__file__).name}: {', '.join(sorted(unknown))}")
     lines += ["", "| label | values |", "|---|---|"]

@@ -40,36 +40,36 @@ def create_admin(service: Service) -> Starlette:
     models = service.models
 
     async def status(request: Request) -> Response:
-        return _json(models.status())
+        return _json(await service.operate("status"))
 
     async def reload(request: Request) -> Response:
-        return _json(await models.reload() | models.status())
+        return _json(await service.operate("reload"))
 
     async def rollback(request: Request) -> Response:
-        return _json(await models.rollback(request.path_params["name"]))
+        return _json(await service.operate("rollback", request.path_params["name"]))
 
     async def promote(request: Request) -> Response:
         given = await _fields(request, "version")
-        return _json(await models.promote(request.path_params["name"], _version(given["version"])))
+        return _json(await service.operate("promote", request.path_params["name"], _version(given["version"])))
 
     async def canary(request: Request) -> Response:
         given = await _fields(request, "version", "share")
         if given["version"] is None:
-            return _json(await models.set_canary(None))
+            return _json(await service.operate("canary", None))
         share = given["share"]
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
             raise InvalidQuery("'share' must be a number from 0 to 1")
-        return _json(await models.set_canary(_version(given["version"]), share))
+        return _json(await service.operate("canary", _version(given["version"]), share))
 
     async def shadow(request: Request) -> Response:
         version = (await _fields(request, "version"))["version"]
-        return _json(await models.set_shadow(None if version is None else _version(version)))
+        return _json(await service.operate("shadow", None if version is None else _version(version)))
 
     async def detection(request: Request) -> Response:
-        monitor = service.metrics.monitor
-        report = monitor.report()
+        report = await service.detection()
         address = request.query_params.get("address")
-        return _json(report if address is None else report | {"client": monitor.clients.name(address)})
+        clients = service.metrics.monitor.clients
+        return _json(report if address is None else report | {"client": clients.name(address)})
 
     def guarded(handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import oip, upload
+from server import apidoc, oip, upload
 from server.engine import Engine
 from server.errors import (
     AWNetError,
@@ -43,6 +43,7 @@ from server.requestlog import CURRENT, Record, RequestLog
 from server.schemas import document_predict, parse_query, results
 from server.service import Service
 from server.settings import Settings
+from server.workers import LinkLost
 
 log = logging.getLogger("awnet")
 
@@ -87,7 +88,7 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
         service,
         title="AW-Net server",
         description="Which class, and was the picture tampered with?",
-        docs_url="/docs",
+        docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -102,8 +103,17 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
 
     @app.get("/metrics", summary="Prometheus metrics.", tags=["observability"])
     async def exposition(request: Request) -> Response:
-        text, content_type = service.metrics.exposition(request.headers.get("accept", ""))
+        try:
+            text, content_type = await service.exposition(request.headers.get("accept", ""))
+        except LinkLost as error:
+            document = problem(error, request.scope["awnet.request_id"])
+            later = {"retry-after": str(settings.retry_after_seconds)}
+            return Response(orjson.dumps(document), status_of(error), later, media_type=PROBLEM_JSON.decode())
         return Response(text, headers={"content-type": content_type})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(apidoc.html(app.openapi()), headers=apidoc.HEADERS, media_type="text/html")
 
     @app.exception_handler(HTTPException)
     async def unmatched(request: Request, error: HTTPException) -> Response:
@@ -175,6 +185,9 @@ class Front:
                 if reply is None:
                     raise NotFound("there is nothing at this path")
                 route = INDEX if path == INDEX else f"{PREFIX}{{file}}"
+                if reply[0] == 405:
+                    refusal = _wrong_method("only GET and HEAD are answered here", exchange)
+                    reply = (405, [*reply[1], (b"content-type", PROBLEM_JSON)], refusal)
                 await exchange.respond(*reply)
             else:
                 scope["awnet.request_id"] = request_id.decode()
@@ -212,14 +225,8 @@ class Front:
     async def _predict(self, scope: Scope, headers: dict[bytes, bytes], exchange: _Exchange, started: float) -> None:
         service, settings = self._service, self._service.settings
         if scope["method"] != "POST":
-            document = problem_document(
-                405,
-                "method-not-allowed",
-                "Method not allowed",
-                "only POST is answered here",
-                exchange.request_id.decode(),
-            )
-            await exchange.answer(405, PROBLEM_JSON, orjson.dumps(document), [(b"allow", b"POST")])
+            refusal = _wrong_method("only POST is answered here", exchange)
+            await exchange.answer(405, PROBLEM_JSON, refusal, [(b"allow", b"POST")])
             return
         if not _accepts_json(headers.get(b"accept")):
             raise NotAcceptable("the answer is application/json, which the Accept header does not allow")
@@ -283,6 +290,12 @@ class Front:
             extra.append((b"retry-after", str(self._service.settings.retry_after_seconds).encode()))
         document = orjson.dumps(problem(error, exchange.request_id.decode()))
         await exchange.answer(status, PROBLEM_JSON, document, extra)
+
+
+def _wrong_method(detail: str, exchange: _Exchange) -> bytes:
+    """The body of a 405; which methods are answered is in its `Allow`."""
+    told = exchange.request_id.decode()
+    return orjson.dumps(problem_document(405, "method-not-allowed", "Method not allowed", detail, told))
 
 
 class _CallerGoneError(Exception):

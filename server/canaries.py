@@ -27,8 +27,6 @@ from server.verdict import Verdict, judge
 
 log = logging.getLogger("awnet")
 
-CANARY_SECONDS = 10.0
-
 
 class Canary(NamedTuple):
     """A golden image as a file, and what the right answer is. `tolerance` is the largest difference in the score."""
@@ -79,13 +77,13 @@ class Canaries:
         monitor: where the outcome goes; nothing reaches the counters of users' verdicts.
         leases: of the versions that answer users at this moment.
         limits: of pictures, as for users.
-        every: seconds between two images of a version.
+        every: seconds between two images of a version, over 0.
     """
 
     monitor: Monitor
     leases: Callable[[], Iterable[AbstractContextManager[Answering]]]
     limits: Limits = field(default_factory=Limits)
-    every: float = CANARY_SECONDS
+    every: float = 10.0
     _sets: dict[str, list[Canary]] = field(default_factory=dict)
     _turn: int = 0
 

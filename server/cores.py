@@ -16,6 +16,11 @@ def usable_cores() -> int:
     return max(1, affinity if quota is None else min(affinity, int(quota)))
 
 
+def share_of(cores: int, workers: int, number: int) -> int:
+    """Cores of worker `number`, from 0, of so many; every worker has at least 1."""
+    return max(1, cores // workers + (number < cores % workers))
+
+
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota of this process's cgroups (version 2, or 1), in cores; None where there is none."""
     quotas = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from server.monitoring import FLAGS, Monitor
 
+TOP = 20  # senders in a report
 _VERSION = ("model", "version")
 
 
@@ -55,6 +57,86 @@ class DetectionCollector(Collector):
         families["clients"].add_metric((), len(self._monitor.clients))
         families["largest"].add_metric((), self._monitor.clients.largest_share)
         yield from families.values()
+
+
+# How the values of several workers become one, see `totals`. Both drifts are convex in the distribution that they
+# measure, so the mean over workers, weighted with their images, is at least the drift of all images together.
+_MODES = {
+    "target": "livemax",
+    "cusum": "pooled",
+    "limit": "livemax",
+    "raised": "pooled",
+    "alarms": "pooled",
+    "watched": "sum",
+    "score": "mean awnet_score_drift_images",
+    "score_images": "livesum",
+    "omega": "mean awnet_omega_drift_images",
+    "omega_images": "livesum",
+    "canaries": "sum",
+    "detection": "livemin",  # one worker that has gone blind is not hidden by the others
+    "clients": "service",
+    "largest": "service",
+}
+
+
+def modes() -> dict[str, str]:
+    """The mode of each family, by name."""
+    return {family.name: _MODES[key] for key, family in _families().items()}
+
+
+def report(document: Mapping[str, Any]) -> dict[str, object]:
+    """`Monitor.report` of the whole service, from `totals.Totals.document`."""
+    models: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, _, _, samples in document["families"]:
+        for _, labels, value, _ in samples:
+            if name not in _REPORTED:
+                break
+            entry = models.setdefault(
+                (labels["model"], labels["version"]),
+                {"model": labels["model"], "version": labels["version"], "calibrated_images": 0}
+                | {"uncalibrated_images": 0, "cusum": {}, "score_drift": 0.0, "omega_drift": {}, "canaries": {}},
+            )
+            _REPORTED[name](entry, labels, value)
+    return {
+        "models": list(models.values()),
+        "clients": document["clients"][:TOP],
+        "flagged_images": document["flagged_images"],
+    }
+
+
+def _cusum(what: str, kind: type) -> Callable[[dict[str, Any], Mapping[str, str], float], None]:
+    def put(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+        entry["cusum"].setdefault(labels["verdict"], {})[what] = kind(value)
+
+    return put
+
+
+def _watched(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+    entry["calibrated_images" if labels["calibrated"] == "true" else "uncalibrated_images"] = int(value)
+
+
+def _score(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+    entry["score_drift"] = value
+
+
+def _omega(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+    entry["omega_drift"][labels["block"]] = value
+
+
+def _canaries(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+    entry["canaries"][f"{labels['expected']}:{labels['result']}"] = int(value)
+
+
+_REPORTED = {
+    "awnet_watched_images": _watched,
+    "awnet_cusum": _cusum("value", float),
+    "awnet_cusum_limit": _cusum("limit", float),
+    "awnet_cusum_raised": _cusum("raised", bool),
+    "awnet_cusum_alarms": _cusum("alarms", int),
+    "awnet_score_drift": _score,
+    "awnet_omega_drift": _omega,
+    "awnet_golden_canaries": _canaries,
+}
 
 
 def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:

@@ -72,10 +72,12 @@ class GrpcFront:
     Args:
         service: see `server.service`.
         host, port: where to listen; port 0 takes a free one.
+        shared: other workers of this service listen there, too.
     """
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
+    def __init__(self, service: Service, host: str, port: int, shared: bool = False) -> None:
         self._service = service
+        self._shared = shared
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._server: grpc.aio.Server | None = None
 
@@ -86,8 +88,8 @@ class GrpcFront:
                 # Also the limit of what a compressed message unfolds to; a test sends one.
                 ("grpc.max_receive_message_length", self._service.settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Two servers on one port would silently share its calls.
-                ("grpc.so_reuseport", 0),
+                # Two servers on one port would silently share its calls; workers of one do so openly.
+                ("grpc.so_reuseport", int(self._shared)),
             ]
         )
         self._server.add_generic_rpc_handlers((_handlers(self._service),))

@@ -313,6 +313,55 @@ class Models:
             self._settle(self._main)
             return self.status()
 
+    def course(self) -> dict[str, Any]:
+        """What another worker needs to serve as this one does; see `adopt`."""
+        return {
+            "models": {
+                slot.name: {
+                    "serving": int(slot.serving.model.version) if slot.serving else None,
+                    "passed": slot.passed,
+                    "before": slot.before,
+                }
+                for slot in self._slots.values()
+            },
+            "canary": self._canary,
+            "share": self._share / MILLIONTHS,
+            "shadow": self._beside,
+        }
+
+    async def adopt(self, course: Mapping[str, Any]) -> None:
+        """Serve as the worker does whose `course` this is: operators may have told it what no setting says.
+
+        What cannot be opened is logged and left as it is; `status` then differs from the other worker's.
+        """
+        async with self._changing:
+            for name, told in course["models"].items():
+                slot = self._slots[name]
+                try:
+                    if told["serving"] is None or slot.serving is None:
+                        continue
+                    entry = await self._ensure(slot, told["serving"])
+                except StartupError as error:
+                    log.error("%s version %d serves in the other workers, not here: %s", name, told["serving"], error)
+                    continue
+                slot.passed = told["passed"]
+                self._switch(slot, entry, remember=False)
+                slot.before = list(told["before"])
+                self._settle(slot)
+            self._seen = None  # what is newer here than there is taken at the next look, as there
+        for change in (
+            None if self._same_canary(course) else self.set_canary(course["canary"], course["share"]),
+            None if self._beside == course["shadow"] else self.set_shadow(course["shadow"]),
+        ):
+            try:
+                if change is not None:
+                    await change
+            except AWNetError as error:
+                log.error("canary or shadow of the other workers: %s", error.detail)
+
+    def _same_canary(self, course: Mapping[str, Any]) -> bool:
+        return bool((self._canary, self._share) == (course["canary"], _millionths(course["share"])))
+
     def status(self) -> dict[str, Any]:
         """All of it, for whoever operates the server."""
         models = []

@@ -1,14 +1,15 @@
 """Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded.
 
-Versions come and go; the series of one are dropped when it is closed.
+Versions come and go; the series of one are dropped when it is closed. Where several workers serve, `snapshot` is what
+one of them tells; how their values become one is the mode of each metric, see `totals`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,11 +20,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from server import __version__
 from server.detection_metrics import DetectionCollector
+from server.detection_metrics import modes as detection_modes
 from server.engine import Model, Signals
 from server.events import Difference, Events, Result, Role, ShadowResult
 from server.monitoring import Monitor
@@ -45,6 +49,14 @@ _SCORES = (
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
 _DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
+_PROCESS_MODES = {
+    "process_cpu_seconds": "sum",
+    "process_virtual_memory_bytes": "livesum",
+    "process_resident_memory_bytes": "livesum",
+    "process_open_fds": "livemax",  # of the worker that has most, beside the limit of one
+    "process_max_fds": "livemin",
+    "process_start_time_seconds": "service",
+}
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and no query reads them
 
@@ -80,6 +92,7 @@ class Metrics(Events):
             "Score above which the verdict is given.",
             ["model", "version", "verdict"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self._rejections = Counter(
             "awnet_rejections", "Requests that were not answered as asked, by reason.", ["reason"], registry=registry
@@ -96,12 +109,14 @@ class Metrics(Events):
             "1 for each open version; the role is serving, canary, shadow or kept.",
             ["model", "version", "role"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self._canary = Gauge(
             "awnet_canary_share",
             "Share of unversioned requests that the version is given.",
             ["model", "version"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self._shadow_images = Counter(
             "awnet_shadow_images",
@@ -116,22 +131,46 @@ class Metrics(Events):
             registry=registry,
         )
         self._backend_up = Gauge(
-            "awnet_triton_up", "1 while this Triton is sent requests, 0 while it is left alone.", ["address"],
+            "awnet_triton_up",
+            "1 while this Triton is sent requests, 0 while it is left alone.",
+            ["address"],
             registry=registry,
-        )  # fmt: skip
+            multiprocess_mode="livemin",
+        )
         self._up = Gauge(
             "awnet_engine_up",
             "1 while the model has passed its golden self-test and the engine can run it, else 0.",
             registry=registry,
+            multiprocess_mode="livemin",
         )
-        Gauge("awnet_queue_images", "Images accepted and unanswered.", registry=registry).set_function(waiting)
-        Gauge("awnet_queue_capacity_images", "Most images accepted and unanswered.", registry=registry).set(capacity)
-        build = Gauge("awnet_build_info", "1; what runs here.", ["version", "python"], registry=registry)
+        Gauge(
+            "awnet_queue_images", "Images accepted and unanswered.", registry=registry, multiprocess_mode="livesum"
+        ).set_function(waiting)
+        Gauge(
+            "awnet_queue_capacity_images",
+            "Most images accepted and unanswered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        ).set(capacity)
+        self._golden_interval = Gauge(
+            "awnet_golden_canary_interval_seconds",
+            "Seconds between two golden images of a version; 0 where none are sent.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        build = Gauge(
+            "awnet_build_info",
+            "1; what runs here.",
+            ["version", "python"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         build.labels(__version__, platform.python_version()).set(1)
         # What is made of the verdicts over time, and the process itself under the names that everybody uses.
         self.monitor = Monitor()
         registry.register(DetectionCollector(self.monitor))
         ProcessCollector(registry=registry)
+        self._modes: dict[str, str] = {}
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -143,6 +182,10 @@ class Metrics(Events):
         for name in names:
             for result in get_args(Result):
                 self._reloads.labels(name, result)
+
+    def golden_interval(self, seconds: float) -> None:
+        """How often canaries are sent; 0 is never."""
+        self._golden_interval.set(seconds)
 
     # Requests.
 
@@ -244,12 +287,44 @@ class Metrics(Events):
         """Every metric in Prometheus's text format."""
         return generate_latest(self._registry)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it."""
+    def exposition(self, accept: str, families: Iterable[list[Any]] | None = None) -> tuple[bytes, str]:
+        """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it.
+
+        Args:
+            families: of all workers, from `totals.Totals.document`; default: what this process has counted.
+        """
+        source: Any = self._registry if families is None else _Told(families)
         if "application/openmetrics-text" in accept:
-            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
-        return self.text(), CONTENT_TYPE
+        return generate_latest(source), CONTENT_TYPE
+
+    def modes(self) -> dict[str, str]:
+        """How the values of several workers become one, by the name of each family; see `totals`."""
+        found = detection_modes() | _PROCESS_MODES
+        for collector in self.collectors():
+            if isinstance(collector, Gauge):
+                found[collector._name] = collector._multiprocess_mode
+            elif isinstance(collector, Counter | Histogram):
+                found[collector._name] = "sum"
+        return found
+
+    def snapshot(self) -> dict[str, Any]:
+        """What this worker tells the supervisor, see `totals`; plain lists and dicts that JSON takes."""
+        self._modes = self._modes or self.modes()
+        families = []
+        for family in self._registry.collect():
+            samples = [
+                [
+                    sample.name,
+                    sample.labels,
+                    sample.value,
+                    None if sample.exemplar is None else list(sample.exemplar),
+                ]
+                for sample in family.samples
+            ]
+            families.append([family.name, family.type, self._modes[family.name], family.documentation, samples])
+        return {"families": families} | self.monitor.told()
 
     def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
         key = (model.name, model.version)
@@ -258,6 +333,20 @@ class Metrics(Events):
             counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
             found = self._judgements[key] = (counters, self._scores.labels(*key))
         return found
+
+
+class _Told:
+    """Families of other processes, in the place of a registry."""
+
+    def __init__(self, families: Iterable[list[Any]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in self._families:
+            metric = Metric(name, text, kind)
+            for sample, labels, value, exemplar in samples:
+                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
+            yield metric
 
 
 def _remove(family: Counter | Gauge | Histogram, *labels: str) -> None:

@@ -20,7 +20,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class Cusum:
         rate: share to be found soonest; default `DESIGN_RATIO` times the target. Larger shares are found sooner still.
     """
 
-    __slots__ = ("_most", "_not", "_yes", "alarms", "limit", "raised", "value")
+    __slots__ = ("_most", "_not", "_yes", "alarms", "flagged", "limit", "raised", "value")
 
     def __init__(self, target: float, limit: float, rate: float | None = None) -> None:
         rate = min(DESIGN_RATIO * target, (1 + target) / 2) if rate is None else rate
@@ -78,9 +78,11 @@ class Cusum:
         self.value = 0.0
         self.raised = False
         self.alarms = 0
+        self.flagged = 0  # images
 
     def add(self, flagged: bool) -> None:
         """One image."""
+        self.flagged += flagged
         value = self.value + (self._yes if flagged else self._not)
         self.value = value = 0.0 if value < 0 else min(value, self._most)
         if self.raised:
@@ -307,6 +309,25 @@ class Monitor:
 
     def __iter__(self) -> Iterator[Watch]:
         return iter(list(self._watches.values()))
+
+    def told(self) -> dict[str, Any]:
+        """What the supervisor of several workers needs beyond the metrics; see `totals`."""
+        return {
+            "cusums": [
+                [
+                    *(watch.model.name, watch.model.version, watch.model.sha256, flag),
+                    *(*cusum.steps, cusum.limit, CUSUM_ROOM),
+                    *(watch.calibrated, cusum.flagged),
+                ]
+                for watch in self
+                for flag, cusum in watch.cusums.items()
+            ],
+            "clients": {
+                "total": self.clients.total,
+                "largest": [[c.name, c.flagged, c.most_too_many] for c in self.clients.top(len(self.clients))],
+            },
+            "open": [[watch.model.name, watch.model.version] for watch in self],
+        }
 
     def report(self) -> dict[str, object]:
         """For the admin port: what `detection_metrics` exports, and the clients that no label may name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from server.verdict import VERDICTS, Verdict
 
@@ -14,7 +14,10 @@ class Recent:
     Its size is fixed, whatever the load. It belongs to one event loop and takes no lock.
 
     Args:
-        clock: seconds that never go back.
+        clock: seconds that never go back; on Linux the default is the same in all processes, and so are the slots.
+
+    Attributes:
+        elsewhere: slot -> counts of the other workers, where there are any; replaced as a whole.
     """
 
     def __init__(self, bins: int = 60, bin_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,6 +25,7 @@ class Recent:
         self._clock = clock
         self._counts = [[0] * len(VERDICTS) for _ in range(bins)]
         self._slot = int(clock() / bin_seconds)
+        self.elsewhere: Mapping[int, Sequence[int]] = {}
 
     def add(self, verdicts: Iterable[Verdict]) -> None:
         """Count the verdicts of one answer."""
@@ -33,9 +37,21 @@ class Recent:
     def document(self) -> dict[str, object]:
         """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last unfinished."""
         self._turn()
-        oldest = (self._slot + 1) % len(self._counts)
-        counts = [list(slot) for slot in self._counts[oldest:] + self._counts[:oldest]]
+        none = [0] * len(VERDICTS)
+        counts = [
+            [ours + theirs for ours, theirs in zip(here, self.elsewhere.get(slot, none), strict=True)]
+            for slot, here in self._slots()
+        ]
         return {"bin_seconds": self._seconds, "verdicts": list(VERDICTS), "counts": counts}
+
+    def told(self) -> list[tuple[int, list[int]]]:
+        """(slot, counts) of those that are not empty, without what is elsewhere."""
+        self._turn()
+        return [(slot, here) for slot, here in self._slots() if any(here)]
+
+    def _slots(self) -> list[tuple[int, list[int]]]:
+        bins = len(self._counts)
+        return [(slot, self._counts[slot % bins]) for slot in range(self._slot - bins + 1, self._slot + 1)]
 
     def _turn(self) -> None:
         # Nobody ticks the ring: whoever comes next empties the slots that went by.

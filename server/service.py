@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.canaries import Canaries
+from server.detection_metrics import report
 from server.engine import Engine, Model, Priority, Signals, Terms
 from server.errors import AWNetError, EngineFault, NotReady, UnknownModel
 from server.images import Limits, Picture, Upload
@@ -22,6 +24,7 @@ from server.recent import Recent
 from server.requestlog import CURRENT
 from server.settings import Settings
 from server.verdict import Verdict, judge
+from server.workers import Member
 
 log = logging.getLogger("awnet")
 
@@ -45,6 +48,7 @@ class Service:
         failure: why the default model could not be served at the start, if so.
         on_failure: called after a failed start; `__main__` ends the process there.
         leaving: other front ends that are going; `stop` waits for them before it closes the models.
+        member: this process as one of several workers; None where it is the only one.
     """
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
@@ -52,6 +56,7 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         metrics.known([settings.model, *settings.further_models])
+        metrics.golden_interval(settings.golden_canary_seconds)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.models = Models(
             engine,
@@ -69,6 +74,7 @@ class Service:
         self.failure: AWNetError | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.leaving: list[asyncio.Task[None]] = []
+        self.member: Member | None = None
         self._watching: asyncio.Task[None] | None = None
         self._canaries: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
@@ -101,8 +107,12 @@ class Service:
             model.sha256[:12],
             1000 * (time.perf_counter() - begun),
         )
-        if not self.draining:
-            self._canaries = asyncio.create_task(Canaries(self.metrics.monitor, self._open, self.limits).run())
+        if self.member is not None:
+            self.member.loaded(self)
+        every = self.settings.golden_canary_seconds
+        if every and not self.draining:
+            canaries = Canaries(self.metrics.monitor, self._open, self.limits, every)
+            self._canaries = asyncio.create_task(canaries.run())
         if self.settings.poll_seconds and not self.draining:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
 
@@ -122,7 +132,42 @@ class Service:
                 await asyncio.wait([task])
         if self.leaving:
             await asyncio.wait(self.leaving)
+        if self.member is not None:
+            await self.member.stop(self)  # before the counts of closed versions go
         await self.models.close()
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics of the whole service, as `Metrics.exposition`. Raises Unavailable."""
+        if self.member is None:
+            return self.metrics.exposition(accept)
+        return self.metrics.exposition(accept, (await self.member.everything())["families"])
+
+    async def detection(self) -> dict[str, object]:
+        """What the whole service has seen of attacks, for the admin port. Raises Unavailable."""
+        if self.member is None:
+            return self.metrics.monitor.report()
+        return report(await self.member.everything())
+
+    async def operate(self, do: str, *given: Any) -> dict[str, Any]:
+        """Carry an operator's call out, in all workers where there are several; see `carry_out`."""
+        if self.member is None:
+            return await self.carry_out(do, given)
+        return await self.member.everywhere(do, given)
+
+    async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
+        """A call of an operator, in this process: the method of `Models`, its answer and what it raises."""
+        models = self.models
+        if do == "status":
+            return models.status()
+        if do == "reload":
+            return await models.reload() | models.status()
+        calls: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+            "rollback": models.rollback,
+            "promote": models.promote,
+            "canary": models.set_canary,
+            "shadow": models.set_shadow,
+        }
+        return await calls[do](*given)
 
     def lease(self, name: str | None = None, version: str | None = None) -> Lease:
         """The version that answers, for a `with`. Raises UnknownModel, NotReady."""

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
     canary: str = Field("", description="VERSION:SHARE: give this share of unversioned requests to that version.")
     shadow: str = Field("", description="VERSION that also answers every unversioned request, only to be compared.")
+    golden_canary_seconds: float = Field(
+        10.0, ge=0, description="Send each open version a golden image of its contract this often; 0 sends none."
+    )
     poll_seconds: float = Field(5.0, ge=0, description="Look for new versions this often; 0 only on SIGHUP or request.")
     signing_key: Path | None = Field(
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
@@ -69,7 +72,12 @@ class Settings(BaseSettings):
     min_side: int = Field(8, ge=1, description="Smallest width or height of a picture, pixels.")
     max_images: int = Field(32, ge=1, description="Most images in one request.")
 
-    threads: int = Field(0, ge=0, description="Worker threads; 0 takes the cores of the affinity mask and the cgroup.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve; one needs no supervisor and is the default."
+    )
+    threads: int = Field(
+        0, ge=0, description="Threads that run the model in each process; 0 shares out the cores it may use."
+    )
     max_batch: int = Field(8, ge=1, description="Most images in one execution of the model.")
     queue_capacity: int = Field(
         256, ge=1, description="Images that may wait or run; a request that finds no room gets 503."

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.chance import GLOBAL, Chance
+
 Model = Callable[[Tensor], Tensor]
 
 
@@ -59,14 +61,14 @@ def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
 
 
-def uniform_start(x: Tensor, eps: float) -> Tensor:
+def uniform_start(x: Tensor, eps: float, chance: Chance = GLOBAL, purpose: str = "start") -> Tensor:
     """x plus uniform noise in (-eps, eps), in [0,1]."""
-    return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    return (x + chance.uniform(x, -eps, eps, purpose)).clamp(0, 1)
 
 
-def normal_start(x: Tensor) -> Tensor:
+def normal_start(x: Tensor, chance: Chance = GLOBAL, purpose: str = "start") -> Tensor:
     """x plus 0.001 times standard normal noise, in [0,1]."""
-    return (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
+    return (x + 0.001 * chance.normal(x, purpose)).clamp(0, 1)
 
 
 def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: Budget) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +135,38 @@ class ConvMixBN(nn.Module):
             scale, shift = (t[None] for t in fold(self.norm_for(mix)))
         if omega is not None:
             scale = scale * omega.to(scale.dtype)
-        return torch.addcmul(shift[:, :, None, None].to(pi.dtype), pi, scale[:, :, None, None].to(pi.dtype))
+        modulated: Tensor = Modulate.apply(
+            pi, scale[:, :, None, None].to(pi.dtype), shift[:, :, None, None].to(pi.dtype)
+        )
+        return modulated
+
+
+class Modulate(torch.autograd.Function):
+    """pi * scale + shift, pi [N,C,H,W], scale and shift [N or 1,C,1,1] of one dtype: `torch.addcmul`, but faster.
+
+    The numbers are the same, bit for bit, forward and backward, and it may be differentiated twice. Forward, a row of
+    scales instead of one lets the CPU go through W * C values at a time where C lie side by side (bfloat16, channels
+    last, 16 channels: a fifth of the time). Backward, `addcmul` would first multiply all of pi by its factor of 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pi: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(pi, scale)
+        ctx.shift_size = shift.shape
+        last = torch.channels_last
+        if pi.device.type == "cpu" and pi.dtype == torch.bfloat16 and pi.is_contiguous(memory_format=last):
+            scale, shift = (t.expand(-1, -1, -1, pi.shape[3]).contiguous(memory_format=last) for t in (scale, shift))
+        return torch.addcmul(shift, pi, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pi, scale = ctx.saved_tensors
+        for_pi, for_scale, for_shift = ctx.needs_input_grad
+        return (
+            gradient * scale if for_pi else None,
+            (gradient * pi).sum_to_size(scale.shape) if for_scale else None,
+            gradient.sum_to_size(ctx.shift_size) if for_shift else None,
+        )
 
 
 def fold(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

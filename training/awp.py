@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from training.objectives import Objective, Step
+from training.ranks import SOLO, Ranks
 
 
 @contextmanager
 def perturbed(
-    net: nn.Module, objective: Objective, step: Step, gamma: float, autocast: torch.autocast
+    net: nn.Module,
+    objective: Objective,
+    step: Step | Sequence[Step],
+    gamma: float,
+    autocast: torch.autocast,
+    ranks: Ranks = SOLO,
+    before: Callable[[int], None] = lambda part: None,
 ) -> Iterator[dict[str, Tensor]]:
-    """`net` with every filter and matrix w moved by gamma * |w| * g/|g|, g the gradient of the step's loss.
+    """`net` with every filter and matrix w moved by gamma * |w| * g/|g|, g the gradient of the step's loss: of the
+    mean over its parts in all processes. `before` is called with the number of each part that is differentiated.
 
     That is one step of the paper's Eq. 8 (Algorithm 1), layer by layer; vectors (biases, batch norms) stay. Inside
     the block the loss is to be computed and differentiated; on leaving it the weights are what they were, bit for
@@ -30,9 +38,16 @@ def perturbed(
     named = {name: p for name, p in net.named_parameters() if p.requires_grad and p.dim() > 1}
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     state = objective.state_dict()
-    with autocast:
-        total = objective.loss(net, step).total
-    gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    steps = [step] if isinstance(step, Step) else step
+    gradients: list[Tensor | None] = [None] * len(named)
+    for i, part in enumerate(steps):
+        before(i)
+        with autocast:
+            total = objective.loss(net, part).total / len(steps)
+        for j, g in enumerate(torch.autograd.grad(total, list(named.values()), allow_unused=True)):
+            so_far = gradients[j]
+            gradients[j] = so_far if g is None else g if so_far is None else so_far + g
+    ranks.mean_([g for g in gradients if g is not None])
     objective.load_state_dict(state)
     kept = {name: p.detach().clone() for name, p in named.items()}
     moves: dict[str, Tensor] = {}

@@ -2,8 +2,8 @@
 augmentation on tensors.
 
 Everything a training needs fits in memory (180 MB for a CIFAR, 1.4 GB for Tiny-ImageNet), so there are no loader
-processes: a batch is one indexing operation, and its augmentation is a function of an explicit generator, which is
-what makes a resumed run repeat bit for bit.
+processes: a batch is one indexing operation, on a GPU too, and an image's augmentation is a function of the seed, the
+epoch and the image's number, which is what makes a resumed run repeat bit for bit and any number of processes agree.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
+
+from training.chance import Keyed
 
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it
@@ -37,6 +39,12 @@ class Split:
     def head(self, limit: int | None) -> Split:
         """The first `limit` images (all where it is None); the order was shuffled once by the split's seed."""
         return self if limit is None else Split(self.images[:limit], self.labels[:limit])
+
+    def on(self, device: torch.device) -> Split:
+        """The images where there is room for them: on `device` with at least as much left over, or where they are."""
+        if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * self.images.numel():
+            return self
+        return Split(self.images.to(device), self.labels.to(device))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(x float32 [n,3,H,W] in [0,1], y int64 [n]) in order."""
@@ -177,28 +185,49 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """RandomCrop(H, padding) and a horizontal flip of half of the images; any dtype, [N,3,H,W]."""
+def crop_and_flip(images: Tensor, chance: Keyed, padding: int = 4) -> Tensor:
+    """RandomCrop(H, padding) and a horizontal flip of half of the images; any dtype and device, [N,3,H,W]."""
     n, _, height, width = images.shape
+    device = images.device
     padded = F.pad(images, (padding,) * 4) if padding else images
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows = top[:, None] + torch.arange(height)  # [N, H]
-    columns = torch.arange(width).expand(n, width)
+    top, left = (chance.fractions("crop", 2) * (2 * padding + 1)).long().T  # [N] each
+    flip = chance.fractions("flip") < 0.5
+    rows = top[:, None] + torch.arange(height, device=device)  # [N, H]
+    columns = torch.arange(width, device=device).expand(n, width)
     columns = left[:, None] + torch.where(flip[:, None], columns.flip(1), columns)  # [N, W]
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    which = torch.arange(n, device=device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # [N,3,H,W], channels last in memory
 
 
 def shuffled_batches(
-    split: Split, size: int, generator: torch.Generator, padding: int = 4
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: (x, y) as in `Split.batches`, shuffled and augmented; the last short batch is dropped.
+    split: Split,
+    size: int,
+    seed: int,
+    epoch: int,
+    padding: int = 4,
+    *,
+    first: int = 0,
+    part: int = 0,
+    parts: int = 1,
+    device: torch.device | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Keyed]]:
+    """One epoch from batch number `first` on, shuffled and augmented: (x float32 [n,3,H,W] in [0,1], y int64 [n], the
+    random numbers of these images), on `device`. The last short batch of the epoch is dropped.
+
+    Of each batch of `size` images this is the `part`-th of `parts` equal contiguous parts. What one image becomes
+    follows from seed, epoch and image alone.
 
     A detector must be trained with `padding` 0. The black border of a shifted image is exactly black in clean
     images and not in attacked ones: a detector reads just that, and is blind without a border.
     """
-    order = torch.randperm(len(split), generator=generator)
-    for start in range(0, len(order) - size + 1, size):
-        index = order[start : start + size]
-        yield to_pixels(crop_and_flip(split.images[index], generator, padding)), split.labels[index]
+    device = device or split.images.device
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    own = size // parts
+    for number in range(first, len(order) // size):
+        start = number * size + part * own
+        index = order[start : start + own]
+        there = index.to(split.images.device)
+        chance = Keyed.of(seed, epoch, number, index.to(device))
+        images = split.images[there].to(device)
+        yield to_pixels(crop_and_flip(images, chance, padding)), split.labels[there].to(device), chance

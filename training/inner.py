@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from training.attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from training.awnet import AWNet
+from training.chance import GLOBAL, Chance
 from training.static import StaticNet
 
 STARTS = ("normal", "uniform", "n_fgsm")
@@ -53,7 +55,9 @@ class Inner:
         if self.start == "n_fgsm" and self.budget.steps != 1:
             raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
 
-    def adversaries(self, net: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    def adversaries(
+        self, net: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, chance: Chance = GLOBAL
+    ) -> Tensor:
         """x_adv against `net` in evaluation mode (so that the deployed network is attacked), which is then restored.
 
         Ascends cross-entropy with y [N], or KL(target || net(x_adv)) where probabilities `target` [N,K] are given
@@ -61,7 +65,7 @@ class Inner:
         """
         was_training = net.training
         net.eval()
-        start = self.started(x)
+        start = self.started(x, chance)
 
         def attack(part: slice, model: Outputs) -> Tensor:
             def gain(logits: Tensor) -> Tensor:
@@ -76,27 +80,28 @@ class Inner:
                 radius = self.spread * budget.eps + budget.step
             return ascend(loss, x[part], start[part], Budget(min(1.0, radius), budget.step, budget.steps))
 
-        if isinstance(net, AWNet):
-            n = len(x)
-            first = round(n * self.forced)
-            second = first + round((n - first) * self.detached)
-            models: tuple[tuple[slice, Outputs], ...] = (
-                (slice(0, first), lambda z: [net.classify(z, net.detect(z.detach()), "adv")]),
-                (slice(first, second), lambda z: [net.classify(z, net.detect(z.detach()))]),
-                (slice(second, n), lambda z: [net(z)]),
-            )
-            # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
-            x_adv = quantise(torch.cat([attack(part, model) for part, model in models if part.start < part.stop]))
-        else:
-            x_adv = attack(slice(None), lambda z: outputs(net, z))
+        with frozen(net):
+            if isinstance(net, AWNet):
+                n = len(x)
+                first = round(n * self.forced)
+                second = first + round((n - first) * self.detached)
+                models: tuple[tuple[slice, Outputs], ...] = (
+                    (slice(0, first), lambda z: [net.classify(z, net.detect(z.detach()), "adv")]),
+                    (slice(first, second), lambda z: [net.classify(z, net.detect(z.detach()))]),
+                    (slice(second, n), lambda z: [net(z)]),
+                )
+                # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
+                x_adv = quantise(torch.cat([attack(part, model) for part, model in models if part.start < part.stop]))
+            else:
+                x_adv = attack(slice(None), lambda z: outputs(net, z))
         net.train(was_training)
         return x_adv
 
-    def started(self, x: Tensor) -> Tensor:
+    def started(self, x: Tensor, chance: Chance = GLOBAL) -> Tensor:
         """Where the attack starts, in [0,1]."""
         if self.start == "normal":
-            return normal_start(x)
-        return uniform_start(x, self.budget.eps * (self.spread if self.start == "n_fgsm" else 1))
+            return normal_start(x, chance)
+        return uniform_start(x, self.budget.eps * (self.spread if self.start == "n_fgsm" else 1), chance)
 
     def own_answers(self, net: nn.Module, x: Tensor) -> Tensor:
         """What `net` in evaluation mode says about clean x: probabilities [N,K], the target of TRADES' attack."""
@@ -106,6 +111,19 @@ class Inner:
             target = torch.stack([F.softmax(z.float(), dim=1) for z in outputs(net, x)]).mean(0)
         net.train(was_training)
         return target
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """`net` without gradients of its weights, which an attack does not need but a compiled network would compute."""
+    weights = [p for p in net.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

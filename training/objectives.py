@@ -2,8 +2,8 @@
 
 An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
 network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
-teachers (everything random happens there, but for dropout), `loss` is a function of the weights. It never
-updates them.
+teachers (everything random happens there, but for dropout, and draws from `chance`), `loss` is a function of
+the weights. It never updates them.
 
 Every objective serves an AW-Net, whose two kinds of image go through their own branches (Eq. 15) and which
 adds L_type, and a static network. A network with several exits minimises the mean over them.
@@ -11,7 +11,7 @@ adds L_type, and a static network. A network with several exits minimises the me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from training.attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from training.awnet import ADVERSARIAL, NATURAL, AWNet
+from training.chance import GLOBAL, Chance
 from training.inner import Inner, outputs
 
 
@@ -42,9 +43,16 @@ class Step(NamedTuple):
 
 
 class Objective:
-    """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser."""
+    """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser.
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    Attributes:
+        whole: `loss` sees the whole batch of a step. Where it sees parts of it (in several processes, or one after
+            the other), state must move once a step, by the means that `settle` is told, the same everywhere.
+    """
+
+    whole: bool = True
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         raise NotImplementedError
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
@@ -55,6 +63,9 @@ class Objective:
 
     def follow(self, factor: float) -> None:
         """Told before each step what the learning rate is, as a share of the recipe's."""
+
+    def settle(self, parts: Mapping[str, float]) -> None:
+        """Told after a step that was not `whole` what `Loss.parts` were, as means over all of it."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -110,7 +121,7 @@ class Standard(Objective):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         return Step(x, x[:0], y)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
@@ -158,12 +169,13 @@ class PgdAt(Objective):
         self.nat_images = nat_images
         self.noise = noise
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
-        x_adv = self.inner.adversaries(net, x, y)
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        x_adv = self.inner.adversaries(net, x, y, chance=chance)
         if not isinstance(net, AWNet):
             return Step(x if self.clean else x[:0], x_adv, y)
         n = natural_images(len(x), self.nat_images)
-        x_nat = sign_noise(self.natural(net, x[:n], y[:n]), self.noise, self.inner.budget.eps)
+        x_nat = self.natural(net, x[:n], y[:n], chance[:n])
+        x_nat = sign_noise(x_nat, self.noise, self.inner.budget.eps, chance)
         return Step(x_nat, x_adv, y)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
@@ -187,7 +199,7 @@ class PgdAt(Objective):
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
 
-    def natural(self, net: AWNet, x: Tensor, y: Tensor) -> Tensor:
+    def natural(self, net: AWNet, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Tensor:
         """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
         if not self.nat_eps:
             return x
@@ -197,7 +209,7 @@ class PgdAt(Objective):
         budget = Budget(
             self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps
         )
-        start = uniform_start(x[part], self.nat_eps)
+        start = uniform_start(x[part], self.nat_eps, chance[part], "natural")
         moved = ascend(lambda z: cross_entropy(net.classify(z, signals, "nat"), y[part]), x[part], start, budget)
         net.train()
         return torch.cat([moved, x[part.stop :]])
@@ -213,8 +225,8 @@ class Trades(Objective):
     def __init__(self, inner: Inner, beta: float = 6.0, type_weight: float = 1.0) -> None:
         self.inner, self.beta, self.type_weight = inner, beta, type_weight
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
-        return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x)), y)
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x), chance), y)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
         pairs, kind = both(net, step)
@@ -234,8 +246,8 @@ class Mart(Objective):
     def __init__(self, inner: Inner, beta: float = 5.0, type_weight: float = 1.0) -> None:
         self.inner, self.beta, self.type_weight = inner, beta, type_weight
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
-        return Step(x, self.inner.adversaries(net, x, y), y)
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y, chance=chance), y)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
         pairs, kind = both(net, step)
@@ -293,10 +305,11 @@ class Rslad(Objective):
         self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         with torch.no_grad():
             target = self.teacher(x)
-        return Step(x, self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1)), y, (target,))
+        x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
+        return Step(x, x_adv, y, (target,))
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
         pairs, kind = both(net, step)
@@ -345,7 +358,8 @@ class Mtard(Objective):
         kl_scale: factor of both losses; the code has 10 for CIFAR-100.
         eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
             tenfold where the learning rate does).
-        balance: off, both losses keep weight 0.5.
+        balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
+            code; of a batch in parts, the losses of the step before.
         together: a static network sees both kinds of image in one batch; the code has two passes.
         nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
         noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
@@ -378,12 +392,12 @@ class Mtard(Objective):
         self.eta, self.eta_decays = eta, eta_decays
         self.balancer = Balancer(eta)
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
-        x_adv = self.inner.adversaries(net, x, y)
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        x_adv = self.inner.adversaries(net, x, y, chance=chance)
         x_nat = x[: natural_images(len(x), self.nat_images)]
         with torch.no_grad():
             targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
-        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps), x_adv, y, targets)
+        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
         pairs, kind = both(net, step, self.together)
@@ -392,7 +406,7 @@ class Mtard(Objective):
             * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
             for i, target in enumerate(step.targets)
         )
-        if self.balance:
+        if self.balance and self.whole:
             self.balancer.update(nat.item(), adv.item())
         total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
         parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
@@ -401,6 +415,11 @@ class Mtard(Objective):
     def follow(self, factor: float) -> None:
         if self.eta_decays:
             self.balancer.eta = self.eta * factor
+
+    def settle(self, parts: Mapping[str, float]) -> None:
+        # One step later than in `loss`: a part does not know the others' losses while it is differentiated.
+        if self.balance:
+            self.balancer.update(parts["nat"], parts["adv"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
@@ -414,12 +433,12 @@ def natural_images(batch: int, share: float) -> int:
     return min(batch, max(2, round(batch * share)))
 
 
-def sign_noise(x: Tensor, share: float, eps: float) -> Tensor:
+def sign_noise(x: Tensor, share: float, eps: float, chance: Chance = GLOBAL) -> Tensor:
     """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits."""
     n = round(len(x) * share)
     if not n:
         return x
-    signs = torch.randint_like(x[:n], 0, 2) * 2 - 1
+    signs = chance[:n].signs(x[:n], "noise")
     return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
 
 
@@ -446,12 +465,12 @@ class DetectorPretraining(Objective):
             raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
         self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         assert isinstance(net, AWNet)
-        eps = _draw(self.eps) / 255
-        steps = int(torch.randint(1, 2 * self.inner.budget.steps, ()))
-        step = eps * (1.0 if steps == 1 else float(torch.empty(()).uniform_(max(0.25, 1 / steps), 1)))
-        attacker = _draw(self.attackers)
+        eps = _draw(self.eps, chance, "radius") / 255
+        steps = chance.integer(1, 2 * self.inner.budget.steps, "steps")
+        step = eps * (1.0 if steps == 1 else chance.number(max(0.25, 1 / steps), 1, "step"))
+        attacker = _draw(self.attackers, chance, "attacker")
         net.eval()
         with torch.no_grad():
             signals = net.detect(x)
@@ -463,10 +482,10 @@ class DetectorPretraining(Objective):
                 return net.classify(z, net.detect(z.detach()))
             return net.classify(z, signals, "adv" if attacker == "adv" else "nat")
 
-        start = normal_start(x) if torch.rand(()) < 0.5 else uniform_start(x, eps)
+        start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
         x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
-        return Step(sign_noise(x, self.noise, eps), x_adv, y)
+        return Step(sign_noise(x, self.noise, eps, chance), x_adv, y)
 
     def loss(self, net: nn.Module, step: Step) -> Loss:
         assert isinstance(net, AWNet)
@@ -475,5 +494,5 @@ class DetectorPretraining(Objective):
         return Loss(loss, {"type": loss.item()})
 
 
-def _draw(choices: Sequence[Any]) -> Any:
-    return choices[int(torch.randint(len(choices), ()))]
+def _draw(choices: Sequence[Any], chance: Chance, purpose: str) -> Any:
+    return choices[chance.integer(0, len(choices), purpose)]

@@ -3,25 +3,28 @@
     python -m training.train --recipe training/recipes/small/0-trunk.toml --data-dir data --out runs/0-trunk
     python -m training.train --recipe ... --data-dir data --out runs/0-trunk --resume
     python -m training.train --recipe ... --data-dir data --out runs/try --set optim.epochs=2 --set network.width=8
+    torchrun --standalone --nproc-per-node 4 -m training.train --recipe ... --device cuda --resume --stop-after 55
 
-`--out` receives last.pt (every epoch, for --resume), best.pt (the best validation figure), history.json and
-TensorBoard logs. Files that a recipe names under [init] and [objective] are relative to the parent of --out,
-so that the stages of one training stand side by side.
+`--out` receives last.pt (every few minutes and after every epoch, for --resume), best.pt (the best validation
+figure), history.json and TensorBoard logs. Files that a recipe names under [init] and [objective] are relative to
+the parent of --out, so that the stages of one training stand side by side. Several GPUs, small GPUs, chunks:
+docs/training.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +35,14 @@ from tqdm import tqdm
 from training import checkpoint
 from training.attacks import Budget, pgd_trades
 from training.awnet import ADVERSARIAL, AWNet, AWNetConfig
-from training.awp import perturbed
 from training.data import SETS, ImageSet, Split, load_images, shuffled_batches
 from training.detection import auroc, calibrate
 from training.foreign import FOREIGN, load_foreign
 from training.inner import Inner
-from training.objectives import DetectorPretraining, Loss, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
+from training.objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
+from training.ranks import SOLO, Ranks, joined
 from training.static import StaticConfig, StaticNet, build_static
+from training.step import Runtime, train_step
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "network": {"kind": "awnet", "freeze": []},
@@ -56,6 +60,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "optim": {
         "epochs": 10,
         "batch_size": 128,
+        "accumulate": 1,
         "optimizer": "sgd",
         "lr": 0.1,
         "regulator_lr": 0.01,
@@ -71,7 +76,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "data": {"set": "cifar10", "seed": 0, "train_images": 0, "padding": 4},
     "validate": {"images": 2_000, "attack_steps": 10, "every": 1},
-    "runtime": {"bf16": False, "compile": False, "threads": 0},
+    "runtime": {
+        "bf16": False,
+        "compile": False,
+        "threads": 0,
+        "sync_batch_norm": False,
+        "data_on_device": True,
+        "checkpoint_minutes": 10.0,
+    },
 }
 
 
@@ -248,50 +260,13 @@ def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], 
     raise RecipeError(f"optim.schedule must be onecycle, multistep or constant, not {optim['schedule']!r}")
 
 
-@dataclass
-class Runtime:
-    """Where and how the arithmetic is done; chosen per machine, part of no checkpoint."""
-
-    device: torch.device
-    bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def train_step(
-    net: nn.Module,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    runtime: Runtime,
-    awp: float = 0.0,
-) -> Loss:
-    """One update: make adversaries, minimise; with `awp` > 0 at the worst weights within that share of their norm.
-
-    Raises FloatingPointError when the loss is not finite.
-    """
-    with runtime.autocast():
-        step = objective.prepare(net, x, y)
-    optimizer.zero_grad(set_to_none=True)
-    with perturbed(net, objective, step, awp, runtime.autocast()) if awp else nullcontext():
-        with runtime.autocast():
-            loss = objective.loss(net, step)
-        if not torch.isfinite(loss.total):
-            raise FloatingPointError(
-                f"the loss is {loss.total.item()} ({loss.parts}); lower optim.lr or switch bf16 off"
-            )
-        loss.total.backward()
-    optimizer.step()
-    return loss
-
-
 @torch.no_grad()
-def validate(net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: int = 250) -> dict[str, float]:
+def validate(
+    net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: int = 250, ranks: Ranks = SOLO
+) -> dict[str, float]:
     """Clean accuracy, PGD accuracy (T2, PGD_trades with `steps`), W-Robust (Eq. 25) and AUROC, in percent but the last.
 
-    With `steps` 0 nothing is attacked and W-Robust is left out.
+    With `steps` 0 nothing is attacked and W-Robust is left out. Each process judges some of the batches.
     """
     was_training = net.training
     net.eval()
@@ -305,15 +280,16 @@ def validate(net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: 
             return net.classify(x, signals).argmax(1)
         return net(x).argmax(1)
 
-    torch.manual_seed(0)  # the same starts for every epoch and run
-    for x, y in split.batches(batch):
-        x, y = x.to(runtime.device), y.to(runtime.device)
+    for x, y in shared_batches(split, batch, runtime, ranks):
         with runtime.autocast():
             right += int((judge(x, "nat") == y).sum())
             if steps:
                 x_adv = pgd_trades(net, x, y, Budget(steps=steps))
                 right_adv += int((judge(x_adv, "adv") == y).sum())
     net.train(was_training)
+    parts = ranks.gather((right, right_adv, scores["nat"], scores["adv"]))
+    right, right_adv = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    scores = {"nat": [s for part in parts for s in part[2]], "adv": [s for part in parts for s in part[3]]}
     clean = 100 * right / len(split)
     if not steps:
         return {"clean": clean}
@@ -324,21 +300,28 @@ def validate(net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: 
     return figures
 
 
-def detector_figures(net: AWNet, split: Split, runtime: Runtime) -> dict[str, float]:
+def shared_batches(split: Split, size: int, runtime: Runtime, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `split` that this process judges; random starts are those of the batch's number, in every run."""
+    for i, (x, y) in enumerate(split.batches(size)):
+        if i % ranks.size == ranks.rank:
+            torch.manual_seed(i)
+            yield x.to(runtime.device), y.to(runtime.device)
+
+
+def detector_figures(net: AWNet, split: Split, runtime: Runtime, ranks: Ranks = SOLO) -> dict[str, float]:
     """What stage A is selected by: AUROC on PGD-10 examples made against the trunk, rounded to 8 bits."""
     net.eval()
-    torch.manual_seed(0)
     nat, adv = [], []
-    for x, y in split.batches(250):
-        x, y = x.to(runtime.device), y.to(runtime.device)
+    for x, y in shared_batches(split, 250, runtime, ranks):
         with runtime.autocast():
             signals = net.detect(x).detach()
             budget = Budget(8 / 255, 2 / 255, 10)
             x_adv = pgd_trades(lambda z, s=signals: net.classify(z, s, "nat"), x, y, budget)  # type: ignore[misc]
             with torch.no_grad():
-                nat.append(signals.p_type[:, ADVERSARIAL])
-                adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL])
-    return {"auroc": auroc(torch.cat(nat), torch.cat(adv))}
+                nat.append(signals.p_type[:, ADVERSARIAL].cpu())
+                adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL].cpu())
+    parts = ranks.gather((nat, adv))
+    return {"auroc": auroc(torch.cat([s for p in parts for s in p[0]]), torch.cat([s for p in parts for s in p[1]]))}
 
 
 def set_exits(net: StaticNet, split: Split, runtime: Runtime) -> None:
@@ -365,7 +348,12 @@ def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
 
 
 def finish(
-    net: nn.Module, images: ImageSet, recipe: Mapping[str, Any], name: str, metrics: Mapping[str, Any]
+    net: nn.Module,
+    images: ImageSet,
+    recipe: Mapping[str, Any],
+    name: str,
+    metrics: Mapping[str, Any],
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """The document of best.pt: weights rounded to float16, thresholds measured on exactly those."""
     document = checkpoint.pack(
@@ -379,8 +367,9 @@ def finish(
     if isinstance(net, AWNet):
         rounded = checkpoint.BUILDERS["awnet"](document["config"]).eval()
         rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in document["state"].items()})
-        rounded.to(memory_format=torch.channels_last)
-        document["calibration"] = asdict(calibrate(rounded, images.validation.images.split(500)))
+        rounded.to(device or torch.device("cpu"), memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as the server has it, on a GPU too
+            document["calibration"] = asdict(calibrate(rounded, images.validation.images.split(500)))
     return document
 
 
@@ -399,6 +388,18 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+@dataclass
+class Progress:
+    """How far a run is: in last.pt, so that it goes on from any step."""
+
+    epoch: int = 0  # epochs that are finished
+    done: int = 0  # steps of the next one
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses of those steps
+    seconds: float = 0.0  # that those steps took
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_figure: float = float("-inf")
+
+
 def train(
     recipe: Mapping[str, Mapping[str, Any]],
     images: ImageSet,
@@ -406,10 +407,15 @@ def train(
     *,
     name: str = "recipe",
     resume: bool = False,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     stop_after_minutes: float | None = None,
+    ranks: Ranks = SOLO,
 ) -> dict[str, float]:
-    """Run (or go on with) a training; returns the best validation figures. See the module's docstring for the files."""
+    """Run (or go on with) a training; returns the best validation figures. See the module's docstring for the files.
+
+    Everything random in it follows from (seed, epoch, step, image), so that a run that is stopped anywhere and goes
+    on ends, on a CPU, with the very bits of one that was not.
+    """
     optim, seed, began = recipe["optim"], recipe["data"]["seed"], time.monotonic()
     last, best = out / "last.pt", out / "best.pt"
     if last.exists() and not resume:
@@ -417,6 +423,14 @@ def train(
     runtime = Runtime(torch.device(device), recipe["runtime"]["bf16"])
     if recipe["runtime"]["threads"]:
         torch.set_num_threads(recipe["runtime"]["threads"])
+    if runtime.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes never change; the fastest algorithm is found once
+    batch_size, accumulate = optim["batch_size"], optim["accumulate"]
+    if accumulate < 1 or batch_size % (accumulate * ranks.size):
+        raise RecipeError(
+            f"optim.batch_size {batch_size} cannot be cut into equal parts for {ranks.size} processes times "
+            f"optim.accumulate {accumulate}"
+        )
 
     torch.manual_seed(seed)
     net = build_network(recipe["network"], len(images.labels))
@@ -426,6 +440,10 @@ def train(
     initialise(net, recipe["init"], out.parent)
     for module in recipe["network"]["freeze"]:
         net.get_submodule(module).requires_grad_(False)
+    if recipe["runtime"]["sync_batch_norm"] and ranks.size > 1:
+        if runtime.device.type != "cuda":
+            raise RecipeError("runtime.sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU")
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     net.to(runtime.device, memory_format=torch.channels_last)
     objective = build_objective(recipe, out.parent, runtime.device)
     optimizer = build_optimizer(parameter_groups(net, optim), optim)
@@ -433,12 +451,16 @@ def train(
         AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True) if optim["ema"] else None
     )
     train_split = images.train.head(recipe["data"]["train_images"] or None)  # 0: all
+    if recipe["runtime"]["data_on_device"]:
+        train_split = train_split.on(runtime.device)
     validation = images.validation.head(recipe["validate"]["images"])
-    steps_per_epoch = len(train_split) // optim["batch_size"]
+    steps_per_epoch = len(train_split) // batch_size
+    total_steps = optim["epochs"] * steps_per_epoch
     factor = schedule(optim, steps_per_epoch)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
 
-    epoch, history, best_figure = 0, [], float("-inf")
+    lock = locked(out) if ranks.first else None
+    at = Progress()
     if resume and last.exists():
         state = checkpoint.read(last)["run"]
         net.load_state_dict(state["network"])
@@ -446,89 +468,164 @@ def train(
         objective.load_state_dict(state["objective"])
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
-        epoch, history, best_figure = state["epoch"], state["history"], state["best_figure"]
+        at = Progress(**{f.name: state[f.name] for f in fields(Progress) if f.name in state})  # older ones lack some
     if recipe["runtime"]["compile"]:
-        net.compile()
+        compile_network(net)
+    for held in filter(None, (net, averaged)):
+        ranks.same(held)
 
-    out.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=epoch * steps_per_epoch)
-    while epoch < optim["epochs"]:
-        # Everything random in an epoch follows from (seed, epoch): a resumed run repeats it bit for bit.
-        torch.manual_seed(1_000_003 * seed + epoch)
-        generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    def save() -> None:
+        if ranks.first:
+            run = {
+                "network": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "objective": objective.state_dict(),
+                "averaged": None if averaged is None else averaged.state_dict(),
+                **asdict(at),
+            }
+            checkpoint.save(last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
+
+    def say(text: str) -> None:
+        if ranks.first:
+            tqdm.write(text)
+
+    step = at.epoch * steps_per_epoch + at.done
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=step) if ranks.first else None
+    saved, stop = time.monotonic(), False
+    every = 60 * recipe["runtime"]["checkpoint_minutes"] or float("inf")
+    while at.epoch < optim["epochs"] and not stop:
         net.train()
-        started, seen, sums = time.monotonic(), 0, dict[str, float]()
+        started, earlier, first = time.monotonic(), at.seconds, at.done
         bar = tqdm(
-            shuffled_batches(train_split, optim["batch_size"], generator, recipe["data"]["padding"]),
+            shuffled_batches(
+                train_split,
+                batch_size,
+                seed,
+                at.epoch,
+                recipe["data"]["padding"],
+                first=first,
+                part=ranks.rank,
+                parts=ranks.size,
+                device=runtime.device,
+            ),
             total=steps_per_epoch,
-            desc=f"{name} {epoch + 1}/{optim['epochs']}",
+            initial=first,
+            desc=f"{name} {at.epoch + 1}/{optim['epochs']}",
             unit="batch",
             mininterval=0.5 if sys.stderr.isatty() else 20,
+            disable=not ranks.first,
         )
-        for i, (x, y) in enumerate(bar):
-            step = epoch * steps_per_epoch + i
+        for x, y, chance in bar:
+            step = at.epoch * steps_per_epoch + at.done
             for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
                 group["lr"] = base * factor(step)
             objective.follow(factor(step))
-            awp = optim["awp"] if epoch >= optim["awp_from"] else 0.0
-            loss = train_step(net, objective, optimizer, x.to(runtime.device), y.to(runtime.device), runtime, awp)
+            awp = optim["awp"] if at.epoch >= optim["awp_from"] else 0.0
+            loss = train_step(
+                net, objective, optimizer, x, y, runtime, awp, chance=chance, parts=accumulate, ranks=ranks
+            )
             if averaged is not None:
                 averaged.update_parameters(net)
-            seen += len(x)
             for part, value in loss.parts.items():
-                sums[part] = sums.get(part, 0.0) + value
-            if i % 20 == 0:
-                rate = seen / (time.monotonic() - started)
-                bar.set_postfix({"img/s": f"{rate:.0f}", **{k: f"{v:.3f}" for k, v in loss.parts.items()}})
+                at.sums[part] = at.sums.get(part, 0.0) + value
+            if writer and at.done % 20 == 0:
+                took = (time.monotonic() - started) / (at.done + 1 - first)
+                left = timedelta(seconds=round(took * (total_steps - step - 1)))
+                shown = {k: f"{v:.3f}" for k, v in loss.parts.items()}
+                bar.set_postfix({"img/s": f"{batch_size / took:.0f}", "run": f"{left} left", **shown})
                 for part, value in loss.parts.items():
                     writer.add_scalar(f"train/{part}", value, step)
-        train_seconds = time.monotonic() - started
-        epoch += 1
+            at.done += 1
+            at.seconds = earlier + time.monotonic() - started
+            if at.done < steps_per_epoch:
+                now = time.monotonic()
+                stop = stop_after_minutes is not None and now - began > 60 * stop_after_minutes
+                due, stop = ranks.first_says(now - saved > every, stop)
+                if due or stop:
+                    save()
+                    saved = time.monotonic()
+                if stop:
+                    break
+        if stop:
+            bar.close()
+            break
+        at.epoch += 1
+        for held in filter(None, (net, averaged)):
+            ranks.same(held)
         judged = net if averaged is None else averaged.module
         figures: dict[str, float] = {}
-        if epoch % recipe["validate"]["every"] == 0 or epoch == optim["epochs"]:
+        if at.epoch % recipe["validate"]["every"] == 0 or at.epoch == optim["epochs"]:
             if isinstance(objective, DetectorPretraining):
                 assert isinstance(judged, AWNet)
-                figures = detector_figures(judged, validation, runtime)
+                figures = detector_figures(judged, validation, runtime, ranks)
             else:
                 if isinstance(judged, StaticNet) and judged.multi_exit:
                     set_exits(judged, validation.head(500), runtime)
-                figures = validate(judged, validation, recipe["validate"]["attack_steps"], runtime)
-        for key, value in figures.items():
-            writer.add_scalar(f"validation/{key}", value, epoch * steps_per_epoch)
+                figures = validate(judged, validation, recipe["validate"]["attack_steps"], runtime, ranks=ranks)
         row = {
-            "epoch": epoch,
-            "train_seconds": round(train_seconds, 1),
-            "images_per_second": round(seen / train_seconds, 1),
-            **{k: round(v / max(1, steps_per_epoch), 4) for k, v in sums.items()},
+            "epoch": at.epoch,
+            "train_seconds": round(at.seconds, 1),
+            "images_per_second": round(steps_per_epoch * batch_size / max(at.seconds, 1e-9), 1),
+            **{k: round(v / max(1, steps_per_epoch), 4) for k, v in at.sums.items()},
             **{f"validation_{k}": round(v, 4) for k, v in figures.items()},
         }
-        history.append(row)
-        tqdm.write(json.dumps(row))
+        at.history.append(row)
+        say(json.dumps(row))
         figure = figures.get("w_robust", figures.get("clean", figures.get("auroc")))
-        if figure is not None and figure > best_figure:
-            best_figure = figure
+        if figure is not None and figure > at.best_figure:
+            at.best_figure = figure
             if isinstance(objective, DetectorPretraining):
                 assert isinstance(judged, AWNet)
                 set_type_temperature(judged.eval(), validation)
-            document = finish(judged, images, recipe, name, {"validation": figures, "epoch": epoch, "history": history})
-            checkpoint.save(best, document)
-        run = {
-            "network": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "objective": objective.state_dict(),
-            "averaged": None if averaged is None else averaged.state_dict(),
-            "epoch": epoch,
-            "history": history,
-            "best_figure": best_figure,
-        }
-        checkpoint.save(last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
-        write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": history})
-        if stop_after_minutes is not None and time.monotonic() - began > 60 * stop_after_minutes:
-            tqdm.write(f"stopped after {stop_after_minutes} minutes and {epoch} epochs; go on with --resume")
-            break
-    writer.close()
-    return {"best": best_figure, **(history[-1] if history else {})}
+                ranks.same(judged)
+            if ranks.first:
+                metrics = {"validation": figures, "epoch": at.epoch, "history": at.history}
+                checkpoint.save(best, finish(judged, images, recipe, name, metrics, runtime.device))
+        at.done, at.sums, at.seconds = 0, {}, 0.0
+        save()
+        saved = time.monotonic()
+        if writer:
+            for key, value in figures.items():
+                writer.add_scalar(f"validation/{key}", value, at.epoch * steps_per_epoch)
+            write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": at.history})
+        (stop,) = ranks.first_says(stop_after_minutes is not None and saved - began > 60 * stop_after_minutes)
+    if at.epoch < optim["epochs"]:
+        say(f"stopped in epoch {at.epoch + 1} after {at.done} of its {steps_per_epoch} steps; go on with --resume")
+    if writer:
+        writer.close()
+    if lock:
+        lock.close()
+    return {"best": at.best_figure, **(at.history[-1] if at.history else {})}
+
+
+def locked(out: Path) -> IO[str]:
+    """The folder, made where it is missing, for this process alone as long as the file that comes back is open.
+
+    `torchrun` killed with -9 leaves its processes running: they and a resumed run must not write into each other's.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise FileExistsError(f"another process is training in {out}: wait for it, or end it") from None
+    return lock
+
+
+def compile_network(net: nn.Module) -> None:
+    """`torch.compile` for whatever a step calls: attacks and losses go past `forward`, which alone `net.compile` sees.
+
+    Needs a C++ compiler on a CPU. The first steps take minutes.
+    """
+    torch._dynamo.config.recompile_limit = 64  # both modes, all branches, with and without gradients: more than 8
+    calls = ("detect", "classify") if isinstance(net, AWNet) else ("forward", "exits")
+    for call in calls:
+        if hasattr(net, call):
+            setattr(net, call, torch.compile(getattr(net, call)))
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -546,26 +643,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), cuda, cuda:1, ...; under torchrun, cuda is one GPU a process"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override the recipe")
-    parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="stop at the first epoch's end after this")
+    parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="checkpoint and stop after this")
+    parser.add_argument(
+        "--checkpoint-every", type=float, metavar="MINUTES", help="within an epoch too (runtime.checkpoint_minutes)"
+    )
     args = parser.parse_args(argv)
     try:
         recipe = read_recipe(args.recipe, args.set)
-        images = load_images(recipe["data"]["set"], args.data_dir)
-        result = train(
-            recipe,
-            images,
-            args.out,
-            name="/".join(args.recipe.with_suffix("").parts[-2:]),
-            resume=args.resume,
-            device=args.device,
-            stop_after_minutes=args.stop_after,
-        )
+        if args.checkpoint_every is not None:
+            recipe["runtime"]["checkpoint_minutes"] = args.checkpoint_every
+        with joined(args.device) as (ranks, device):
+            if not ranks.first:
+                ranks.wait()  # the first may have to download them
+            images = load_images(recipe["data"]["set"], args.data_dir)
+            if ranks.first:
+                ranks.wait()
+            result = train(
+                recipe,
+                images,
+                args.out,
+                name="/".join(args.recipe.with_suffix("").parts[-2:]),
+                resume=args.resume,
+                device=device,
+                stop_after_minutes=args.stop_after,
+                ranks=ranks,
+            )
     except (RecipeError, checkpoint.CheckpointError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    if ranks.first:
+        print(json.dumps(result))
     return 0
 
 

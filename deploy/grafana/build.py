@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 
-from deploy.grafana.panels import ANNOTATIONS, COLOURS, GREEN, RED, ROWS, Panel, S, queries
+from deploy.grafana.panels import ANNOTATIONS, EXPECTED, GREEN, RED, ROWS, STATUSES, Panel, S, queries
 
 OUT = Path(__file__).with_name("dashboards") / "awnet.json"
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -134,11 +134,18 @@ def visual(panel: Panel) -> Any:
         made = made.min(0)
     if panel.steps:
         made = made.thresholds_style(common.GraphThresholdsStyleConfig().mode(shapes.GraphTresholdsStyleMode.DASHED))
-    for label, colour in COLOURS.items():
-        if any(query.legend in ("{{verdict}}", "{{result}}") for query in panel.queries):
-            fixed = {"mode": "fixed", "fixedColor": colour}
-            made = made.override_by_name(label, [model.DynamicConfigValue("color", fixed)])
+    for label, colour in panel.colours().items():
+        made = made.override_by_name(label, [_fixed(colour), *([_DASHED] if label.startswith(EXPECTED) else [])])
+    for digit, colour in STATUSES.items() if panel.of_statuses else ():
+        made = made.override_by_regexp(f"/^{digit}/", [_fixed(colour)])
     return made
+
+
+def _fixed(colour: str) -> model.DynamicConfigValue:
+    return model.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+
+
+_DASHED = model.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]})
 
 
 def document() -> str:

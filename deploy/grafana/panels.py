@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 S = 'job=~"$job", instance=~"$instance"'
@@ -13,7 +13,23 @@ R = "[$__rate_interval]"
 FIRING = 'ALERTS{alertstate="firing", alertname=~"AWNet.+", job=~"$job", instance=~"$instance|"}'
 
 GREEN, ORANGE, RED = "green", "orange", "red"
-COLOURS = {"clean": GREEN, "suspicious": ORANGE, "adversarial": RED, "right": GREEN, "wrong": RED, "failed": ORANGE}
+# Lines whose name says how good they are, by the whole of it; statuses by how they begin.
+COLOURS = {
+    "clean": GREEN,
+    "suspicious": ORANGE,
+    "adversarial": RED,
+    "suspicious or adversarial": ORANGE,
+    "expected, suspicious": "light-orange",
+    "expected, adversarial": "light-red",
+    "threshold, suspicious": "light-orange",
+    "threshold, adversarial": "light-red",
+    "right": GREEN,
+    "wrong": RED,
+    "failed": ORANGE,
+}
+WORDS = {"{{verdict}}": ("clean", "suspicious", "adversarial"), "{{result}}": ("right", "wrong", "failed")}
+EXPECTED = ("expected, ", "threshold, ")  # drawn dashed: what the contract says, not what is measured
+STATUSES = {"2": GREEN, "4": ORANGE, "5": RED}
 
 
 class Query(NamedTuple):
@@ -21,6 +37,13 @@ class Query(NamedTuple):
 
     expr: str
     legend: str = "__auto"
+
+    def named(self, labels: Mapping[str, str]) -> str:
+        """What the line with these labels is called; nothing where the panel has but one."""
+        name = "" if self.legend == "__auto" else self.legend
+        for label, value in labels.items():
+            name = name.replace("{{" + label + "}}", value)
+        return name
 
 
 class Panel(NamedTuple):
@@ -35,6 +58,18 @@ class Panel(NamedTuple):
     falls: bool = False
     width: int = 8
     logarithmic: bool = False
+
+    def colours(self) -> dict[str, str]:
+        """Line name -> colour, for the lines of this panel that have one of their own."""
+        names = [query.legend for query in self.queries]
+        for word, values in WORDS.items():
+            names += [name.replace(word, value) for name in names if word in name for value in values]
+        return {name: COLOURS[name] for name in names if name in COLOURS}
+
+    @property
+    def of_statuses(self) -> bool:
+        """Its lines are called by HTTP statuses."""
+        return any(query.legend == "{{code}}" for query in self.queries)
 
 
 def one(expr: str, legend: str = "__auto") -> tuple[Query, ...]:

@@ -82,14 +82,18 @@ export function gauge(marks, thresholds, label) {
     zones.forEach((zone, k) => {
       drawing.append(svg("rect", { class: `zone ${zone}`, x: cuts[k], y: top, width: Math.max(0, cuts[k + 1] - cuts[k]), height: track }));
     });
-    let free = left; // where the next label may begin
-    for (const p of TICKS) {
-      if (odds(p) < low || odds(p) > high) continue;
-      const half = 3.4 * String(p).length;
+    const labels = []; // moved inwards near an edge; where two have no room, the first and the last tick keep theirs
+    const ticks = TICKS.filter((p) => odds(p) >= low && odds(p) <= high);
+    for (const p of ticks) {
       drawing.append(svg("line", { class: "tick", x1: x(p), x2: x(p), y1: top + track, y2: top + track + 5 }));
-      if (x(p) - half < free || x(p) + half > right) continue;
-      drawing.append(svg("text", { class: "tick-label", x: x(p), y: top + track + 19, "text-anchor": "middle" }, String(p)));
-      free = x(p) + half + 4;
+      const wide = 6.8 * String(p).length;
+      const begins = Math.min(Math.max(left, x(p) - wide / 2), right - wide);
+      const hit = () => labels.length > 0 && begins < labels.at(-1).ends + 4;
+      while (p === ticks.at(-1) && labels.length > 1 && hit()) labels.pop();
+      if (!hit()) labels.push({ p, middle: begins + wide / 2, ends: begins + wide });
+    }
+    for (const { p, middle } of labels) {
+      drawing.append(svg("text", { class: "tick-label", x: middle, y: top + track + 19, "text-anchor": "middle" }, String(p)));
     }
     thresholds.forEach((t, k) => {
       const rises = x(t.score) < width / 2;

@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from benchmarks.observed import Prometheus, eventually
+from benchmarks.observed import Prometheus, eventually, free_port, substitute
+from deploy.grafana.panels import ANNOTATIONS
 from tests.requires import missing
 from tests.server.fake_triton import FakeTriton
 from tests.server.tiny import Running, encoded, noise, plain, publish
@@ -107,19 +108,25 @@ class Load:
 class Stack:
     """`server` has the embedded engine, a canary release and a shadow; `behind` has a Triton."""
 
-    def __init__(self, server: Running, behind: Running, prometheus: Prometheus) -> None:
+    def __init__(self, server: Running, behind: Running, prometheus: Prometheus, repository: Path, admin: int) -> None:
         self.server = server
         self.behind = behind
         self.prometheus = prometheus
+        self._repository, self._admin = repository, admin
+
+    def reload(self) -> None:
+        """Publish a new version and have `server` take it; back when Prometheus has seen that."""
+        publish(self._repository, "4", seed=3)
+        answer = self.server.http.post(f"http://127.0.0.1:{self._admin}/admin/reload", timeout=60)
+        assert answer.status_code == 200, answer.text
+        name, expression, _, _ = ANNOTATIONS[0]
+        assert name == "Reloads"
+        eventually(lambda: self.prometheus.query(substitute(expression, "10s", "30s")), 60, "the reload is annotated")
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@contextmanager
+def live(folder: Path) -> Iterator[Stack]:
     """Up, and scraped for so long that every rate has something to be computed from."""
-    for name in ("prometheus",):
-        if reason := missing(name):
-            pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("observed")
     repository = folder / "repository"
     for seed, version in enumerate(("1", "2", "3")):
         publish(repository, version, seed=seed)
@@ -129,8 +136,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             open_things.callback(thing.stop)
             return thing
 
+        admin = free_port()
         triton, metrics = keep(FakeTritonThread()), keep(TritonMetrics())
-        server = keep(Running(repository, versions_kept=3, canary="2:0.3", shadow="1"))
+        server = keep(Running(repository, versions_kept=3, canary="2:0.3", shadow="1", admin_port=admin))
         behind = keep(Running(repository, engine="triton", triton_urls=triton.url))
         server.wait_ready()
         behind.wait_ready()
@@ -145,4 +153,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "a canary has been counted and scraped",
         )
         time.sleep(12)  # rates and deltas of what began last
-        yield Stack(server, behind, prometheus)
+        yield Stack(server, behind, prometheus, repository, admin)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """See `live`."""
+    if reason := missing("prometheus"):
+        pytest.skip(reason)
+    with live(tmp_path_factory.mktemp("observed")) as running:
+        yield running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,8 +219,8 @@ CASES = [
 ]
 
 
-def promtool(tmp_path: Path, series: dict[str, str], checks: list[dict[str, Any]]) -> None:
-    """Run `promtool test rules` on these samples; `checks` are its promql_expr_test entries."""
+def promtool(folder: Path, series: dict[str, str], checks: list[dict[str, Any]]) -> str:
+    """What `promtool test rules` says about these samples; `checks` are its promql_expr_test entries."""
     document = {
         "rule_files": [str(path) for path in RULES],
         "evaluation_interval": "1m",
@@ -231,10 +232,29 @@ def promtool(tmp_path: Path, series: dict[str, str], checks: list[dict[str, Any]
             }
         ],
     }
-    path = tmp_path / "rules.test.yml"
+    path = folder / "rules.test.yml"
     path.write_text(json.dumps(document), "utf-8")
     done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def judge(case: Case, folder: Path) -> str:
+    """Hold the alert of a case to the states that it must have; what promtool says."""
+    last = max(case.quiet + case.firing)
+    series = {key: values.replace("x600", f"x{last}") for key, values in (HEALTHY | case.changed).items()}
+    expression = f'count by (alertstate) (ALERTS{{alertname="{case.alert}",{case.labels}}})'
+    states = [(minute, "firing") for minute in case.firing] + [(minute, "pending") for minute in case.pending]
+    checks: list[dict[str, Any]] = [
+        {
+            "expr": expression,
+            "eval_time": f"{minute}m",
+            "exp_samples": [{"labels": f'{{alertstate="{state}"}}', "value": 1}],
+        }
+        for minute, state in states
+    ]
+    checks += [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": []} for minute in case.quiet]
+    return promtool(folder, series, checks)
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -253,20 +273,7 @@ def test_promtool_finds_no_fault_in_the_rules() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}{'-fires' if case.firing else '-stays-quiet'}")
 def test_each_alert_fires_for_its_reason_and_resolves(case: Case, tmp_path: Path) -> None:
     """Not before, not for less, and not for ever."""
-    last = max(case.quiet + case.firing)
-    series = {key: values.replace("x600", f"x{last}") for key, values in (HEALTHY | case.changed).items()}
-    expression = f'count by (alertstate) (ALERTS{{alertname="{case.alert}",{case.labels}}})'
-    states = [(minute, "firing") for minute in case.firing] + [(minute, "pending") for minute in case.pending]
-    checks: list[dict[str, Any]] = [
-        {
-            "expr": expression,
-            "eval_time": f"{minute}m",
-            "exp_samples": [{"labels": f'{{alertstate="{state}"}}', "value": 1}],
-        }
-        for minute, state in states
-    ]
-    checks += [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": []} for minute in case.quiet]
-    promtool(tmp_path, series, checks)
+    judge(case, tmp_path)
 
 
 def test_a_healthy_server_raises_no_alert(tmp_path: Path) -> None:
@@ -275,9 +282,21 @@ def test_a_healthy_server_raises_no_alert(tmp_path: Path) -> None:
     promtool(tmp_path, HEALTHY, checks)
 
 
-def test_every_alert_is_tested_both_ways() -> None:
-    """A new alert needs a case in which it fires and resolves."""
-    assert {rule["alert"] for rule in alerts()} == {case.alert for case in CASES if case.firing and case.quiet}
+def rules_of(cases: Sequence[Case]) -> set[tuple[str, str]]:
+    """(alert, its burn): an alert that has several rules tells them apart by `burn`."""
+    return {(case.alert, "".join(re.findall(r'burn="([^"]+)"', case.labels))) for case in cases}
+
+
+def test_each_rule_has_a_case_before_it_fires_one_in_which_it_fires_and_one_in_which_it_resolves() -> None:
+    """Counted, so that nobody adds a rule without its three. Not before: at rest, or pending where there is a `for`."""
+    rules = [(rule["alert"], rule["labels"].get("burn", "")) for rule in alerts()]
+    assert len(set(rules)) == len(rules) >= 17
+    fires = [case for case in CASES if case.firing]
+    not_before = [case for case in fires if min(case.quiet + case.pending) < min(case.firing)]
+    resolves = [case for case in fires if max(case.quiet) > max(case.firing)]
+    assert rules_of(fires) == set(rules)
+    assert rules_of(not_before) == set(rules)
+    assert rules_of(resolves) == set(rules)
 
 
 def test_every_alert_leads_to_a_heading_that_exists() -> None:

@@ -14,11 +14,13 @@ from playwright.sync_api import sync_playwright
 from tests.page.conftest import ARGUMENTS
 from tests.server.tiny import ROOT, Running
 
-SHOTS: list[tuple[str, dict[str, Any]]] = [
-    ("page-light", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1490}}),
-    ("page-dark", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1120}}),
-    ("page-narrow", {"color_scheme": "light", "viewport": {"width": 360, "height": 1420}}),
+# name, the last card that is on the picture, the browser
+SHOTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("page-light", "Regulation signals", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}}),
+    ("page-dark", "Classes of ship, attacked", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1000}}),
+    ("page-narrow", "What differs", {"color_scheme": "light", "viewport": {"width": 360, "height": 800}}),
 ]
+MARGIN = 10
 
 
 def main() -> int:
@@ -28,14 +30,22 @@ def main() -> int:
         running.wait_ready()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-            for name, options in SHOTS:
+            for name, last, options in SHOTS:
                 page = browser.new_context(reduced_motion="reduce", **options).new_page()
                 page.goto(f"{running.url}/")
                 page.get_by_role("button", name="ship", exact=True).click()
                 page.wait_for_selector(".verdict >> nth=1")
                 page.wait_for_selector("#recent-chart svg")
                 page.evaluate("scrollTo(0, 0)")
-                small(page.screenshot(), ROOT / "docs/images" / f"{name}.png")
+                box = page.get_by_label(last, exact=True).bounding_box()
+                assert box is not None
+                clip = {
+                    "x": 0,
+                    "y": 0,
+                    "width": options["viewport"]["width"],
+                    "height": box["y"] + box["height"] + MARGIN,
+                }
+                small(page.screenshot(full_page=True, clip=clip), ROOT / "docs/images" / f"{name}.png")
             browser.close()
     finally:
         running.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,34 @@ def test_a_chosen_picture_is_judged_in_words(
     times = page.get_by_role("region", name="Times").inner_text()
     assert all(stage in times for stage in ("decode", "queue", "inference", "In the server"))
     assert f"mine.png: {verdict.lower()}" in page.get_by_role("status").text_content()
+
+
+GAUGE = """async ([width, scores]) => {
+  const { gauge } = await import("/page/charts.js");
+  const marks = scores.map((score, index) => ({ score, index, kind: "clean" }));
+  const thresholds = [0.001, 0.008].map((score) => ({ score, shown: "a", note: "" }));
+  const drawing = gauge(marks, thresholds, "")(width);
+  const host = document.createElement("div");
+  host.className = "chart";
+  host.append(drawing);
+  document.body.append(host);
+  const boxes = [...drawing.querySelectorAll(".tick-label")].map((label) => label.getBBox());
+  const ticks = [...drawing.querySelectorAll(".tick")].map((tick) => Number(tick.getAttribute("x1")));
+  host.remove();
+  return [ticks, boxes.map((box) => [box.x, box.x + box.width])];
+}"""
+
+
+def test_the_ends_of_the_gauge_say_where_they_are(visit: Visit) -> None:
+    """First and last tick have their figure, inside the drawing; no two figures overlap, however narrow."""
+    page = visit()
+    for width in (220, 290, 360, 640, 900):
+        for scores in ((0.5,), (0.0005, 0.9997), (0.00000002, 0.99999998), (0, 1)):
+            ticks, labels = page.evaluate(GAUGE, [width, scores])
+            for (begins, ends), tick in ((labels[0], ticks[0]), (labels[-1], ticks[-1])):
+                assert begins - 4 <= tick <= ends + 4, (width, scores)
+            assert labels[0][0] >= -2 and labels[-1][1] <= width + 2, (width, scores)
+            assert all(a[1] <= b[0] for a, b in pairwise(labels)), (width, scores)
 
 
 def test_the_page_shows_the_score_and_the_class_that_predict_gives(

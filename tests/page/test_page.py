@@ -194,6 +194,12 @@ def test_a_running_server_serves_the_page_and_counts_its_verdicts(served: Runnin
     assert served.http.head("/page/page.js").headers["content-type"].startswith("text/javascript")
     missing = served.http.get("/page/nothing")
     assert missing.status_code == 404 and missing.headers["content-type"] == "application/problem+json"
+    for path in ("/", "/page/page.js", "/page/recent.json"):
+        refused = served.http.post(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["request_id"] == refused.headers["x-request-id"]
+        assert refused.json()["type"] == "urn:awnet:problem:method-not-allowed"
     before = sum(map(sum, served.http.get("/page/recent.json").json()["counts"]))
     served.http.post("/predict", content=encoded(plain(0.9)), headers={"content-type": "image/png"})
     assert sum(map(sum, served.http.get("/page/recent.json").json()["counts"])) == before + 1

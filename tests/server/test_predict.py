@@ -207,7 +207,6 @@ def test_the_number_of_series_is_bounded(served: Running) -> None:
 
 def test_the_api_document_describes_predict(served: Running) -> None:
     """Its route is not FastAPI's, so it is written in by hand, and must not be forgotten; every $ref resolves."""
-    assert served.http.get("/docs").status_code == 200
     document = served.http.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
@@ -215,6 +214,18 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     assert {"/v2/health/live", "/v2/health/ready", "/metrics"} <= set(document["paths"])
+
+
+def test_the_api_document_is_readable_without_another_host(served: Running) -> None:
+    """/docs names every path and parameter of openapi.json; it has no script, and its policy would let none in."""
+    answer = served.http.get("/docs")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text and "http:" not in answer.text and "https:" not in answer.text
+    for path, methods in served.http.get("/openapi.json").json()["paths"].items():
+        for method, told in methods.items():
+            assert f"{method.upper()} {path}</code>" in answer.text
+            assert all(f"<code>{given['name']}</code>" in answer.text for given in told.get("parameters", []))
 
 
 def test_many_callers_at_once_get_their_own_answers(served: Running) -> None:

@@ -32,16 +32,16 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_serving_imports_no_training_library() -> None:
     """Neither torch nor onnx nor our own training and export: a server can be installed without them.
 
-    Nor what only some settings need: Triton's client with grpc, and what checks signatures.
+    Nor what only some settings need: Triton's client with grpc, what checks signatures, the supervisor of workers.
     """
     code = (
-        "import sys, server.app, server.__main__, server.admin, server.embedded\n"
+        "import sys, server.app, server.__main__, server.serving, server.admin, server.embedded\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient',"
-        " 'grpc', 'cryptography'}))"
+        " 'grpc', 'cryptography'}), sorted(sys.modules.keys() & {'server.supervisor', 'server.totals'}))"
     )
     done = call("-c", code)
-    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "[] []"), done.stderr
 
 
 def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:

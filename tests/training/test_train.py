@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +15,9 @@ import pytest
 import torch
 
 from training import checkpoint, data
+from training.chance import Keyed
+from training.ranks import Ranks
+from training.step import Runtime
 from training.train import (
     OBJECTIVES,
     RecipeError,
@@ -22,6 +27,7 @@ from training.train import (
     parameter_groups,
     read_recipe,
     schedule,
+    shared_batches,
     train,
 )
 
@@ -56,43 +62,109 @@ def states_equal(a: Path, b: Path) -> bool:
     return same and averaged and left["best_figure"] == right["best_figure"]
 
 
-def test_a_run_stopped_between_epochs_resumes_bit_for_bit(tmp_path: Path) -> None:
-    """Three epochs in one go and in three pieces give the same weights, averages and best figure."""
+def test_a_run_stopped_after_any_step_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Three epochs of four steps in one go and in twelve pieces give the same weights, averages and best figure."""
     torch.set_num_threads(1)
     recipe, images = tiny_recipe(tmp_path), small_set()
     train(recipe, images, tmp_path / "whole")
-    for _ in range(3):
+    for piece in range(1, 13):
         train(recipe, images, tmp_path / "pieces", resume=True, stop_after_minutes=0)
+        run = checkpoint.read(tmp_path / "pieces" / "last.pt")["run"]
+        assert 4 * run["epoch"] + run["done"] == piece
     assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "pieces" / "last.pt")
     best = checkpoint.load(tmp_path / "pieces" / "best.pt")
     assert best.calibration is not None and set(best.calibration.thresholds) == {0.01, 0.05}
     assert best.metrics["validation"]["w_robust"] >= 0 and best.labels[3] == "class 3"
+    histories = [json.loads((tmp_path / name / "history.json").read_text())["epochs"] for name in ("whole", "pieces")]
+    for row, other in zip(*histories, strict=True):  # mean losses of an epoch, whatever it was cut into
+        assert all(row[k] == other[k] for k in row if k not in ("train_seconds", "images_per_second"))
 
 
-@pytest.mark.skipif(
-    "AWNET_DATA_DIR" not in os.environ, reason="needs CIFAR-10: set AWNET_DATA_DIR to the folder of cifar-10-batches-py"
-)
-def test_a_run_killed_with_kill_9_resumes_bit_for_bit(tmp_path: Path) -> None:
-    """kill -9 in the middle of an epoch loses that epoch and nothing else."""
-    (tmp_path / "tiny.toml").write_text(
-        '[network]\nkind = "static"\narch = "resnet18"\nwidth = 4\n[objective]\nname = "pgd_at"\n[attack]\nsteps = 1\n'
-        "[optim]\nepochs = 3\nbatch_size = 32\nema = 0.9\n[data]\ntrain_images = 1024\n"
-        "[validate]\nimages = 32\nattack_steps = 1\n"
-        "[runtime]\nthreads = 1\n"
-    )
-    command = [sys.executable, "-m", "training.train", "--recipe", str(tmp_path / "tiny.toml")]
-    command += ["--data-dir", os.environ["AWNET_DATA_DIR"], "--resume", "--out"]
-    killed = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 600
-    while not (tmp_path / "killed" / "last.pt").exists():
-        assert killed.poll() is None and time.monotonic() < deadline, "the first epoch never ended"
-        time.sleep(0.05)
+def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """kill -9 loses what came after the last checkpoint, within an epoch too, and nothing else. While the process is
+    there, even stopped, no other one goes on with its run."""
+    recipe = tiny_recipe(tmp_path, "[runtime]\ncheckpoint_minutes = 1e-9\nthreads = 1\n")
+    tiny_run = Path(__file__).with_name("tiny_run.py")
+    command = [sys.executable, str(tiny_run), json.dumps(recipe), str(tmp_path / "killed")]
+    killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    last, deadline, seen = tmp_path / "killed" / "last.pt", time.monotonic() + 600, 0
+    while seen % 4 == 0:
+        assert killed.poll() is None and time.monotonic() < deadline, "no checkpoint within an epoch"
+        if last.exists():
+            run = checkpoint.read(last)["run"]
+            seen = 4 * run["epoch"] + run["done"]
+    killed.send_signal(signal.SIGSTOP)
+    with pytest.raises(FileExistsError, match="another process"):
+        train(recipe, small_set(), tmp_path / "killed", resume=True)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert checkpoint.read(tmp_path / "killed" / "last.pt")["run"]["epoch"] < 3
+    run = checkpoint.read(last)["run"]
+    assert seen <= 4 * run["epoch"] + run["done"] < 12
+    train_whole = runpy.run_path(str(tiny_run))["run"]
     for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], cwd=ROOT, check=True, capture_output=True)
-    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "killed" / "last.pt")
+        train_whole(recipe, tmp_path / name)
+    assert states_equal(tmp_path / "whole" / "last.pt", last)
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Its last.pt knows epochs only."""
+    recipe, images = tiny_recipe(tmp_path), small_set()
+    last = tmp_path / "run" / "last.pt"
+    to_the_end_of_an_epoch(recipe, images, tmp_path / "run")
+    document = checkpoint.read(last)
+    for later in ("done", "sums", "seconds"):
+        del document["run"][later]
+    checkpoint.save(last, document)
+    train(recipe, images, tmp_path / "run", resume=True)
+    train(recipe, images, tmp_path / "whole")
+    assert states_equal(last, tmp_path / "whole" / "last.pt")
+
+
+def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: data.ImageSet, out: Path) -> None:
+    """On with a run, step by step, until an epoch has ended."""
+    train(recipe, images, out, resume=True, stop_after_minutes=0)
+    while checkpoint.read(out / "last.pt")["run"]["done"]:
+        train(recipe, images, out, resume=True, stop_after_minutes=0)
+
+
+def test_batches_that_make_no_equal_parts_are_refused(tmp_path: Path) -> None:
+    """Parts of other sizes would weigh their images differently."""
+    recipe, images = tiny_recipe(tmp_path), small_set()
+    for accumulate, size in ((3, 1), (1, 3), (0, 1), (8, 4)):
+        recipe["optim"]["accumulate"] = accumulate
+        with pytest.raises(RecipeError, match=r"optim\.accumulate"):
+            train(recipe, images, tmp_path / "run", ranks=Ranks(0, size))
+
+
+def test_synchronised_batch_norms_are_the_same_network(tmp_path: Path) -> None:
+    """Same names and same answers in evaluation mode; refused where torch has none, on a CPU."""
+    from training.awnet import AWNet, AWNetConfig
+
+    recipe, images = tiny_recipe(tmp_path), small_set()
+    recipe["runtime"]["sync_batch_norm"] = True
+    with pytest.raises(RecipeError, match="sync_batch_norm"):
+        train(recipe, images, tmp_path / "run", ranks=Ranks(0, 2))
+    net, x = AWNet(AWNetConfig(width=4)).eval(), torch.rand(2, 3, 32, 32)
+    expected, names = net(x), list(net.state_dict())
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    assert list(synchronised.state_dict()) == names and torch.equal(synchronised(x), expected)
+    assert isinstance(synchronised.blocks[0].conv1.adv, torch.nn.SyncBatchNorm)
+
+
+def test_validation_is_the_same_for_any_number_of_processes() -> None:
+    """Together they judge every batch once, from the same random starts."""
+    split = small_set().train
+    runtime = Runtime(torch.device("cpu"), bf16=False)
+
+    def judged(ranks: Ranks) -> list[tuple[float, float]]:
+        return [(float(x.sum()), float(torch.rand(()))) for x, _ in shared_batches(split, 10, runtime, ranks)]
+
+    shares = [judged(Ranks(r, 3)) for r in range(3)]
+    assert sorted(j for share in shares for j in share) == sorted(judged(Ranks())) and [len(s) for s in shares] == [
+        3,
+        2,
+        2,
+    ]
 
 
 def test_weight_perturbation_is_a_switch_with_a_first_epoch(tmp_path: Path) -> None:
@@ -101,10 +173,9 @@ def test_weight_perturbation_is_a_switch_with_a_first_epoch(tmp_path: Path) -> N
     images, more = small_set(), "[data]\ntrain_images = 32\n"
     plain = tiny_recipe(tmp_path, more)
     later = {**plain, "optim": {**plain["optim"], "awp": 0.01, "awp_from": 2}}
-    train(later, images, tmp_path / "awp", stop_after_minutes=0)
-    train(plain, images, tmp_path / "plain", stop_after_minutes=0)
-    train(later, images, tmp_path / "awp", resume=True, stop_after_minutes=0)
-    train(plain, images, tmp_path / "plain", resume=True, stop_after_minutes=0)
+    for _ in range(2):
+        to_the_end_of_an_epoch(later, images, tmp_path / "awp")
+        to_the_end_of_an_epoch(plain, images, tmp_path / "plain")
     assert states_equal(tmp_path / "awp" / "last.pt", tmp_path / "plain" / "last.pt")
     for name, recipe in (("awp", later), ("plain", plain), ("whole", later)):
         train(recipe, images, tmp_path / name, resume=True)
@@ -197,6 +268,7 @@ def test_schedules_rise_and_fall_where_they_say() -> None:
         ("network.depth=20", "depth"),
         ("network.image_size=64", "image_size"),
         ("data.set=imagenet", "data.set"),
+        ("optim.accumulate=3", "optim.accumulate"),
         ("attack.start=n_fgsm", "attack.steps"),
         ("network.colour=3", "colour"),
         ("init.weights=x", "init.weights"),
@@ -275,7 +347,7 @@ def test_augmentation_only_moves_and_flips_pixels() -> None:
     """Each crop is a window of the padded image or of its mirror image."""
     images = torch.arange(1, 1 + 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).to(torch.int32)
     for seed in range(20):
-        out = data.crop_and_flip(images, torch.Generator().manual_seed(seed), padding=2)
+        out = data.crop_and_flip(images, Keyed.of(seed, 0, 0, torch.arange(2)), padding=2)
         for source, crop in zip(images, out, strict=True):
             padded = torch.nn.functional.pad(source, (2,) * 4)
             windows = [p[:, t : t + 8, s : s + 8] for p in (padded, padded.flip(2)) for t in range(5) for s in range(5)]

@@ -1,0 +1,248 @@
+"""What all workers of one service have counted, added up in the supervisor. Plain Python: no numpy, no client library.
+
+A snapshot is what one worker tells, as JSON:
+
+    families: [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
+    cusums:   [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
+    clients:  {"total": flagged images, "largest": [[name, flagged, most_too_many], ...]}
+    open:     [[model, version], ...]
+    recent:   [[slot, counts of verdicts], ...], see `recent`
+
+Modes say how values of several workers become one: `sum` (also of those that have gone), `livesum`, `livemax`,
+`livemin` (of those that live), `mean NAME` (weighted with the gauge NAME of the same model and version), `pooled` and
+`service` (made here).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_SLOTS = 60  # that `recent` looks back
+Labels = tuple[tuple[str, str], ...]
+Group = dict[tuple[str, Labels], float]  # (sample, all labels) -> value, of one set of labels
+Family = tuple[str, str, str, list[list[Any]]]  # name, kind, help, samples
+
+
+@dataclass
+class _Cusum:
+    """Bernoulli CUSUM over the images of all workers, in blocks: what one worker answered between two snapshots.
+
+    Summed log-likelihood ratios of a block are one log-likelihood ratio, so Lorden's bound on false alarms (see
+    `monitoring.limit_for`) holds with blocks for observations, of which there are no more than images.
+    """
+
+    value: float = 0.0
+    raised: bool = False
+    alarms: int = 0
+    limit: float = math.inf
+
+    def add(self, images: int, flagged: int, steps: tuple[float, float], limit: float, room: float) -> None:
+        value = self.value + flagged * steps[0] + (images - flagged) * steps[1]
+        self.value = value = min(max(0.0, value), room * limit)
+        self.limit = limit
+        if self.raised:
+            self.raised = value >= limit / 2
+        elif value >= limit:
+            self.raised = True
+            self.alarms += 1
+
+
+@dataclass
+class _Told:
+    """The last snapshot of one worker."""
+
+    families: dict[str, list[Any]]
+    counted: dict[str, dict[Labels, Group]]
+    watched: dict[tuple[str, ...], tuple[int, int]]
+    clients: Mapping[str, Any]
+    open: set[tuple[str, str]]
+    recent: dict[int, list[int]]
+
+
+class Totals:
+    """Every series is added up over workers without a label for them; what a dead worker counted stays counted."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, _Told] = {}
+        self._departed: dict[str, dict[Labels, Group]] = {}
+        self._shape: dict[str, list[Any]] = {}  # name, kind, mode, help of every family
+        self._cusums: dict[tuple[str, ...], _Cusum] = {}
+        self._past: dict[int, list[int]] = {}  # recent verdicts of workers that have gone
+        self._started = time.time()
+
+    def update(self, worker: int, snapshot: Mapping[str, Any]) -> None:
+        """What this worker says now. What it counted before and says no more, or less of, is kept."""
+        before = self._told.get(worker)
+        families = {family[0]: family for family in snapshot["families"]}
+        counted = {name: _groups(family) for name, family in families.items() if family[2] == "sum"}
+        self._shape.update({name: family[:4] for name, family in families.items()})
+        watched: dict[tuple[str, ...], tuple[int, int]] = {}
+        for model, version, sha256, flag, yes, no, limit, room, images, flagged in snapshot["cusums"]:
+            key = (model, version, sha256, flag)
+            watched[key] = (images, flagged)
+            past = before.watched.get(key, (0, 0)) if before else (0, 0)
+            if past[0] > images:
+                past = (0, 0)  # opened anew
+            cusum = self._cusums.setdefault(key, _Cusum(limit=limit))
+            cusum.add(images - past[0], flagged - past[1], (yes, no), limit, room)
+        if before is not None:
+            self._keep(before.counted, counted)
+        open_versions = {(model, version) for model, version in snapshot["open"]}
+        recent = {slot: counts for slot, counts in snapshot["recent"]}
+        self._told[worker] = _Told(families, counted, watched, snapshot["clients"], open_versions, recent)
+        self._forget()
+
+    def leave(self, worker: int) -> None:
+        """The worker is gone: its counts stay, everything else of it goes."""
+        told = self._told.pop(worker, None)
+        if told is not None:
+            self._keep(told.counted, {})
+            self._past = _merged(self._past, told.recent)
+            self._past = {slot: counts for slot, counts in self._past.items() if slot > max(self._past) - MOST_SLOTS}
+
+    def elsewhere(self, worker: int) -> list[tuple[int, list[int]]]:
+        """Recent verdicts of all others, by slot; those of the dead are among them."""
+        others = [told.recent for number, told in self._told.items() if number != worker]
+        return list(_merged(self._past, *others).items())
+
+    def document(self, own: Iterable[Family] = ()) -> dict[str, Any]:
+        """families (without their modes), clients (largest first) and flagged_images of the whole service.
+
+        Args:
+            own: the supervisor's own families.
+        """
+        clients: dict[str, list[int]] = {}
+        for told in self._told.values():
+            for name, flagged, most_too_many in told.clients["largest"]:
+                entry = clients.setdefault(name, [0, 0])
+                entry[0] += flagged
+                entry[1] += most_too_many
+        flagged_images = sum(told.clients["total"] for told in self._told.values())
+        certain = max((flagged - most for flagged, most in clients.values()), default=0)
+        made = self._pooled() | {
+            "awnet_flagged_clients": [["awnet_flagged_clients", {}, float(len(clients)), None]],
+            "awnet_flagged_largest_client_ratio": [
+                ["awnet_flagged_largest_client_ratio", {}, certain / flagged_images if flagged_images else 0.0, None]
+            ],
+            "process_start_time_seconds": [["process_start_time_seconds", {}, self._started, None]],
+        }
+        families: list[list[Any]] = []
+        for name, (_, kind, mode, text) in self._shape.items():
+            if mode in ("pooled", "service"):
+                samples = made[name]
+            elif mode == "sum":
+                samples = self._summed(name)
+            else:
+                samples = self._gauge(name, mode)
+            families.append([name, kind, text, samples])
+        families += [list(family) for family in own]
+        listed = sorted(clients.items(), key=lambda item: (-item[1][0], item[0]))
+        return {
+            "families": families,
+            "clients": [{"client": name, "flagged": n[0], "most_too_many": n[1]} for name, n in listed],
+            "flagged_images": flagged_images,
+        }
+
+    def _keep(self, old: dict[str, dict[Labels, Group]], new: dict[str, dict[Labels, Group]]) -> None:
+        for name, groups in old.items():
+            now = new.get(name, {})
+            for labels, group in groups.items():
+                after = now.get(labels)
+                if after is None or any(after.get(key, 0.0) < value for key, value in group.items()):
+                    _add(self._departed.setdefault(name, {}).setdefault(labels, {}), group)
+
+    def _forget(self) -> None:
+        """Drop what was kept of versions that no worker has open any more, as each worker does with its own."""
+        alive = {version for told in self._told.values() for version in told.open}
+        for groups in self._departed.values():
+            for labels in [labels for labels in groups if not _alive(dict(labels), alive)]:
+                del groups[labels]
+        self._cusums = {key: cusum for key, cusum in self._cusums.items() if key[:2] in alive}
+
+    def _summed(self, name: str) -> list[list[Any]]:
+        total: dict[Labels, Group] = {}
+        exemplars: dict[tuple[str, Labels], Any] = {}
+        for told in self._told.values():
+            for labels, group in told.counted.get(name, {}).items():
+                _add(total.setdefault(labels, {}), group)
+            for sample, labels_of, _, exemplar in told.families[name][4] if name in told.families else ():
+                if exemplar is not None:
+                    key = (sample, tuple(labels_of.items()))
+                    if key not in exemplars or exemplars[key][2] < exemplar[2]:
+                        exemplars[key] = exemplar
+        for labels, group in self._departed.get(name, {}).items():
+            _add(total.setdefault(labels, {}), group)
+        return [
+            [sample, dict(labels), value, exemplars.get((sample, labels))]
+            for group in total.values()
+            for (sample, labels), value in group.items()
+        ]
+
+    def _gauge(self, name: str, mode: str) -> list[list[Any]]:
+        values: dict[Labels, list[tuple[float, float]]] = {}  # labels -> (value, weight) of each worker
+        weigher = mode.removeprefix("mean ") if mode.startswith("mean ") else None
+        for told in self._told.values():
+            weights = {}
+            if weigher is not None and weigher in told.families:
+                weights = {_version(labels): value for _, labels, value, _ in told.families[weigher][4]}
+            for _, labels, value, _ in told.families[name][4] if name in told.families else ():
+                values.setdefault(tuple(labels.items()), []).append((value, weights.get(_version(labels), 0.0)))
+        how: dict[str, Callable[[list[float]], float]] = {"livesum": math.fsum, "livemax": max, "livemin": min}
+        merged = []
+        for labels, given in values.items():
+            if weigher is None:
+                value = how[mode]([value for value, _ in given])
+            else:
+                weight = sum(weight for _, weight in given)
+                value = sum(value * weight for value, weight in given) / weight if weight else 0.0
+            merged.append([name, dict(labels), value, None])
+        return merged
+
+    def _pooled(self) -> dict[str, list[list[Any]]]:
+        latest = {(model, version, flag): cusum for (model, version, _, flag), cusum in self._cusums.items()}
+
+        def samples(name: str, attribute: str) -> list[list[Any]]:
+            return [
+                [name, {"model": model, "version": version, "verdict": flag}, float(getattr(cusum, attribute)), None]
+                for (model, version, flag), cusum in latest.items()
+            ]
+
+        return {
+            "awnet_cusum": samples("awnet_cusum", "value"),
+            "awnet_cusum_raised": samples("awnet_cusum_raised", "raised"),
+            "awnet_cusum_alarms": samples("awnet_cusum_alarms_total", "alarms"),
+        }
+
+
+def _groups(family: list[Any]) -> dict[Labels, Group]:
+    """The samples of a family by their labels without the bucket's edge."""
+    groups: dict[Labels, Group] = {}
+    for sample, labels, value, _ in family[4]:
+        key = tuple((name, told) for name, told in labels.items() if name != "le")
+        groups.setdefault(key, {})[sample, tuple(labels.items())] = value
+    return groups
+
+
+def _add(total: Group, group: Group) -> None:
+    for key, value in group.items():
+        total[key] = total.get(key, 0.0) + value
+
+
+def _merged(*given: Mapping[int, list[int]]) -> dict[int, list[int]]:
+    total: dict[int, list[int]] = {}
+    for counts_by_slot in given:
+        for slot, counts in counts_by_slot.items():
+            total[slot] = [sum(pair) for pair in zip(total.get(slot, [0] * len(counts)), counts, strict=True)]
+    return total
+
+
+def _version(labels: Mapping[str, str]) -> tuple[str | None, str | None]:
+    return labels.get("model"), labels.get("version")
+
+
+def _alive(labels: Mapping[str, str], alive: set[tuple[str, str]]) -> bool:
+    return "model" not in labels or "version" not in labels or (labels["model"], labels["version"]) in alive

@@ -1,0 +1,155 @@
+"""Adding workers up: what stays of the dead, what goes, and how values of several become one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.metrics import Metrics
+from server.monitoring import CUSUM_ROOM, Cusum
+from server.totals import Totals
+
+HOW = {"sum", "livesum", "livemax", "livemin", "pooled", "service"}
+
+
+def snapshot(
+    families: list[list[Any]] | None = None,
+    cusums: list[list[Any]] | None = None,
+    clients: list[list[Any]] | None = None,
+    versions: tuple[str, ...] = ("1",),
+    recent: list[tuple[int, list[int]]] | None = None,
+) -> dict[str, Any]:
+    return {
+        "families": families or [],
+        "cusums": cusums or [],
+        "clients": {"total": sum(flagged for _, flagged, _ in clients or []), "largest": clients or []},
+        "open": [["m", version] for version in versions],
+        "recent": recent or [],
+    }
+
+
+def verdicts(**counts: float) -> list[Any]:
+    """A counter with a series for each version, as v1=3."""
+    samples = [["v_total", {"model": "m", "version": name[1:]}, value, None] for name, value in counts.items()]
+    return ["v", "counter", "sum", "Verdicts.", samples]
+
+
+def gauge(mode: str, value: float, name: str = "g", **labels: str) -> list[Any]:
+    return [name, "gauge", mode, "A gauge.", [[name, labels, value, None]]]
+
+
+def values(totals: Totals, name: str) -> dict[str, float]:
+    """Version (or '') -> value of the samples of a family."""
+    (family,) = [family for family in totals.document()["families"] if family[0] == name]
+    return {labels.get("version", ""): value for _, labels, value, _ in family[3]}
+
+
+def test_every_metric_says_how_several_become_one() -> None:
+    """One without a mode would be wrong in silence as soon as there are two workers."""
+    metrics = Metrics(lambda: 0, 1)
+    modes = metrics.modes()
+    assert {family.name for family in metrics._registry.collect()} <= set(modes)
+    assert {mode for mode in modes.values() if not mode.startswith("mean ")} <= HOW
+    assert {mode.removeprefix("mean ") for mode in modes.values() if mode.startswith("mean ")} <= set(modes)
+
+
+def test_counts_of_a_dead_worker_stay_and_its_gauges_go() -> None:
+    """The next one in its place counts from 0, and the sum never goes back."""
+    totals = Totals()
+    totals.update(0, snapshot([verdicts(v1=3), gauge("livesum", 5)]))
+    totals.update(1, snapshot([verdicts(v1=4), gauge("livesum", 2)]))
+    assert (values(totals, "v"), values(totals, "g")) == ({"1": 7}, {"": 7})
+    totals.leave(0)
+    assert (values(totals, "v"), values(totals, "g")) == ({"1": 7}, {"": 2})
+    totals.update(0, snapshot([verdicts(v1=1), gauge("livesum", 1)]))
+    assert (values(totals, "v"), values(totals, "g")) == ({"1": 8}, {"": 3})
+    for _ in range(3):  # nothing grows with restarts
+        totals.leave(0)
+        totals.update(0, snapshot([verdicts(v1=1)]))
+    assert values(totals, "v") == {"1": 11}
+
+
+def test_a_version_closed_by_one_worker_keeps_its_counts_until_all_have_closed_it() -> None:
+    """Workers close a version at different moments; in between its counter must not fall."""
+    totals = Totals()
+    totals.update(0, snapshot([verdicts(v1=3, v2=1)], versions=("1", "2")))
+    totals.update(1, snapshot([verdicts(v1=4, v2=1)], versions=("1", "2")))
+    totals.update(0, snapshot([verdicts(v2=2)], versions=("2",)))
+    assert values(totals, "v") == {"2": 3, "1": 7}
+    totals.update(0, snapshot([verdicts(v1=0, v2=2)], versions=("1", "2")))  # opened again there
+    assert values(totals, "v") == {"1": 7, "2": 3}
+    totals.update(0, snapshot([verdicts(v2=2)], versions=("2",)))
+    totals.update(1, snapshot([verdicts(v2=1)], versions=("2",)))
+    assert values(totals, "v") == {"2": 3}
+
+
+@pytest.mark.parametrize(("mode", "result"), [("livesum", 5), ("livemax", 4), ("livemin", 1)])
+def test_gauges_become_one_in_the_way_that_suits_them(mode: str, result: float) -> None:
+    totals = Totals()
+    totals.update(0, snapshot([gauge(mode, 1)]))
+    totals.update(1, snapshot([gauge(mode, 4)]))
+    assert values(totals, "g") == {"": result}
+
+
+def test_a_mean_weighs_workers_by_their_images() -> None:
+    """A worker that has just begun has a noisy drift and hardly any weight."""
+    totals = Totals()
+    for worker, (drift, images) in enumerate([(0.1, 990.0), (2.1, 10.0)]):
+        which = {"model": "m", "version": "1"}
+        totals.update(worker, snapshot([gauge("mean n", drift, "d", **which), gauge("livesum", images, "n", **which)]))
+    assert values(totals, "d") == {"1": pytest.approx(0.12)}
+    assert values(totals, "n") == {"1": 1000}
+
+
+def test_the_newest_exemplar_of_a_bucket_is_kept() -> None:
+    totals = Totals()
+    for worker, when in ((0, 20.0), (1, 10.0)):
+        exemplar = [{"request_id": f"w{worker}"}, 0.2, when]
+        samples = [["h_bucket", {"le": "+Inf"}, 1.0, exemplar], ["h_count", {}, 1.0, None]]
+        totals.update(worker, snapshot([["h", "histogram", "sum", "A histogram.", samples]]))
+    (family,) = [family for family in totals.document()["families"] if family[0] == "h"]
+    assert family[3][0] == ["h_bucket", {"le": "+Inf"}, 2.0, [{"request_id": "w0"}, 0.2, 20.0]]
+
+
+def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
+    """Told after every image it is exactly that; a dead worker leaves its part in it."""
+    single, parts, totals = Cusum(0.05, 19.0), [Cusum(0.05, 19.0), Cusum(0.05, 19.0)], Totals()
+    images = [0, 0]
+    family = ["awnet_cusum", "gauge", "pooled", "CUSUM.", []]
+    for turn in range(60):
+        worker, flagged = turn % 2, turn % 3 == 0
+        single.add(flagged)
+        parts[worker].add(flagged)
+        images[worker] += 1
+        entry = ["m", "1", "00", "suspicious", *parts[worker].steps, 19.0, CUSUM_ROOM]
+        totals.update(worker, snapshot([family], [[*entry, images[worker], parts[worker].flagged]]))
+        assert values(totals, "awnet_cusum")["1"] == pytest.approx(single.value)
+    before = values(totals, "awnet_cusum")
+    totals.leave(0)
+    assert values(totals, "awnet_cusum") == before
+
+
+def test_a_sender_who_met_two_workers_is_one() -> None:
+    totals = Totals()
+    totals.update(0, snapshot(clients=[["aa", 6, 1], ["bb", 1, 0]]))
+    totals.update(1, snapshot(clients=[["aa", 3, 0]]))
+    assert totals.document()["clients"] == [
+        {"client": "aa", "flagged": 9, "most_too_many": 1},
+        {"client": "bb", "flagged": 1, "most_too_many": 0},
+    ]
+    totals.leave(1)
+    assert totals.document()["flagged_images"] == 7
+
+
+def test_recent_verdicts_of_others_are_told_and_those_of_the_dead_stay() -> None:
+    """For as long as the page looks back."""
+    totals = Totals()
+    totals.update(0, snapshot(recent=[(100, [1, 0, 0])]))
+    totals.update(1, snapshot(recent=[(99, [2, 0, 0]), (100, [3, 0, 1])]))
+    assert dict(totals.elsewhere(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
+    totals.leave(1)
+    assert dict(totals.elsewhere(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
+    totals.update(1, snapshot(recent=[(159, [1, 0, 0])]))
+    totals.leave(1)
+    assert dict(totals.elsewhere(0)) == {100: [3, 0, 1], 159: [1, 0, 0]}
