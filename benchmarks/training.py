@@ -324,7 +324,7 @@ def operations(contestant: Contestant) -> int:
 
 
 class Ceiling:
-    """A square matrix product in one dtype: the most that the machine does."""
+    """A square matrix product in one dtype: a yardstick; a convolution library that suits the machine may beat it."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.n, self.device = (8192 if device.type == "cuda" else 2048), device

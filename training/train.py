@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import subprocess
 import sys
 import time
@@ -676,7 +677,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if ranks.first:
-        print(json.dumps(result))
+        print(json.dumps({key: value for key, value in result.items() if math.isfinite(value)}))
     return 0
 
 

@@ -29,6 +29,8 @@ PREDICT = f'{AWNET},route="/predict",method="POST"'
 HEALTHY = {
     f"up{{{AWNET}}}": "1+0x600",
     f"awnet_engine_up{{{AWNET}}}": "1+0x600",
+    f"awnet_workers{{{AWNET}}}": "4+0x600",
+    f"awnet_workers_up{{{AWNET}}}": "4+0x600",
     f'awnet_triton_up{{{AWNET},address="127.0.0.1:8101"}}': "1+0x600",
     f'awnet_reloads_total{{{AWNET},model="awnet",result="refused"}}': "0+0x600",
     f'awnet_reloads_total{{{AWNET},model="awnet",result="loaded"}}': "0+0x30 1+0x570",
@@ -49,6 +51,7 @@ HEALTHY = {
     f"awnet_score_drift_images{{{MODEL}}}": "5000+0x600",
     f'awnet_omega_drift{{{MODEL},block="blocks.0"}}': "0.1+0x600",
     f"awnet_omega_drift_images{{{MODEL}}}": "1000+0x600",
+    f"awnet_golden_canary_interval_seconds{{{AWNET}}}": "10+0x600",
     f'awnet_golden_canaries_total{{{MODEL},expected="adversarial",result="right"}}': "0+3x600",
     f'awnet_golden_canaries_total{{{MODEL},expected="adversarial",result="wrong"}}': "0+0x600",
 }
@@ -90,6 +93,13 @@ CASES = [
     Case("AWNetTargetAbsent", {name("up"): "_x10 1+0x20"}, quiet=(12,), pending=(2,), firing=(6,)),
     Case(
         "AWNetEngineDown", {name("awnet_engine_up"): "1+0x9 0+0x10 1+0x20"}, quiet=(5, 25), pending=(10,), firing=(12,)
+    ),
+    Case(
+        "AWNetWorkersMissing",
+        {name("awnet_workers_up"): "4+0x9 3+0x20 4+0x20"},
+        quiet=(5, 35),
+        pending=(12,),
+        firing=(18, 28),
     ),
     Case(
         "AWNetTritonDown", {name("awnet_triton_up"): "1+0x9 0+0x10 1+0x20"}, quiet=(5, 25), pending=(10,), firing=(12,)
@@ -215,6 +225,14 @@ CASES = [
         {name("awnet_golden_canaries_total", "right"): "0+3x60 180+0x60 180+3x60"},
         quiet=(50, 65, 125),
         firing=(85,),
+    ),
+    Case(
+        "AWNetCanariesMissing",  # nobody asked for any
+        {
+            name("awnet_golden_canaries_total", "right"): "0+0x120",
+            name("awnet_golden_canary_interval_seconds"): "0+0x120",
+        },
+        quiet=(50, 85),
     ),
 ]
 
