@@ -2,6 +2,9 @@
 
 The servers run side by side and are asked in turn, in rounds whose order rotates; figures are medians over rounds. wrk
 is the client and shares the cores. Memory is told twice: `rss` counts shared pages in each process, `pss` once.
+
+Afterwards a server with the most workers is run alone, and under callers who wait for each answer its workers are
+killed (SIGKILL) one after the other: how many requests failed, and after how long all workers were up again.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +31,7 @@ from benchmarks.server import command as served
 EXAMPLES = """examples:
   python -m benchmarks.workers                           one and two workers, 8 clients, about a minute
   python -m benchmarks.workers --workers 1 2 4 --clients 1 8 32
+  python -m benchmarks.workers --kills 50                and kill fifty times instead of ten
 """
 
 
@@ -42,12 +49,16 @@ def main() -> int:
     parser.add_argument("--clients", type=int, nargs="+", default=[8], help="[8]")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
     parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--kills", type=int, default=10, help="of workers, 0 for none [10]")
+    parser.add_argument("--callers", type=int, default=4, help="who wait for answers meanwhile [4]")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/workers", help="without suffix")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         print("skipped: wrk is not installed (apt-get install wrk)", file=sys.stderr)
         return 0
     report = measure(options)
+    if options.kills and max(options.workers) > 1:
+        report["kills"] = kill(options)
     write(options.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
     text = markdown(report)
     write(options.out.with_suffix(".md"), text)
@@ -99,6 +110,57 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def kill(options: argparse.Namespace) -> dict[str, Any]:
+    """Workers killed in turn: {workers, callers, answered, kills: [{failed, seconds}]}."""
+    workers, port, done = max(options.workers), free_port(), threading.Event()
+    picture = noise_png()
+    counts = {"answered": 0, "failed": 0}
+    lock = threading.Lock()
+
+    def call() -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/predict", data=picture, headers={"content-type": "image/png"}
+        )
+        while not done.is_set():
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    answer.read()
+                outcome = "answered"
+            except OSError:  # refused, reset, timed out, or a status that says failure
+                outcome = "failed"
+            with lock:
+                counts[outcome] += 1
+
+    def until(up: bool, limit: float) -> None:
+        """Until all workers are up, or not."""
+        deadline = time.monotonic() + limit
+        while (f"awnet_workers_up {workers}.0" in exposition(port)) != up and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    found: dict[str, Any] = {"workers": workers, "callers": options.callers, "kills": []}
+    command = [*served("server", port, options), "--workers", str(workers), "--log-level", "error"]
+    with running(command) as process:
+        wait_until_up(port, process)
+        until(True, 60)
+        threads = [threading.Thread(target=call) for _ in range(options.callers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for i in range(options.kills):
+                before, started = counts["failed"], time.monotonic()
+                os.kill(children(process.pid)[i % workers], signal.SIGKILL)
+                until(False, 2)
+                until(True, 60)
+                seconds = time.monotonic() - started
+                found["kills"].append({"failed": counts["failed"] - before, "seconds": round(seconds, 2)})
+                time.sleep(0.5)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+    return found | {"answered": counts["answered"]}
+
+
 def exposition(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         return str(answer.read(), "utf-8")
@@ -140,6 +202,16 @@ def markdown(report: dict[str, Any]) -> str:
                 f"| {figures['cpu_ms']:.2f} | {figures['failed']:.0f} | {rss} | {found['pss_mb']:.0f} |"
             )
     lines += ["", "The first of several `rss` is the supervisor."]
+    if "kills" in report:
+        killed = report["kills"]
+        seconds = [k["seconds"] for k in killed["kills"]]
+        failed = [k["failed"] for k in killed["kills"]]
+        lines += [
+            "",
+            f"{len(failed)} times SIGKILL to one of {killed['workers']} workers, {killed['callers']} callers waiting:",
+            f"at most {max(failed)} requests failed each time, {sum(failed)} in all, {killed['answered']:,} answered.",
+            f"All workers were up again in {statistics.median(seconds):.2f} s (median), at most {max(seconds):.2f} s.",
+        ]
     return "\n".join(lines) + "\n"
 
 
