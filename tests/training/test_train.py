@@ -15,14 +15,17 @@ import pytest
 import torch
 
 from training import checkpoint, data
+from training.awnet import AWNet, AWNetConfig
 from training.chance import Keyed
 from training.ranks import Ranks
+from training.static import StaticConfig, build_static
 from training.step import Runtime
 from training.train import (
     OBJECTIVES,
     RecipeError,
     build_objective,
     copy_static,
+    initialise,
     main,
     parameter_groups,
     read_recipe,
@@ -138,7 +141,6 @@ def test_batches_that_make_no_equal_parts_are_refused(tmp_path: Path) -> None:
 
 def test_synchronised_batch_norms_are_the_same_network(tmp_path: Path) -> None:
     """Same names and same answers in evaluation mode; refused where torch has none, on a CPU."""
-    from training.awnet import AWNet, AWNetConfig
 
     recipe, images = tiny_recipe(tmp_path), small_set()
     recipe["runtime"]["sync_batch_norm"] = True
@@ -185,7 +187,6 @@ def test_weight_perturbation_is_a_switch_with_a_first_epoch(tmp_path: Path) -> N
 
 def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
     """With its teachers as files; N-FGSM brings its own attack; what is missing is named."""
-    from training.static import StaticConfig, build_static
 
     net = build_static(StaticConfig("resnet18", 4))
     checkpoint.save(tmp_path / "t.pt", checkpoint.pack(net, labels=[], recipe={}))
@@ -219,8 +220,6 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_clean_trunk_becomes_both_branches(tmp_path: Path) -> None:
     """After `init.trunk` the AW-Net answers exactly as the static network did, through either branch."""
-    from training.awnet import AWNet, AWNetConfig
-    from training.static import StaticConfig, build_static
 
     torch.manual_seed(0)
     static = build_static(StaticConfig("resnet18", 4)).train()
@@ -238,7 +237,6 @@ def test_a_clean_trunk_becomes_both_branches(tmp_path: Path) -> None:
 
 def test_the_regulator_has_its_own_learning_rate(tmp_path: Path) -> None:
     """Sec. 5.1: heads at 0.01, everything else at 0.1; a frozen extractor is in neither group."""
-    from training.awnet import AWNet, AWNetConfig
 
     net = AWNet(AWNetConfig(width=4))
     trunk, heads = parameter_groups(net, {"lr": 0.1, "regulator_lr": 0.01})
@@ -312,7 +310,6 @@ def test_every_full_scale_recipe_is_rehearsed(path: Path, tmp_path: Path) -> Non
     width = recipe["network"]["width"] = {"tiny": 16}.get(name, 4 if recipe["network"]["kind"] == "awnet" else 8)
     if recipe["network"]["kind"] == "awnet":
         assert recipe["network"].get("image_size", 32) == size
-    from training.static import StaticConfig, build_static
 
     for needed in ("teacher-nat", "teacher-adv", "extractor"):
         assert (path.parent / f"{needed}.toml").is_file()  # what a recipe needs has a recipe of its own
@@ -375,3 +372,22 @@ def test_missing_data_says_what_is_missing(tmp_path: Path) -> None:
     """No traceback from torchvision: the folder and what must lie in it."""
     with pytest.raises(FileNotFoundError, match="cifar-10-batches-py"):
         data.load_cifar10(tmp_path, download=False)
+
+
+def test_a_network_can_start_with_the_detector_of_another(tmp_path: Path) -> None:
+    """Extractor and type head, temperature included, whatever the trunks are; a static network has none to give."""
+    source = AWNet(AWNetConfig(width=4, extractor_width=4))
+    source.type_head.temperature.fill_(3.0)
+    checkpoint.save(tmp_path / "detector.pt", checkpoint.pack(source, labels=[], recipe={}))
+    static = build_static(StaticConfig("resnet20", 4))
+    checkpoint.save(tmp_path / "static.pt", checkpoint.pack(static, labels=[], recipe={}))
+    net = AWNet(AWNetConfig(width=8, extractor_width=4, mixbn=False, type_weighting=False))
+    trunk = net.stem.conv.weight.clone()
+    initialise(net, {"detector": "detector.pt"}, tmp_path)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(net.eval().detect(x).type_logits, source.eval().detect(x).type_logits)
+    assert torch.equal(net.stem.conv.weight, trunk)
+    with pytest.raises(RecipeError, match=r"init\.detector"):
+        initialise(net, {"detector": "static.pt"}, tmp_path)
+    with pytest.raises(RecipeError, match="does not fit"):
+        initialise(AWNet(AWNetConfig(width=8)), {"detector": "detector.pt"}, tmp_path)
