@@ -98,6 +98,7 @@ def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
             axes[1].plot(run["epoch"], run["loss"], marker="o", label=label)
         for ax, title in zip(axes, ("W-Robust accuracy, validation (%)", "training loss"), strict=True):
             ax.set(title=title, xlabel="epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
     elif figure in ("1", "7"):
         fig, axes = plt.subplots(1, LAYERS, figsize=(5 * LAYERS, 4), squeeze=False)
         for i, ax in enumerate(axes[0]):
