@@ -28,9 +28,6 @@ class Interval:
     high: float
     seeds: int
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.1f} to {self.high:.1f})"
-
 
 @dataclass(frozen=True)
 class Run:

@@ -361,7 +361,7 @@ async def test_a_deadline_is_kept_and_says_nothing_about_triton() -> None:
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 await runner.infer(pictures(1), soon(0.1))
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 1
         with pytest.raises(DeadlineExceeded):
             await runner.infer(pictures(1), Terms(time.monotonic() - 1))
         assert state(engine) == "up" and engine.waiting() == 0
@@ -393,7 +393,7 @@ async def test_a_stopped_triton_is_noticed_within_a_second() -> None:
         started = time.monotonic()
         with pytest.raises(EngineFault):
             await runner.infer(pictures(1), soon())
-        assert time.monotonic() - started < 4  # 0.8 s on a quiet machine; the rest is for a busy one
+        assert time.monotonic() - started < 1.5  # 0.8 s and what a busy machine adds
         assert not engine.up()
         with pytest.raises(EngineUnavailable):
             await runner.infer(pictures(1), soon())
@@ -414,7 +414,7 @@ async def test_a_refused_connection_opens_the_breaker_at_once() -> None:
         for _ in range(20):
             with pytest.raises(EngineUnavailable):
                 await runner.infer(pictures(1), soon())
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 1
         await fake.start()
         assert await until(engine.up) < 5
         assert right(await runner.infer(pictures(1), soon()), images(1))

@@ -118,7 +118,7 @@ def test_a_fault_of_triton_costs_unavailable_answers_only(triton: RealTriton, fa
         struck = time.monotonic()
         triton.signal(signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
         opened_after = await until(lambda: not engine.up())
-        assert opened_after < 4  # 0.8 s on a quiet machine; the rest is for a busy one
+        assert opened_after < 1.5  # 0.8 s here, and what a busy machine adds
         await asyncio.sleep(1)
         if fault == "stopped":
             triton.signal(signal.SIGCONT)
