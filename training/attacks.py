@@ -289,6 +289,12 @@ def evade(
     return best
 
 
+def selective(logits: Tensor, type_logits: Tensor, y: Tensor) -> Tensor:
+    """What selective PGD ascends, [N]: the class margin until an image is misclassified, then the type margin."""
+    distance, type_logits = margin(logits, y), type_logits.float()
+    return torch.where(distance > 0, type_logits[:, 1] - type_logits[:, 0], distance)
+
+
 def _judge(
     net: DetectingNetwork, z: Tensor, y: Tensor, how: Evasion, best: Evaded, active: Tensor, last: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -309,8 +315,7 @@ def _judge(
         type_logits = signals.type_logits.float()
         natural = type_logits[:, 1] - type_logits[:, 0]
         if how.weight is None:
-            distance = margin(logits, y)
-            loss = torch.where(distance > 0, natural, distance)
+            loss = selective(logits, type_logits, y)
         else:
             loss = cross_entropy(logits, y) + how.weight * natural
         (gradient,) = torch.autograd.grad(loss.sum(), z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
+from training.attacks import Budget, ascend, cross_entropy, normal_start, project, quantise, selective, uniform_start
 from training.awnet import AWNet
 from training.chance import GLOBAL, Chance
 from training.static import StaticNet
@@ -37,6 +37,11 @@ class Inner:
         forced: share of an AW-Net's batch that is attacked with BN_adv forced (P = 0) and the detector's
             gradient cut; the rest attacks the deployed network with its whole gradient. While P is near 0.5
             an attack on the deployed network alone goes through the clean branch and BN_adv learns nothing.
+        through: the forced share's attacker has the detector's gradient too, and steers omega with it. An
+            adversarial branch that never met such an attacker loses to him.
+        evading: share that is attacked for a wrong class *and* a clean verdict (T3): selective PGD against the natural
+            branch, at a radius and step drawn for each batch from `radii` (shares of the budget's): an attacker whom
+            the detector stops at the whole radius goes below what it sees.
         detached: share of the *unforced* images whose attacker ignores the detector's gradient (T1) instead.
         spread: k of N-FGSM.
     """
@@ -44,14 +49,19 @@ class Inner:
     budget: Budget = Budget(steps=10)
     start: str = "normal"
     forced: float = 0.0
+    through: bool = False
+    evading: float = 0.0
+    radii: Sequence[float] = (0.25, 0.5, 1.0)
     detached: float = 0.0
     spread: float = 2.0
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f"attack.start must be one of {', '.join(STARTS)}, not {self.start!r}")
-        if not (0 <= self.forced <= 1 and 0 <= self.detached <= 1):
-            raise ValueError("attack.forced and attack.detached are shares between 0 and 1")
+        if not (0 <= self.forced and 0 <= self.evading and self.forced + self.evading <= 1 and 0 <= self.detached <= 1):
+            raise ValueError("attack.forced, attack.evading, their sum and attack.detached are shares between 0 and 1")
+        if not self.radii or not all(0 < radius <= 1 for radius in self.radii):
+            raise ValueError("attack.radii are shares of attack.eps, above 0 and at most 1")
         if self.start == "n_fgsm" and self.budget.steps != 1:
             raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
 
@@ -82,20 +92,34 @@ class Inner:
 
         with frozen(net):
             if isinstance(net, AWNet):
-                n = len(x)
-                first = round(n * self.forced)
+                evading, n = slice(len(x) - round(len(x) * self.evading), len(x)), len(x) - round(len(x) * self.evading)
+                first = round(len(x) * self.forced)
                 second = first + round((n - first) * self.detached)
                 models: tuple[tuple[slice, Outputs], ...] = (
-                    (slice(0, first), lambda z: [net.classify(z, net.detect(z.detach()), "adv")]),
+                    (slice(0, first), lambda z: [net.classify(z, net.detect(z if self.through else z.detach()), "adv")]),
                     (slice(first, second), lambda z: [net.classify(z, net.detect(z.detach()))]),
                     (slice(second, n), lambda z: [net(z)]),
                 )
                 # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
-                x_adv = quantise(torch.cat([attack(part, model) for part, model in models if part.start < part.stop]))
+                made = [attack(part, model) for part, model in models if part.start < part.stop]
+                if evading.start < evading.stop:
+                    made.append(self.evaders(net, x[evading], y[evading], start[evading], chance))
+                x_adv = quantise(torch.cat(made))
             else:
                 x_adv = attack(slice(None), lambda z: outputs(net, z))
         net.train(was_training)
         return x_adv
+
+    def evaders(self, net: AWNet, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
+        """x_adv of attackers at T3; see `evading`."""
+        share = self.radii[chance.integer(0, len(self.radii), "radius")]
+        budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
+
+        def loss(z: Tensor) -> Tensor:
+            signals = net.detect(z)
+            return selective(net.classify(z, signals.detach(), "nat"), signals.type_logits, y)
+
+        return ascend(loss, x, project(start, x, budget.eps), budget)
 
     def started(self, x: Tensor, chance: Chance = GLOBAL) -> Tensor:
         """Where the attack starts, in [0,1]."""
