@@ -220,10 +220,20 @@ class Evasion:
             misclassified, the type margin from there on, decided anew for each image at each step.
         branch: the batch norms that are forced while the gradient of the class is taken, omega frozen then:
             "adv" is P_type = 0, "nat" is P_type = 1. None differentiates the deployed network.
+        growing: the ball grows to its radius during the first half of the steps, in steps of one grey level. A
+            detector that has learnt attacks of the whole radius sees those; what it does not see is smaller.
     """
 
     weight: float | None = None
     branch: Literal["adv", "nat"] | None = None
+    growing: bool = False
+
+    def reach(self, i: int, budget: Budget) -> tuple[float, float]:
+        """(radius of the ball, step) of gradient step number i, both in whole grey levels of 1/255."""
+        eps, early = math.floor(budget.eps * 255 + 1e-6), 2 * i < budget.steps
+        if self.growing and early:
+            return min(eps, 1 + 2 * i * eps // budget.steps) / 255, 1 / 255
+        return eps / 255, max(1, round(budget.step * 255)) / 255 if early else 1 / 255
 
 
 EVASIONS: dict[str, Evasion] = {
@@ -233,6 +243,8 @@ EVASIONS: dict[str, Evasion] = {
     "selective": Evasion(),
     "selective_adv": Evasion(branch="adv"),
     "selective_nat": Evasion(branch="nat"),
+    "growing": Evasion(growing=True),
+    "growing_nat": Evasion(branch="nat", growing=True),
 }
 
 EVASION_BUDGET = Budget(steps=60)
@@ -258,7 +270,7 @@ def evade(
     server would receive: nothing is lost to rounding afterwards. Every iterate is judged, the start too
     (an image that is misclassified and unflagged as it stands counts as evaded), the best one is kept, and
     an image is left alone from its first success on. The first try starts at x, each restart uniformly in
-    the ball; steps are `budget.step` in the first half and one grey level in the second.
+    the ball that it has then; for steps see `Evasion.reach`.
 
     Args:
         x: 8-bit images [N,3,H,W] in [0,1]; y: their classes [N].
@@ -269,22 +281,21 @@ def evade(
     Raises:
         ValueError: eps is under one grey level, or restarts under one.
     """
-    eps = math.floor(budget.eps * 255 + 1e-6) / 255
-    coarse = max(1, round(budget.step * 255)) / 255
+    eps, _ = how.reach(budget.steps, budget)
     if eps == 0 or restarts < 1:
         raise ValueError("evade needs eps of at least 1/255 and at least one try")
     x = quantise(x)
     best = Evaded(x.clone(), torch.full((len(x),), math.inf, device=x.device))
     active = torch.arange(len(x), device=x.device)  # images without a success so far
     for attempt in range(restarts):
-        z = x[active] if attempt == 0 else quantise(uniform_start(x[active], eps))
+        z = x[active] if attempt == 0 else quantise(uniform_start(x[active], eps if not how.growing else 1 / 255))
         for i in range(budget.steps + 1):
             if not len(active):
                 return best
             z, gradient = _judge(net, z, y[active], how, best, active, last=i == budget.steps)
             todo = (best.score[active] > threshold).nonzero().squeeze(1)
-            step = coarse if 2 * i < budget.steps else 1 / 255
-            moved = z if gradient is None else quantise(project(z + step * gradient.sign(), x[active], eps))
+            radius, step = how.reach(i, budget)
+            moved = z if gradient is None else quantise(project(z + step * gradient.sign(), x[active], radius))
             z, active = (moved, active) if len(todo) == len(active) else (moved[todo], active[todo])
     return best
 

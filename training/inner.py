@@ -58,7 +58,8 @@ class Inner:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f"attack.start must be one of {', '.join(STARTS)}, not {self.start!r}")
-        if not (0 <= self.forced and 0 <= self.evading and self.forced + self.evading <= 1 and 0 <= self.detached <= 1):
+        shares = (self.forced, self.evading, self.forced + self.evading, self.detached)
+        if not all(0 <= share <= 1 for share in shares):
             raise ValueError("attack.forced, attack.evading, their sum and attack.detached are shares between 0 and 1")
         if not self.radii or not all(0 < radius <= 1 for radius in self.radii):
             raise ValueError("attack.radii are shares of attack.eps, above 0 and at most 1")
@@ -92,12 +93,13 @@ class Inner:
 
         with frozen(net):
             if isinstance(net, AWNet):
-                evading, n = slice(len(x) - round(len(x) * self.evading), len(x)), len(x) - round(len(x) * self.evading)
+                n = len(x) - round(len(x) * self.evading)  # the last ones evade
+                evading = slice(n, len(x))
                 first = round(len(x) * self.forced)
                 second = first + round((n - first) * self.detached)
                 models: tuple[tuple[slice, Outputs], ...] = (
-                    (slice(0, first), lambda z: [net.classify(z, net.detect(z if self.through else z.detach()), "adv")]),
-                    (slice(first, second), lambda z: [net.classify(z, net.detect(z.detach()))]),
+                    (slice(0, first), lambda z: [net.classify(z, net.detect(cut(z, self.through)), "adv")]),
+                    (slice(first, second), lambda z: [net.classify(z, net.detect(cut(z, False)))]),
                     (slice(second, n), lambda z: [net(z)]),
                 )
                 # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
@@ -148,6 +150,11 @@ def frozen(net: nn.Module) -> Iterator[None]:
     finally:
         for p in weights:
             p.requires_grad_(True)
+
+
+def cut(z: Tensor, through: bool) -> Tensor:
+    """What the detector is shown: z, and where not `through` without the attacker's gradient."""
+    return z if through else z.detach()
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

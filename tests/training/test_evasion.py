@@ -122,6 +122,31 @@ def test_forcing_the_natural_branch_finds_what_a_dead_gradient_hides(batch: tupl
     assert bool(forced.success(THRESHOLD).all())
 
 
+def test_a_growing_ball_finds_what_hides_close_to_the_image(batch: tuple[Tensor, Tensor]) -> None:
+    """A detector that is certain of all but small changes: at its whole radius the attack is flagged all along."""
+
+    class Close(Toy):
+        def detect(self, x: Tensor) -> ToySignals:  # flat beyond three levels: no way back
+            over = torch.where(channel(x, 1) > 3, 200.0, channel(x, 1) - 3)
+            return ToySignals(torch.stack([over, -over], dim=1))
+
+        def classify(self, x: Tensor, signals: ToySignals, branch: str | None = None) -> Tensor:
+            score = channel(x, 1) - 2.5
+            return torch.stack([-score, score], dim=1)
+
+    x, y = batch
+    coarse = Budget(step=4 / 255, steps=60)
+    assert not bool(evade(Close(), x, y, coarse, EVASIONS["selective"], THRESHOLD).success(THRESHOLD).any())
+    assert bool(evade(Close(), x, y, coarse, EVASIONS["growing"], THRESHOLD).success(THRESHOLD).all())
+
+
+def test_a_growing_ball_ends_at_the_budget() -> None:
+    """Whole grey levels from 1 to 8, never less than before, all of it for the second half."""
+    levels = [round(255 * EVASIONS["growing"].reach(i, BUDGET)[0]) for i in range(BUDGET.steps + 1)]
+    assert levels[0] == 1 and levels == sorted(levels) and set(levels) == set(range(1, 9))
+    assert set(levels[BUDGET.steps // 2 :]) == {8}
+
+
 def test_the_best_iterate_is_kept_not_the_last(batch: tuple[Tensor, Tensor]) -> None:
     """Where nothing goes unflagged, the misclassified image with the lowest score met on the way is returned."""
     x, y = batch

@@ -80,15 +80,26 @@ def test_type_loss_names_the_first_half_natural() -> None:
     assert type_loss(right.flip(0), 1).item() > 10
 
 
-@pytest.mark.parametrize("forced, detached", [(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.25, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    "forced, detached, evading",
+    [
+        (0.0, 0.0, 0.0),
+        (0.5, 0.0, 0.0),
+        (1.0, 0.0, 0.0),
+        (0.25, 0.5, 0.0),
+        (0.0, 1.0, 0.0),
+        (0.5, 0.5, 0.25),
+        (0.0, 0.0, 1.0),
+    ],
+)
 def test_adversaries_stay_in_the_ball_and_leave_the_network_as_it_was(
-    awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor], forced: float, detached: float
+    awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor], forced: float, detached: float, evading: float
 ) -> None:
     """Any mixture of attackers gives one x_adv an image, inside eps, and has no side effect."""
     x, y = batch
     before = {k: v.clone() for k, v in awnet.state_dict().items()}
     awnet.train()
-    x_adv = Inner(Budget(steps=2), forced=forced, detached=detached).adversaries(awnet, x, y)
+    x_adv = Inner(Budget(steps=2), forced=forced, detached=detached, evading=evading).adversaries(awnet, x, y)
     assert x_adv.shape == x.shape and not x_adv.requires_grad
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
     assert (x_adv != x).flatten(1).any(1).all()
@@ -105,6 +116,27 @@ def test_a_plain_attacker_sees_the_detector_and_a_detached_one_does_not(
         torch.manual_seed(3)
         found.append(Inner(Budget(steps=3), detached=detached).adversaries(awnet, x, y))
     assert not torch.equal(found[0], found[1])
+
+
+def test_a_forced_attacker_steers_omega_only_where_he_may(
+    awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """`through` gives the attacker of the adversarial branch the detector's gradient: one start, different images."""
+    x, y = batch
+    found = []
+    for through in (False, True):
+        torch.manual_seed(3)
+        found.append(Inner(Budget(steps=3), forced=1.0, through=through).adversaries(awnet, x, y))
+    assert not torch.equal(found[0], found[1])
+
+
+def test_those_who_evade_keep_to_the_drawn_radius(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The last quarter of the batch goes for the type margin too, in a quarter of the ball; the rest has all of it."""
+    x, y = (torch.cat([part] * 4)[:8] for part in batch)
+    x = (x * 255).round() / 255
+    x_adv = Inner(Budget(steps=3), start="uniform", evading=0.25, radii=(0.25,)).adversaries(awnet, x, y)
+    moved = 255 * (x_adv - x).abs().flatten(1).amax(1)
+    assert moved[6:].max() <= 2.01 and moved[6:].min() > 0 and moved[:6].min() > 2.01
 
 
 def test_each_kind_trains_its_own_batch_norm(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -421,3 +453,7 @@ def test_a_wrong_inner_attack_is_refused() -> None:
         Inner(start="gaussian")
     with pytest.raises(ValueError, match="shares"):
         Inner(forced=1.5)
+    with pytest.raises(ValueError, match="shares"):
+        Inner(forced=0.7, evading=0.7)
+    with pytest.raises(ValueError, match="radii"):
+        Inner(radii=(0.0, 1.0))
