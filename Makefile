@@ -44,11 +44,14 @@ format: $(VENV)/.locked ## Put the code into the house format and mend what lint
 	$(VENV)/bin/ruff check --fix .
 
 # Stages run in the order of their file names; each resumes where it stopped, and a finished one only says so.
+# The stages of the bundled model, in order: each starts from those before it.
+STAGES := small/0-trunk small/a-detector variants/robust-teacher small/d-robust
+
 train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
-	@set -e; for recipe in training/recipes/small/*.toml; do \
-	  name=$$(basename "$$recipe" .toml); \
+	@set -e; for stage in $(STAGES); do \
+	  name=$$(basename "$$stage"); \
 	  echo "== $$name"; \
-	  $(PYTHON) -m training.train --recipe "$$recipe" --data-dir $(DATA_DIR) --out $(RUNS)/small/$$name --resume $(ARGS); \
+	  $(PYTHON) -m training.train --recipe training/recipes/$$stage.toml --data-dir $(DATA_DIR) --out $(RUNS)/small/$$name --resume $(ARGS); \
 	done
 
 # Hours on two cores; killed and started again it goes on. A second `python -m training.tables` beside it shares the work.

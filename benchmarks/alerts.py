@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +39,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import draw_dashboard
-from benchmarks.observed import ROOT, Alertmanager, Prometheus, Webhook, eventually, fetch, free_port
+from benchmarks.observed import Alertmanager, Prometheus, Webhook, eventually, fetch
+from benchmarks.report import ROOT, add_out, missing, publish
+from benchmarks.rig import free_port
 from benchmarks.staged import markdown, told
 
 EXAMPLES = ROOT / "examples"
@@ -297,12 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--keep", type=Path, help="folder for the data of Prometheus and what was noted")
     add("--again", type=Path, help="run nothing: read a kept folder once more")
     add("--images", type=Path, default=ROOT / "docs/images", help="where dashboard.png and on-call.png go")
-    add("--out", type=Path, default=ROOT / "benchmarks/results/alerts", help="without suffix")
+    add_out(parser, "alerts")
     options = parser.parse_args(arguments)
-    for program in ("prometheus", "prometheus-alertmanager"):
-        if shutil.which(program) is None:
-            print(f"skipped: {program} is not installed (apt-get install {program})", file=sys.stderr)
-            return 0
+    if missing("prometheus", "prometheus-alertmanager"):
+        return 0
     with ExitStack() as open_things:
         if options.again:
             folder = options.again
@@ -320,12 +319,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = noted | told(prometheus, noted)
         draw_dashboard.dashboard(prometheus, report, options.images / "dashboard.png")
         draw_dashboard.on_call(report, options.images / "on-call.png")
-    options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    options.out.with_suffix(".md").write_text(markdown(report), "utf-8")
-    missing = [name for name in EXPECTED if "webhook_firing" not in report["since_the_attack"].get(name, {})]
-    if missing:
-        print(f"never told: {', '.join(missing)}", file=sys.stderr)
-    return 1 if missing else 0
+    publish(options.out, report, markdown(report))
+    silent = [name for name in EXPECTED if "webhook_firing" not in report["since_the_attack"].get(name, {})]
+    if silent:
+        print(f"never told: {', '.join(silent)}", file=sys.stderr)
+    return 1 if silent else 0
 
 
 if __name__ == "__main__":

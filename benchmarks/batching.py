@@ -11,11 +11,9 @@ The overhead is that of `server.batching` with a model that does nothing: CPU ti
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import heapq
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -28,7 +26,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.server import ROOT, machine, write
+from benchmarks import report
+from benchmarks.report import ROOT
 from server.batching import Batcher
 from server.engine import Terms
 from server.images import Pixels
@@ -46,15 +45,10 @@ RULES = ("never", *(f"{rule} {1000 * delay:g} ms" for delay in DELAYS for rule i
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.batching",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("batching", __doc__, EXAMPLES)
     parser.add_argument("--model", type=Path, default=ROOT / "model_repository/awnet/1/model.onnx")
     parser.add_argument("--seconds", type=float, default=3.0, help="of virtual time [3]")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/batching", help="without suffix")
+    report.add_out(parser, "batching")
     options = parser.parse_args()
     models = {"given": seconds_by_size(options.model), "even": EVEN}
     rows = [
@@ -64,16 +58,15 @@ def main() -> int:
         for rule in RULES
     ]
     overhead = {clients: asyncio.run(cpu_microseconds(clients)) for clients in (1, 8)}
-    report = {
+    found = {
         "what": "virtual time: requests/s and median ms by rule; overhead: CPU us a request",
-        "machine": machine(),
+        "machine": report.loaded_machine(),
         "batch_ms": {name: {size: 1000 * s for size, s in cost.items()} for name, cost in models.items()},
         "rows": rows,
         "overhead_us": overhead,
     }
-    write(options.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    write(options.out.with_suffix(".md"), text)
+    text = markdown(found)
+    report.publish(options.out, found, text)
     print(text)
     return 0
 
@@ -181,7 +174,7 @@ async def cpu_microseconds(clients: int, requests: int = 4000) -> float:
     return 1e6 * min(spent)
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
     lines = [
         "# What waiting for fuller batches is worth",
@@ -192,13 +185,13 @@ def markdown(report: dict[str, Any]) -> str:
         "| model: ms of a batch of 1, 2, 4, 8 | clients | " + " | ".join(RULES) + " |",
         "|---|---" + "|---" * len(RULES) + "|",
     ]
-    for name, sizes in report["batch_ms"].items():
+    for name, sizes in found["batch_ms"].items():
         for clients in CLIENTS:
-            row = {r["rule"]: r for r in report["rows"] if r["model"] == name and r["clients"] == clients}
+            row = {r["rule"]: r for r in found["rows"] if r["model"] == name and r["clients"] == clients}
             cells = [f"{row[rule]['per_second']:.0f} ({row[rule]['p50_ms']:.1f})" for rule in RULES]
             first = f"{name}: " + ", ".join(f"{ms:.2f}" for ms in sizes.values())
             lines.append(f"| {first} | {clients} | " + " | ".join(cells) + " |")
-    told = ", ".join(f"{us:.0f} us at {clients}" for clients, us in report["overhead_us"].items())
+    told = ", ".join(f"{us:.0f} us at {clients}" for clients, us in found["overhead_us"].items())
     lines += ["", f"CPU time of the queue itself, a request, by clients (real time): {told}.", ""]
     return "\n".join(lines)
 

@@ -14,7 +14,6 @@ Three parts, each for both thresholds of the server (target rates 5 % and 1 %):
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.report import publish
 from server.monitoring import ALARM_IMAGES, Cusum, limit_for
 
 TARGETS = {"suspicious": 0.05, "adversarial": 0.01}
@@ -226,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out is None:
         print(markdown(report))
         return
-    options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    options.out.with_suffix(".md").write_text(markdown(report), "utf-8")
+    publish(options.out, report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -19,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rig import ROOT
+from benchmarks.report import ROOT, add_out, machine, publish
+from benchmarks.report import parser as parser_of
 from benchmarks.scenarios import SCENARIOS, Bench
 
 EXAMPLES = """examples:
@@ -35,12 +35,7 @@ INSTALL = {"haproxy": "apt-get install haproxy", "triton": "make .venv-triton/.l
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("faults", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="*", metavar="scenario", help=f"{', '.join(SCENARIOS)} [all]")
     parser.add_argument("--list", action="store_true", help="say what each scenario does")
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
@@ -52,7 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--triton-venv", type=Path, default=venv, help="environment with the real Triton [.venv-triton]"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults", help="without suffix")
+    add_out(parser, "faults")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and copies there")
     options = parser.parse_args()
     if unknown := set(options.names) - set(SCENARIOS):
@@ -65,8 +60,7 @@ def main() -> int:
     for name in options.names or SCENARIOS:
         report[name] = run(name, options)
         ordered = {name: report[name] for name in SCENARIOS if name in report}
-        _write(options.out.with_suffix(".json"), json.dumps(ordered, indent=1) + "\n")
-        _write(options.out.with_suffix(".md"), markdown(ordered))
+        publish(options.out, ordered, markdown(ordered))
         print(markdown({name: report[name]}).partition("\n## ")[2], flush=True)
     return 0 if all(report[name].get("met") for name in options.names or SCENARIOS) else 1
 
@@ -74,7 +68,7 @@ def main() -> int:
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One scenario's entry of the report."""
     scenario, needs = SCENARIOS[name]
-    entry: dict[str, Any] = {"machine": machine()}
+    entry: dict[str, Any] = {"machine": machine(date=time.strftime("%Y-%m-%d"))}
     if absent := [need for need in needs if not _present(need, options.triton_venv)]:
         return entry | {"not_run": "; ".join(f"no {need}: {INSTALL[need]}" for need in absent), "met": None}
     print(f"== {name}", file=sys.stderr, flush=True)
@@ -117,8 +111,8 @@ def markdown(report: dict[str, Any]) -> str:
         if "failed" in entry:
             lines += ["Could not be judged:", "", "```", entry["failed"], "```"]
             continue
-        machine = entry["machine"]
-        lines += [f"{entry['what']}. {entry['seconds']:.0f} s on {machine['cores']} core(s) of {machine['cpu']}.", ""]
+        taken_on = entry["machine"]
+        lines += [f"{entry['what']}. {entry['seconds']:.0f} s on {taken_on['cores']} core(s) of {taken_on['cpu']}.", ""]
         lines += ["| goal | measured | |", "|---|---|---|"]
         lines += [
             f"| {goal['goal']} | {goal['measured']} | {'met' if goal['met'] else '**missed**'} |"
@@ -139,15 +133,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures come from; the cores that this process may use, since callers and servers share them."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    cpu = names[0].partition(":")[2].strip() if names else platform.processor()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-
-
 def _present(need: str, triton_venv: Path) -> bool:
     if need == "triton":
         return any(triton_venv.glob("lib/python3.*/site-packages/pytriton/tritonserver/bin/tritonserver"))
@@ -157,14 +142,6 @@ def _present(need: str, triton_venv: Path) -> bool:
 def _previous(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    """At once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

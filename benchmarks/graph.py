@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,10 +32,10 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from benchmarks.report import RESULTS, processor, publish
 from export import graph
 from training.awnet import AWNet, AWNetConfig, fold
 
-RESULTS = Path(__file__).parent / "results"
 GOALS = {16: 1.20, 64: 1.08}  # fused over static
 REORDERS = ("ReorderInput", "ReorderOutput")
 
@@ -273,16 +271,6 @@ def markdown(document: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def processor() -> str:
-    """The processor's name as the kernel gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     cores = len(os.sched_getaffinity(0))
@@ -318,11 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     if not options.no_write:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(document, indent=1) + "\n"), (".md", markdown(document))):
-            partial = options.out / f"graph{suffix}.partial"
-            partial.write_text(text)
-            partial.replace(options.out / f"graph{suffix}")
+        publish(options.out / "graph", document, markdown(document))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Processes and load for the fault table: front ends, haproxy before them, and callers that check every answer.
+"""Processes and load: front ends, haproxy before them, and, for the fault table, callers that check every answer.
 
 Everything listens on free ports of 127.0.0.1. A caller counts as failed whatever is not a whole answer of status 200
 with the values that the same picture got before the fault: a wrong answer is worse than none and is counted apart.
@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.report import ROOT
+
 HAPROXY_CONFIG = ROOT / "deploy/haproxy.cfg"
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TOLERANCE = 1e-3  # of a score; the model's own golden tolerance is of this order
@@ -97,8 +99,7 @@ class Process:
     def cpu_seconds(self) -> float:
         """CPU time that it has used, user and system."""
         assert self.popen is not None
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text("ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.popen.pid)
 
     def text(self) -> str:
         return self.log.read_text("utf-8", "replace")
@@ -174,7 +175,62 @@ class Haproxy(Process):
         await until(all_up, seconds, self)
 
 
+def served(port: int, *more: str) -> list[str]:
+    """The command of a server on `port`, without an admin port, that does not wait for balancers when it ends."""
+    return [sys.executable, "-m", "server", "--port", str(port), "--drain-seconds", "0", "--admin-port", "none", *more]
+
+
+@contextmanager
+def running(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is ended on the way out."""
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(3000):
+        if process.poll() is not None:
+            raise SystemExit(f"a contestant ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.01)
+    raise SystemExit("a contestant did not become ready within 30 s")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, user and system; 0 where /proc does not tell it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+
+
+def rss_mb(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
+
+
+def scraped(port: int) -> dict[str, float]:
+    """/metrics at `port`, as `exposition` reads it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return exposition(answer.read())
+
+
 def exposition(text: bytes) -> dict[str, float]:
+    """Every sample by its full name, labels included."""
     samples = {}
     for line in text.decode().splitlines():
         name, _, value = line.rpartition(" ")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bad_models
+from benchmarks.report import ROOT
 from benchmarks.rig import (
     PICTURES,
-    ROOT,
     Front,
     Haproxy,
     Link,

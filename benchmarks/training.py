@@ -53,19 +53,18 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
-from benchmarks.graph import processor
+from benchmarks.report import RESULTS, processor, publish
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.chance import GLOBAL, Chance
 from training.data import Split, load_cifar10, shuffled_batches
 from training.inner import Inner
 from training.objectives import Balancer, Mtard, type_loss
+from training.recipe import DEFAULTS, build_optimizer, parameter_groups
 from training.static import StaticConfig, build_static
 from training.step import Runtime, train_step
-from training.train import DEFAULTS, build_optimizer, parameter_groups
 
 CPU = torch.device("cpu")
-RESULTS = Path(__file__).parent / "results"
 GOALS = {"cpu": 2.0, "cuda": 5.0}  # ours over published
 EPS, STEP = 8 / 255, 2 / 255
 OPTIM = {**DEFAULTS["optim"], "nesterov": False, "weight_decay": 2e-4}  # the paper's, in both
@@ -547,11 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {"runs": [*before, run]}
     print("\n".join(_run_lines(run)))
     if not options.no_write:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".json", json.dumps(document, indent=1) + "\n"), (".md", markdown(document))):
-            partial = options.out / f"training{suffix}.partial"
-            partial.write_text(text)
-            partial.replace(options.out / f"training{suffix}")
+        publish(options.out / "training", document, markdown(document))
     return 0
 
 

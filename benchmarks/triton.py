@@ -11,30 +11,18 @@ sending to the answer) and from Triton's counters, as means over the same reques
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server import (
-    cpu_seconds,
-    free_port,
-    lua,
-    machine,
-    noise_png,
-    rss_mb,
-    running,
-    wait_until_up,
-    write,
-    wrk,
-)
+from benchmarks import report
+from benchmarks.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
+from benchmarks.report import ROOT
+from benchmarks.rig import free_port, rss_mb, running, scraped, served, wait_until_up
 
 EXAMPLES = """examples:
   python -m benchmarks.triton                                    the bundled model, about three minutes
@@ -43,45 +31,35 @@ EXAMPLES = """examples:
 
 needs wrk (apt-get install wrk) and the real Triton (make .venv-triton/.locked).
 """
-ROOT = Path(__file__).parents[1]
 ENGINES = ("embedded", "triton")
 STAGES = ("decode", "queue", "inference")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triton",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("triton", __doc__, EXAMPLES)
     venv = Path(os.environ.get("AWNET_TRITON_VENV") or ROOT / ".venv-triton")
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
     parser.add_argument("--venv", type=Path, default=venv, help="environment with the real Triton [.venv-triton]")
-    parser.add_argument("--image", type=Path, help="the picture to upload [a 32 px PNG of noise, 3 kB]")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="[1 8 32]")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/triton", help="without suffix")
+    add_image(parser)
+    add_rounds(parser, [1, 8, 32])
+    report.add_out(parser, "triton")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        print("skipped: wrk is not installed (apt-get install wrk)", file=sys.stderr)
+    if report.missing("wrk"):
         return 0
     if not any(options.venv.glob("lib/python3.*/site-packages/pytriton/tritonserver")):
         print(f"skipped: no Triton in {options.venv} (make .venv-triton/.locked)", file=sys.stderr)
         return 0
-    report = measure(options)
-    write(options.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    write(options.out.with_suffix(".md"), text)
+    found = measure(options)
+    text = markdown(found)
+    report.publish(options.out, found, text)
     print(text)
     return 0
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds; returns the report."""
-    facts = machine()
-    picture = options.image.read_bytes() if options.image else noise_png()
+    facts = report.loaded_machine()
+    picture = uploaded(options.image)
     samples: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in options.clients} for name in ENGINES}
     memory: dict[str, float] = {}
     with ExitStack() as stack:
@@ -101,8 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ports, processes = {}, {}
         for name in ENGINES:
             ports[name] = free_port()
-            told = [sys.executable, "-m", "server", "--port", str(ports[name]), "--repository", str(options.repository)]
-            told += ["--admin-port", "none", "--drain-seconds", "0", "--log-level", "warning", "--engine", name]
+            told = served(ports[name], "--repository", str(options.repository), "--log-level", "warning")
+            told += ["--engine", name]
             told += ["--triton-urls", f"127.0.0.1:{grpc}"] if name == "triton" else []
             processes[name] = stack.enter_context(running(told))
             wait_until_up(ports[name], processes[name])
@@ -114,26 +92,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             wrk(ports[name], 8, 1.0, script)
             memory[name] = sum(map(rss_mb, behind[name]))
         for turn in range(options.rounds):
-            order = ENGINES if turn % 2 == 0 else ENGINES[::-1]
             for clients in options.clients:
-                for name in order:
+                for name in rotated(ENGINES, turn):
                     stages, counters = front_end(ports[name]), behind_it(metrics)
-                    cpu = sum(map(cpu_seconds, behind[name]))
-                    sample = wrk(ports[name], clients, options.seconds, script)
-                    requests = max(1.0, sample["rps"] * options.seconds)
-                    sample["cpu_ms"] = 1000 * (sum(map(cpu_seconds, behind[name])) - cpu) / requests
+                    sample = wrk(ports[name], clients, options.seconds, script, behind[name])
                     sample |= stage_means(stages, front_end(ports[name]))
                     if name == "triton":
                         sample |= triton_means(counters, behind_it(metrics))
                     samples[name][clients].append(sample)
                     told_rate = f"{sample['rps']:7.0f} req/s"
                     print(f"round {turn + 1} clients {clients:2d} {name:8s} {told_rate}", file=sys.stderr)
-    table = {
-        name: {
-            str(c): {key: statistics.median(s[key] for s in rounds) for key in rounds[0]} for c, rounds in by.items()
-        }
-        for name, by in samples.items()
-    }
     return {
         "what": "closed loop of POST /predict, multipart, through Triton and embedded; medians over interleaved rounds",
         "machine": facts,
@@ -141,8 +109,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "memory_mb": memory,
-        "engines": table,
-        "samples": {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()},
+        "engines": table(samples),
+        "samples": kept(samples),
     }
 
 
@@ -154,15 +122,6 @@ def descendants(pid: int) -> list[int]:
             found += [int(child) for child in task.read_text().split()]
         at += 1
     return found
-
-
-def scraped(port: int) -> dict[str, float]:
-    """The metrics at `port`: name with labels -> value."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {
-        name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
-    }
 
 
 def front_end(port: int) -> dict[str, float]:
@@ -206,15 +165,15 @@ def triton_means(before: dict[str, float], after: dict[str, float]) -> dict[str,
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
-    engines, facts = report["engines"], report["machine"]
+    engines, facts = found["engines"], found["machine"]
     lines = [
         "# /predict through Triton, against the embedded engine",
         "",
         f"{facts['cpu']}, {facts['cores']} cores shared by client, server and Triton (load before: "
-        f"{facts['load_before'][0]:.1f}); {report['picture_bytes']} byte picture; medians of {report['rounds']} "
-        f"interleaved rounds of {report['seconds']:g} s. Triton is that of the nvidia-pytriton wheel, with its Python "
+        f"{facts['load_before'][0]:.1f}); {found['picture_bytes']} byte picture; medians of {found['rounds']} "
+        f"interleaved rounds of {found['seconds']:g} s. Triton is that of the nvidia-pytriton wheel, with its Python "
         "backend. Made by `python -m benchmarks.triton`.",
         "",
         "| clients | engine | req/s | p50 ms | p99 ms | CPU ms a request | failed |",
@@ -252,7 +211,7 @@ def markdown(report: dict[str, Any]) -> str:
             )
             stages = " | ".join(f"{row[f'{stage}_ms']:.2f}" for stage in ("total", *STAGES))
             lines.append(f"| {clients} | {name} | {stages} | {inside} |")
-    memory = report["memory_mb"]
+    memory = found["memory_mb"]
     lines += [
         "",
         f"Resident: embedded {memory['embedded']:.0f} MB; triton {memory['triton']:.0f} MB with Triton and its stub.",

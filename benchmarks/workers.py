@@ -10,9 +10,7 @@ killed (SIGKILL) one after the other: how many requests failed, and after how lo
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -25,8 +23,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server import ROOT, cpu_seconds, free_port, lua, machine, noise_png, running, wait_until_up, write, wrk
-from benchmarks.server import command as served
+from benchmarks import report
+from benchmarks.closed_loop import add_model, add_rounds, lua, medians, rotated, selection, uploaded, wrk
+from benchmarks.rig import free_port, running, scraped, served, wait_until_up
 
 EXAMPLES = """examples:
   python -m benchmarks.workers                           one and two workers, 8 clients, about a minute
@@ -36,84 +35,73 @@ EXAMPLES = """examples:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.workers",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
-    parser.add_argument("--model", default="awnet", help="[awnet]")
-    parser.add_argument("--version", default="latest", help="[latest]")
+    parser = report.parser("workers", __doc__, EXAMPLES)
+    add_model(parser)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="[1 2]")
-    parser.add_argument("--clients", type=int, nargs="+", default=[8], help="[8]")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    add_rounds(parser, [8])
     parser.add_argument("--kills", type=int, default=10, help="of workers, 0 for none [10]")
     parser.add_argument("--callers", type=int, default=4, help="who wait for answers meanwhile [4]")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/workers", help="without suffix")
+    report.add_out(parser, "workers")
     options = parser.parse_args()
-    if shutil.which("wrk") is None:
-        print("skipped: wrk is not installed (apt-get install wrk)", file=sys.stderr)
+    if report.missing("wrk"):
         return 0
-    report = measure(options)
+    found = measure(options)
     if options.kills and max(options.workers) > 1:
-        report["kills"] = kill(options)
-    write(options.out.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    write(options.out.with_suffix(".md"), text)
+        found["kills"] = kill(options)
+    text = markdown(found)
+    report.publish(options.out, found, text)
     print(text)
     return 0
 
 
+def command(port: int, workers: int, log_level: str, options: argparse.Namespace) -> list[str]:
+    return served(port, *selection(options), "--workers", str(workers), "--log-level", log_level)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds; returns the report."""
-    report: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "seconds": options.seconds, "of": {}}
+    found: dict[str, Any] = {
+        "machine": report.loaded_machine(),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "of": {},
+    }
     samples: dict[tuple[int, int], list[dict[str, float]]] = {}
     with ExitStack() as stack:
         script = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "post.lua"
-        script.write_bytes(lua(noise_png()))
+        script.write_bytes(lua(uploaded(None)))
         servers: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
         for workers in options.workers:
             port = free_port()
-            command = [*served("server", port, options), "--workers", str(workers), "--log-level", "warning"]
-            servers[workers] = (port, stack.enter_context(running(command)))
+            arguments = command(port, workers, "warning", options)
+            servers[workers] = (port, stack.enter_context(running(arguments)))
         for workers, (port, process) in servers.items():
             wait_until_up(port, process)
-            while workers > 1 and f"awnet_workers_up {workers}.0" not in exposition(port):
+            while workers > 1 and scraped(port).get("awnet_workers_up") != workers:
                 pass
             wrk(port, max(options.clients), 1, script)  # warm
         turns = [(workers, clients) for clients in options.clients for workers in options.workers]
         for turn in range(options.rounds):
-            for workers, clients in turns[turn % len(turns) :] + turns[: turn % len(turns)]:
+            for workers, clients in rotated(turns, turn):
                 port, process = servers[workers]
                 family = [process.pid, *children(process.pid)]
-                before = sum(map(cpu_seconds, family))
-                told = wrk(port, clients, options.seconds, script)
-                spent = sum(map(cpu_seconds, family)) - before
-                told["cpu_ms"] = 1000 * spent / (told["rps"] * options.seconds)
+                told = wrk(port, clients, options.seconds, script, family)
                 samples.setdefault((workers, clients), []).append(told)
         for workers, (_, process) in servers.items():
             family = [process.pid, *children(process.pid)]
-            report["of"][workers] = {
+            found["of"][workers] = {
                 "rss_mb": {pid: memory(pid, "Rss") for pid in family},
                 "pss_mb": sum(memory(pid, "Pss") for pid in family),
-                "clients": {
-                    clients: {
-                        name: statistics.median(sample[name] for sample in samples[workers, clients])
-                        for name in ("rps", "p50_ms", "p99_ms", "cpu_ms", "failed")
-                    }
-                    for clients in options.clients
-                },
+                "clients": {clients: medians(samples[workers, clients]) for clients in options.clients},
             }
-    report["machine"]["load_after"] = list(os.getloadavg())
-    return report
+    found["machine"]["load_after"] = list(os.getloadavg())
+    return found
 
 
 def kill(options: argparse.Namespace) -> dict[str, Any]:
     """Workers killed in turn: {workers, callers, answered, kills: [{failed, seconds}]}."""
     workers, port, done = max(options.workers), free_port(), threading.Event()
-    picture = noise_png()
+    picture = uploaded(None)
     counts = {"answered": 0, "failed": 0}
     lock = threading.Lock()
 
@@ -134,12 +122,11 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
     def until(up: bool, limit: float) -> None:
         """Until all workers are up, or not."""
         deadline = time.monotonic() + limit
-        while (f"awnet_workers_up {workers}.0" in exposition(port)) != up and time.monotonic() < deadline:
+        while (scraped(port).get("awnet_workers_up") == workers) != up and time.monotonic() < deadline:
             time.sleep(0.02)
 
     found: dict[str, Any] = {"workers": workers, "callers": options.callers, "kills": []}
-    command = [*served("server", port, options), "--workers", str(workers), "--log-level", "error"]
-    with running(command) as process:
+    with running(command(port, workers, "error", options)) as process:
         wait_until_up(port, process)
         until(True, 60)
         threads = [threading.Thread(target=call) for _ in range(options.callers)]
@@ -161,11 +148,6 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
     return found | {"answered": counts["answered"]}
 
 
-def exposition(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        return str(answer.read(), "utf-8")
-
-
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -178,32 +160,32 @@ def memory(pid: int, kind: str) -> float:
     raise ValueError(f"the kernel tells no {kind}")
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """The report for people."""
-    about = report["machine"]
+    about = found["machine"]
     load = [f"{about[when][0]:.1f}" for when in ("load_before", "load_after")]
     lines = [
         "# One worker and several",
         "",
         f"`python -m benchmarks.workers`: {about['cpu']}, {about['cores']} core(s) for servers and client together.",
         f"Load average {load[0]} before and {load[1]} after; the rest of it was other work there.",
-        f"Medians of {report['rounds']} interleaved rounds of {report['seconds']:g} s; the bundled model, a 32 px PNG,",
+        f"Medians of {found['rounds']} interleaved rounds of {found['seconds']:g} s; the bundled model, a 32 px PNG,",
         "embedded engine. CPU is that of all processes of the server, a request; memory, after the rounds, of each,",
         "and as `pss`, which counts a page that n processes share, of this server or not, as an nth in each.",
         "",
         "| workers | clients | requests/s | p50 ms | p99 ms | CPU ms/request | failed | rss MB | pss MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for workers, found in report["of"].items():
-        for clients, figures in found["clients"].items():
-            rss = " + ".join(f"{value:.0f}" for value in found["rss_mb"].values())
+    for workers, server in found["of"].items():
+        for clients, figures in server["clients"].items():
+            rss = " + ".join(f"{value:.0f}" for value in server["rss_mb"].values())
             lines.append(
                 f"| {workers} | {clients} | {figures['rps']:.0f} | {figures['p50_ms']:.1f} | {figures['p99_ms']:.1f} "
-                f"| {figures['cpu_ms']:.2f} | {figures['failed']:.0f} | {rss} | {found['pss_mb']:.0f} |"
+                f"| {figures['cpu_ms']:.2f} | {figures['failed']:.0f} | {rss} | {server['pss_mb']:.0f} |"
             )
     lines += ["", "The first of several `rss` is the supervisor."]
-    if "kills" in report:
-        killed = report["kills"]
+    if "kills" in found:
+        killed = found["kills"]
         seconds = [k["seconds"] for k in killed["kills"]]
         failed = [k["failed"] for k in killed["kills"]]
         lines += [

@@ -2,7 +2,7 @@
 
 An engine opens versions of models; each opened version is a `Runner` that answers on its own until it is closed, so
 that a new one can be warmed and proven while the old one serves. Which of them answers a request is decided in
-`lifecycle`. The golden self-test lives here because it must hold for whichever engine is used.
+`rollout`. The golden self-test lives here because it must hold for whichever engine is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens to models, and who wants to know: `lifecycle` and `shadow` tell, `metrics` counts."""
+"""What happens to models: `versions`, `rollout`, `reload` and `shadow` tell it, `metrics` counts it."""
 
 from __future__ import annotations
 

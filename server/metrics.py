@@ -236,7 +236,7 @@ class Metrics(Events):
         """Whether one of several Tritons is used."""
         self._backend_up.labels(address).set(up)
 
-    # What `lifecycle` tells.
+    # `Events`: what happens to models.
 
     def opened(self, model: Model) -> None:
         self._judgement(model)

@@ -18,10 +18,11 @@ from server.detection_metrics import report
 from server.engine import Engine, Model, Priority, Signals, Terms
 from server.errors import AWNetError, EngineFault, NotReady, UnknownModel
 from server.images import Limits, Picture, Upload
-from server.lifecycle import Lease, Models
+from server.lifecycle import Models
 from server.metrics import Metrics
 from server.recent import Recent
 from server.requestlog import CURRENT
+from server.rollout import Lease
 from server.settings import Settings
 from server.verdict import Verdict, judge
 from server.workers import Member

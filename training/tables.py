@@ -28,7 +28,11 @@ from typing import Any
 
 import torch
 
-from training import evaluate, train
+from training import evaluate
+from training.data import load_images
+from training.recipe import RecipeError, read_recipe
+from training.train import train, write_json
+from training.validation import commit
 
 HERE = Path(__file__).parent
 SPECIFICATION = HERE / "tables-small.toml"
@@ -73,7 +77,7 @@ class Specification:
 
     @classmethod
     def read(cls, path: Path = SPECIFICATION) -> Specification:
-        """SpecificationError or `train.RecipeError` says what is wrong with it."""
+        """SpecificationError or `RecipeError` says what is wrong with it."""
         try:
             document = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
@@ -101,7 +105,7 @@ def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, A
     if unknown := set(entry) - allowed:
         raise SpecificationError(f"{folder}.{name}: unknown key {sorted(unknown)[0]}")
     path = HERE / "recipes" / f"{entry['recipe']}.toml"
-    recipe = train.read_recipe(path, [*document["scale"]["set"], *entry.get("set", [])])
+    recipe = read_recipe(path, [*document["scale"]["set"], *entry.get("set", [])])
     for key in entry.get("drop", []):
         table, _, field = key.partition(".")
         del recipe[table][field]
@@ -156,8 +160,8 @@ def claimed(folder: Path) -> Iterator[bool]:
 def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
     """Train and judge one network, going on where an earlier try stopped; returns what done.json then holds."""
     out = runs / net.title
-    images = train.load_images(net.recipe["data"]["set"], data_dir)
-    train.train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
+    images = load_images(net.recipe["data"]["set"], data_dir)
+    train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
     report = None
     if net.judged:
         j = net.judged
@@ -176,13 +180,13 @@ def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: 
         "scale": spec.scale,
         "recipe": net.recipe,
         "judged": net.judged,
-        "commit": train.commit(),
+        "commit": commit(),
         "threads": torch.get_num_threads(),
         "train_seconds": sum(row["train_seconds"] for row in epochs),
         "judge_seconds": sum(p.get("seconds", 0.0) for p in report["parts"].values()) if report else 0.0,
         "history": epochs,
     }
-    train.write_json(out / "done.json", made)
+    write_json(out / "done.json", made)
     return made
 
 
@@ -275,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(listing(spec, args.runs))
             return 0
         return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0
-    except (SpecificationError, train.RecipeError) as error:
+    except (SpecificationError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.observed import Prometheus, eventually, free_port, substitute
+from benchmarks.observed import Prometheus, eventually, substitute
+from benchmarks.rig import free_port
 from deploy.grafana.panels import ANNOTATIONS
 from tests.requires import missing
 from tests.server.fake_triton import FakeTriton

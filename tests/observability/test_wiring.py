@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.observed import free_port
+from benchmarks.rig import free_port
 from tests.server.tiny import Running, encoded, noise, plain, publish
 
 

@@ -14,7 +14,7 @@ from training.awp import perturbed
 from training.inner import Inner
 from training.objectives import Mtard, PgdAt, Trades
 from training.static import StaticConfig, build_static
-from training.train import Runtime, train_step
+from training.step import Runtime, train_step
 
 RUNTIME = Runtime(torch.device("cpu"), bf16=False)
 

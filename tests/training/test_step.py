@@ -23,6 +23,7 @@ from training.awnet import AWNet, AWNetConfig
 from training.chance import Keyed
 from training.inner import Inner
 from training.objectives import Mtard, PgdAt, Standard, Trades
+from training.recipe import read_recipe
 from training.static import StaticConfig, build_static
 from training.step import Runtime, train_step
 
@@ -105,8 +106,6 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
 
 def two_process_recipe(tmp_path: Path) -> dict[str, dict[str, object]]:
     """Everything that has state or draws: MTARD's balance, noise, forced images, EMA, AWP, momentum, crops."""
-    from training.train import read_recipe
-
     for teacher in ("nat", "adv"):
         net = build_static(StaticConfig("resnet18", 4))
         checkpoint.save(tmp_path / f"{teacher}.pt", checkpoint.pack(net, labels=[], recipe={}))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from training import evaluate, ledger, tables, train
+from training import evaluate, ledger, tables
 from training.data import ImageSet, Split
 from training.ledger import Claim, build_table, judge, read_paper
 from training.results import Results, Run, binomial, student
@@ -74,7 +74,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> None:
         return Split(images, torch.randint(0, 10, (n,), generator=generator))
 
     one = ImageSet(split(64), split(16), split(16), [f"class {i}" for i in range(10)])
-    for module in (train, evaluate):
+    for module in (tables, evaluate):
         monkeypatch.setattr(module, "load_images", lambda name, data_dir: one)
 
 

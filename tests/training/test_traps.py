@@ -18,9 +18,9 @@ from training.awnet import AWNet, AWNetConfig
 from training.chance import Keyed
 from training.inner import Inner
 from training.objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Trades
+from training.recipe import read_recipe
 from training.static import StaticConfig, build_static
 from training.step import Runtime, train_step
-from training.train import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 

@@ -1,0 +1,119 @@
+"""A closed loop of clients against /predict: its options, wrk as the client, and how rounds are ordered and summed up.
+
+Contestants are asked in turn, in rounds whose order rotates, so that a noisy moment hits them alike; figures are
+medians over the rounds. wrk shares the cores with what it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.report import ROOT
+from benchmarks.rig import cpu_seconds, picture
+
+T = TypeVar("T")
+Figures = dict[str, float]
+ByClients = Mapping[int, Sequence[Figures]]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model is served."""
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="[model_repository]")
+    parser.add_argument("--model", default="awnet", help="[awnet]")
+    parser.add_argument("--version", default="latest", help="[latest]")
+
+
+def selection(options: argparse.Namespace) -> list[str]:
+    """The arguments of `add_model` once more, for another process."""
+    return ["--repository", str(options.repository), "--model", options.model, "--version", options.version]
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """Which picture is sent, as `uploaded` reads it."""
+    parser.add_argument("--image", type=Path, help="the picture to upload [a 32 px PNG of noise, 3 kB]")
+
+
+def uploaded(image: Path | None) -> bytes:
+    """The picture to send: one that compresses no better than a photograph, if none is given."""
+    return image.read_bytes() if image else picture(32, 0)
+
+
+def add_rounds(parser: argparse.ArgumentParser, clients: list[int]) -> None:
+    """How many clients, for how long and how often."""
+    told = " ".join(map(str, clients))
+    parser.add_argument("--clients", type=int, nargs="+", default=clients, help=f"[{told}]")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
+    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+
+
+def rotated(contestants: Sequence[T], turn: int) -> list[T]:
+    """Their order in round `turn`, from 0."""
+    first = turn % len(contestants)
+    return [*contestants[first:], *contestants[:first]]
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Of every figure over the rounds."""
+    return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
+
+
+def table(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Figures]]:
+    """Contestant -> number of clients -> medians."""
+    return {name: {str(c): medians(rounds) for c, rounds in by.items()} for name, by in samples.items()}
+
+
+def kept(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Sequence[Figures]]]:
+    """Every sample, by contestant and number of clients, as the report has them."""
+    return {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()}
+
+
+def lua(picture: bytes) -> bytes:
+    """The wrk script that posts `picture` as a browser would and prints its figures as JSON."""
+    boundary = "awnet-benchmark"
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="picture.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    ).encode()
+    body += picture + f"\r\n--{boundary}--\r\n".encode()
+    text = "".join(f"\\{byte:03d}" for byte in body)
+    return f"""wrk.method = "POST"
+wrk.body = "{text}"
+wrk.headers["Content-Type"] = "multipart/form-data; boundary={boundary}"
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('JSON{{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "failed": %d}}\\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+""".encode()
+
+
+def wrk(port: int, clients: int, seconds: float, script: Path, pids: Sequence[int] = ()) -> Figures:
+    """One measurement. `cpu_ms` is the CPU time of the processes `pids` a request, where /proc tells it."""
+    before = sum(map(cpu_seconds, pids))
+    url = f"http://127.0.0.1:{port}/predict"
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "-s", str(script), url],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    spent = sum(map(cpu_seconds, pids)) - before
+    line = next(line for line in done.stdout.splitlines() if line.startswith("JSON"))
+    told = json.loads(line[4:])
+    if told["failed"] or not told["requests"]:
+        print(f"warning: {told['failed']} of {told['requests']} requests failed", file=sys.stderr)
+    return {
+        "rps": (told["requests"] - told["failed"]) / told["seconds"],
+        "p50_ms": told["p50_ms"],
+        "p99_ms": told["p99_ms"],
+        "cpu_ms": 1000 * spent / max(1, told["requests"]),
+        "failed": told["failed"],
+    }
