@@ -40,7 +40,7 @@ from PIL import Image
 
 from benchmarks import draw_dashboard
 from benchmarks.observed import Alertmanager, Prometheus, Webhook, eventually, fetch
-from benchmarks.report import ROOT, add_out, missing, publish
+from benchmarks.report import ROOT, add_out, bundled_model, missing, publish
 from benchmarks.rig import free_port
 from benchmarks.staged import markdown, told
 
@@ -268,9 +268,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
             "prometheus": version("prometheus"),
             "alertmanager": version("prometheus-alertmanager"),
-            "model_sha256": json.loads((ROOT / "model_repository/awnet/1/manifest.json").read_text("utf-8"))["files"][
-                "model.onnx"
-            ]["sha256"],
+            "model_sha256": json.loads((bundled_model() / "manifest.json").read_text("utf-8"))["files"]["model.onnx"][
+                "sha256"
+            ],
             "interval_seconds": INTERVAL_SECONDS,
             "faster": FASTER,
             "rate": options.rate,

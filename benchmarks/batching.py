@@ -27,7 +27,6 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks import report
-from benchmarks.report import ROOT
 from server.batching import Batcher
 from server.engine import Terms
 from server.images import Pixels
@@ -46,7 +45,7 @@ RULES = ("never", *(f"{rule} {1000 * delay:g} ms" for delay in DELAYS for rule i
 
 def main() -> int:
     parser = report.parser("batching", __doc__, EXAMPLES)
-    parser.add_argument("--model", type=Path, default=ROOT / "model_repository/awnet/1/model.onnx")
+    parser.add_argument("--model", type=Path, default=report.bundled_model() / "model.onnx")
     parser.add_argument("--seconds", type=float, default=3.0, help="of virtual time [3]")
     report.add_out(parser, "batching")
     options = parser.parse_args()

@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 
 
+def bundled_model() -> Path:
+    """The folder of the version that `make serve` serves: the newest in the repository."""
+    versions = (ROOT / "model_repository/awnet").iterdir()
+    return max((v for v in versions if v.name.isdigit()), key=lambda v: int(v.name))
+
+
 def parser(name: str, about: str | None, examples: str) -> argparse.ArgumentParser:
     """Of `python -m benchmarks.<name>`; both texts are shown as they are."""
     return argparse.ArgumentParser(

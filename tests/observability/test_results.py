@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from benchmarks import alerts, false_alarms, staged
+from benchmarks.report import bundled_model
 from deploy.grafana.panels import ANNOTATIONS, queries
 from server.monitoring import ALARM_IMAGES, limit_for
 from tests.observability import report
@@ -54,7 +55,7 @@ def test_the_timed_attack_was_told_to_somebody_and_taken_back() -> None:
 
 def test_the_timed_attack_was_made_with_the_model_that_is_served() -> None:
     """A new model needs a new run: `python -m benchmarks.alerts`."""
-    manifest = json.loads((alerts.ROOT / "model_repository/awnet/1/manifest.json").read_text("utf-8"))
+    manifest = json.loads((bundled_model() / "manifest.json").read_text("utf-8"))
     told = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
     assert told["model_sha256"] == manifest["files"]["model.onnx"]["sha256"]
 
