@@ -18,6 +18,7 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.report import bundled_model
 from export import triton_python
 from export.triton_python import ConversionError, convert
 from tests.server.real_triton import publish_tiny
@@ -47,7 +48,9 @@ def test_the_bundled_configuration_is_one_that_the_stock_image_takes() -> None:
     assert [t.name for t in config.input] == ["image"]
     assert [t.name for t in config.output] == ["logits", "p_type", "omega"]
     assert not config.dynamic_batching.HasField("default_queue_policy")
-    assert {"contract.1", "sha256.1"} <= set(config.parameters)
+    version = bundled_model().name
+    told = {name for name in config.parameters if name.startswith(("contract.", "sha256."))}
+    assert told == {f"contract.{version}", f"sha256.{version}"}
 
 
 def test_files_and_configuration_are_the_same_but_for_the_backend(repository: Path, tmp_path: Path) -> None:

@@ -241,7 +241,8 @@ def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
             assert answer.json()["models"][0]["serving"] == "1"
             switched = len(load.versions)
             load.more()
-            assert set(load.versions[switched + 4 :]) == {"1"}
+            # One answer a caller may have been on its way, and its thread may be slower than the others to note it.
+            assert load.versions[switched:].count("2") <= len(load.threads)
         assert load.failures == []
         assert running.stop() == 0
     finally:

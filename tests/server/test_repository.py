@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.report import bundled_model
 from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
 from server.repository import LARGEST_MANIFEST, Repository, scan
 from tests.server.tiny import ROOT, graph, manifest_of, publish, write
@@ -34,7 +35,7 @@ def test_a_version_is_read_as_it_was_published(tmp_path: Path) -> None:
 
 def test_the_bundled_model_can_be_read() -> None:
     """The manifest in this repository is that of its model, and the scan finds nothing in it."""
-    Repository(ROOT / "model_repository").read("awnet", 1)
+    Repository(ROOT / "model_repository").read("awnet", int(bundled_model().name))
 
 
 def test_the_catalogue_lists_what_could_be_a_version(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training import checkpoint, evaluate
-from training.attacks import Budget
+from training.attacks import EVASIONS, Budget
 from training.awnet import AWNet, AWNetConfig
 from training.data import ImageSet, Split
 from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
@@ -78,7 +78,7 @@ def test_one_run_reports_every_level_side_by_side(
             assert part["auroc_interval"][0] <= part["auroc"] <= part["auroc_interval"][1]
             assert "float_accuracy" in part and "float_auroc" in part
     single = [p["sr_at"]["0.05"] for n, p in parts.items() if n.startswith("T3/")]
-    assert len(single) == 6 and parts["T3"]["sr_at"]["0.05"] >= max(single)
+    assert len(single) == len(EVASIONS) and parts["T3"]["sr_at"]["0.05"] >= max(single)
     assert parts["T3"]["joint_at"]["0.05"] == pytest.approx(1 - parts["T3"]["sr_at"]["0.05"])
     assert {n for n in parts if n.startswith("honest/")} >= {"honest/jpeg_75", "honest/webp_80", "honest/sign_noise_8"}
     assert document["setup"]["thresholds_from"] == "checkpoint"
