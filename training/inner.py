@@ -95,7 +95,7 @@ class Inner:
             if isinstance(net, AWNet):
                 n = len(x) - round(len(x) * self.evading)  # the last ones evade
                 evading = slice(n, len(x))
-                first = round(len(x) * self.forced)
+                first = min(n, round(len(x) * self.forced))  # both shares may have been rounded up
                 second = first + round((n - first) * self.detached)
                 models: tuple[tuple[slice, Outputs], ...] = (
                     (slice(0, first), lambda z: [net.classify(z, net.detect(cut(z, self.through)), "adv")]),
