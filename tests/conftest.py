@@ -9,44 +9,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated AW-Net of width 4 as `best.pt`: random, but with heads and batch norms that all matter."""
-    torch = pytest.importorskip("torch")
-    from training.awnet import AWNet, AWNetConfig
-    from training.checkpoint import Calibration, pack, save
+    """A calibrated AW-Net of width 4 as `best.pt`."""
+    pytest.importorskip("torch")
+    from tests.tiny_awnet import write_checkpoint
+    from training.awnet import AWNetConfig
 
-    path: Path = tmp_path_factory.mktemp("tiny") / "best.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(20)
-        net = AWNet(AWNetConfig(width=4, beta=4.0)).eval()
-        with torch.no_grad():
-            for module in net.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.normal_(0, 0.2)
-                    module.running_var.uniform_(0.5, 1.5)
-                    module.weight.uniform_(0.5, 1.5)
-                    module.bias.normal_(0, 0.2)
-            for head in net.signal_heads:
-                head.weight.normal_(0, 0.1)
-                head.bias.normal_(0, 0.1)
-            net.type_head.weight.normal_(0, 1)
-            signals = net.detect(torch.rand(64, 3, 32, 32))
-        scores, omega = signals.p_type[:, 0], torch.cat(signals.omega, dim=1)
-        edges = [i / 20 for i in range(21)]
-        calibration = Calibration(
-            images=len(scores),
-            thresholds={fpr: float(torch.quantile(scores, 1 - fpr)) for fpr in (0.01, 0.05)},
-            histogram_edges=edges,
-            histogram_counts=[int(n) for n in torch.histogram(scores, torch.tensor(edges)).hist],
-            omega_mean=omega.mean(0),
-            omega_std=omega.std(0),
-        )
-    labels = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    document = pack(
-        net,
-        labels=labels,
-        recipe={"name": "tiny"},
-        calibration=calibration,
-        provenance={"commit": "0" * 40, "report": "none: random weights"},
-    )
-    save(path, document)
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "best.pt", AWNetConfig(width=4, beta=4.0))
