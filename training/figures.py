@@ -7,8 +7,9 @@
 
 A table of the specification is one figure: `networks` (label -> checkpoint) for figures 1 and 3 to 7, `runs`
 (label -> history.json of a training) for figure 8; files are relative to `--root`, or to the specification.
-Figures 1 and 7 are distributions of the filters' means, 3 to 6 show means and variances filter by filter, both in the
-first two convolutions; 8 shows W-Robust accuracy and training loss by epoch. With `--data-dir` the numbers beside the
+Figures 1 and 7 are distributions of the filters' means (a kernel density, every filter a tick below it; networks whose
+labels begin alike up to a comma share a row), 3 to 6 show means and variances filter by filter, both in the first two
+convolutions; 8 shows W-Robust accuracy and training loss by epoch. With `--data-dir` the numbers beside the
 picture also hold the input-gradient norm and, for an AW-Net, the variance of omega times K (`training.filters`).
 """
 
@@ -80,6 +81,15 @@ def curves(files: Mapping[str, Path]) -> dict[str, Any]:
     return found
 
 
+def density(values: Sequence[float], points: int = 200) -> tuple[list[float], list[float]]:
+    """Where, and how dense: a Gaussian kernel of Scott's width at each value, since few filters make no histogram."""
+    x = torch.tensor(values, dtype=torch.float64)
+    width = max(float(x.std(correction=1)) if len(x) > 1 else 0.0, 1e-9) * len(x) ** -0.2
+    at = torch.linspace(float(x.min()) - 3 * width, float(x.max()) + 3 * width, points, dtype=torch.float64)
+    kernels = torch.distributions.Normal(x[:, None], width).log_prob(at).exp()
+    return at.tolist(), kernels.mean(0).tolist()
+
+
 def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
     """PNG and SVG beside each other."""
     try:
@@ -100,13 +110,19 @@ def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
             ax.set(title=title, xlabel="epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
     elif figure in ("1", "7"):
-        fig, axes = plt.subplots(1, LAYERS, figsize=(5 * LAYERS, 4), squeeze=False)
-        for i, ax in enumerate(axes[0]):
-            for label, network in numbers.items():
-                ax.hist(
-                    list(network["layers"].values())[i]["means"], bins=30, density=True, histtype="step", label=label
-                )
-            ax.set(title=f"convolution {i + 1}", xlabel="mean of a filter", ylabel="density")
+        rows: dict[str, dict[str, Any]] = {}
+        for label, network in numbers.items():
+            row, _, name = label.rpartition(", ")
+            rows.setdefault(row, {})[name] = list(network["layers"].values())
+        fig, axes = plt.subplots(len(rows), LAYERS, figsize=(5 * LAYERS, 1 + 3 * len(rows)), squeeze=False)
+        for (row, networks), in_row in zip(rows.items(), axes, strict=True):
+            for i, ax in enumerate(in_row):
+                lines = {name: density(layers[i]["means"]) for name, layers in networks.items()}
+                for k, (name, layers) in enumerate(networks.items()):
+                    ax.plot(*lines[name], color=f"C{k}", label=name)
+                    ax.plot(layers[i]["means"], [0.0] * len(layers[i]["means"]), "|", color=f"C{k}", markersize=12)
+                title = f"{row}, convolution {i + 1}" if row else f"convolution {i + 1}"
+                ax.set(title=title, xlabel="mean of a filter", ylabel="density")
         axes = axes[0]
     else:
         fig, axes = plt.subplots(1, 2 * LAYERS, figsize=(10 * LAYERS, 4))
@@ -116,6 +132,7 @@ def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
                 for label, network in numbers.items():
                     ax.plot(list(network["layers"].values())[i][what], label=label, linewidth=1)
                 ax.set(title=f"convolution {i + 1}: {what}", xlabel="filter")
+                ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
     fig.tight_layout()
     for kind in ("png", "svg"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,23 @@ def test_every_figure_is_a_picture_with_its_numbers(figure: str, spec: Path, tmp
         layers = document["numbers"]["AW-Net"]["layers"]
         assert [len(m["means"]) for m in layers.values()] == [4, 4] and "stem.conv" in table
     assert figures.main(argv) == 0 and (out / f"figure-{figure}.svg").read_text() == drawn
+
+
+@pytest.mark.parametrize("values", [[-0.2, 0.1, 0.4], [0.3, 0.3], [0.5]])
+def test_a_density_is_one_in_all_and_centred_on_its_values(values: list[float]) -> None:
+    """Few filters, equal filters and a single one too."""
+    at, height = figures.density(values, points=2001)
+    assert np.trapezoid(height, at) == pytest.approx(1, abs=0.01)
+    assert np.trapezoid(np.multiply(height, at), at) == pytest.approx(np.mean(values), abs=0.01)
+
+
+def test_labels_that_begin_alike_share_a_row(spec: Path, tmp_path: Path) -> None:
+    """Figure 7 shows three networks, standard and robust: six curves on the same axes cannot be told apart."""
+    pytest.importorskip("matplotlib")
+    spec.write_text('["7".networks]\n"A, standard" = "s.pt"\n"A, robust" = "a.pt"\n"B, standard" = "s.pt"\n')
+    assert figures.main(["--figure", "7", "--spec", str(spec), "--out", str(tmp_path)]) == 0
+    drawn = (tmp_path / "figure-7.svg").read_text()
+    assert [drawn.count(f"<!-- {t}, convolution {n} -->") for t in "AB" for n in (1, 2)] == [1] * 4
 
 
 def test_with_images_the_numbers_hold_the_claims_too(
