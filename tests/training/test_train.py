@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,32 @@ def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: data.Im
     train(recipe, images, out, resume=True, stop_after_minutes=0)
     while checkpoint.read(out / "last.pt")["run"]["done"]:
         train(recipe, images, out, resume=True, stop_after_minutes=0)
+
+
+def test_a_compiled_run_computes_what_the_other_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runtime.compile`: what a step calls is traced, in each mode, forward and backward, and gives the same losses.
+
+    What torch's compiler makes of the traces takes g++ and minutes: docs/training.md has a run by hand.
+    """
+    traced: list[str] = []
+    compile_ = torch.compile
+
+    def without_a_compiler(call: Callable[..., object]) -> Callable[..., object]:
+        traced.append(call.__name__)
+        return compile_(call, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    rows = []
+    for name in ("plain", "compiled"):
+        recipe = tiny_recipe(tmp_path, f"[runtime]\ncompile = {str(name == 'compiled').lower()}\n")
+        recipe["optim"]["epochs"] = 1
+        train(recipe, small_set(32), tmp_path / name)
+        rows += json.loads((tmp_path / name / "history.json").read_text())["epochs"]
+    torch._dynamo.reset()
+    assert traced == ["detect", "classify"]
+    for part in ("nat", "adv", "type"):
+        assert rows[1][part] == pytest.approx(rows[0][part], 1e-3)
+    assert checkpoint.load(tmp_path / "compiled" / "best.pt").awnet.config.width == 4
 
 
 def test_batches_that_make_no_equal_parts_are_refused(tmp_path: Path) -> None:
