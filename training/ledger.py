@@ -320,9 +320,9 @@ def ledger_markdown(
     """Relative claims with their verdicts, readings of the extractor, then every row of the paper."""
     lines = [
         f"Made by `python -m training.evaluate --table all` at the {documents[0]['scale']} scale: {about}",
-        "Figures are in per cent, intervals 95 %: over seeds (Student's t; differences are taken seed by seed), or over the",
-        "test images where there is one seed. An interval over seeds says what another seed would do on the same images, not",
-        "what other images would.",
+        "Figures are in per cent, intervals 95 %: over seeds (Student's t; differences are taken seed by seed), or",
+        "over the test images where there is one seed. An interval over seeds says what another seed would do on the",
+        "same images, not what other images would.",
         "Networks this undertrained refute no number of the paper, so numbers are `undecided`; orders get a verdict of",
         "their own, which is about this scale alone. Reports: `training/reports/tables/`.",
         "",
