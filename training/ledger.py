@@ -357,7 +357,7 @@ def ledger_markdown(
                     " / ".join(shown(ours[k]) for k in KINDS) if ours else "",
                     str(ours["adversarial"]["seeds"]) if ours else "",
                     row["verdict"],
-                    f"`{row['reports'][0]}`" if ours else "",
+                    ", ".join(f"`{report}`" for report in row["reports"]) if ours else "",
                 )
             )
     return "\n".join([*lines, ""])
