@@ -504,4 +504,8 @@ def summary(part: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last finished batches", file=sys.stderr)
+        sys.exit(130)

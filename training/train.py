@@ -6,9 +6,9 @@
     torchrun --standalone --nproc-per-node 4 -m training.train --recipe ... --device cuda --resume --stop-after 55
 
 `--out` receives last.pt (every few minutes and after every epoch, for --resume), best.pt (the best validation
-figure), history.json and TensorBoard logs. Files that a recipe names under [init] and [objective] are relative to
-the parent of --out, so that the stages of one training stand side by side. Several GPUs, small GPUs, chunks:
-docs/training.md.
+figure), history.json and TensorBoard logs. Ctrl-C and SIGTERM save the run after the step at hand; a second one ends it
+at once. Files that a recipe names under [init] and [objective] are relative to the parent of --out, so that the stages
+of one training stand side by side. Several GPUs, small GPUs, chunks: docs/training.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,6 +55,9 @@ def train(
 
     Everything random in it follows from (seed, epoch, step, image), so that a run that is stopped anywhere and goes
     on ends, on a CPU, with the very bits of one that was not.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the run is saved as it stood after the step at hand.
     """
     clock = Clock(recipe["runtime"]["checkpoint_minutes"], stop_after_minutes)
     if (out / "last.pt").exists() and not resume:
@@ -76,34 +83,37 @@ def train(
 
     stop = False
     clock.start()
-    while not run.finished and not stop:
-        if not take_steps(run, clock, writer, name):
-            break
-        row, judged = run.end_epoch(), run.judged
-        figures: dict[str, float] = {}
-        if at.epoch % recipe["validate"]["every"] == 0 or run.finished:
-            steps = recipe["validate"]["attack_steps"]
-            figures = measure(judged, run.objective, validation, steps, runtime, ranks)
-        at.history.append(row | {f"validation_{k}": round(v, 4) for k, v in figures.items()})
-        say(json.dumps(at.history[-1]))
-        if merit(figures) > at.best_figure:
-            at.best_figure = merit(figures)
-            settle(judged, run.objective, validation, ranks)
-            if ranks.first:
-                metrics = {"validation": figures, "epoch": at.epoch, "history": at.history}
-                checkpoint.save(out / "best.pt", finish(judged, images, recipe, name, metrics, runtime.device))
-        clock.save(run)
-        if writer:
-            for key, value in figures.items():
-                writer.add_scalar(f"validation/{key}", value, run.steps)
-            write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": at.history})
-        (stop,) = ranks.first_says(clock.over(clock.saved))
+    with clock.heeding_signals(twice_ends=ranks.size == 1):
+        while not run.finished and not stop:
+            if not take_steps(run, clock, writer, name):
+                break
+            row, judged = run.end_epoch(), run.judged
+            figures: dict[str, float] = {}
+            if at.epoch % recipe["validate"]["every"] == 0 or run.finished:
+                steps = recipe["validate"]["attack_steps"]
+                figures = measure(judged, run.objective, validation, steps, runtime, ranks)
+            at.history.append(row | {f"validation_{k}": round(v, 4) for k, v in figures.items()})
+            say(json.dumps(at.history[-1]))
+            if merit(figures) > at.best_figure:
+                at.best_figure = merit(figures)
+                settle(judged, run.objective, validation, ranks)
+                if ranks.first:
+                    metrics = {"validation": figures, "epoch": at.epoch, "history": at.history}
+                    checkpoint.save(out / "best.pt", finish(judged, images, recipe, name, metrics, runtime.device))
+            clock.save(run)
+            if writer:
+                for key, value in figures.items():
+                    writer.add_scalar(f"validation/{key}", value, run.steps)
+                write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": at.history})
+            (stop,) = ranks.first_says(clock.over(clock.saved))
     if not run.finished:
         say(f"stopped in epoch {at.epoch + 1} after {at.done} of its {run.steps_per_epoch} steps; go on with --resume")
     if writer:
         writer.close()
     if lock:
         lock.close()
+    if clock.asked:
+        raise KeyboardInterrupt
     return {"best": at.best_figure, **(at.history[-1] if at.history else {})}
 
 
@@ -111,12 +121,42 @@ class Clock:
     """When last.pt is due (0 minutes: at the end of epochs only), and when a run has had its time (None: never).
 
     The first process's clock decides for all of them.
+
+    Attributes:
+        asked: a signal asked the run to stop.
     """
 
     def __init__(self, checkpoint_minutes: float, stop_after_minutes: float | None) -> None:
         self.every = 60 * checkpoint_minutes or float("inf")
         self.limit = float("inf") if stop_after_minutes is None else 60 * stop_after_minutes
         self.began = self.saved = time.monotonic()
+        self.asked = False
+
+    @contextmanager
+    def heeding_signals(self, twice_ends: bool) -> Iterator[None]:
+        """Ctrl-C and SIGTERM (a scheduler's word that time is up) stop the run between two steps, not within one.
+
+        A second one does what it always did where `twice_ends`: not under torchrun, which passes on to its processes
+        what the terminal has told them already. Other threads than the first get no signals and have nothing to heed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+            if twice_ends:
+                restore()
+
+        def restore() -> None:
+            for one, handler in earlier.items():
+                signal.signal(one, handler)
+
+        earlier = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            restore()
 
     def start(self) -> None:
         """From here on there is something to save."""
@@ -127,7 +167,7 @@ class Clock:
         self.saved = time.monotonic()
 
     def over(self, now: float) -> bool:
-        return now - self.began > self.limit
+        return self.asked or now - self.began > self.limit
 
     def stops(self, run: Run) -> bool:
         """Between two steps of an epoch: save `run` where that is due, or where it stops here, which is the answer."""
@@ -215,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RecipeError, checkpoint.CheckpointError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # the status of whatever Ctrl-C ended: a script must not go on to its next stage
     if ranks.first:
         print(json.dumps({key: value for key, value in result.items() if math.isfinite(value)}))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
@@ -11,10 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import training.run
+import training.train
 from training import checkpoint, data
 from training.awnet import AWNet, AWNetConfig
 from training.chance import Keyed
@@ -98,6 +102,59 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Pa
     for name in ("killed", "whole"):
         train_whole(recipe, tmp_path / name)
     assert states_equal(tmp_path / "whole" / "last.pt", last)
+
+
+def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Signals) -> None:
+    """This process gets these signals while it takes its `step`-th step from here on."""
+    train_step, taken = training.run.train_step, itertools.count(1)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(taken) == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return train_step(*arguments, **options)
+
+    monkeypatch.setattr(training.run, "train_step", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_after_the_step_at_hand(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost, though no checkpoint was due: what goes on ends with the bits of a run that nobody stopped."""
+    torch.set_num_threads(1)
+    recipe, images, before = tiny_recipe(tmp_path), small_set(), signal.getsignal(number)
+    send_in_step(monkeypatch, 6, number)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, images, tmp_path / "stopped")
+    monkeypatch.undo()
+    run = checkpoint.read(tmp_path / "stopped" / "last.pt")["run"]
+    assert (run["epoch"], run["done"]) == (1, 2)
+    assert signal.getsignal(number) is before
+    for name in ("stopped", "whole"):
+        train(recipe, images, tmp_path / name, resume=True)
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "stopped" / "last.pt")
+
+
+def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who will not wait for a step or a validation: the last checkpoint is what is left."""
+    send_in_step(monkeypatch, 6, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_recipe(tmp_path), small_set(), tmp_path / "run")
+    run = checkpoint.read(tmp_path / "run" / "last.pt")["run"]
+    assert (run["epoch"], run["done"]) == (1, 0)
+
+
+def test_the_command_says_that_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And with a status, so that a script does not go on to the next stage."""
+    tiny_recipe(tmp_path)
+    monkeypatch.setattr(training.train, "load_images", lambda name, data_dir: small_set())
+    send_in_step(monkeypatch, 1, signal.SIGTERM)
+    argv = ["--recipe", tmp_path / "tiny.toml", "--data-dir", tmp_path, "--out", tmp_path / "run"]
+    assert main([str(a) for a in argv]) == 130
+    assert "after 1 of its 4 steps; go on with --resume" in capsys.readouterr().out
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
