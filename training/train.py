@@ -137,7 +137,8 @@ class Clock:
         """Ctrl-C and SIGTERM (a scheduler's word that time is up) stop the run between two steps, not within one.
 
         A second one does what it always did where `twice_ends`: not under torchrun, which passes on to its processes
-        what the terminal has told them already. Other threads than the first get no signals and have nothing to heed.
+        what the terminal has told them already. A signal that this process was started to ignore, as a script's
+        background jobs ignore Ctrl-C, stays ignored. Other threads than the first get none and have nothing to heed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -152,7 +153,10 @@ class Clock:
             for one, handler in earlier.items():
                 signal.signal(one, handler)
 
-        earlier = {one: signal.signal(one, ask) for one in (signal.SIGINT, signal.SIGTERM)}
+        earlier = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        earlier = {one: handler for one, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
+        for one in earlier:
+            signal.signal(one, ask)
         try:
             yield
         finally:

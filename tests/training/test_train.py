@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,15 @@ def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Si
     monkeypatch.setattr(training.run, "train_step", interrupted)
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C interrupts, as it does in a terminal: a suite that runs in the background was told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_run_after_the_step_at_hand(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +145,7 @@ def test_a_signal_stops_a_run_after_the_step_at_hand(
     assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "stopped" / "last.pt")
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For those who will not wait for a step or a validation: the last checkpoint is what is left."""
     send_in_step(monkeypatch, 6, signal.SIGINT, signal.SIGINT)
@@ -143,6 +153,17 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, monkeypatch: pytest.
         train(tiny_recipe(tmp_path), small_set(), tmp_path / "run")
     run = checkpoint.read(tmp_path / "run" / "last.pt")["run"]
     assert (run["epoch"], run["done"]) == (1, 0)
+
+
+def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the terminal is not meant for a script's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    send_in_step(monkeypatch, 1, signal.SIGINT)
+    try:
+        assert train(tiny_recipe(tmp_path), small_set(), tmp_path / "run")["epoch"] == 3
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_command_says_that_it_was_stopped(
