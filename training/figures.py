@@ -117,10 +117,10 @@ def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
         fig, axes = plt.subplots(len(rows), LAYERS, figsize=(5 * LAYERS, 1 + 3 * len(rows)), squeeze=False)
         for (row, networks), in_row in zip(rows.items(), axes, strict=True):
             for i, ax in enumerate(in_row):
-                lines = {name: density(layers[i]["means"]) for name, layers in networks.items()}
                 for k, (name, layers) in enumerate(networks.items()):
-                    ax.plot(*lines[name], color=f"C{k}", label=name)
-                    ax.plot(layers[i]["means"], [0.0] * len(layers[i]["means"]), "|", color=f"C{k}", markersize=12)
+                    means = layers[i]["means"]
+                    ax.plot(*density(means), color=f"C{k}", label=name)
+                    ax.plot(means, [0.0] * len(means), "|", color=f"C{k}", markersize=12)
                 title = f"{row}, convolution {i + 1}" if row else f"convolution {i + 1}"
                 ax.set(title=title, xlabel="mean of a filter", ylabel="density")
         axes = axes[0]
