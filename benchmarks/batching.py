@@ -3,10 +3,11 @@
 * Closed loops of 2, 8 and 32 clients against two workers; HTTP is one thread that spends a fixed time on a request.
   Each image is decoded and run for as long as its batch's size takes, give or take 10 %.
 * Three rules: never wait; a window (the last idle worker always waits its full length for a full batch); and the
-  server's own (`server.scheduling`).
+  server's own (`server.engines.scheduling`).
 * Two models: the given one, timed here on one thread, and one for which a batch costs hardly more than an image.
 
-The overhead is that of `server.batching` with a model that does nothing: CPU time a request, the client's included.
+The overhead is that of `server.engines.batching` with a model that does nothing: CPU time a request, the client's
+included.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks import report
-from server.batching import Batcher
-from server.engine import Terms
-from server.images import Pixels
-from server.scheduling import Batch, Job, Lane, Scheduler, buckets
+from server.core.engine import Terms
+from server.core.images import Pixels
+from server.engines.batching import Batcher
+from server.engines.scheduling import Batch, Job, Lane, Scheduler, buckets
 
 EXAMPLES = """examples:
   python -m benchmarks.batching                              the bundled model, about a minute

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import publish
-from server.monitoring import ALARM_IMAGES, Cusum, limit_for
+from server.monitoring.detection import ALARM_IMAGES, Cusum, limit_for
 
 TARGETS = {"suspicious": 0.05, "adversarial": 0.01}
 RATES_PER_SECOND = (1, 10, 100, 500)

@@ -42,7 +42,7 @@ from benchmarks.closed_loop import (
 )
 from benchmarks.report import ROOT
 from benchmarks.rig import free_port, rss_mb, running, served, wait_until_up
-from server.cores import usable_cores
+from server.core.cpu_limits import usable_cores
 
 EXAMPLES = """examples:
   python -m benchmarks.server                                  the bundled model, about four minutes

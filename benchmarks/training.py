@@ -10,7 +10,8 @@ set to the updated weights: batch, augmentation, adversarial images, teachers, f
                 differ from what is often assumed of it: its attack takes the gradient of the *image* only, and its
                 teachers run under `no_grad`; so does the transcription. What AW-Net adds (a branch for each
                 kind, L_type) is added here in the same style. On a GPU, cuDNN is deterministic, as the script sets it
-    ours        `training.step.train_step` on `training.data.shuffled_batches`: bfloat16 autocast, channels last,
+    ours        `training.trainer.step.train_step` on `training.data.shuffled_batches`: bfloat16 autocast, channels
+                last,
                 images cropped and flipped together, the detector once for both kinds of image
 
 The other variants change one thing in one of the two, so that each difference has its own figure. All run in
@@ -56,13 +57,13 @@ from torchvision import transforms
 from benchmarks.report import RESULTS, processor, publish
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.chance import GLOBAL, Chance
+from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
-from training.inner import Inner
-from training.objectives import Balancer, Mtard, type_loss
-from training.recipe import DEFAULTS, build_optimizer, parameter_groups
-from training.static import StaticConfig, build_static
-from training.step import Runtime, train_step
+from training.rng import GLOBAL, Chance
+from training.trainer.adversary import Inner
+from training.trainer.objectives import Balancer, Mtard, type_loss
+from training.trainer.recipe import DEFAULTS, build_optimizer, parameter_groups
+from training.trainer.step import Runtime, train_step
 
 CPU = torch.device("cpu")
 GOALS = {"cpu": 2.0, "cuda": 5.0}  # ours over published

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, get_args
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from server.detection_metrics import DetectionCollector
-from server.events import Result
-from server.metrics import Metrics
-from server.monitoring import RESULTS as CANARIES
-from server.supervisor import OWN
-from server.verdict import VERDICTS
+from server.core.verdict import VERDICTS
+from server.monitoring.detection import RESULTS as CANARIES
+from server.monitoring.detection_metrics import DetectionCollector
+from server.monitoring.metrics import Metrics
+from server.versions.events import Result
+from server.workers.supervisor import OWN
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
 BEGIN, END = "<!-- made by python -m deploy.document_metrics -->", "<!-- end -->"
@@ -48,7 +48,7 @@ LABELS = {
 }
 
 
-# How the values of several workers become one; `server.totals` does it.
+# How the values of several workers become one; `server.workers.metrics_merge` does it.
 WORKERS = {
     "sum": "sum",
     "livesum": "sum",

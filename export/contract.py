@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.graph import omega_layout
 from training.checkpoint import Calibration, Checkpoint
+
+from .graph import omega_layout
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "awnet.contract"
@@ -41,7 +42,7 @@ def check(checkpoint: Checkpoint) -> Calibration:
     if calibration is None:
         raise ContractError(
             "the checkpoint carries no calibration, so a server could give no verdict: "
-            "calibrate it on validation images (python -m training.detection) and export the result"
+            "calibrate it on validation images (python -m training.evaluation.detection) and export the result"
         )
     if len(set(checkpoint.labels)) != config.num_classes:
         raise ContractError(f"{len(set(checkpoint.labels))} different labels for {config.num_classes} classes")

@@ -17,10 +17,11 @@ import onnx
 import torch
 from torch import Tensor
 
-from export import contract, graph, parity
-from export.repository import MODEL_FILE, check_free, publish
 from training.awnet import AWNet
 from training.checkpoint import load
+
+from . import contract, graph, parity
+from .repository import MODEL_FILE, check_free, publish
 
 GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file

@@ -25,7 +25,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from export.contract import METADATA_KEY
+from .contract import METADATA_KEY
 
 MODEL_FILE, CONFIG_FILE, MANIFEST_FILE = "model.onnx", "config.pbtxt", "manifest.json"
 MANIFEST_SCHEMA = 1

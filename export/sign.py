@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from export.repository import MANIFEST_FILE, MODEL_FILE, NAME, RepositoryError, manifest, replace, versions
+from .repository import MANIFEST_FILE, MODEL_FILE, NAME, RepositoryError, manifest, replace, versions
 
 SIGNATURE_FILE = "manifest.json.sig"
 

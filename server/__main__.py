@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from server.settings import Settings
+from .settings import Settings
 
 EXAMPLES = """examples:
   python -m server                                   serve model_repository/awnet on 127.0.0.1:8000
@@ -35,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # A supervisor that serves nothing itself needs little of what a server needs, and no server needs a supervisor.
     if settings.workers > 1:
-        from server.supervisor import supervise
+        from .workers.supervisor import supervise
 
         return supervise(settings)
-    from server.serving import serve
+    from .process import serve
 
     return serve(settings)
 

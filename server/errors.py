@@ -117,6 +117,12 @@ class EngineFault(Unavailable):
     slug, title = "engine-fault", "Inference failed"
 
 
+class LinkLost(Unavailable):
+    """Another process of this service is gone or does not answer."""
+
+    slug, title = "workers-unreachable", "Workers out of reach"
+
+
 class StartupError(AWNetError):
     """The server cannot start or the model cannot be served; told to whoever runs it, never to a caller."""
 

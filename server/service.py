@@ -13,19 +13,19 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.canaries import Canaries
-from server.detection_metrics import report
-from server.engine import Engine, Model, Priority, Signals, Terms
-from server.errors import AWNetError, EngineFault, NotReady, UnknownModel
-from server.images import Limits, Picture, Upload
-from server.lifecycle import Models
-from server.metrics import Metrics
-from server.recent import Recent
-from server.requestlog import CURRENT
-from server.rollout import Lease
-from server.settings import Settings
-from server.verdict import Verdict, judge
-from server.workers import Member
+from .core.engine import Engine, Model, Priority, Signals, Terms
+from .core.images import Limits, Picture, Upload
+from .core.verdict import Verdict, judge
+from .errors import AWNetError, EngineFault, NotReady, UnknownModel
+from .monitoring.detection_metrics import report
+from .monitoring.golden_probe import Canaries
+from .monitoring.metrics import Metrics
+from .monitoring.request_log import CURRENT
+from .monitoring.verdict_history import Recent
+from .settings import Settings
+from .versions.models import Models
+from .versions.rollout import Lease
+from .workers.member import Member
 
 log = logging.getLogger("awnet")
 

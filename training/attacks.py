@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.chance import GLOBAL, Chance
+from .rng import GLOBAL, Chance
 
 Model = Callable[[Tensor], Tensor]
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.awnet import AWNet, AWNetConfig
-from training.static import StaticConfig, build_static
+from .awnet import AWNet, AWNetConfig
+from .baselines import StaticConfig, build_static
 
 FORMAT = 1
 

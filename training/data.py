@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from training.chance import Keyed
+from .rng import Keyed
 
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it

@@ -20,7 +20,7 @@ validation images, or are taken from the validation split where it carries none.
 The report is rewritten after every finished part, and a part's finished batches are kept beside it; started again
 with the same set-up, the program goes on where it stopped.
 
-`--table 1..7` writes a table of the paper from networks that `training.tables` has made: `--table 1 --help`.
+`--table 1..7` writes a table of the paper from what `training.reproduction.sweep` has made: `--table 1 --help`.
 
 Attacks are those of `attacks.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive attack (T2
 only), PGD with restarts (`--pgd-restarts`) and AutoAttack. `--steps` gives all but FGSM another number of steps.
@@ -44,13 +44,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import checkpoint, detection
-from training.attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, cross_entropy, evade, project, quantise
-from training.awnet import ADVERSARIAL, NATURAL, AWNet
-from training.data import SETS, Split, load_images
-from training.foreign import FOREIGN, load_foreign
-from training.honest import HONEST
-from training.report import ONE_STEP, Progress, Report, to_hex, w_robust
+from . import checkpoint
+from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, cross_entropy, evade, project, quantise
+from .awnet import ADVERSARIAL, NATURAL, AWNet
+from .data import SETS, Split, load_images
+from .evaluation import detection
+from .evaluation.corruptions import HONEST
+from .evaluation.report import ONE_STEP, Progress, Report, to_hex, w_robust
+from .pretrained import FOREIGN, load_foreign
 
 LEVELS = ("T0", "T1", "T2", "T3")
 Part = Callable[[], dict[str, Any]]
@@ -388,9 +389,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the report's document."""
     given = sys.argv[1:] if argv is None else list(argv)
     if any(option.split("=")[0] == "--table" for option in given):
-        from training import ledger  # which reads what this module has written
+        from .reproduction import tables  # which reads what this module has written
 
-        raise SystemExit(ledger.main(given))
+        raise SystemExit(tables.main(given))
     parser = arguments()
     args = parser.parse_args(argv)
     if args.threads:

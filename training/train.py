@@ -31,13 +31,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training import checkpoint
-from training.data import ImageSet, load_images
-from training.ranks import SOLO, Ranks, joined
-from training.recipe import RecipeError, read_recipe
-from training.run import Run, locked
-from training.step import Runtime
-from training.validation import finish, measure, merit, settle
+from . import checkpoint
+from .data import ImageSet, load_images
+from .trainer.distributed import SOLO, Ranks, joined
+from .trainer.recipe import RecipeError, read_recipe
+from .trainer.run import Run, locked
+from .trainer.step import Runtime
+from .trainer.validation import finish, measure, merit, settle
 
 
 def train(

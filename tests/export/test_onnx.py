@@ -240,8 +240,8 @@ def test_a_calibration_of_another_network_is_refused(tiny_checkpoint: Path, tmp_
 
 def test_a_static_network_is_refused(tmp_path: Path) -> None:
     """Only an AW-Net can be exported, and the error says so."""
+    from training.baselines import StaticConfig, build_static
     from training.checkpoint import pack
-    from training.static import StaticConfig, build_static
 
     path = tmp_path / "static.pt"
     save(path, pack(build_static(StaticConfig(width=4)), labels=["x"] * 10, recipe={}))

@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 from export import graph
 from export.contract import METADATA_KEY
 from export.repository import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, RepositoryError, publish, versions
-from server.repository import Repository
+from server.engines.repository import Repository
 from training.awnet import AWNet, AWNetConfig
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from export.sign import main
+from server.engines.repository import Repository
 from server.errors import ManifestError
-from server.repository import Repository
 from tests.server.tiny import graph, publish, write
 
 

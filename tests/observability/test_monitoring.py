@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from benchmarks.false_alarms import counted, images_between_alarms, images_until_alarm
-from server.canaries import Canaries, canaries
-from server.clients import TopClients
-from server.contract import Contract, Reference, Threshold, Thresholds, parse
-from server.engine import Model, Signals, Terms
+from server.core.contract import Contract, Reference, Threshold, Thresholds, parse
+from server.core.engine import Model, Signals, Terms
+from server.core.images import Picture, Upload
+from server.core.verdict import Verdict, judge
 from server.errors import EngineFault
-from server.images import Picture, Upload
-from server.monitoring import (
+from server.monitoring.clients import TopClients
+from server.monitoring.detection import (
     ALARM_IMAGES,
     FLAGS,
     MOST_WATCHES,
@@ -33,7 +33,7 @@ from server.monitoring import (
     limit_for,
     score_bins,
 )
-from server.verdict import Verdict, judge
+from server.monitoring.golden_probe import Canaries, canaries
 from tests.server.tiny import CHANNELS, contract_of, graph
 
 THRESHOLDS = Thresholds(Threshold(0.003, 0.05), Threshold(0.006, 0.01))

@@ -9,8 +9,8 @@ import logging
 import numpy as np
 import pytest
 
-from server.engine import Model, Signals
-from server.requestlog import QUIET_ROUTES, Record, RequestLog, configure
+from server.core.engine import Model, Signals
+from server.monitoring.request_log import QUIET_ROUTES, Record, RequestLog, configure
 
 EMPTY = np.zeros((0, 1), np.float32)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import alerts, false_alarms, staged
 from benchmarks.report import bundled_model
 from deploy.grafana.panels import ANNOTATIONS, queries
-from server.monitoring import ALARM_IMAGES, limit_for
+from server.monitoring.detection import ALARM_IMAGES, limit_for
 from tests.observability import report
 from tests.observability.test_rules import CASES
 

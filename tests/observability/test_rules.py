@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from server.verdict import VERDICTS
+from server.core.verdict import VERDICTS
 from tests.requires import requires
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import numpy as np
 import orjson
 import pytest
 
-from server.contract import parse
-from server.engine import Model
-from server.page import ASSETS, Page
-from server.recent import Recent
+from server.core.contract import parse
+from server.core.engine import Model
+from server.http.page import ASSETS, Page
+from server.monitoring.verdict_history import Recent
 from tests.server.tiny import Running, contract_of, encoded, graph, plain
 
 NAMES = sorted(path.name for path in ASSETS.iterdir())

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 
-from server import contract
-from server.engine import Model, Signals, Terms
-from server.images import Picture
-from server.metrics import Metrics
+from server.core import contract
+from server.core.engine import Model, Signals, Terms
+from server.core.images import Picture
+from server.monitoring.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import publish

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from server.admin import create_admin
-from server.app import create_app
-from server.embedded import EmbeddedEngine
-from server.repository import Repository
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
+from server.http.admin import create_admin
+from server.http.app import create_app
 from server.settings import Settings
 from tests.server.tiny import encoded, noise, publish
 

@@ -6,7 +6,7 @@ import json
 import re
 
 from server.errors import AWNetError, StartupError, status_of
-from server.schemas import Answer, OmegaSignals, Problem
+from server.http.schemas import Answer, OmegaSignals, Problem
 from tests.server.tiny import ROOT
 
 TEXT = (ROOT / "docs/api.md").read_text("utf-8")

@@ -14,20 +14,12 @@ import httpx
 import numpy as np
 import pytest
 
-from server.app import create_app
-from server.embedded import EmbeddedEngine
-from server.engine import Model, Runner, Signals, Terms
-from server.errors import (
-    AWNetError,
-    DeadlineExceeded,
-    EngineFault,
-    EngineUnavailable,
-    StartupError,
-    problem,
-    status_of,
-)
-from server.images import Picture
-from server.repository import Repository
+from server.core.engine import Model, Runner, Signals, Terms
+from server.core.images import Picture
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
+from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, StartupError, problem, status_of
+from server.http.app import create_app
 from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import encoded, noise, plain, publish

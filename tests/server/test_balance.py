@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.balance import Address, Balancer, Key
+from server.engines.triton.balancer import Address, Balancer, Key
 from server.errors import EngineUnavailable
 
 ONE, TWO = Key("awnet", 1, "a"), Key("awnet", 2, "b")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.batching import Batcher, Outputs
-from server.engine import Terms
+from server.core.engine import Terms
+from server.core.images import Pixels
+from server.engines.batching import Batcher, Outputs
 from server.errors import (
     AWNetError,
     DeadlineExceeded,
@@ -25,7 +26,6 @@ from server.errors import (
     QueueFull,
     status_of,
 )
-from server.images import Pixels
 
 SIZE = 4
 

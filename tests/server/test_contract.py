@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.contract import parse
+from server.core.contract import parse
 from server.errors import ContractError
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph, tensor
 

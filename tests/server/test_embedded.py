@@ -17,12 +17,12 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from server.cores import cgroup_quota, usable_cores
-from server.embedded import EmbeddedEngine
-from server.engine import Runner, Signals, Terms, self_test
+from server.core.cpu_limits import cgroup_quota, usable_cores
+from server.core.engine import Runner, Signals, Terms, self_test
+from server.core.images import Picture, Pixels
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
-from server.images import Picture, Pixels
-from server.repository import Repository
 from tests.server.tiny import SIZE, contract_of, graph, publish, write
 
 

@@ -15,7 +15,7 @@ from benchmarks import bad_models
 from benchmarks.faults import markdown
 from benchmarks.rig import Load, exposition, quantile
 from benchmarks.scenarios import SCENARIOS, Result
-from server.repository import Repository
+from server.engines.repository import Repository
 from tests.server.tiny import ROOT
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]

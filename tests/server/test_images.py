@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from server.core.images import MOST_PNG_CHUNKS, PNG_SIGNATURE, Decoded, Limits, Upload, decode
 from server.errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, RequestError, UnsupportedMedia
-from server.images import MOST_PNG_CHUNKS, PNG_SIGNATURE, Decoded, Limits, Upload, decode
 from tests.server.tiny import SIZE, encoded, noise
 
 LIMITS = Limits(max_pixels=1_000_000, min_side=8)

@@ -19,8 +19,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from onnx import TensorProto, helper, numpy_helper
 
-from server.embedded import EmbeddedEngine
-from server.engine import Engine, Model, Runner, Signals, Terms
+from server.core.engine import Engine, Model, Runner, Signals, Terms
+from server.core.images import Picture, Pixels
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
 from server.errors import (
     DeadlineExceeded,
     EngineFault,
@@ -31,10 +33,8 @@ from server.errors import (
     StartupError,
     UnknownModel,
 )
-from server.events import Events
-from server.images import Picture, Pixels
-from server.lifecycle import Models
-from server.repository import Repository
+from server.versions.events import Events
+from server.versions.models import Models
 from tests.server.tiny import SIZE, graph, manifest_of, publish, tensor, write
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (3, SIZE, SIZE), np.uint8)

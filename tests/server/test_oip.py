@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server import oip, protocol
+from server.core.images import Limits, decode
+from server.core.verdict import judge
 from server.errors import BodyTooLarge, DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull
-from server.images import Limits, decode
-from server.verdict import judge
+from server.oip import protocol, rest
 from tests.server.small import Small, SmallRunner
 from tests.server.tiny import CHANNELS, LABELS, SIZE, encoded, noise, plain
 
@@ -42,10 +42,10 @@ def ask(
     """One exchange; with `raw`, the document's length goes into its header."""
     body = b"" if document is None else document if isinstance(document, bytes) else json.dumps(document).encode()
     given = {key.replace("_", "-").encode(): value.encode() for key, value in headers.items()}
-    if raw and oip.HEADER_LENGTH not in given:
-        given[oip.HEADER_LENGTH] = str(len(body)).encode()
+    if raw and rest.HEADER_LENGTH not in given:
+        given[rest.HEADER_LENGTH] = str(len(body)).encode()
     verb = method or ("GET" if document is None else "POST")
-    status, answered, content = small.run(oip.answer(small.service, verb, path, given, body + raw))
+    status, answered, content = small.run(rest.answer(small.service, verb, path, given, body + raw))
     return status, {key.decode(): value.decode() for key, value in answered}, content
 
 
@@ -191,7 +191,7 @@ def test_what_is_not_served_is_404_and_says_so(small: Small, path: str, word: st
     status, _, content = ask(small, path, {})
     assert status == 404
     assert word in json.loads(content)["error"]
-    assert oip.route(path) is None
+    assert rest.route(path) is None
 
 
 @pytest.mark.parametrize(("path", "method"), [(INFER, "GET"), ("/v2", "POST"), ("/v2/models/awnet/ready", "DELETE")])
@@ -204,10 +204,10 @@ def test_another_method_is_405_with_allow(small: Small, path: str, method: str) 
 
 def test_routes_are_templates() -> None:
     """Labels of metrics come from a closed set, whatever is asked."""
-    assert oip.route("/v2/models/anything/versions/7/infer") == "/v2/models/{model}/versions/{version}/infer"
-    assert oip.route("/v2/models/a") == "/v2/models/{model}"
-    assert oip.route("/v2/health/live/") == "/v2/health/live"
-    assert oip.route("/v2/else") is None
+    assert rest.route("/v2/models/anything/versions/7/infer") == "/v2/models/{model}/versions/{version}/infer"
+    assert rest.route("/v2/models/a") == "/v2/models/{model}"
+    assert rest.route("/v2/health/live/") == "/v2/health/live"
+    assert rest.route("/v2/else") is None
 
 
 # Inference.
@@ -601,7 +601,7 @@ def test_an_unforeseen_fault_tells_nothing_of_the_inside(small: Small, caplog: p
 
 def test_a_refusal_before_the_body_is_read_looks_alike() -> None:
     """What the HTTP layer refuses itself it tells in the same words."""
-    status, headers, content = oip.refusal(BodyTooLarge("the body is larger than 5 bytes"))
+    status, headers, content = rest.refusal(BodyTooLarge("the body is larger than 5 bytes"))
     assert (status, headers) == (413, [(b"content-type", b"application/json")])
     assert json.loads(content) == {"error": "the body is larger than 5 bytes"}
 
@@ -693,9 +693,9 @@ def test_malformed_bodies_never_break_the_server(small: Small) -> None:
                 raw = raw[: rng.randrange(len(raw))]
         if raw or length:
             length = rng.choice([length, str(len(head)), str(rng.randrange(2 * len(head) + 2))]) or str(len(head))
-        headers = {oip.HEADER_LENGTH: length.encode()} if length else {}
+        headers = {rest.HEADER_LENGTH: length.encode()} if length else {}
         started = time.process_time()
-        status, _, content = small.run(oip.answer(small.service, "POST", INFER, headers, head + raw))
+        status, _, content = small.run(rest.answer(small.service, "POST", INFER, headers, head + raw))
         worst = max(worst, time.process_time() - started)
         assert status in (200, 400, 413), content
         if status != 200:

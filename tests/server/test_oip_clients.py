@@ -25,9 +25,9 @@ import tritonclient.http.aio
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from server import oip
 from server.errors import AWNetError
-from server.grpc_service import SERVED, code_of
+from server.oip import rest
+from server.oip.grpc_front import SERVED, code_of
 from tests.server.fake_triton import FILES, FakeTriton
 from tests.server.tiny import CHANNELS, LABELS, ROOT, SIZE, Running, encoded, noise, plain
 
@@ -403,7 +403,7 @@ def test_the_tables_of_the_page_are_true(running: Site) -> None:
     for call, method, _ in rows("Calls"):
         verb, path = call.strip("`").split()
         assert method.strip("`") in SERVED
-        assert oip.route(path) == path
+        assert rest.route(path) == path
         assert http.request(verb, path.format(model="awnet")).status_code in (200, 400)
     assert len(rows("Calls")) == len(SERVED)
     metadata = http.get("/v2/models/awnet").json()
@@ -414,7 +414,7 @@ def test_the_tables_of_the_page_are_true(running: Site) -> None:
     kinds = {kind.slug: kind for kind in descendants(AWNetError)}
     for what, status, code in rows("Errors"):
         error = kinds[what.split("`")[1]]("x")
-        assert oip.refusal(error)[0] == int(status)
+        assert rest.refusal(error)[0] == int(status)
         assert code in ("", f"`{code_of(error).name}`")
 
 

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from server.schemas import PARAMETERS, Answer
+from server.http.schemas import PARAMETERS, Answer
 from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
 
 

@@ -35,10 +35,11 @@ def test_serving_imports_no_training_library() -> None:
     Nor what only some settings need: Triton's client with grpc, what checks signatures, the supervisor of workers.
     """
     code = (
-        "import sys, server.app, server.__main__, server.serving, server.admin, server.embedded\n"
+        "import sys, server.http.app, server.__main__, server.process, server.http.admin, server.engines.onnxruntime\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient',"
-        " 'grpc', 'cryptography'}), sorted(sys.modules.keys() & {'server.supervisor', 'server.totals'}))"
+        " 'grpc', 'cryptography'}),"
+        " sorted(sys.modules.keys() & {'server.workers.supervisor', 'server.workers.metrics_merge'}))"
     )
     done = call("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "[] []"), done.stderr
@@ -50,7 +51,7 @@ def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
         (tmp_path / kind).write_bytes(encoded(noise(), kind))
     code = (
         "import pathlib, sys\n"
-        "from server.images import Limits, decode\n"
+        "from server.core.images import Limits, decode\n"
         "files = sorted(pathlib.Path(sys.argv[1]).iterdir())\n"
         "print([decode(file.read_bytes(), 32, Limits()).format for file in files])\n"
         "print(len([name for name in sys.modules if name.startswith('PIL.') and name.endswith('ImagePlugin')]))"

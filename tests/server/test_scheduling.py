@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from benchmarks.batching import EVEN, closed_loop
+from server.engines.scheduling import Batch, Job, Lane, Scheduler, buckets
 from server.errors import DeadlineExceeded, QueueFull
-from server.scheduling import Batch, Job, Lane, Scheduler, buckets
 
 SEEDS = range(40)
 Cost = Callable[[int, random.Random], float]

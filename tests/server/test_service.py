@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.embedded import EmbeddedEngine
+from server.core.images import Pixels
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
 from server.errors import EngineFault
-from server.images import Pixels
-from server.metrics import Metrics
-from server.repository import Repository
+from server.monitoring.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import SIZE, publish

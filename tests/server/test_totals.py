@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from server.metrics import Metrics
-from server.monitoring import CUSUM_ROOM, Cusum
-from server.totals import Totals
+from server.monitoring.detection import CUSUM_ROOM, Cusum
+from server.monitoring.metrics import Metrics
+from server.workers.metrics_merge import Totals
 
 HOW = {"sum", "livesum", "livemax", "livemin", "pooled", "service"}
 

@@ -16,8 +16,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from server import triton
-from server.engine import Signals, Terms, self_test
+from server.core.engine import Signals, Terms, self_test
+from server.core.images import Limits, Pixels, Upload
+from server.engines.triton import engine as engine_module
+from server.engines.triton.engine import TritonEngine, parse_metadata
+from server.engines.triton.runner import RemoteRunner
 from server.errors import (
     AWNetError,
     ContractError,
@@ -30,9 +33,6 @@ from server.errors import (
     SelfTestFailed,
     StartupError,
 )
-from server.images import Limits, Pixels, Upload
-from server.remote import RemoteRunner
-from server.triton import TritonEngine, parse_metadata
 from tests.server.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes, free_port
 from tests.server.tiny import SIZE, encoded, noise
 
@@ -373,7 +373,7 @@ async def test_a_deadline_is_kept_and_says_nothing_about_triton() -> None:
 @plays
 async def test_a_stuck_execution_opens_the_breaker_though_the_process_lives(monkeypatch: Any) -> None:
     """Heartbeats are answered, executions never are: after some in a row the address is left alone."""
-    monkeypatch.setattr(triton, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(engine_module, "STUCK_SECONDS", 0.2)
     fake = FakeTriton()
     async with opened(fake, failures=2) as (engine, runner):
         fake.gate.clear()
@@ -579,7 +579,7 @@ async def test_a_connection_that_is_renewed_to_the_same_triton_costs_what_was_in
 @plays
 async def test_a_model_that_goes_bad_is_found_on_patrol(monkeypatch: Any) -> None:
     """The process and its connection live on, its values change: within a patrol it is left alone."""
-    monkeypatch.setattr(triton, "PATROL_SECONDS", 0.2)
+    monkeypatch.setattr(engine_module, "PATROL_SECONDS", 0.2)
     fake = FakeTriton()
     async with opened(fake) as (engine, _):
         fake.off = 0.01

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
-from server.engine import self_test
+from server.core.engine import self_test
+from server.engines.triton.engine import TritonEngine
+from server.engines.triton.runner import RemoteRunner
 from server.errors import AWNetError, EngineFault, ModelNotFound, Unavailable
-from server.remote import RemoteRunner
-from server.triton import TritonEngine
 from tests.requires import ROOT, requires, triton_venv
 from tests.server.fake_triton import SHA256
 from tests.server.real_triton import RealTriton

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from server.errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMedia
-from server.upload import pictures
+from server.http.upload import pictures
 
 FORM = "multipart/form-data; boundary=X"
 

@@ -18,13 +18,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 from tritonclient.grpc import InferenceServerClient
 
-from server.app import create_app
-from server.cores import share_of
-from server.embedded import EmbeddedEngine
+from server.core.cpu_limits import share_of
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
-from server.repository import Repository
+from server.http.app import create_app
 from server.settings import Settings
-from server.workers import _together
+from server.workers.member import _together
 from tests.server.test_process import Load, call, free_port, until
 from tests.server.tiny import Running, encoded, noise, plain, publish
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.awp import perturbed
-from training.inner import Inner
-from training.objectives import Mtard, PgdAt, Trades
-from training.static import StaticConfig, build_static
-from training.step import Runtime, train_step
+from training.baselines import StaticConfig, build_static
+from training.trainer.adversary import Inner
+from training.trainer.awp import perturbed
+from training.trainer.objectives import Mtard, PgdAt, Trades
+from training.trainer.step import Runtime, train_step
 
 RUNTIME = Runtime(torch.device("cpu"), bf16=False)
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import training as benchmark
 from benchmarks.training import OURS, PUBLISHED, VARIANTS, Size
 from training.awnet import AWNet, AWNetConfig
-from training.inner import Inner
+from training.trainer.adversary import Inner
 
 SIZE, CPU = Size(2, 4), torch.device("cpu")
 

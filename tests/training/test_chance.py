@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training import chance, data
-from training.chance import GLOBAL, Keyed
+from training import data, rng
+from training.rng import GLOBAL, Keyed
 
 
 def test_the_hash_is_splitmix64() -> None:
     """The published generator's first numbers from the seed 1234567."""
     key, counter = torch.tensor([[1234567]]), torch.arange(1, 4)
-    words = chance._scrambled(key + counter * chance._signed(chance.GOLDEN))[0]
-    assert [int(w) & chance.MASK for w in words] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    words = rng._scrambled(key + counter * rng._signed(rng.GOLDEN))[0]
+    assert [int(w) & rng.MASK for w in words] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_numbers_belong_to_an_image_and_not_to_its_batch() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from training.awnet import AWNet, AWNetConfig
+from training.baselines import StaticConfig, build_static
 from training.checkpoint import Calibration, CheckpointError, load, pack, read, save
-from training.static import StaticConfig, build_static
 
 LABELS = [f"class {i}" for i in range(10)]
 

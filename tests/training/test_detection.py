@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training import checkpoint
-from training.detection import auroc, bootstrap, calibrate, flagged, histogram, threshold_at, tpr_at
+from training.evaluation.detection import auroc, bootstrap, calibrate, flagged, histogram, threshold_at, tpr_at
 
 CLEAN = torch.tensor([0.1, 0.2, 0.3, 0.4])
 ADVERSARIAL = torch.tensor([0.35, 0.8])

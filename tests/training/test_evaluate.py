@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from training import checkpoint, evaluate
 from training.attacks import EVASIONS, Budget
 from training.awnet import AWNet, AWNetConfig
+from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
 from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
-from training.report import Progress, from_hex
-from training.static import StaticConfig, build_static
+from training.evaluation.report import Progress, from_hex
 
 LEVELS = ["T0", "T1", "T2", "T3"]
 

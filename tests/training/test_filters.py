@@ -11,12 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import checkpoint, figures
+from training import checkpoint
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
+from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
-from training.filters import convolutions, describe, filter_moments, gradient_norm, modulated_variance, spread
-from training.static import StaticConfig, build_static
+from training.reproduction import figures
+from training.reproduction.filters import (
+    convolutions,
+    describe,
+    filter_moments,
+    gradient_norm,
+    modulated_variance,
+    spread,
+)
 
 
 def test_moments_are_those_of_each_filter() -> None:

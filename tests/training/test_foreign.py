@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.foreign import FOREIGN, load_foreign
-from training.static import StaticConfig
+from training.baselines import StaticConfig
+from training.pretrained import FOREIGN, load_foreign
 
 
 class TheirBlock(nn.Module):

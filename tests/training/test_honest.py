@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.honest import HONEST, gaussian_noise, scaled, sign_noise
+from training.evaluation.corruptions import HONEST, gaussian_noise, scaled, sign_noise
 
 
 def gradient_images(n: int = 3) -> torch.Tensor:

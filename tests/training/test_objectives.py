@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.inner import Inner
-from training.objectives import (
+from training.baselines import StaticConfig, build_static
+from training.trainer.adversary import Inner
+from training.trainer.objectives import (
     Balancer,
     DetectorPretraining,
     Mart,
@@ -27,7 +28,6 @@ from training.objectives import (
     sign_noise,
     type_loss,
 )
-from training.static import StaticConfig, build_static
 
 WIDTH = 4
 

@@ -9,7 +9,8 @@ import torch
 
 from training import checkpoint
 from training.awnet import AWNet, AWNetConfig
-from training.recipe import (
+from training.baselines import StaticConfig, build_static
+from training.trainer.recipe import (
     OBJECTIVES,
     RecipeError,
     build_objective,
@@ -19,7 +20,6 @@ from training.recipe import (
     read_recipe,
     schedule,
 )
-from training.static import StaticConfig, build_static
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 PAPER = sorted((RECIPES / "paper").rglob("*.toml"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.report import Report, best_case, from_hex, masking_checks, to_hex, w_robust
+from training.evaluation.report import Report, best_case, from_hex, masking_checks, to_hex, w_robust
 
 SETUP = {"checkpoint": "best.pt", "images": 4, "split": "test", "eps": 8.0, "seed": 0}
 

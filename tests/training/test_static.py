@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from training import checkpoint
-from training.data import load_cifar10
-from training.foreign import load_foreign
-from training.static import (
+from training.baselines import (
     ARCHITECTURES,
     RESNET_BLOCKS,
     RdiResNet,
@@ -22,6 +20,8 @@ from training.static import (
     entropy,
     reparameterised,
 )
+from training.data import load_cifar10
+from training.pretrained import load_foreign
 
 
 def parameters(arch: str, num_classes: int = 10) -> int:

@@ -20,12 +20,12 @@ from torch import nn
 from training import checkpoint
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.chance import Keyed
-from training.inner import Inner
-from training.objectives import Mtard, PgdAt, Standard, Trades
-from training.recipe import read_recipe
-from training.static import StaticConfig, build_static
-from training.step import Runtime, train_step
+from training.baselines import StaticConfig, build_static
+from training.rng import Keyed
+from training.trainer.adversary import Inner
+from training.trainer.objectives import Mtard, PgdAt, Standard, Trades
+from training.trainer.recipe import read_recipe
+from training.trainer.step import Runtime, train_step
 
 ROOT = Path(__file__).parents[2]
 TINY_RUN = Path(__file__).with_name("tiny_run.py")

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from training import evaluate, ledger, tables
+from training import evaluate
 from training.data import ImageSet, Split
-from training.ledger import Claim, build_table, judge, read_paper
-from training.results import Results, Run, binomial, student
-from training.tables import Specification, SpecificationError
+from training.reproduction import sweep, tables
+from training.reproduction.results import Results, Run, binomial, student
+from training.reproduction.sweep import Specification, SpecificationError
+from training.reproduction.tables import Claim, build_table, judge, read_paper
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -83,24 +84,24 @@ def test_networks_are_made_after_what_they_need_and_only_once(specification: Pat
     spec = Specification.read(specification)
     wanted = [n for n in spec.networks if ".s" not in n.name]
     runs = tmp_path / "runs"
-    assert tables.work(spec, wanted[::-1], tmp_path, runs) == 0
-    assert all(tables.done(n, runs) for n in wanted)
+    assert sweep.work(spec, wanted[::-1], tmp_path, runs) == 0
+    assert all(sweep.done(n, runs) for n in wanted)
     made = {n.name: (runs / n.title / "done.json").stat().st_mtime_ns for n in wanted}
     assert made["trunk"] < made["detector"] < made["awnet"] and made["trunk"] < made["static"]
-    assert tables.work(spec, wanted, tmp_path, runs) == 0
+    assert sweep.work(spec, wanted, tmp_path, runs) == 0
     assert made == {n.name: (runs / n.title / "done.json").stat().st_mtime_ns for n in wanted}
     parts = json.loads((runs / "cifar10/awnet/report.json").read_text())["parts"]
     assert {"clean", "T1/fgsm", "T2/fgsm"} <= parts.keys()
     assert "T0/surrogate/fgsm" in json.loads((runs / "cifar10/static/report.json").read_text())["parts"]
-    assert "under way" not in tables.listing(spec, runs) and "cifar10/awnet.s1" in tables.listing(spec, runs)
+    assert "under way" not in sweep.listing(spec, runs) and "cifar10/awnet.s1" in sweep.listing(spec, runs)
 
     specification.write_text(SMALL.replace("optim.epochs=1", "optim.epochs=2"))
     with pytest.raises(SpecificationError, match="another recipe"):
-        tables.done(Specification.read(specification).networks[0], runs)
+        sweep.done(Specification.read(specification).networks[0], runs)
 
     out = tmp_path / "out"
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
     specification.write_text(SMALL)
     options = ["--table", "all", "--spec", str(specification), "--runs", str(runs), "--out", str(out)]
     with pytest.raises(SystemExit) as ended:
@@ -123,25 +124,24 @@ def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path,
     specification.write_text(broken)
     spec = Specification.read(specification)
     wanted = [n for n in spec.networks if n.name in ("trunk", "detector", "static", "awnet")]
-    assert tables.work(spec, wanted, tmp_path, tmp_path / "runs") == 1
-    assert [n.name for n in wanted if not tables.done(n, tmp_path / "runs")] == ["static"]
+    assert sweep.work(spec, wanted, tmp_path, tmp_path / "runs") == 1
+    assert [n.name for n in wanted if not sweep.done(n, tmp_path / "runs")] == ["static"]
 
 
 def test_two_of_them_never_work_on_the_same_network(tmp_path: Path) -> None:
     """A claim holds across processes and ends with the process that made it, even by SIGKILL."""
-    program = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\nfrom training import tables\n"
-    )
-    program += f"with tables.claimed(Path({str(tmp_path)!r})) as mine:\n print(mine, flush=True); time.sleep(600)"
+    program = f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+    program += "from training.reproduction import sweep\n"
+    program += f"with sweep.claimed(Path({str(tmp_path)!r})) as mine:\n print(mine, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "True\n"
-        with tables.claimed(tmp_path) as mine:
+        with sweep.claimed(tmp_path) as mine:
             assert not mine
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
     deadline = time.monotonic() + 30
     while True:
-        with tables.claimed(tmp_path) as mine:
+        with sweep.claimed(tmp_path) as mine:
             if mine:
                 break
         assert time.monotonic() < deadline
@@ -185,7 +185,7 @@ def test_the_small_scale_has_every_row_that_is_to_be_run() -> None:
 def test_the_paper_s_numbers_are_printed_as_they_are() -> None:
     """W-Robust is the mean of its parts (Eq. 25) but in three rows that the paper misprints."""
     wrong = set()
-    for number, table in tomllib.loads(ledger.PAPER.read_text()).items():
+    for number, table in tomllib.loads(tables.PAPER.read_text()).items():
         for folder in ("cifar10", "cifar100", "tiny"):
             for attack, networks in table.get(folder, {}).items():
                 for name, (natural, adversarial, whole) in networks.items():
@@ -245,7 +245,7 @@ def test_a_verdict_needs_seeds_that_agree() -> None:
 def test_every_claim_speaks_of_networks_that_the_small_scale_makes() -> None:
     """With the level and the attack that it compares."""
     there = {n.title: n.judged for n in Specification.read().networks}
-    for claim in ledger.claims():
+    for claim in tables.claims():
         for title, level, attack, kind in (claim.left, claim.right):
             judged = there[title]
             assert judged and level in judged["levels"], claim

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-import training.run
 import training.train
+import training.trainer.run
 from training import checkpoint, data
 from training.awnet import AWNet, AWNetConfig
-from training.chance import Keyed
-from training.ranks import Ranks
-from training.recipe import RecipeError, read_recipe
-from training.static import StaticConfig, build_static
-from training.step import Runtime
+from training.baselines import StaticConfig, build_static
+from training.rng import Keyed
 from training.train import main, train
-from training.validation import shared_batches
+from training.trainer.distributed import Ranks
+from training.trainer.recipe import RecipeError, read_recipe
+from training.trainer.step import Runtime
+from training.trainer.validation import shared_batches
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "training" / "recipes"
@@ -106,7 +106,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Pa
 
 def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Signals) -> None:
     """This process gets these signals while it takes its `step`-th step from here on."""
-    train_step, taken = training.run.train_step, itertools.count(1)
+    train_step, taken = training.trainer.run.train_step, itertools.count(1)
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         if next(taken) == step:
@@ -114,7 +114,7 @@ def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Si
                 os.kill(os.getpid(), number)
         return train_step(*arguments, **options)
 
-    monkeypatch.setattr(training.run, "train_step", interrupted)
+    monkeypatch.setattr(training.trainer.run, "train_step", interrupted)
 
 
 @pytest.fixture

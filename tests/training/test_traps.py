@@ -15,12 +15,12 @@ from torch import Tensor
 
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.chance import Keyed
-from training.inner import Inner
-from training.objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Trades
-from training.recipe import read_recipe
-from training.static import StaticConfig, build_static
-from training.step import Runtime, train_step
+from training.baselines import StaticConfig, build_static
+from training.rng import Keyed
+from training.trainer.adversary import Inner
+from training.trainer.objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Trades
+from training.trainer.recipe import read_recipe
+from training.trainer.step import Runtime, train_step
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 

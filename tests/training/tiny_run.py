@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-import training.run
+import training.trainer.run
 from training.data import ImageSet, Split
-from training.objectives import Loss
-from training.ranks import joined
 from training.train import train
+from training.trainer.distributed import joined
+from training.trainer.objectives import Loss
 
 
 def images() -> ImageSet:
@@ -34,21 +34,21 @@ def images() -> ImageSet:
 def run(recipe: dict[str, dict[str, Any]], out: Path) -> list[dict[str, float]]:
     """The whole recipe, or what is left of it; returns the losses of every step taken."""
     curve: list[dict[str, float]] = []
-    step = training.run.train_step
+    step = training.trainer.run.train_step
 
     def recorded(*arguments: Any, **options: Any) -> Loss:
         loss = step(*arguments, **options)
         curve.append({"total": loss.total.item(), **loss.parts})
         return loss
 
-    training.run.train_step = recorded  # type: ignore[assignment]
+    training.trainer.run.train_step = recorded  # type: ignore[assignment]
     try:
         with joined("cpu") as (ranks, device):
             train(recipe, images(), out, device=device, ranks=ranks, resume=True)
             if ranks.first:
                 (out / "curve.json").write_text(json.dumps(curve))
     finally:
-        training.run.train_step = step
+        training.trainer.run.train_step = step
     return curve
 
 

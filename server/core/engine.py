@@ -1,0 +1,151 @@
+"""What an engine is, and what it returns. `embedded` is one; `triton` reaches one in another process.
+
+An engine opens versions of models; each opened version is a `Runner` that answers on its own until it is closed, so
+that a new one can be warmed and proven while the old one serves. Which of them answers a request is decided in
+`rollout`. The golden self-test lives here because it must hold for whichever engine is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AWNetError, SelfTestFailed
+from .contract import Contract
+from .images import Picture, Pixels
+
+Priority = Literal["normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("normal", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Which model answers. `sha256` is that of `model.onnx`, hexadecimal."""
+
+    name: str
+    version: str
+    sha256: str
+    contract: Contract
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How one request is to be served.
+
+    Attributes:
+        deadline: on `time.monotonic`; past it nobody waits for the answer any more. Infinite where there is none.
+        priority: 'low' runs when no 'normal' image waits.
+    """
+
+    deadline: float = float("inf")
+    priority: Priority = "normal"
+
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative past it."""
+        return self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """The answer to a request of N pictures, rows in their order.
+
+    logits [N,K], p_type [N,2] = (P(adversarial), P(natural)), omega [N,C], all float32. Of the seconds, `decode` is
+    the work on all pictures of the request, `inference` the executions that they took part in, `queue` the rest.
+    """
+
+    logits: NDArray[np.float32]
+    p_type: NDArray[np.float32]
+    omega: NDArray[np.float32]
+    decode_seconds: float
+    queue_seconds: float
+    inference_seconds: float
+
+    def finite(self) -> bool:
+        """False where a value is NaN or infinite: such an answer is a fault, not a verdict."""
+        return bool(np.isfinite(self.logits).all() and np.isfinite(self.p_type).all() and np.isfinite(self.omega).all())
+
+
+class Runner(Protocol):
+    """One opened version of a model."""
+
+    @property
+    def model(self) -> Model: ...
+
+    async def warm(self) -> None:
+        """Run every batch size that this runner will ever run, so that no request pays for a first time.
+
+        Raises EngineFault.
+        """
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms = ...) -> Signals:
+        """Answer one request; decoding happens here too, off the event loop.
+
+        Raises:
+            QueueFull: no room; nothing has been done.
+            DeadlineExceeded: the answer would come too late, or did.
+            RequestError: a picture cannot be decoded.
+            EngineUnavailable: the engine cannot be reached; nothing has been done.
+            EngineFault: the model failed.
+        """
+
+    async def close(self) -> None:
+        """Answer what was accepted, then free the model."""
+
+
+class Engine(Protocol):
+    """Where models run."""
+
+    async def start(self) -> None:
+        """Make ready to open models; loads none. Raises a StartupError."""
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        """Names of models and the versions that could be opened, ascending. Raises a StartupError."""
+
+    async def fingerprint(self) -> object:
+        """Changes whenever the catalogue or a file behind it does; cheap enough to poll every second."""
+
+    async def open(self, name: str, version: int) -> Runner:
+        """Check and load one version; not yet warmed or proven.
+
+        Raises:
+            ModelNotFound, ManifestError, ContractError: why this version cannot be served.
+        """
+
+    def waiting(self) -> int:
+        """Images that were accepted and are not answered, over all versions."""
+
+    def up(self) -> bool:
+        """Whether requests can be executed right now (a circuit breaker may be open)."""
+
+    async def close(self) -> None:
+        """Free everything; runners were closed before."""
+
+
+async def self_test(runner: Runner, terms: Terms | None = None) -> None:
+    """Run the contract's golden inputs through `runner` and compare values, together and one by one.
+
+    One by one as well, because an engine may run a lone image in another way than a batch.
+
+    Raises:
+        SelfTestFailed: a value is off by more than its tolerance, not finite, or missing.
+    """
+    golden = runner.model.contract.golden
+    rows = len(golden.image)
+    for first, count in [(0, rows), *((row, 1) for row in range(rows))]:
+        try:
+            pictures = [Pixels(image) for image in golden.image[first : first + count]]
+            signals = await runner.infer(pictures, terms or Terms())
+        except AWNetError as error:
+            raise SelfTestFailed(f"the engine failed on the golden inputs: {error.detail}") from error
+        for name, expected in golden.outputs.items():
+            got, want = getattr(signals, name), expected[first : first + count]
+            if got.shape != want.shape:
+                raise SelfTestFailed(f"golden {name}: shape {list(got.shape)}, expected {list(want.shape)}")
+            worst = float(np.abs(got - want).max())
+            if not worst <= golden.tolerance[name]:  # written so that NaN fails
+                raise SelfTestFailed(f"golden {name}: off by {worst:.3g}, tolerance {golden.tolerance[name]:.3g}")

@@ -1,0 +1,402 @@
+"""Threads that feed models from one bounded queue. What runs when is decided by `scheduling`; here it is done.
+
+Worker threads, as many as cores, serve all opened models: they take a batch, decode its pictures and run the model, so
+that an image is handed over once on its way in and once on its way out. The scheduler's state is touched under one
+lock, held for microseconds: once a request, once a batch. All else that is shared belongs to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.engine import Signals, Terms
+from ..core.images import Picture
+from ..errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
+from .scheduling import Batch, Job, Lane, Scheduler
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Run = Callable[[NDArray[np.uint8], bool], Outputs]
+FOREVER = Terms()
+
+log = logging.getLogger("awnet.batching")
+
+
+class _Ticket(Job):
+    """One request: its pictures, their rows as they come in, and the future that waits for all of them."""
+
+    __slots__ = ("decode", "feed", "future", "inference", "missing", "pictures", "rows")
+
+    def __init__(self, feed: Feed, pictures: Sequence[Picture], future: asyncio.Future[Signals], terms: Terms) -> None:
+        super().__init__(feed.lane, len(pictures), terms.deadline, terms.priority == "low")
+        self.feed = feed
+        self.future = future
+        self.pictures = pictures
+        self.rows: list[tuple[Outputs, int] | None] = [None] * len(pictures)
+        self.missing = len(pictures)
+        self.decode = 0.0
+        self.inference: dict[int, float] = {}  # seconds by execution: pictures of one request may share one
+
+
+class _Piece:
+    """One execution and its outcome: outputs for its parts, or the error that all of them share."""
+
+    __slots__ = ("decode", "error", "outputs", "parts", "seconds")
+
+    def __init__(self, parts: list[tuple[_Ticket, int]], decode: list[float], error: AWNetError | None = None) -> None:
+        self.parts = parts
+        self.decode = decode  # seconds, a part each
+        self.outputs: Outputs | None = None
+        self.error = error
+        self.seconds = 0.0
+
+
+class Feed:
+    """One model's way into the queue; made by `Batcher.open`."""
+
+    def __init__(self, batcher: Batcher, run: Run, size: int) -> None:
+        self.lane: Lane[_Ticket] = Lane()
+        self.run: Run | None = run
+        self.size = size
+        self._batcher = batcher
+        self.closing = False
+        self._open = 0  # requests that were accepted and are not answered
+        self._emptied = asyncio.Event()  # everybody is answered and nothing runs
+
+    async def submit(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+        """Run one request. Raises MissingImage, QueueFull, DeadlineExceeded, EngineFault, or what decoding raises.
+
+        All of the pictures are answered or none. A caller that goes away takes what still waits out of the queue.
+        """
+        if self.closing:
+            raise EngineUnavailable("this version of the model has been closed")
+        if not pictures:
+            raise MissingImage("the request holds no image")
+        batcher = self._batcher
+        ticket = _Ticket(self, pictures, batcher.loop.create_future(), terms)
+        batcher.enter(ticket)
+        self._open += 1
+        try:
+            return await ticket.future
+        finally:
+            batcher.leave(ticket)
+            self._open -= 1
+            if self.closing:
+                self.settle()
+
+    async def warm(self, images: NDArray[np.uint8]) -> None:
+        """Run every batch that may occur, twice: once to prepare, once to learn what it costs.
+
+        Args:
+            images: [N,3,size,size] uint8, repeated as needed.
+
+        Raises:
+            EngineFault: the model failed.
+        """
+        await asyncio.to_thread(self._rehearse, images[:1], True)
+        for size in self._batcher.buckets:
+            rows = np.ascontiguousarray(images[np.arange(size) % len(images)])
+            self._batcher.learn(self.lane, size, await asyncio.to_thread(self._rehearse, rows, False))
+
+    def _rehearse(self, rows: NDArray[np.uint8], alone: bool) -> float:
+        seconds = 0.0
+        for _ in range(2):
+            started = time.monotonic()
+            try:
+                assert self.run is not None
+                self.run(rows, alone)
+            except Exception as error:  # whatever a runtime raises
+                raise EngineFault(f"the model failed on a batch of {len(rows)}: {error}") from error
+            seconds = time.monotonic() - started
+        return seconds
+
+    async def close(self) -> None:
+        """Answer what was accepted, then let go of the model. Other feeds go on."""
+        self.closing = True
+        self.settle()
+        await self._emptied.wait()
+
+    def settle(self) -> None:
+        """Let go of the model if this feed is closing, has answered everybody and nothing of it runs."""
+        if self.closing and self.run is not None and not self._open and not self.lane.running:
+            self.run = None
+            self._batcher.forget(self)
+            self._emptied.set()
+
+
+class Batcher:
+    """The queue and its workers. Made and used on the thread of a running event loop.
+
+    Args:
+        workers: threads.
+        most: largest batch.
+        capacity: images that may wait or run, over all feeds.
+        delay: longest wait for a fuller batch, seconds; see `scheduling`.
+        on_batch: told the size of each execution, on the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        most: int,
+        capacity: int,
+        delay: float = 0.0,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._scheduler: Scheduler[_Ticket] = Scheduler(workers=workers, most=most, capacity=capacity, delay=delay)
+        self._lock = threading.Lock()  # guards the scheduler, `_sleepers` and `_ending`
+        self._sleepers: list[threading.Lock] = []  # one a worker that rests; released to wake it
+        self._ending = False
+        self._feeds: set[Feed] = set()
+        self._executions = 0
+        self._due: dict[_Ticket, None] = {}  # requests with a deadline
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = FOREVER.deadline
+        self._on_batch = on_batch
+        self._threads = [threading.Thread(target=self._work, name=f"awnet-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Images that wait or run."""
+        return self._scheduler.held
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Sizes of executions."""
+        return self._scheduler.buckets
+
+    def open(self, run: Run, size: int) -> Feed:
+        """Serve one more model.
+
+        Args:
+            run: (images [N,3,size,size] uint8, alone) -> (logits, p_type, omega), called on worker threads, at the
+                same time on several; N is a bucket. `alone` says that no other work is there to share the cores with.
+            size: side of the model's input, pixels.
+        """
+        feed = Feed(self, run, size)
+        with self._lock:
+            self._scheduler.open(feed.lane)
+        self._feeds.add(feed)
+        return feed
+
+    async def close(self) -> None:
+        """Answer what was accepted and end the threads."""
+        await asyncio.gather(*[feed.close() for feed in list(self._feeds)])
+        with self._lock:
+            self._ending = True
+            self._wake(len(self._threads))
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    # For feeds, on the event loop's thread.
+
+    def enter(self, ticket: _Ticket) -> None:
+        """Put a request in line. Raises QueueFull, DeadlineExceeded."""
+        with self._lock:
+            self._scheduler.add(ticket, time.monotonic())
+            self._wake(ticket.count)
+        if ticket.deadline != FOREVER.deadline:
+            self._due[ticket] = None
+            if ticket.deadline < self._alarm_at:
+                self._set_alarm(ticket.deadline)
+
+    def leave(self, ticket: _Ticket) -> None:
+        """Nobody waits for this request any more: forget it, and free what it still holds of the queue."""
+        self._due.pop(ticket, None)
+        if ticket.missing:  # cancelled, late or failed
+            with self._lock:
+                self._scheduler.drop(ticket)
+
+    def _set_alarm(self, when: float) -> None:
+        """One timer for all deadlines, as requests mostly have the same time to live: it is seldom set anew."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        # Event loops count in whole milliseconds; a little late is right, early would only mean to look again.
+        self._alarm = self.loop.call_later(max(0.0, when - time.monotonic()) + 0.001, self._expire)
+
+    def _expire(self) -> None:
+        """The answer of requests whose deadline has come, whatever still runs of them."""
+        now, self._alarm, self._alarm_at = time.monotonic(), None, FOREVER.deadline
+        for ticket in self._due:
+            if ticket.deadline <= now and not ticket.future.done():
+                ticket.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+        later = min((ticket.deadline for ticket in self._due if ticket.deadline > now), default=None)
+        if later is not None:
+            self._set_alarm(later)
+
+    def learn(self, lane: Lane[_Ticket], size: int, seconds: float) -> None:
+        """What an execution outside the queue has shown."""
+        with self._lock:
+            lane.learn(size, seconds)
+
+    def forget(self, feed: Feed) -> None:
+        """A feed has come to its end."""
+        with self._lock:
+            self._scheduler.shut(feed.lane)
+        self._feeds.discard(feed)
+
+    def _wake(self, workers: int) -> None:
+        """Wake so many workers at most; with the lock held. The last to rest goes first: its core is warm."""
+        for _ in range(min(workers, len(self._sleepers))):
+            self._sleepers.pop().release()
+
+    # Worker threads from here on.
+
+    def _work(self) -> None:
+        lock, scheduler, sleepers, now = self._lock, self._scheduler, self._sleepers, time.monotonic
+        rest = threading.Lock()
+        rest.acquire()
+        batch: Batch[_Ticket] | None = None
+        last: _Piece | None = None
+        executions: list[tuple[int, float]] = []
+        while True:
+            with lock:
+                if batch is not None:
+                    scheduler.done(batch, now(), executions)
+                work = scheduler.take(now())
+                ending = self._ending
+                if not isinstance(work, Batch):
+                    sleepers.append(rest)
+            if batch is not None:
+                # Only now, so that whoever has an answer finds its room free.
+                self._post(batch, last)
+            batch = last = None  # a worker that rests holds no pictures and no model
+            if isinstance(work, Batch):
+                batch = work
+                last, executions = self._run(batch)
+            elif ending:
+                return
+            elif work is None:
+                rest.acquire()
+            elif not rest.acquire(timeout=max(0.0, work - now())):
+                with lock:
+                    if rest in sleepers:
+                        sleepers.remove(rest)
+                    else:  # woken in this very moment
+                        rest.acquire()
+
+    def _run(self, batch: Batch[_Ticket]) -> tuple[_Piece | None, list[tuple[int, float]]]:
+        """Decode and execute. All pieces are posted but the last, which is returned with (size, seconds) of all.
+
+        Large pictures come after the small ones, each by itself, so that 48 ms of decoding hold up nobody who waits
+        for 1.
+        """
+        groups = [batch.parts]
+        if len(batch.parts) > 1:
+            large = [part for part in batch.parts if part[0].pictures[part[1]].large]
+            if large:
+                groups = [[part for part in batch.parts if part not in large], *([part] for part in large)]
+        executions: list[tuple[int, float]] = []
+        last: _Piece | None = None
+        for group in groups:
+            if last is not None:
+                self._post(batch, last)
+                last = None
+            images, parts, decode = self._decode(batch, group)
+            at = 0
+            # One size, unless a picture was broken or nobody waits for it any more.
+            for size in self._scheduler.pieces(len(images)):
+                if last is not None:
+                    self._post(batch, last)
+                rows = slice(at, at + size)
+                last = _execute(images[rows], parts[rows], decode[rows], batch.alone)
+                at += size
+                if last.outputs is not None:
+                    executions.append((size, last.seconds))
+        return last, executions
+
+    def _decode(
+        self, batch: Batch[_Ticket], parts: list[tuple[_Ticket, int]]
+    ) -> tuple[list[NDArray[np.uint8]], list[tuple[_Ticket, int]], list[float]]:
+        """Pixels, parts and seconds of what can be run; what cannot is posted."""
+        images, ready, seconds = [], [], []
+        for part in parts:
+            ticket, index = part
+            if ticket.future.done():
+                continue  # nobody waits for it any more
+            error: AWNetError
+            started = time.perf_counter()
+            try:
+                images.append(ticket.pictures[index].pixels(ticket.feed.size))
+            except AWNetError as fault:
+                error = fault
+            except Exception:  # a fault of ours: the request fails, the worker and its neighbours live on
+                log.exception("decoding failed in an unforeseen way")
+                error = AWNetError("something went wrong with this image")
+            else:
+                ready.append(part)
+                seconds.append(time.perf_counter() - started)
+                continue
+            self._post(batch, _Piece([part], [time.perf_counter() - started], error))
+        return images, ready, seconds
+
+    def _post(self, batch: Batch[_Ticket], piece: _Piece | None) -> None:
+        self.loop.call_soon_threadsafe(self._deliver, batch.parts[0][0].feed, piece)
+
+    # The event loop's thread again.
+
+    def _deliver(self, feed: Feed, piece: _Piece | None) -> None:
+        if piece is not None:
+            self._executions += 1
+            if piece.outputs is not None:
+                self._on_batch(len(piece.parts))
+            for row, (ticket, index) in enumerate(piece.parts):
+                ticket.decode += piece.decode[row]
+                if ticket.future.done():
+                    continue
+                if piece.outputs is None:
+                    assert piece.error is not None
+                    ticket.future.set_exception(piece.error)
+                    continue
+                ticket.rows[index] = (piece.outputs, row)
+                ticket.inference[self._executions] = piece.seconds
+                ticket.missing -= 1
+                if not ticket.missing:
+                    ticket.future.set_result(_signals(ticket))
+        if feed.closing:
+            feed.settle()
+
+
+def _execute(
+    images: list[NDArray[np.uint8]], parts: list[tuple[_Ticket, int]], decode: list[float], alone: bool
+) -> _Piece:
+    """Run the model on images that are ready."""
+    run = parts[0][0].feed.run
+    assert run is not None, "a feed keeps its model while anything of it runs"
+    piece = _Piece(parts, decode)
+    started = time.perf_counter()
+    try:
+        piece.outputs = run(np.stack(images), alone)
+    except Exception as error:  # whatever a runtime raises: the request fails, the worker lives on
+        log.exception("the model failed on a batch of %d", len(images))
+        piece.error = EngineFault("the model failed on this request")
+        piece.error.__cause__ = error
+    piece.seconds = time.perf_counter() - started
+    return piece
+
+
+def _signals(ticket: _Ticket) -> Signals:
+    rows = [row for row in ticket.rows if row is not None]
+    if len(rows) == 1:
+        outputs, at = rows[0]
+        logits, p_type, omega = (output[at : at + 1] for output in outputs)
+    else:
+        logits, p_type, omega = (np.stack([outputs[k][at] for outputs, at in rows]) for k in range(3))
+    inference = sum(ticket.inference.values())
+    total = time.monotonic() - ticket.arrived
+    # Several pictures are decoded side by side, so that the stages may add up to more than the time that passed.
+    queue = max(0.0, total - ticket.decode - inference)
+    return Signals(logits, p_type, omega, ticket.decode, queue, inference)

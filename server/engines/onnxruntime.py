@@ -1,0 +1,176 @@
+"""The embedded engine: ONNX Runtime in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..core import contract
+from ..core.contract import Contract
+from ..core.cpu_limits import usable_cores
+from ..core.engine import Model, Runner, Signals, Terms
+from ..core.images import Picture
+from ..errors import ContractError, NotReady
+from .batching import FOREVER, Batcher, Feed, Outputs, Run
+from .repository import Repository
+
+LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
+OUTPUTS = ("logits", "p_type", "omega")
+
+
+class EmbeddedEngine:
+    """Runs models of a repository with ONNX Runtime on the CPU, all on one pool of workers.
+
+    Concurrent requests run on `threads` workers with one thread each, which gives the most answers a second. A lone
+    image, with no other to share the cores with, runs with all of them, which gives the shortest answer.
+
+    Args:
+        repository: where the models lie.
+        threads: workers; 0 takes `usable_cores()`.
+        most: largest batch.
+        capacity: images that may wait or run, over all opened versions.
+        delay: longest wait for a fuller batch while others run, seconds.
+        on_batch: told the size of each execution.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        threads: int = 0,
+        most: int = 8,
+        capacity: int = 256,
+        delay: float = 0.001,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._repository = repository
+        self._threads = threads or usable_cores()
+        self._most = most
+        self._capacity = capacity
+        self._delay = delay
+        self._on_batch = on_batch
+        self._batcher: Batcher | None = None
+
+    async def start(self) -> None:
+        """Start the workers."""
+        self._batcher = Batcher(
+            workers=self._threads,
+            most=self._most,
+            capacity=self._capacity,
+            delay=self._delay,
+            on_batch=self._on_batch,
+        )
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        return await asyncio.to_thread(self._repository.catalogue)
+
+    async def fingerprint(self) -> object:
+        return await asyncio.to_thread(self._repository.fingerprint)
+
+    async def open(self, name: str, version: int) -> Runner:
+        """Load and check one version. Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`."""
+        if self._batcher is None:
+            raise NotReady("the engine has not been started")
+        run, promise, sha256 = await asyncio.to_thread(self._load, name, version)
+        feed = self._batcher.open(run, promise.preprocessing.size)
+        return _Opened(Model(name, str(version), sha256, promise), feed)
+
+    def _load(self, name: str, version: int) -> tuple[Run, Contract, str]:
+        artifact = self._repository.read(name, version)
+        shared = _session(artifact.data, 1, False)
+        promise = _checked_contract(shared)
+        # With one worker every batch has all cores there are.
+        lone = _session(artifact.data, self._threads, LONE_SPINS) if self._threads > 1 else shared
+        sha256 = artifact.sha256
+        del artifact
+        _return_memory()
+
+        def run(images: NDArray[np.uint8], alone: bool) -> Outputs:
+            logits, p_type, omega = (lone if alone else shared).run(OUTPUTS, {"image": images})
+            return logits, p_type, omega
+
+        return run, promise, sha256
+
+    def waiting(self) -> int:
+        return self._batcher.pending if self._batcher else 0
+
+    def up(self) -> bool:
+        return self._batcher is not None
+
+    async def close(self) -> None:
+        if self._batcher:
+            await self._batcher.close()
+            self._batcher = None
+
+
+class _Opened:
+    """A `Runner`: one version with its sessions, fed from the engine's queue."""
+
+    def __init__(self, model: Model, feed: Feed) -> None:
+        self._model = model
+        self._feed = feed
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    async def warm(self) -> None:
+        """Every bucket on the session that batches share, and one image on the session for lone ones."""
+        await self._feed.warm(self._model.contract.golden.image)
+        await asyncio.to_thread(_return_memory)
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+        return await self._feed.submit(pictures, terms)
+
+    async def close(self) -> None:
+        await self._feed.close()
+        await asyncio.to_thread(_return_memory)
+
+
+def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Plans are kept for each batch size that occurs; as fast without, and 10 MB less.
+    options.enable_mem_pattern = False
+    # Decoding and the event loop need the cores that spinning threads would hold.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise ContractError(f"onnxruntime refuses the model: {error}") from error
+
+
+def _return_memory() -> None:
+    """Give what loading freed back to the system, where the C library can: 12 MB of a resident 130."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
+
+
+def _checked_contract(session: ort.InferenceSession) -> Contract:
+    """The model's contract, after comparing it with the tensors that the graph really has."""
+    text = session.get_modelmeta().custom_metadata_map.get(contract.METADATA_KEY)
+    if text is None:
+        raise ContractError(f"the model carries no {contract.METADATA_KEY!r}: it was not made by export.onnx")
+    promise = contract.parse(text)
+    size = promise.preprocessing.size
+    wanted = {
+        "image": ("tensor(uint8)", [3, size, size]),
+        "logits": ("tensor(float)", [len(promise.labels)]),
+        "p_type": ("tensor(float)", [2]),
+        "omega": ("tensor(float)", [promise.omega_channels]),
+    }
+    found = {node.name: (node.type, list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())}
+    batch = session.get_inputs()[0].shape[:1]
+    if found != wanted or isinstance(batch[0], int):
+        raise ContractError(f"the graph's tensors are {found}, batch {batch}; the contract asks for {wanted}")
+    return promise

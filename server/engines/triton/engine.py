@@ -1,0 +1,429 @@
+"""The Triton engine: the model runs in NVIDIA Triton servers that are reached over gRPC.
+
+Nothing is configured here that the model brings with it: contract and hash come from the parameters of Triton's model
+configuration, tensors are compared with the contract, and every address proves the golden values before it gets a
+request: at the start, after each lost connection, and every few seconds from then on. Models are loaded and unloaded
+by Triton alone. `triton_client` speaks gRPC, `balance` chooses addresses, `remote` serves requests; here it is decided
+which address may be believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.cpu_limits import usable_cores
+from ...core.engine import Model, Terms, self_test
+from ...errors import (
+    AWNetError,
+    ContractError,
+    DeadlineExceeded,
+    EngineFault,
+    EngineUnavailable,
+    ModelNotFound,
+    QueueFull,
+    SelfTestFailed,
+    StartupError,
+)
+from .balancer import Address, Balancer, Key
+from .client import CallError, Ready, TritonClient
+from .runner import At, Decoders, Description, Outputs, RemoteRunner
+
+BEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
+PATROL_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
+QUIET_SECONDS = 2.0  # a busy Triton that misses a patrol is believed for this long after its last sign of life
+PROOF_SECONDS = 20.0  # longest wait for golden values
+STUCK_SECONDS = 1.0  # an execution that was given up after less than this says nothing about Triton
+
+log = logging.getLogger("awnet.triton")
+
+
+def parse_metadata(text: str) -> dict[str, str]:
+    """`key=value,key=value` as gRPC metadata. Raises StartupError; the message holds no value."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not key.isascii() or key != key.lower() or key.endswith("-bin"):
+            raise StartupError("metadata for Triton is key=value,key=value with lower-case keys")
+        found[key.strip()] = value.strip()
+    return found
+
+
+class _Peer(Address):
+    """A Triton and the one channel to it."""
+
+    def __init__(self, url: str, client: TritonClient) -> None:
+        super().__init__(url)
+        self.client = client
+        self.heard = float("-inf")  # when the last sign of life came, on `time.monotonic`
+        self.answered = float("-inf")  # when the last execution was answered
+        self.nudge = asyncio.Event()  # set to have the address looked at now
+        self.reasons: dict[Ready | None, str] = {}  # what was logged last, so that it is logged once
+
+
+class TritonEngine:
+    """Serves models of one or several Triton servers, the least loaded healthy one first.
+
+    Args:
+        urls: `host:port` of each Triton's gRPC service.
+        tls: speak TLS; `ca` is a PEM file of the authority to trust, the system's where None.
+        metadata: sent with every call.
+        in_flight: most images at each Triton; more wait here.
+        failures: in a row, after which a Triton is left alone until it proves its values again.
+        probe_seconds: how often one that is left alone is tried.
+        silence_seconds: an address that gives no sign of life for this long is left alone.
+        decode_threads: pictures decoded at the same time; 0 takes `cores.usable_cores()`.
+        capacity: images that may be accepted and unanswered.
+        on_state: told (url, up) whenever a Triton comes in or is left alone.
+        patience_seconds: `start` waits this long for the first Triton.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        tls: bool = False,
+        ca: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+        in_flight: int = 64,
+        failures: int = 3,
+        probe_seconds: float = 1.0,
+        silence_seconds: float = 0.6,
+        decode_threads: int = 0,
+        capacity: int = 256,
+        on_state: Callable[[str, bool], None] = lambda url, up: None,
+        patience_seconds: float = 10.0,
+    ) -> None:
+        if not urls or any("://" in url or ":" not in url for url in urls) or len(set(urls)) < len(urls):
+            raise StartupError("Triton's addresses are different host:port pairs, without a scheme")
+        if ca is not None and not tls:
+            raise StartupError("an authority for Triton's certificate is named, and TLS to Triton is off")
+        self._urls = tuple(urls)
+        self._tls, self._ca = tls, ca
+        self._metadata = dict(metadata or {})
+        self._in_flight, self._failures = in_flight, failures
+        self._probe_seconds, self._silence_seconds = probe_seconds, silence_seconds
+        self._threads = decode_threads or usable_cores()
+        self._capacity = capacity
+        self._on_state = on_state
+        self._patience_seconds = patience_seconds
+        self._peers: list[_Peer] = []
+        self._runners: dict[Key, list[RemoteRunner]] = {}
+        self._descriptions: dict[Key, Description] = {}  # of what is open
+        self._arrivals = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pending = 0
+        self._fingerprint: object = None
+        self._someone_came = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect, and wait for the first Triton that answers. Raises StartupError."""
+        if self._ca is not None and not self._ca.is_file():
+            raise StartupError(f"there is no certificate {self._ca}")
+        self._peers = [
+            _Peer(url, TritonClient(url, tls=self._tls, ca=self._ca, metadata=self._metadata)) for url in self._urls
+        ]
+        self.balancer = Balancer(
+            self._peers, room=self._in_flight, failures=self._failures, on_state=self._state_changed
+        )
+        self.decoders = Decoders(self._threads)
+        for peer in self._peers:
+            self._on_state(peer.url, False)
+            self._tasks += [asyncio.create_task(self._tend(peer)), asyncio.create_task(self._watch(peer))]
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                await self._someone_came.wait()
+        except TimeoutError:
+            why = "; ".join(f"{peer.url}: {peer.reasons.get(None, 'no answer')}" for peer in self._peers)
+            await self.close()
+            raise StartupError(f"no Triton answers ({why}); make triton starts one here") from None
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        """Versions that every Triton within reach has ready and whose contract and hash its configuration names."""
+        described = await self._described()
+        if described is None:
+            raise StartupError("no Triton answers")
+        found: dict[str, list[int]] = {}
+        for ready, sha256 in described:
+            if sha256:
+                found.setdefault(ready.name, []).append(ready.version)
+        return {name: tuple(versions) for name, versions in found.items()}
+
+    async def fingerprint(self) -> object:
+        """(name, version, hash, how often a Triton came in so far) of what is ready, or was when one answered last.
+
+        A version that was refused may be right in the process that came in since.
+        """
+        described = await self._described()
+        if described is not None:
+            self._fingerprint = tuple((*ready, sha256, self._arrivals) for ready, sha256 in described)
+        return self._fingerprint
+
+    async def open(self, name: str, version: int) -> RemoteRunner:
+        """Read and check one version at every Triton within reach, and have each prove the golden values.
+
+        Raises:
+            ModelNotFound: no Triton has it ready.
+            ContractError: it is not described, or its tensors are not those of its contract.
+            SelfTestFailed: every Triton that has it answers with wrong values.
+            EngineUnavailable, DeadlineExceeded: no Triton answers; nothing is known against the version.
+        """
+        wanted, peers = Ready(name, version), self._reachable()
+        if not peers:
+            raise EngineUnavailable("no Triton answers")
+
+        async def look(peer: _Peer) -> Description | AWNetError:
+            try:
+                return await peer.client.describe(wanted)
+            except AWNetError as error:
+                return error
+
+        told = await asyncio.gather(*map(look, peers))
+        found = next((answer for answer in told if isinstance(answer, Description)), None)
+        if found is None:
+            raise _gravest([answer for answer in told if isinstance(answer, AWNetError)])
+        proofs = await asyncio.gather(*(self._prove(peer, found) for peer in peers))
+        if None not in proofs:
+            raise _gravest([proof for proof in proofs if proof is not None])
+        runner = RemoteRunner(self, found)
+        self._descriptions[found.key] = found
+        self._runners.setdefault(found.key, []).append(runner)
+        for peer, proof in zip(peers, proofs, strict=True):
+            if proof is None and peer.state == "up":
+                self.balancer.bring_in(peer, {*peer.serves, runner.key})
+            elif peer.state == "proving":
+                peer.nudge.set()
+        return runner
+
+    def waiting(self) -> int:
+        return self._pending
+
+    def up(self) -> bool:
+        return bool(self._peers) and self.balancer.up()
+
+    async def close(self) -> None:
+        """Stop sending, then close the channels: a Triton that ends waits for those to close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await asyncio.gather(*(peer.client.close() for peer in self._peers))
+        if self._peers:
+            self.decoders.close()
+
+    # For runners.
+
+    def admit(self, images: int) -> None:
+        """Count a request in; raises QueueFull."""
+        # A request larger than the whole queue is let in when nothing else is, or it could never be answered.
+        if self._pending and self._pending + images > self._capacity:
+            raise QueueFull(f"{self._pending} images are waiting; try again shortly")
+        self._pending += images
+
+    def dismiss(self, images: int) -> None:
+        self._pending -= images
+
+    def forget(self, runner: RemoteRunner) -> None:
+        """It is closed; where no other is open on the same model, nobody has to prove that any more."""
+        others = self._runners.get(runner.key, [])
+        if runner in others:
+            others.remove(runner)
+        if not others:
+            self._runners.pop(runner.key, None)
+            self._descriptions.pop(runner.key, None)
+            for peer in self._peers:
+                peer.serves.discard(runner.key)
+
+    async def call(
+        self, address: Address, key: Key, model: Model, images: NDArray[np.uint8], seconds: float
+    ) -> Outputs:
+        """Execute at one Triton, and draw conclusions about it from how that ends."""
+        assert isinstance(address, _Peer)
+        peer, started = address, time.monotonic()
+        task = asyncio.ensure_future(peer.client.infer(model, images, seconds))
+        peer.calls.add(task)
+        try:
+            outputs = await task
+        except CallError as failed:
+            raise self._judge(peer, key, failed, started) from None
+        except EngineFault as fault:
+            self.balancer.failed(peer, fault.detail)
+            raise
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():  # the deadline, or the caller left
+                self._gave_up(peer, started)
+                raise
+            # Not us: the breaker opened under this call. Perhaps it was executed, so it is not sent elsewhere.
+            raise EngineFault("the engine fell silent during this request") from None
+        finally:
+            peer.calls.discard(task)
+        peer.heard = peer.answered = time.monotonic()
+        self.balancer.succeeded(peer)
+        return outputs
+
+    def _judge(self, peer: _Peer, key: Key, failed: CallError, started: float) -> AWNetError:
+        """What a failed execution means for the address, and the error that means it to the caller."""
+        if failed.meaning == "late":
+            self._gave_up(peer, started)
+            return DeadlineExceeded("the engine did not answer in time")
+        if failed.meaning == "absent":
+            self.balancer.withdraw(peer, key)
+            return EngineUnavailable("the engine does not have this model ready")
+        if failed.meaning in ("unreachable", "stopping", "busy"):
+            if failed.meaning != "busy":
+                self.balancer.take_out(peer, str(failed))
+            return EngineUnavailable("the engine takes no requests")
+        if failed.meaning == "broken":
+            self._lost(peer)
+        else:
+            self.balancer.failed(peer, str(failed))
+        log.warning("%s failed on %s: %s", peer.url, key, failed)
+        return EngineFault("the model failed on this request")
+
+    def _gave_up(self, peer: _Peer, started: float) -> None:
+        """Nobody waits any more for an execution: a failure of the address where it answered no other one meanwhile."""
+        if time.monotonic() - started >= STUCK_SECONDS and peer.answered < started:
+            self.balancer.failed(peer, "no answer in time")
+
+    # Watching the addresses.
+
+    async def _tend(self, peer: _Peer) -> None:
+        """Heartbeats and patrols while the address is up, half-open probes while it is not; for ever."""
+        patrolled, first = 0.0, True
+        while True:
+            if peer.state != "proving" and not first:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT_SECONDS if peer.state == "up" else self._probe_seconds):
+                        await peer.nudge.wait()
+            first = False
+            peer.nudge.clear()
+            try:
+                if peer.state == "up" and time.monotonic() - patrolled < PATROL_SECONDS:
+                    await self._beat(peer)
+                else:
+                    await self._probe(peer)
+                    patrolled = time.monotonic()
+            except Exception as error:  # a fault of ours must not end the watch: the address is tried again
+                log.exception("looking at %s failed in an unforeseen way", peer.url)
+                self.balancer.take_out(peer, str(error))
+
+    async def _watch(self, peer: _Peer) -> None:
+        await peer.client.watch(lambda: self._lost(peer))
+
+    def _lost(self, peer: _Peer) -> None:
+        self.balancer.suspect(peer)
+        peer.nudge.set()
+
+    async def _beat(self, peer: _Peer) -> None:
+        """Ask for a sign of life; silence opens the breaker, long before a request's own deadline would."""
+        started = time.monotonic()
+        try:
+            await peer.client.live(self._silence_seconds)
+            peer.heard = time.monotonic()
+        except CallError as failed:
+            if failed.meaning != "late":
+                self.balancer.take_out(peer, str(failed))
+            # An answer to a request is a sign of life as well; and where our own process stood still, so did its clock.
+            elif peer.heard < started and time.monotonic() - started < 2 * self._silence_seconds:
+                self.balancer.take_out(peer, f"silent for {self._silence_seconds} s")
+
+    async def _probe(self, peer: _Peer) -> None:
+        """Have the address prove every open version; it comes in with those that it proved, or is left alone."""
+        try:
+            await peer.client.live(self._silence_seconds)
+        except CallError as failed:
+            busy = failed.meaning == "late" and peer.heard > time.monotonic() - QUIET_SECONDS
+            if not (peer.state == "up" and busy):
+                self._say(peer, None, str(failed))
+                self.balancer.take_out(peer, str(failed))
+            return
+        epoch, asked, serves = peer.epoch, dict(self._descriptions), set[Key]()
+        for key, described in asked.items():
+            fault = await self._prove(peer, described)
+            # While it is up, an answer that only came too late proves nothing against what it proved before.
+            if fault is None or (isinstance(fault, DeadlineExceeded) and key in peer.serves):
+                serves.add(key)
+        serves |= peer.serves - asked.keys()  # opened meanwhile
+        serves &= self._descriptions.keys()
+        if peer.epoch != epoch:
+            peer.nudge.set()  # the connection changed meanwhile: what was proven is void
+        elif serves or not self._descriptions:
+            peer.reasons.pop(None, None)
+            self.balancer.bring_in(peer, serves)
+        else:
+            self._say(peer, None, "serves none of the open versions")
+            self.balancer.take_out(peer, "it serves none of the open versions rightly")
+
+    async def _prove(self, peer: _Peer, wanted: Description) -> AWNetError | None:
+        """Whether `peer` has this very model and computes its golden values; None, or what is wrong."""
+        ready = Ready(wanted.key.name, wanted.key.version)
+        fault: AWNetError
+        try:
+            described = await peer.client.describe(ready)
+            if described.key != wanted.key:
+                raise ContractError(f"serves another model as {wanted.key}: SHA-256 {described.key.sha256}")
+            await self_test(At(self, peer, wanted), Terms(time.monotonic() + PROOF_SECONDS))
+        except SelfTestFailed as error:
+            fault = error.__cause__ if isinstance(error.__cause__, DeadlineExceeded) else error
+        except AWNetError as error:
+            fault = error
+        else:
+            peer.reasons.pop(ready, None)
+            return None
+        self._say(peer, ready, fault.detail)
+        return fault
+
+    def _say(self, peer: _Peer, ready: Ready | None, reason: str) -> None:
+        """Log why something is not used, once for each reason."""
+        if peer.reasons.get(ready) != reason:
+            peer.reasons[ready] = reason
+            what = f" for {ready.name} version {ready.version}" if ready else ""
+            log.warning("%s is not used%s: %s", peer.url, what, reason)
+
+    def _state_changed(self, url: str, up: bool) -> None:
+        if up:
+            self._arrivals += 1
+            self._someone_came.set()
+        self._on_state(url, up)
+
+    # Asking about models.
+
+    def _reachable(self) -> list[_Peer]:
+        return [peer for peer in self._peers if peer.state != "down"]
+
+    async def _described(self) -> list[tuple[Ready, str]] | None:
+        """What every Triton within reach has ready, with its hash ('' where it is no AW-Net); None if none answers."""
+
+        async def ready(peer: _Peer) -> set[Ready] | None:
+            with contextlib.suppress(CallError):
+                return await peer.client.ready()
+            return None
+
+        answers = await asyncio.gather(*map(ready, self._reachable()))
+        found = [answer for answer in answers if answer is not None]
+        if not found:
+            return None
+        return [(version, await self._hash(version)) for version in sorted(set.intersection(*found))]
+
+    async def _hash(self, ready: Ready) -> str:
+        for peer in self._reachable():  # the first that answers is believed, as in `open`
+            with contextlib.suppress(CallError):
+                return await peer.client.sha256(ready)
+        return ""
+
+
+def _gravest(errors: Sequence[AWNetError]) -> AWNetError:
+    """What is known against a version comes before what may pass."""
+    for kind in (ContractError, SelfTestFailed, ModelNotFound):
+        for error in errors:
+            if isinstance(error, kind):
+                return error
+    return errors[0]

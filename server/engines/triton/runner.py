@@ -1,0 +1,229 @@
+"""A runner whose executions happen in other processes: decoding here, sending, waiting, sending elsewhere.
+
+Knows no protocol: the engine executes (`Host.call`) and decides which address is good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.engine import Model, Signals, Terms
+from ...core.images import Picture
+from ...errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
+from .balancer import Address, Balancer, Key
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+LONGEST_SECONDS = 60.0  # of a request that has no deadline
+WARM_SECONDS = 20.0  # of one batch that warms
+
+log = logging.getLogger("awnet.remote")
+
+
+class Description(NamedTuple):
+    """What an address says about one version."""
+
+    key: Key
+    model: Model
+    most: int  # images in one request
+
+
+class Decoders:
+    """Threads that decode pictures; one is kept for small ones, so that nobody who waits for 1 ms waits behind 48."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="awnet-decode")
+        self._large = asyncio.Semaphore(max(1, threads - 1))
+
+    async def decode(self, picture: Picture, size: int) -> tuple[NDArray[np.uint8], float]:
+        """Pixels [3,size,size], and the seconds that they took."""
+        job, loop = functools.partial(_pixels, picture, size), asyncio.get_running_loop()
+        if not picture.large:
+            return await loop.run_in_executor(self._pool, job)
+        async with self._large:
+            return await loop.run_in_executor(self._pool, job)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Host(Protocol):
+    """The engine, as its runners see it."""
+
+    balancer: Balancer
+    decoders: Decoders
+
+    def admit(self, images: int) -> None:
+        """Count a request in. Raises QueueFull."""
+
+    def dismiss(self, images: int) -> None:
+        """Count it out."""
+
+    async def call(
+        self, address: Address, key: Key, model: Model, images: NDArray[np.uint8], seconds: float
+    ) -> Outputs:
+        """Execute at `address`, which has to answer within `seconds`.
+
+        Raises:
+            EngineUnavailable: nothing was executed.
+            DeadlineExceeded, EngineFault.
+        """
+
+    def forget(self, runner: RemoteRunner) -> None:
+        """It is closed."""
+
+
+class RemoteRunner:
+    """One version of a model, wherever it is proven."""
+
+    def __init__(self, host: Host, described: Description) -> None:
+        self.key = described.key
+        self._host = host
+        self._model = described.model
+        self._most = described.most
+        self._pending = 0
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    async def warm(self) -> None:
+        """Run batches of 1, 2, 4, ... images at every address. Raises EngineFault where no address can."""
+        size, balancer = self._model.contract.preprocessing.size, self._host.balancer
+        peers = [peer for peer in balancer.addresses if self.key in peer.serves]
+
+        async def warm_one(peer: Address) -> None:
+            for images in (2**power for power in range(self._most.bit_length())):
+                await self._call(peer, np.zeros((images, 3, size, size), np.uint8), WARM_SECONDS)
+
+        results = await asyncio.gather(*(warm_one(peer) for peer in peers), return_exceptions=True)
+        if not any(result is None for result in results):
+            raise EngineFault(f"no address could be warmed for {self.key}")
+        for peer, result in zip(peers, results, strict=True):
+            if result is not None:
+                log.warning("%s could not be warmed for %s: %s", peer.url, self.key, result)
+                balancer.withdraw(peer, self.key)
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
+        """Decode here, execute at the least loaded address, elsewhere where that one executed nothing."""
+        terms, count = terms or Terms(), len(pictures)
+        if self._closed:
+            raise EngineUnavailable("this version is not served any more")
+        if terms.remaining() <= 0:
+            raise DeadlineExceeded("there was no time left for this request")
+        self._host.admit(count)
+        self._pending += count
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(min(terms.remaining(), LONGEST_SECONDS)):
+                return await self._infer(pictures, terms)
+        except TimeoutError:
+            raise DeadlineExceeded("the request was not answered in time") from None
+        finally:
+            self._host.dismiss(count)
+            self._pending -= count
+            if not self._pending:
+                self._idle.set()
+
+    async def close(self) -> None:
+        """Answer what was accepted; the model stays where it is."""
+        self._closed = True
+        await self._idle.wait()
+        self._host.forget(self)
+
+    async def _infer(self, pictures: Sequence[Picture], terms: Terms) -> Signals:
+        started = time.perf_counter()
+        size, decoders = self._model.contract.preprocessing.size, self._host.decoders
+        decoded = await asyncio.gather(*(decoders.decode(p, size) for p in pictures), return_exceptions=True)
+        for result in decoded:  # of several bad pictures the first is named
+            if isinstance(result, BaseException):
+                raise result
+        images = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
+        parts = [images[first : first + self._most] for first in range(0, len(images), self._most)]
+        if len(parts) == 1:
+            (logits, p_type, omega), inference = await self._execute(images, terms)
+        else:
+            with _first_error():
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._execute(part, terms)) for part in parts]
+            answers = [task.result() for task in tasks]
+            logits, p_type, omega = (np.concatenate(rows) for rows in zip(*(a for a, _ in answers), strict=True))
+            inference = max(seconds for _, seconds in answers)
+        decode = sum(seconds for _, seconds in decoded)  # type: ignore[misc]
+        queue = max(0.0, time.perf_counter() - started - inference - decode)
+        return Signals(logits, p_type, omega, decode, queue, inference)
+
+    async def _execute(self, images: NDArray[np.uint8], terms: Terms) -> tuple[Outputs, float]:
+        """Outputs, and the seconds from sending to the answer: the network and the engine's own queue included."""
+        balancer, tried = self._host.balancer, set[Address]()
+        while True:
+            peer = await balancer.acquire(self.key, len(images), terms.priority, tried)
+            sent, epoch = time.perf_counter(), peer.epoch
+            try:
+                outputs = await self._call(peer, images, terms.remaining())
+                seconds = time.perf_counter() - sent
+                if peer.epoch != epoch:
+                    # The connection changed on the way: whoever is there has to prove itself before the answer counts.
+                    await peer.settled.wait()
+                    if peer.state != "up" or self.key not in peer.serves:
+                        raise EngineFault("the engine went away during this request")
+                return outputs, seconds
+            except EngineUnavailable:
+                tried.add(peer)  # nothing was executed there: another may, once
+            finally:
+                balancer.release(peer, len(images))
+
+    async def _call(self, address: Address, images: NDArray[np.uint8], seconds: float) -> Outputs:
+        return await self._host.call(address, self.key, self._model, images, min(seconds, LONGEST_SECONDS))
+
+
+class At:
+    """A version at one address only, past all queues: for proofs."""
+
+    def __init__(self, host: Host, address: Address, described: Description) -> None:
+        self.model = described.model
+        self._call = functools.partial(host.call, address, described.key, described.model)
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
+        size = self.model.contract.preprocessing.size
+        images = np.stack([picture.pixels(size) for picture in pictures])
+        logits, p_type, omega = await self._call(images, (terms or Terms()).remaining())
+        return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
+
+    async def warm(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def _pixels(picture: Picture, size: int) -> tuple[NDArray[np.uint8], float]:
+    started = time.perf_counter()
+    try:
+        pixels = picture.pixels(size)
+    except AWNetError:
+        raise
+    except Exception as error:  # a fault of ours: this request fails, its neighbours live on
+        log.exception("decoding failed in an unforeseen way")
+        raise AWNetError("something went wrong with this image") from error
+    return pixels, time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+    """One error in place of a task group's group of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,1 @@
+"""HTTP: `/predict`, the page, the admin port, the OpenAPI document. Translates, decides nothing."""

@@ -1,0 +1,197 @@
+"""The page for people at `/`: its files, the two documents it asks for, and the headers that keep it harmless.
+
+Plain Python; `app` translates. The files of `server/assets/` are read once, at start, and served as they lie there:
+there is no build step and nothing comes from another host. The page itself talks to `/predict` like everybody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..core.engine import Model
+from ..core.verdict import significant
+from ..monitoring.verdict_history import Recent
+
+log = logging.getLogger("awnet")
+
+ASSETS = Path(__file__).parent / "assets"
+INDEX = "/"
+PREFIX = "/page/"
+MODELS, RECENT, EXAMPLES = f"{PREFIX}model.json", f"{PREFIX}recent.json", f"{PREFIX}examples.json"
+
+TWIN = "-adversarial"  # examples/ship.png and examples/ship-adversarial.png
+MOST_EXAMPLES, EXAMPLE_BYTES = 32, 64 << 10
+
+MEDIA = {
+    ".html": b"text/html; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".svg": b"image/svg+xml",
+    ".png": b"image/png",
+}
+JSON = b"application/json"
+
+# Nothing inline, nothing from elsewhere; `blob:` is the preview of the visitor's own picture.
+POLICY = b"; ".join(
+    (
+        b"default-src 'none'",
+        b"script-src 'self'",
+        b"style-src 'self'",
+        b"img-src 'self' blob:",
+        b"connect-src 'self'",
+        b"base-uri 'none'",
+        b"form-action 'none'",
+        b"frame-ancestors 'none'",
+        b"require-trusted-types-for 'script'",
+    )
+)
+HEADERS = [
+    (b"content-security-policy", POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+# The names of the files do not change with their content, so a browser asks each time and mostly hears 304.
+REVALIDATE, NO_STORE = b"no-cache", b"no-store"
+
+Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
+Loaded = Callable[[], Mapping[str, Mapping[str, Model]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One body that does not change, with its entity tag."""
+
+    media: bytes
+    body: bytes
+    etag: bytes
+
+
+class Page:
+    """Everything under `/` and `/page/`.
+
+    Args:
+        loaded: the models that can answer now, name -> version -> model.
+        default: the model that answers where a request names none.
+        recent: the verdicts of the last minutes.
+        examples: a folder with pictures to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
+            offers none.
+    """
+
+    def __init__(self, loaded: Loaded, default: str, recent: Recent, examples: Path = Path("examples")) -> None:
+        self._loaded = loaded
+        self._default = default
+        self._recent = recent
+        self._files = {INDEX: _file(ASSETS / "index.html")}
+        for path in sorted(ASSETS.iterdir()):
+            if path.suffix in MEDIA and path.name != "index.html":
+                self._files[PREFIX + path.name] = _file(path)
+        pairs = _examples(examples)
+        for path in (path for pair in pairs.values() for path in pair):
+            self._files[f"{PREFIX}examples/{path.name}"] = _file(path)
+        listed = [
+            {"name": name, "clean": f"examples/{clean.name}", "attacked": f"examples/{attacked.name}"}
+            for name, (clean, attacked) in pairs.items()
+        ]
+        self._files[EXAMPLES] = _tagged(JSON, orjson.dumps({"examples": listed}))
+        self._told: dict[str, dict[str, Any]] = {}  # by sha256 of the model: what never changes about it
+
+    def answer(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
+        """Status, headers and body for a path of the page; None where there is nothing.
+
+        Args:
+            path: as the client sent it, without its query.
+            headers: names in lower case.
+        """
+        if path == RECENT:
+            body, cache, etag = orjson.dumps(self._recent.document()), NO_STORE, b""
+            media = JSON
+        else:
+            file = _tagged(JSON, self._models()) if path == MODELS else self._files.get(path)
+            if file is None:
+                return None
+            body, media, cache, etag = file.body, file.media, REVALIDATE, file.etag
+        if method not in ("GET", "HEAD"):
+            return 405, [(b"allow", b"GET, HEAD"), *HEADERS], b""
+        given = [*HEADERS, (b"cache-control", cache)]
+        if etag:
+            given.append((b"etag", etag))
+            if _matches(headers.get(b"if-none-match", b""), etag):
+                return 304, given, b""
+        given += [(b"content-type", media), (b"content-length", str(len(body)).encode())]
+        return 200, given, body if method == "GET" else b""
+
+    def _models(self) -> bytes:
+        """What the page shows of each loaded model; the default one first, its newest version first."""
+        listed = []
+        for name, versions in sorted(self._loaded().items(), key=lambda item: (item[0] != self._default, item[0])):
+            for model in sorted(versions.values(), key=_age):
+                told = self._told.setdefault(f"{model.sha256} {name} {model.version}", _told(model))
+                listed.append({**told, "default": name == self._default})
+        alive = {f"{told['sha256']} {told['name']} {told['version']}" for told in listed}
+        self._told = {key: told for key, told in self._told.items() if key in alive}
+        return orjson.dumps({"models": listed})
+
+
+def _told(model: Model) -> dict[str, Any]:
+    """The part of the contract that a person can see; golden inputs and provenance stay inside."""
+    contract = model.contract
+    mean, std = contract.reference.omega_mean.tolist(), contract.reference.omega_std.tolist()
+    points = {"suspicious": contract.thresholds.suspicious, "adversarial": contract.thresholds.adversarial}
+    return {
+        "name": model.name,
+        "version": model.version,
+        "sha256": model.sha256,
+        "labels": list(contract.labels),
+        "size": contract.preprocessing.size,
+        "thresholds": {name: {"score": point.score, "fpr": point.fpr} for name, point in points.items()},
+        "reference": {
+            "images": contract.reference.images,
+            "convolutions": [
+                {
+                    "name": part.name,
+                    "mean": [significant(value) for value in mean[part.offset : part.offset + part.length]],
+                    "std": [significant(value) for value in std[part.offset : part.offset + part.length]],
+                }
+                for part in contract.omega
+            ],
+        },
+    }
+
+
+def _age(model: Model) -> tuple[int, str]:
+    """Sorts the newest version first; versions are numbers everywhere but, perhaps, in a foreign repository."""
+    return (-int(model.version), "") if model.version.isdecimal() else (1, model.version)
+
+
+def _examples(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """name -> (clean, attacked), pairs only; a folder that is not there holds none."""
+    pairs = {}
+    for clean in sorted(folder.glob("*.png")):
+        attacked = clean.with_name(f"{clean.stem}{TWIN}.png")
+        if attacked.is_file() and max(clean.stat().st_size, attacked.stat().st_size) <= EXAMPLE_BYTES:
+            pairs[clean.stem] = (clean, attacked)
+    if len(pairs) > MOST_EXAMPLES:
+        log.warning("%d examples in %s; the page offers the first %d", len(pairs), folder, MOST_EXAMPLES)
+    return dict(list(pairs.items())[:MOST_EXAMPLES])
+
+
+def _file(path: Path) -> _File:
+    return _tagged(MEDIA[path.suffix], path.read_bytes())
+
+
+def _tagged(media: bytes, body: bytes) -> _File:
+    return _File(media, body, f'"{hashlib.sha256(body).hexdigest()[:24]}"'.encode())
+
+
+def _matches(header: bytes, etag: bytes) -> bool:
+    """If-None-Match by weak comparison (RFC 9110, sec. 13.1.2)."""
+    return any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))

@@ -1,0 +1,351 @@
+"""Public request and response shapes: the query of /predict, its answer, and how both stand in the API's document.
+
+The answer is built as plain dicts, for speed; the pydantic models describe it in /docs, and the tests hold every
+answer against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from pydantic.json_schema import models_json_schema
+
+from ..core.contract import OmegaSlice
+from ..core.engine import PRIORITIES, Model, Priority, Signals
+from ..core.images import Decoded
+from ..core.verdict import Verdict, probabilities, shown, significant, top
+from ..errors import InvalidQuery
+
+SignalsLevel = Literal["none", "summary", "all"]
+DEFAULT_TOP_K = 5
+LONGEST_QUERY = 1024
+_Word = TypeVar("_Word", bound=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the caller asks for.
+
+    Attributes:
+        top_k: how many classes to name; None is five, or all where there are fewer.
+        signals: how much of omega to add.
+        model, version: which one is to answer; None is the default model and its latest version.
+        timeout_seconds: how long the caller will wait; None is as long as the server allows.
+        priority: see `engine.Terms`.
+    """
+
+    top_k: int | None = None
+    signals: SignalsLevel = "none"
+    model: str | None = None
+    version: str | None = None
+    timeout_seconds: float | None = None
+    priority: Priority = "normal"
+
+    def classes(self, known: int) -> int:
+        """How many of `known` classes to name. Raises InvalidQuery."""
+        if self.top_k is None:
+            return min(DEFAULT_TOP_K, known)
+        if self.top_k > known:
+            raise InvalidQuery(f"top_k must be a number from 1 to {known}, not {self.top_k}")
+        return self.top_k
+
+
+NOTHING_ASKED = Query()
+PARAMETERS = ("top_k", "signals", "model", "version", "timeout_ms", "priority")
+
+
+def parse_query(raw: bytes) -> Query:
+    """The query string of /predict. Raises InvalidQuery for unknown names, repeated names and unknown values."""
+    if not raw:
+        return NOTHING_ASKED
+    if len(raw) > LONGEST_QUERY:
+        raise InvalidQuery(f"the query is longer than {LONGEST_QUERY} bytes")
+    given: dict[str, str] = {}
+    for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
+        if name not in PARAMETERS:
+            raise InvalidQuery(f"unknown query parameter {name[:40]!r}; there are {', '.join(PARAMETERS)}")
+        if name in given:
+            raise InvalidQuery(f"the query parameter {name!r} is given twice")
+        given[name] = value
+    version = given.get("version")
+    milliseconds = _count(given, "timeout_ms")
+    return Query(
+        top_k=_count(given, "top_k"),
+        signals=_one_of(given, "signals", get_args(SignalsLevel), "none"),
+        model=given.get("model"),
+        version=None if version == "latest" else version,
+        timeout_seconds=None if milliseconds is None else milliseconds / 1000,
+        priority=_one_of(given, "priority", PRIORITIES, "normal"),
+    )
+
+
+def _count(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise InvalidQuery(f"{name} must be a number from 1 on, not {text[:40]!r}")
+    return int(text)
+
+
+def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default: _Word) -> _Word:
+    text = given.get(name, default)
+    for word in known:
+        if text == word:
+            return word
+    raise InvalidQuery(f"{name} must be one of {', '.join(known)}, not {text[:40]!r}")
+
+
+def results(
+    model: Model, signals: Signals, verdicts: Sequence[Verdict], decoded: Sequence[Decoded], query: Query
+) -> list[dict[str, Any]]:
+    """The `results` of the answer. Raises InvalidQuery where more classes are asked for than there are."""
+    labels, thresholds = model.contract.labels, model.contract.thresholds
+    limits = {"suspicious": thresholds.suspicious.score, "adversarial": thresholds.adversarial.score}
+    rates = {"suspicious": thresholds.suspicious.fpr, "adversarial": thresholds.adversarial.fpr}
+    classes = query.classes(len(labels))
+    answers = []
+    likely = probabilities(signals.logits)
+    for n, (score, picture) in enumerate(zip(signals.p_type[:, 0].tolist(), decoded, strict=True)):
+        row = likely[n]
+        answer: dict[str, Any] = {
+            "predictions": [
+                {"class_id": k, "label": labels[k], "probability": significant(row[k])} for k in top(row, classes)
+            ],
+            "adversarial": {
+                "score": shown(score, thresholds),
+                "verdict": verdicts[n],
+                "thresholds": limits,
+                "target_fpr": rates,
+                "calibrated": picture.calibrated,
+            },
+            "image": {
+                "format": picture.format,
+                "width": picture.width,
+                "height": picture.height,
+                "resized": picture.resized,
+            },
+        }
+        if query.signals != "none":
+            answer["signals"] = omega_signals(signals.omega[n], model.contract.omega, query.signals)
+        answers.append(answer)
+    return answers
+
+
+def omega_signals(omega: NDArray[np.float32], layout: Sequence[OmegaSlice], level: SignalsLevel) -> dict[str, Any]:
+    """omega [C] as mean and standard deviation of each block, with 'all' also each convolution's values."""
+    blocks: dict[str, list[NDArray[np.float32]]] = {}
+    for part in layout:
+        block = part.name.rpartition(".")[0] or part.name
+        blocks.setdefault(block, []).append(omega[part.offset : part.offset + part.length])
+    told: dict[str, Any] = {
+        "blocks": [
+            {"name": name, "mean": significant(values.mean()), "std": significant(values.std())}
+            for name, values in ((name, np.concatenate(parts).astype(np.float64)) for name, parts in blocks.items())
+        ]
+    }
+    if level == "all":
+        told["convolutions"] = [
+            {
+                "name": part.name,
+                "values": [significant(value) for value in omega[part.offset : part.offset + part.length].tolist()],
+            }
+            for part in layout
+        ]
+    return told
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelId(_Shape):
+    name: str
+    version: str
+    sha256: str
+
+
+class Class(_Shape):
+    class_id: int
+    label: str
+    probability: float
+
+
+class Points(_Shape):
+    """One value at each operating point."""
+
+    suspicious: float
+    adversarial: float
+
+
+class Adversarial(_Shape):
+    """`score` is P(adversarial); `calibrated` is false where the thresholds do not speak for the input."""
+
+    score: float
+    verdict: Verdict
+    thresholds: Points
+    target_fpr: Points
+    calibrated: bool
+
+
+class ImageFacts(_Shape):
+    format: Literal["PNG", "JPEG", "WEBP"]
+    width: int
+    height: int
+    resized: bool
+
+
+class BlockSignals(_Shape):
+    name: str
+    mean: float
+    std: float
+
+
+class ConvolutionSignals(_Shape):
+    name: str
+    values: list[float]
+
+
+class OmegaSignals(_Shape):
+    """The regulation signals of Eq. 21."""
+
+    blocks: list[BlockSignals]
+    convolutions: list[ConvolutionSignals] | None = None
+
+
+class Result(_Shape):
+    predictions: list[Class]
+    adversarial: Adversarial
+    image: ImageFacts
+    signals: OmegaSignals | None = None
+
+
+class Timing(_Shape):
+    """Milliseconds; `total` runs from the request's headers to its answer."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Answer(_Shape):
+    """What /predict answers."""
+
+    request_id: str
+    model: ModelId
+    results: list[Result]
+    timing_ms: Timing
+
+
+class Problem(_Shape):
+    """An error, `application/problem+json` (RFC 9457). `image` is the place of the offending image, from 0."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    image: int | None = None
+
+
+PROBLEMS = {
+    400: "The body is not what its headers say.",
+    404: "No such model, or that version of it is not served.",
+    405: "Only POST is answered here.",
+    406: "The answer is JSON, which the Accept header does not allow.",
+    413: "The body, an image, or the number of images is too large.",
+    415: "Neither PNG, JPEG nor WebP, or an encoded body.",
+    422: "No image, an image that cannot be decoded, or an unknown query value.",
+    503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
+    504: "The answer would have come after the deadline.",
+}
+
+
+def document_predict(openapi: dict[str, Any]) -> dict[str, Any]:
+    """`openapi` with /predict written into it; its route is not FastAPI's, for speed."""
+    _, shapes = models_json_schema(
+        [(Answer, "serialization"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
+    )
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    files = {"oneOf": [binary["schema"], {"type": "array", "items": binary["schema"]}]}
+    form = {"type": "object", "required": ["image"], "properties": {"image": files}}
+    answers: dict[str, Any] = {
+        "200": {
+            "description": "One result for each image, in their order.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
+        }
+    }
+    for status, description in PROBLEMS.items():
+        answers[str(status)] = {
+            "description": description,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    openapi.setdefault("paths", {})["/predict"] = {
+        "post": {
+            "summary": "Which class, and was the picture tampered with?",
+            "operationId": "predict",
+            "parameters": [
+                {
+                    "name": "top_k",
+                    "in": "query",
+                    "description": "How many classes to name, most probable first.",
+                    "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K},
+                },
+                {
+                    "name": "signals",
+                    "in": "query",
+                    "description": "Add omega: mean and std of each block, or all values too.",
+                    "schema": {"type": "string", "enum": list(get_args(SignalsLevel)), "default": "none"},
+                },
+                {
+                    "name": "model",
+                    "in": "query",
+                    "description": "Which model is to answer; left out, the default one.",
+                    "schema": {"type": "string"},
+                },
+                {
+                    "name": "version",
+                    "in": "query",
+                    "description": "Which of its versions; left out, the one that serves.",
+                    "schema": {"type": "string", "default": "latest"},
+                },
+                {
+                    "name": "timeout_ms",
+                    "in": "query",
+                    "description": "Give the request up after this long; never longer than the server's own limit.",
+                    "schema": {"type": "integer", "minimum": 1},
+                },
+                {
+                    "name": "priority",
+                    "in": "query",
+                    "description": "'low' is answered when nothing of normal priority waits.",
+                    "schema": {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
+                },
+                {
+                    "name": "X-Request-ID",
+                    "in": "header",
+                    "description": "Taken over if it has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                },
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {"schema": form},
+                    "image/png": binary,
+                    "image/jpeg": binary,
+                    "image/webp": binary,
+                },
+            },
+            "responses": answers,
+        }
+    }
+    return openapi

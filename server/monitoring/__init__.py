@@ -1,0 +1,1 @@
+"""What is measured of requests and verdicts: detection, metrics, golden probes, clients, the request log."""

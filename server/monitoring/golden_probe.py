@@ -1,0 +1,130 @@
+"""Canaries: golden images of the contract, sent through the real path now and then, to see the detector still see.
+
+The self-test at load compares values; a canary asks later, under load, and as a user would: an encoded file that is
+decoded, queued, run and judged. It is never counted among users' verdicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..core.contract import Golden, Thresholds
+from ..core.engine import Model, Signals, Terms
+from ..core.images import Limits, Picture, Upload
+from ..core.verdict import Verdict, judge
+from ..errors import AWNetError
+from .detection import Monitor, Result
+
+log = logging.getLogger("awnet")
+
+
+class Canary(NamedTuple):
+    """A golden image as a file, and what the right answer is. `tolerance` is the largest difference in the score."""
+
+    png: bytes
+    score: float
+    expected: Verdict
+    tolerance: float
+
+    def judged(self, score: float, thresholds: Thresholds) -> Result:
+        """A score within the tolerance is right even where a threshold lies between."""
+        near = abs(score - self.score) <= self.tolerance
+        return "right" if near or judge(score, thresholds) == self.expected else "wrong"
+
+
+def canaries(golden: Golden, thresholds: Thresholds) -> list[Canary]:
+    """The golden images as PNG files, clean and attacked in turn where there are both."""
+    made = []
+    for pixels, p_type in zip(golden.image, golden.outputs["p_type"], strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG")
+        score = float(p_type[0])
+        made.append(Canary(buffer.getvalue(), score, judge(score, thresholds), golden.tolerance["p_type"]))
+    clean = [canary for canary in made if canary.expected == "clean"]
+    other = [canary for canary in made if canary.expected != "clean"]
+    turns = max(len(clean), len(other))
+    pairs = [
+        (clean[n % len(clean) :][:1] if clean else []) + (other[n % len(other) :][:1] if other else [])
+        for n in range(turns)
+    ]
+    return [canary for pair in pairs for canary in pair]
+
+
+class Answering(Protocol):
+    """A version that answers users, held for as long as the canary needs it."""
+
+    @property
+    def model(self) -> Model: ...
+
+    async def infer(self, pictures: Sequence[Picture], terms: Terms) -> Signals: ...
+
+
+@dataclass
+class Canaries:
+    """Sends golden images now and then, through decoding, queue and engine, as a user's picture would go.
+
+    Args:
+        monitor: where the outcome goes; nothing reaches the counters of users' verdicts.
+        leases: of the versions that answer users at this moment.
+        limits: of pictures, as for users.
+        every: seconds between two images of a version, over 0.
+    """
+
+    monitor: Monitor
+    leases: Callable[[], Iterable[AbstractContextManager[Answering]]]
+    limits: Limits = field(default_factory=Limits)
+    every: float = 10.0
+    _sets: dict[str, list[Canary]] = field(default_factory=dict)
+    _turn: int = 0
+
+    async def run(self) -> None:
+        """For ever; cancel it to stop."""
+        while True:
+            await asyncio.sleep(self.every)
+            try:
+                await self.once()
+            except Exception:
+                log.exception("a canary failed in an unforeseen way; the next one will be sent all the same")
+
+    async def once(self) -> None:
+        """One golden image for each version."""
+        served = set()
+        for lease in self.leases():
+            with lease as answering:
+                model = answering.model
+                served.add(model.sha256)
+                if model.sha256 not in self._sets:
+                    self._sets[model.sha256] = canaries(model.contract.golden, model.contract.thresholds)
+                chosen = self._sets[model.sha256]
+                await self._send(answering, chosen[self._turn % len(chosen)])
+        self._sets = {sha256: chosen for sha256, chosen in self._sets.items() if sha256 in served}
+        self._turn += 1
+
+    async def _send(self, answering: Answering, canary: Canary) -> None:
+        thresholds = answering.model.contract.thresholds
+        try:
+            # A canary gives way to users, and has its answer before the next one leaves.
+            terms = Terms(deadline=time.monotonic() + self.every, priority="low")
+            signals = await answering.infer([Upload(canary.png, self.limits)], terms)
+            result = canary.judged(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
+        except AWNetError as error:
+            log.warning("canary: %s", error.detail)
+            result = "failed"
+        if result == "wrong":
+            log.error(
+                "canary: %s version %s did not answer a golden image as it must (%s)",
+                answering.model.name,
+                answering.model.version,
+                canary.expected,
+            )
+        self.monitor.watch(answering.model).canary(canary.expected, result)

@@ -1,0 +1,355 @@
+"""Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded.
+
+Versions come and go; the series of one are dropped when it is closed. Where several workers serve, `snapshot` is what
+one of them tells; how their values become one is the mode of each metric, see `totals`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+
+from .. import __version__
+from ..core.engine import Model, Signals
+from ..core.verdict import VERDICTS, Verdict
+from ..versions.events import Difference, Events, Result, Role, ShadowResult
+from .detection import Monitor
+from .detection_metrics import DetectionCollector
+from .detection_metrics import modes as detection_modes
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
+OTHER = "other"
+EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
+EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Finer where clean scores and thresholds lie; a quantile is only as exact as its bin.
+_SCORES = (
+    *(1e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 0.01, 0.02, 0.05),
+    *(n / 10 for n in range(1, 10)),
+    *(0.95, 0.99, 0.999, 1.0),
+)
+_IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
+_DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
+_PROCESS_MODES = {
+    "process_cpu_seconds": "sum",
+    "process_virtual_memory_bytes": "livesum",
+    "process_resident_memory_bytes": "livesum",
+    "process_open_fds": "livemax",  # of the worker that has most, beside the limit of one
+    "process_max_fds": "livemin",
+    "process_start_time_seconds": "service",
+}
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and no query reads them
+
+
+class Metrics(Events):
+    """The metrics of one application, in a registry of their own."""
+
+    def __init__(self, waiting: Callable[[], int], capacity: int) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("awnet_requests", "Requests answered.", ["route", "method", "code"], registry=registry)
+        self._request_seconds = Histogram(
+            "awnet_request_seconds", "Request to answer, seconds.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        stages = Histogram(
+            "awnet_stage_seconds",
+            "Seconds a request spent in a stage: decode, queue, inference.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._decode, self._queue, self._inference = map(stages.labels, ("decode", "queue", "inference"))
+        self._batch = Histogram(
+            "awnet_batch_images", "Images in one execution of the model.", buckets=_IMAGES, registry=registry
+        )
+        self._verdicts = Counter(
+            "awnet_verdicts", "Verdicts given.", ["model", "version", "verdict"], registry=registry
+        )
+        self._scores = Histogram(
+            "awnet_score", "Scores P(adversarial).", ["model", "version"], buckets=_SCORES, registry=registry
+        )
+        self._thresholds = Gauge(
+            "awnet_threshold",
+            "Score above which the verdict is given.",
+            ["model", "version", "verdict"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._rejections = Counter(
+            "awnet_rejections", "Requests that were not answered as asked, by reason.", ["reason"], registry=registry
+        )
+        self._reloads = Counter(
+            "awnet_reloads",
+            "Attempts to take a version: loaded, refused, unavailable (tried again), absent; unchanged where a "
+            "reload found nothing new.",
+            ["model", "result"],
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "awnet_model_info",
+            "1 for each open version; the role is serving, canary, shadow or kept.",
+            ["model", "version", "role"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._canary = Gauge(
+            "awnet_canary_share",
+            "Share of unversioned requests that the version is given.",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._shadow_images = Counter(
+            "awnet_shadow_images",
+            "Images for the shadow: compared, dropped under load, failed.",
+            ["model", "version", "result"],
+            registry=registry,
+        )
+        self._disagreements = Counter(
+            "awnet_shadow_disagreements",
+            "Images to which the shadow gave another class or verdict.",
+            ["model", "version", "about"],
+            registry=registry,
+        )
+        self._backend_up = Gauge(
+            "awnet_triton_up",
+            "1 while this Triton is sent requests, 0 while it is left alone.",
+            ["address"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._up = Gauge(
+            "awnet_engine_up",
+            "1 while the model has passed its golden self-test and the engine can run it, else 0.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        Gauge(
+            "awnet_queue_images", "Images accepted and unanswered.", registry=registry, multiprocess_mode="livesum"
+        ).set_function(waiting)
+        Gauge(
+            "awnet_queue_capacity_images",
+            "Most images accepted and unanswered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        ).set(capacity)
+        self._golden_interval = Gauge(
+            "awnet_golden_canary_interval_seconds",
+            "Seconds between two golden images of a version; 0 where none are sent.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        build = Gauge(
+            "awnet_build_info",
+            "1; what runs here.",
+            ["version", "python"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        build.labels(__version__, platform.python_version()).set(1)
+        # What is made of the verdicts over time, and the process itself under the names that everybody uses.
+        self.monitor = Monitor()
+        registry.register(DetectionCollector(self.monitor))
+        ProcessCollector(registry=registry)
+        self._modes: dict[str, str] = {}
+        self._until_exemplar = 0
+        # Looking a labelled child up costs more than counting it, and there are only a few.
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._judgements: dict[tuple[str, str], tuple[dict[Verdict, Counter], Histogram]] = {}
+        self._info: dict[str, dict[str, Role]] = {}
+
+    def known(self, names: Sequence[str]) -> None:
+        """The configured models. Their counters begin at 0: no alert on an increase sees a series that begins at 1."""
+        for name in names:
+            for result in get_args(Result):
+                self._reloads.labels(name, result)
+
+    def golden_interval(self, seconds: float) -> None:
+        """How often canaries are sent; 0 is never."""
+        self._golden_interval.set(seconds)
+
+    # Requests.
+
+    def request(self, route: str, method: str, code: int, seconds: float, request_id: str | None = None) -> None:
+        """One answered request; `route` is a template, never a path. Some ids are kept as exemplars."""
+        key = (route, method if method in METHODS else OTHER, code)
+        children = self._children.get(key)
+        if children is None:
+            children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(route))
+            self._children[key] = children
+        children[0].inc()
+        if request_id is not None:
+            self._until_exemplar -= 1
+            if self._until_exemplar < 0 or seconds >= EXEMPLAR_SECONDS:
+                self._until_exemplar = EXEMPLAR_EVERY - 1
+                children[1].observe(seconds, {"request_id": request_id})
+                return
+        children[1].observe(seconds)
+
+    def batch(self, images: int) -> None:
+        """One execution of the model."""
+        self._batch.observe(images)
+
+    def stages(self, signals: Signals) -> None:
+        """Where one request's time went."""
+        self._decode.observe(signals.decode_seconds)
+        self._queue.observe(signals.queue_seconds)
+        self._inference.observe(signals.inference_seconds)
+
+    def judged(self, model: Model, verdicts: Sequence[Verdict], scores: Sequence[float]) -> None:
+        """The images of one request that `model` answered."""
+        counters, histogram = self._judgements.get((model.name, model.version)) or self._judgement(model)
+        for verdict, score in zip(verdicts, scores, strict=True):
+            counters[verdict].inc()
+            histogram.observe(score)
+
+    def rejection(self, reason: str) -> None:
+        """One request that was not answered; `reason` is an error's slug."""
+        self._rejections.labels(reason).inc()
+
+    # The engine.
+
+    def follow(self, up: Callable[[], bool]) -> None:
+        """`up` says whether requests can be executed right now."""
+        self._up.set_function(lambda: float(up()))
+
+    def backend(self, address: str, up: bool) -> None:
+        """Whether one of several Tritons is used."""
+        self._backend_up.labels(address).set(up)
+
+    # `Events`: what happens to models.
+
+    def opened(self, model: Model) -> None:
+        self._judgement(model)
+        self.monitor.watch(model)
+        thresholds = model.contract.thresholds
+        self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
+        self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
+
+    def closed(self, model: Model) -> None:
+        self.monitor.forget(model.name, model.version)
+        self._judgements.pop((model.name, model.version), None)
+        for family, last in (
+            (self._verdicts, VERDICTS),
+            (self._thresholds, VERDICTS[1:]),
+            (self._shadow_images, _SHADOW_RESULTS),
+            (self._disagreements, _DIFFERENCES),
+        ):
+            for value in last:
+                _remove(family, model.name, model.version, value)
+        _remove(self._scores, model.name, model.version)
+
+    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+        for version, role in self._info.get(name, {}).items():
+            _remove(self._model_info, name, version, role)
+        self._info[name] = dict(roles)
+        for version, role in roles.items():
+            self._model_info.labels(name, version, role).set(1)
+
+    def reload(self, name: str, result: Result) -> None:
+        self._reloads.labels(name, result).inc()
+
+    def canary(self, name: str, version: str | None, share: float) -> None:
+        self._canary.clear()
+        if version is not None:
+            self._canary.labels(name, version).set(share)
+
+    def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
+        self._shadow_images.labels(model.name, model.version, result).inc(images)
+
+    def disagreement(self, model: Model, about: Difference, images: int) -> None:
+        self._disagreements.labels(model.name, model.version, about).inc(images)
+
+    def collectors(self) -> list[Collector]:
+        """What makes up the exposition, for the page that documents it."""
+        return list(self._registry._collector_to_names)
+
+    def text(self) -> bytes:
+        """Every metric in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+    def exposition(self, accept: str, families: Iterable[list[Any]] | None = None) -> tuple[bytes, str]:
+        """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it.
+
+        Args:
+            families: of all workers, from `totals.Totals.document`; default: what this process has counted.
+        """
+        source: Any = self._registry if families is None else _Told(families)
+        if "application/openmetrics-text" in accept:
+            text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(source), CONTENT_TYPE
+
+    def modes(self) -> dict[str, str]:
+        """How the values of several workers become one, by the name of each family; see `totals`."""
+        found = detection_modes() | _PROCESS_MODES
+        for collector in self.collectors():
+            if isinstance(collector, Gauge):
+                found[collector._name] = collector._multiprocess_mode
+            elif isinstance(collector, Counter | Histogram):
+                found[collector._name] = "sum"
+        return found
+
+    def snapshot(self) -> dict[str, Any]:
+        """What this worker tells the supervisor, see `totals`; plain lists and dicts that JSON takes."""
+        self._modes = self._modes or self.modes()
+        families = []
+        for family in self._registry.collect():
+            samples = [
+                [
+                    sample.name,
+                    sample.labels,
+                    sample.value,
+                    None if sample.exemplar is None else list(sample.exemplar),
+                ]
+                for sample in family.samples
+            ]
+            families.append([family.name, family.type, self._modes[family.name], family.documentation, samples])
+        return {"families": families} | self.monitor.told()
+
+    def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
+        key = (model.name, model.version)
+        found = self._judgements.get(key)
+        if found is None:
+            counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
+            found = self._judgements[key] = (counters, self._scores.labels(*key))
+        return found
+
+
+class _Told:
+    """Families of other processes, in the place of a registry."""
+
+    def __init__(self, families: Iterable[list[Any]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in self._families:
+            metric = Metric(name, text, kind)
+            for sample, labels, value, exemplar in samples:
+                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
+            yield metric
+
+
+def _remove(family: Counter | Gauge | Histogram, *labels: str) -> None:
+    """Drop a series, there or not; older releases of the client mind if it is not."""
+    with contextlib.suppress(KeyError):
+        family.remove(*labels)

@@ -1,0 +1,116 @@
+"""One JSON line for each request, on the logger `awnet.requests`. Quiet for health checks and scrapes.
+
+A line holds no image, no file name, no score and no address: senders stand under the salted hash that `clients` gives
+them, so that lines of one sender can be found together while the process lives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import orjson
+
+from ..core.engine import Model, Signals
+from ..core.verdict import Verdict
+
+LOGGER = "awnet.requests"
+QUIET_ROUTES = frozenset(
+    {
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    }
+)
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known about the request being served; each layer adds its part.
+
+    Attributes:
+        sender: address, never written.
+        reason: slug of the error, where there was one.
+    """
+
+    sender: str | None = None
+    model: Model | None = None
+    verdicts: Sequence[Verdict] = ()
+    signals: Signals | None = None
+    reason: str | None = None
+
+
+# A front end sets it, `service` fills it, so that no layer between them has to hand it on.
+CURRENT: ContextVar[Record | None] = ContextVar("awnet_request", default=None)
+
+
+class RequestLog:
+    """Writes to `logger` at INFO; a line that nobody would see is never made."""
+
+    def __init__(self, logger: logging.Logger | None = None, quiet: frozenset[str] = QUIET_ROUTES) -> None:
+        self._logger = logger or logging.getLogger(LOGGER)
+        self._quiet = quiet
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self._logger.isEnabledFor(logging.INFO)
+
+    def write(
+        self,
+        record: Record,
+        *,
+        request_id: str,
+        route: str,
+        method: str,
+        status: int,
+        seconds: float,
+        client: str | None = None,
+    ) -> None:
+        """One request that has been answered.
+
+        Args:
+            route: a template, never a path.
+            seconds: request to answer.
+            client: salted hash of the sender.
+        """
+        if route in self._quiet or not self.wanted:
+            return
+        line: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "request_id": request_id,
+            "route": route,
+            "method": method,
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        if record.model is not None:
+            line["model"], line["version"] = record.model.name, record.model.version
+        if record.verdicts:
+            line["images"] = len(record.verdicts)
+            line["verdicts"] = dict(Counter(record.verdicts))
+        if record.signals is not None:
+            stages = ("decode", "queue", "inference")
+            line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}
+        if record.reason is not None:
+            line["reason"] = record.reason
+        if client is not None:
+            line["client"] = client
+        self._logger.info("%s", orjson.dumps(line).decode())
+
+
+def configure(wanted: bool, logger: logging.Logger | None = None) -> RequestLog:
+    """A log whose lines are JSON and nothing else: no time stamp or level of another format in front of them."""
+    chosen = logger or logging.getLogger(LOGGER)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    chosen.handlers = [handler]
+    chosen.propagate = False
+    chosen.setLevel(logging.INFO if wanted else logging.CRITICAL)
+    return RequestLog(chosen)

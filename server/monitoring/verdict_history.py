@@ -1,0 +1,61 @@
+"""Verdicts of the last minutes, in memory, for the page at `/`. What outlives the process is in the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..core.verdict import VERDICTS, Verdict
+
+
+class Recent:
+    """A ring of verdict counts: `bins` slots of `bin_seconds` each, the last one being filled now.
+
+    Its size is fixed, whatever the load. It belongs to one event loop and takes no lock.
+
+    Args:
+        clock: seconds that never go back; on Linux the default is the same in all processes, and so are the slots.
+
+    Attributes:
+        elsewhere: slot -> counts of the other workers, where there are any; replaced as a whole.
+    """
+
+    def __init__(self, bins: int = 60, bin_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = bin_seconds
+        self._clock = clock
+        self._counts = [[0] * len(VERDICTS) for _ in range(bins)]
+        self._slot = int(clock() / bin_seconds)
+        self.elsewhere: Mapping[int, Sequence[int]] = {}
+
+    def add(self, verdicts: Iterable[Verdict]) -> None:
+        """Count the verdicts of one answer."""
+        self._turn()
+        slot = self._counts[self._slot % len(self._counts)]
+        for verdict in verdicts:
+            slot[VERDICTS.index(verdict)] += 1
+
+    def document(self) -> dict[str, object]:
+        """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last unfinished."""
+        self._turn()
+        none = [0] * len(VERDICTS)
+        counts = [
+            [ours + theirs for ours, theirs in zip(here, self.elsewhere.get(slot, none), strict=True)]
+            for slot, here in self._slots()
+        ]
+        return {"bin_seconds": self._seconds, "verdicts": list(VERDICTS), "counts": counts}
+
+    def told(self) -> list[tuple[int, list[int]]]:
+        """(slot, counts) of those that are not empty, without what is elsewhere."""
+        self._turn()
+        return [(slot, here) for slot, here in self._slots() if any(here)]
+
+    def _slots(self) -> list[tuple[int, list[int]]]:
+        bins = len(self._counts)
+        return [(slot, self._counts[slot % bins]) for slot in range(self._slot - bins + 1, self._slot + 1)]
+
+    def _turn(self) -> None:
+        # Nobody ticks the ring: whoever comes next empties the slots that went by.
+        now = int(self._clock() / self._seconds)
+        for slot in range(self._slot + 1, min(now, self._slot + len(self._counts)) + 1):
+            self._counts[slot % len(self._counts)] = [0] * len(VERDICTS)
+        self._slot = max(now, self._slot)

@@ -1,0 +1,302 @@
+"""The Open Inference Protocol v2 over gRPC: the service that `tritonclient.grpc` calls.
+
+A translation of `protocol`, like `oip` for HTTP: protobuf to its tensors, the error tree to status codes. The
+messages and the service's description come with tritonclient, which is imported only where this is switched on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from ..errors import (
+    AWNetError,
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidTensor,
+    QueueFull,
+    RequestError,
+    StartupError,
+    Unavailable,
+    UnknownModel,
+    status_of,
+)
+from ..monitoring.request_log import CURRENT, Record, RequestLog
+from . import protocol
+from .tensors import Scalar, Tensor, quoted
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+log = logging.getLogger("awnet")
+
+SERVICE = "inference.GRPCInferenceService"
+LOG = RequestLog()
+METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
+CANCELLED = 499
+LONGEST_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
+
+CODES: dict[type[AWNetError], grpc.StatusCode] = {
+    AWNetError: grpc.StatusCode.INTERNAL,
+    RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownModel: grpc.StatusCode.NOT_FOUND,
+    BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+# Where InferTensorContents keeps the values of the two datatypes that a model takes.
+_CONTENTS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
+
+
+def code_of(error: AWNetError) -> grpc.StatusCode:
+    """The gRPC status of `error`: the line of its nearest ancestor in `CODES`."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+class GrpcFront:
+    """The gRPC server.
+
+    Args:
+        service: see `server.service`.
+        host, port: where to listen; port 0 takes a free one.
+        shared: other workers of this service listen there, too.
+    """
+
+    def __init__(self, service: Service, host: str, port: int, shared: bool = False) -> None:
+        self._service = service
+        self._shared = shared
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listen. Returns the port. Raises StartupError where the address cannot be had."""
+        self._server = grpc.aio.server(
+            options=[
+                # Also the limit of what a compressed message unfolds to; a test sends one.
+                ("grpc.max_receive_message_length", self._service.settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Two servers on one port would silently share its calls; workers of one do so openly.
+                ("grpc.so_reuseport", int(self._shared)),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_handlers(self._service),))
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise StartupError(f"cannot listen on {self._address} for gRPC: the address is in use or not ours")
+        await self._server.start()
+        log.info("listening for gRPC on port %d", port)
+        return int(port)
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, answer those in flight for at most `grace` seconds, then cancel them."""
+        if self._server is not None:
+            await self._server.stop(grace)
+
+
+async def _server_live(service: Service, message: Any, context: Any) -> Any:
+    return service_pb2.ServerLiveResponse(live=True)
+
+
+async def _server_ready(service: Service, message: Any, context: Any) -> Any:
+    return service_pb2.ServerReadyResponse(ready=service.ready)
+
+
+async def _server_metadata(service: Service, message: Any, context: Any) -> Any:
+    return service_pb2.ServerMetadataResponse(**protocol.server_metadata())
+
+
+async def _model_ready(service: Service, message: Any, context: Any) -> Any:
+    try:
+        ready = protocol.model_ready(service, message.name, message.version or None)
+    except UnknownModel:
+        ready = False  # a probe wants yes or no; over HTTP the client makes the same of a 404
+    return service_pb2.ModelReadyResponse(ready=ready)
+
+
+async def _model_metadata(service: Service, message: Any, context: Any) -> Any:
+    found = protocol.model_metadata(service, message.name, message.version or None)
+    return service_pb2.ModelMetadataResponse(**found)
+
+
+async def _model_config(service: Service, message: Any, context: Any) -> Any:
+    found = protocol.model_config(service, message.name, message.version or None)
+    return service_pb2.ModelConfigResponse(config=json_format.ParseDict(found, model_config_pb2.ModelConfig()))
+
+
+async def _model_infer(service: Service, message: Any, context: Any) -> Any:
+    left = context.time_remaining()
+    answer = await protocol.infer(service, _request(message), math.inf if left is None else left)
+    return _response(message.id, answer)
+
+
+SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
+    "ServerLive": _server_live,
+    "ServerReady": _server_ready,
+    "ServerMetadata": _server_metadata,
+    "ModelReady": _model_ready,
+    "ModelMetadata": _model_metadata,
+    "ModelConfig": _model_config,
+    "ModelInfer": _model_infer,
+}
+
+
+def _handlers(service: Service) -> Any:
+    """Handlers of all methods that tritonclient's description of the service has; those not in `SERVED` say so.
+
+    They take and give bytes. With the generated servicer a message that is no protobuf would be INTERNAL with a
+    trace in the log, for every caller who cares to send one.
+    """
+    handlers = {}
+    for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+        if method.name in SERVED:
+            call = partial(_answer, service, method.name, getattr(service_pb2, method.input_type.name))
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(call)
+        elif method.client_streaming:
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(_unserved)
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unserved)
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+async def _answer(service: Service, name: str, kind: Any, body: bytes, context: Any) -> bytes | None:
+    """One call: count and time it, tell its errors as a status. The caller's leaving cancels it."""
+    started = time.perf_counter()
+    code = CANCELLED
+    record = Record(_address(context.peer()))
+    CURRENT.set(record)  # the task is this call's own
+    try:
+        try:
+            message = kind.FromString(body)
+        except DecodeError:
+            raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
+        response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
+        code = 200
+        return response
+    except AWNetError as error:
+        code = 400 if status_of(error) == 422 else status_of(error)
+        service.metrics.rejection(error.slug)
+        record.reason = error.slug
+        if error.__cause__ is not None:
+            log.debug("%s: %s", name, error.detail, exc_info=error)
+        await context.abort(code_of(error), error.detail[:LONGEST_DETAIL])
+    except Exception:
+        code = 500
+        log.exception("%s failed", name)
+        await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the log has it")
+    finally:
+        seconds = time.perf_counter() - started
+        request_id = f"{random.getrandbits(128):032x}"
+        service.metrics.request(f"/{SERVICE}/{name}", METHOD, code, seconds, request_id)
+        if LOG.wanted:
+            LOG.write(
+                record,
+                request_id=request_id,
+                route=f"/{SERVICE}/{name}",
+                method=METHOD,
+                status=code,
+                seconds=seconds,
+                client=service.metrics.monitor.clients.name(record.sender) if record.sender else None,
+            )
+    return None
+
+
+def _address(peer: str) -> str | None:
+    """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that caller."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
+
+
+async def _unserved(messages: Any, context: Any) -> None:
+    if hasattr(messages, "__aiter__"):
+        # A caller whose first message of a stream meets a closed call sees its own failure to send, not the status.
+        async for _ in messages:
+            break
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this extension of the protocol is not served here")
+
+
+def _request(message: Any) -> protocol.Request:
+    """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor."""
+    most = protocol.MOST_TENSORS
+    if len(message.inputs) > most or len(message.outputs) > most:
+        raise RequestError(f"more than {most} inputs or outputs")
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidTensor(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs")
+    inputs = []
+    for place, given in enumerate(message.inputs):
+        parameters = _parameters(given.parameters)
+        data = raw[place] if raw else _contents(given)
+        if raw and given.HasField("contents"):
+            raise InvalidTensor(f"input {quoted(given.name)}: both contents and raw_input_contents")
+        if any(dimension < 0 for dimension in given.shape):
+            raise InvalidTensor(f"input {quoted(given.name)}: its shape must hold integers of at least 0")
+        inputs.append(Tensor(given.name, given.datatype, tuple(given.shape), data, parameters))
+    wanted = [protocol.Wanted(output.name, _parameters(output.parameters)) for output in message.outputs]
+    return protocol.Request(
+        message.model_name, message.model_version or None, inputs, wanted, _parameters(message.parameters)
+    )
+
+
+def _contents(given: Any) -> Any:
+    """The values of an input (InferInputTensor) that came in its `contents`."""
+    name = _CONTENTS.get(given.datatype)
+    if name is None:
+        return ()  # `protocol` refuses the datatype
+    others = [field.name for field, _ in given.contents.ListFields() if field.name != name]
+    if others:
+        raise InvalidTensor(f"input {quoted(given.name)}: {given.datatype} data belongs in {name}, not in {others[0]}")
+    return getattr(given.contents, name)
+
+
+def _parameters(given: Any) -> dict[str, Scalar]:
+    """A map of InferParameter. Raises RequestError for one without a value."""
+    found: dict[str, Scalar] = {}
+    for name, parameter in given.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise RequestError(f"parameter {quoted(name)} has no value")
+        found[name] = getattr(parameter, kind)
+    return found
+
+
+def _response(request_id: str, answer: protocol.Answer) -> Any:
+    """`answer` as ModelInferResponse; always raw, as the clients expect."""
+    response = service_pb2.ModelInferResponse(
+        model_name=answer.model.name,
+        model_version=answer.model.version,
+        id=request_id,
+        outputs=[
+            {"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in answer.outputs
+        ],
+        raw_output_contents=[output.raw() for output in answer.outputs],
+    )
+    _set(response.parameters, answer.parameters)
+    return response
+
+
+def _set(field: Any, parameters: Mapping[str, Scalar]) -> None:
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            field[name].bool_param = value
+        elif isinstance(value, int):
+            field[name].int64_param = value
+        elif isinstance(value, float):
+            field[name].double_param = value
+        else:
+            field[name].string_param = value

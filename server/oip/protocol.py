@@ -1,0 +1,310 @@
+"""The Open Inference Protocol v2 on tensors: metadata, and a request of tensors to an answer of tensors.
+
+`oip` writes it in JSON over HTTP, `grpc_service` in protobuf over gRPC. Both translate and nothing more; whatever is
+accepted, refused or computed is settled here, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata as packages
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.engine import Model, Terms
+from ..core.images import Picture, Pixels, Upload
+from ..errors import (
+    AWNetError,
+    ImageError,
+    ImageTooLarge,
+    InvalidTensor,
+    NotReady,
+    RequestError,
+    TooManyImages,
+    UnknownModel,
+    UnsupportedMedia,
+)
+from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
+
+if TYPE_CHECKING:
+    from ..service import Outcome, Service
+
+NAME = "awnet-server"
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
+PLATFORM = "onnxruntime_onnx"
+
+IMAGE, IMAGE_BYTES = "image", "image_bytes"
+ALWAYS = ("logits", "p_type", "omega")  # the outputs where a request names none
+ON_REQUEST = ("score", "verdict", "label", "calibrated")
+MOST_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
+BASE64 = "base64"  # the value of an input's parameter `content_type`
+
+# Parameters that ask for extensions which are not served: to ignore one would give another answer than was asked for.
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One requested output."""
+
+    name: str
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `ALWAYS`."""
+
+    model: str
+    version: str | None
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Wanted] = ()
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came out: `outputs` in the order of the request."""
+
+    model: Model
+    outputs: list[Output]
+    parameters: dict[str, Scalar]
+
+
+async def infer(service: Service, request: Request, most_seconds: float = math.inf) -> Answer:
+    """Answer one request.
+
+    Args:
+        service: see `server.service`.
+        request: what is asked.
+        most_seconds: the caller stops waiting after this long, as the transport says (the deadline of a gRPC call).
+
+    Raises:
+        UnknownModel, NotReady: no such model or version, or not yet.
+        InvalidTensor, TooManyImages, ImageTooLarge: the request cannot be answered as it is.
+        Unavailable: as `engine.Runner.infer`.
+    """
+    terms = _terms(service, request.parameters, most_seconds)
+    names = _wanted(request.outputs)
+    with service.lease(request.model, request.version) as lease:
+        size = lease.model.contract.preprocessing.size
+        pictures, uploads = _pictures(service, request.inputs, size)
+        try:
+            outcome = await service.run(lease, pictures, terms)
+        except (ImageError, UnsupportedMedia) as error:
+            raise _blamed(error) from error
+    calibrated = np.array([upload.decoded is not None and upload.decoded.calibrated for upload in uploads], np.bool_)
+    if not uploads:
+        calibrated = np.ones(len(pictures), np.bool_)
+    return Answer(
+        outcome.model,
+        [_output(name, outcome, calibrated) for name in names],
+        _about(outcome.model, bool(calibrated.all())),
+    )
+
+
+def server_metadata() -> dict[str, Any]:
+    """Name, version and the extensions that are served."""
+    try:
+        version = packages.version(NAME)
+    except packages.PackageNotFoundError:
+        version = "source"  # run from a checkout
+    return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(service: Service, name: str, version: str | None) -> dict[str, Any]:
+    """What a model takes and gives. Of the two inputs a request has exactly one. Raises UnknownModel, NotReady."""
+    model = find(service, name, version)
+    inputs, outputs = _specifications(model)
+    return {
+        "name": name,
+        "versions": sorted(service.models.loaded()[name], key=int),
+        "platform": PLATFORM,
+        "inputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in inputs],
+        "outputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in outputs],
+    }
+
+
+def model_config(service: Service, name: str, version: str | None) -> dict[str, Any]:
+    """The same as Triton's model configuration. `max_batch_size` 0: shapes are whole. Raises UnknownModel, NotReady."""
+    model = find(service, name, version)
+    inputs, outputs = _specifications(model)
+
+    def kind(datatype: str) -> str:
+        return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+    return {
+        "name": name,
+        "platform": PLATFORM,
+        "max_batch_size": 0,
+        "input": [
+            {"name": n, "data_type": kind(datatype), "dims": shape, "optional": True} for n, datatype, shape in inputs
+        ],
+        "output": [{"name": n, "data_type": kind(datatype), "dims": shape} for n, datatype, shape in outputs],
+    }
+
+
+def model_ready(service: Service, name: str, version: str | None) -> bool:
+    """Whether a request to it would be answered, and the server is not leaving. Raises UnknownModel."""
+    try:
+        find(service, name, version)
+    except NotReady:
+        return False
+    return service.ready
+
+
+def find(service: Service, name: str, version: str | None) -> Model:
+    """The loaded model that `version`, or None, means; takes no part in a canary. Raises UnknownModel, NotReady."""
+    versions = service.models.loaded().get(name)
+    if versions is None:
+        raise UnknownModel(f"there is no model {quoted(name)} here")
+    if version is None or not versions:
+        return service.models.latest(name)
+    if version not in versions:
+        raise UnknownModel(f"there is no version {quoted(version)} of {quoted(name)} here")
+    return versions[version]
+
+
+def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], list[tuple[str, str, list[int]]]]:
+    """(name, datatype, shape) of inputs and of outputs; -1 is the number of images."""
+    size = model.contract.preprocessing.size
+    inputs = [(IMAGE, "UINT8", [-1, 3, size, size]), (IMAGE_BYTES, "BYTES", [-1])]
+    outputs = [
+        ("logits", "FP32", [-1, len(model.contract.labels)]),
+        ("p_type", "FP32", [-1, 2]),
+        ("omega", "FP32", [-1, model.contract.omega_channels]),
+        ("score", "FP32", [-1]),
+        ("verdict", "BYTES", [-1]),
+        ("label", "BYTES", [-1]),
+        ("calibrated", "BOOL", [-1]),
+    ]
+    return inputs, outputs
+
+
+def _terms(service: Service, parameters: Mapping[str, Scalar], most_seconds: float) -> Terms:
+    for name in _SEQUENCE:
+        if parameters.get(name):
+            raise InvalidTensor(f"parameter {name!r}: the sequence extension is not served here")
+    microseconds = _unsigned(parameters, "timeout")
+    seconds = min(most_seconds, microseconds / 1e6 if microseconds else math.inf)
+    return service.terms(seconds, "low" if _unsigned(parameters, "priority") >= 2 else "normal")
+
+
+def _unsigned(parameters: Mapping[str, Scalar], name: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or value < 0:
+        raise InvalidTensor(f"parameter {name!r} must be an integer of at least 0")
+    return value
+
+
+def _wanted(outputs: Sequence[Wanted]) -> tuple[str, ...]:
+    known = ALWAYS + ON_REQUEST
+    names: list[str] = []
+    for output in outputs:
+        if output.name not in known:
+            raise InvalidTensor(f"there is no output {quoted(output.name)}; there are {', '.join(known)}")
+        if output.name in names:
+            raise InvalidTensor(f"the output {output.name!r} is requested twice")
+        if output.parameters.get("classification"):
+            raise InvalidTensor(
+                f"output {output.name!r}: the classification extension is not served here; ask for the output 'label'"
+            )
+        _no_shared_memory(f"output {output.name!r}", output.parameters)
+        names.append(output.name)
+    return tuple(names) or ALWAYS
+
+
+def _no_shared_memory(where: str, parameters: Mapping[str, Scalar]) -> None:
+    if any(name in parameters for name in _SHARED_MEMORY):
+        raise InvalidTensor(f"{where}: the shared memory extensions are not served here")
+
+
+def _pictures(service: Service, inputs: Sequence[Tensor], size: int) -> tuple[Sequence[Picture], list[Upload]]:
+    """The pictures of a request, and those of them that are files."""
+    if len(inputs) != 1:
+        raise InvalidTensor(f"{len(inputs)} inputs; a request has exactly one of {IMAGE!r} and {IMAGE_BYTES!r}")
+    tensor = inputs[0]
+    _no_shared_memory(f"input {quoted(tensor.name)}", tensor.parameters)
+    if tensor.name == IMAGE:
+        _check(tensor, "UINT8", (3, size, size), service.settings.max_images)
+        return [Pixels(image) for image in pixels(tensor)], []
+    if tensor.name == IMAGE_BYTES:
+        _check(tensor, "BYTES", (), service.settings.max_images)
+        files = _files(tensor)
+        uploads = [Upload(file, service.limits, index) for index, file in enumerate(files)]
+        return uploads, uploads
+    raise InvalidTensor(f"there is no input {quoted(tensor.name)}; there are {IMAGE!r} and {IMAGE_BYTES!r}")
+
+
+def _check(tensor: Tensor, datatype: str, inner: tuple[int, ...], most: int) -> None:
+    """Refuse another datatype, another shape, no image, too many images; before the data is looked at."""
+    if tensor.datatype != datatype:
+        raise InvalidTensor(f"input {tensor.name!r} has datatype {quoted(tensor.datatype)}, expected {datatype!r}")
+    count = tensor.shape[0] if tensor.shape else 0
+    if tensor.shape[1:] != inner or count < 1:
+        expected = ", ".join(["N", *map(str, inner)])
+        given = quoted("[" + ", ".join(map(str, tensor.shape[:8])) + ("]" if len(tensor.shape) <= 8 else ", ...]"))
+        raise InvalidTensor(f"input {tensor.name!r} has shape {given}, expected [{expected}] with N at least 1")
+    if count > most:
+        raise TooManyImages(f"more than {most} images in one request")
+
+
+def _files(tensor: Tensor) -> list[bytes]:
+    encoded = tensor.parameters.get("content_type") == BASE64
+    files: list[bytes] = []
+    for index, element in enumerate(elements(tensor)):
+        if encoded:
+            try:
+                files.append(base64.b64decode(element, validate=True))
+            except (binascii.Error, ValueError):
+                raise InvalidTensor(f"input {tensor.name!r}, element {index}: not base64") from None
+        elif isinstance(element, str):
+            raise InvalidTensor(
+                f"input {tensor.name!r}: a picture is not text. Send binary tensor data, "
+                f"or base64 with the input's parameter content_type={BASE64!r}"
+            )
+        else:
+            files.append(element)
+    return files
+
+
+def _blamed(error: RequestError) -> AWNetError:
+    """`error` of one picture as a fault of the tensor that it is in."""
+    detail = error.detail if error.image is None else f"input {IMAGE_BYTES!r}, element {error.image}: {error.detail}"
+    kind = ImageTooLarge if isinstance(error, ImageTooLarge) else InvalidTensor
+    return kind(detail, image=error.image)
+
+
+def _output(name: str, outcome: Outcome, calibrated: np.ndarray[Any, np.dtype[np.bool_]]) -> Output:
+    signals = outcome.signals
+    rows = len(signals.p_type)
+    if name in ALWAYS:
+        values = getattr(signals, name)
+        return Output(name, "FP32", values.shape, values)
+    if name == "score":
+        return Output(name, "FP32", (rows,), signals.p_type[:, 0])
+    if name == "calibrated":
+        return Output(name, "BOOL", (rows,), calibrated)
+    if name == "verdict":
+        return Output(name, "BYTES", (rows,), [verdict.encode() for verdict in outcome.verdicts])
+    labels = outcome.model.contract.labels
+    return Output(name, "BYTES", (rows,), [labels[best].encode() for best in signals.logits.argmax(axis=1).tolist()])
+
+
+def _about(model: Model, calibrated: bool) -> dict[str, Scalar]:
+    """The response parameters: what a verdict was measured by, and which file gave it."""
+    thresholds = model.contract.thresholds
+    return {
+        "threshold_suspicious": thresholds.suspicious.score,
+        "threshold_adversarial": thresholds.adversarial.score,
+        "target_fpr_suspicious": thresholds.suspicious.fpr,
+        "target_fpr_adversarial": thresholds.adversarial.fpr,
+        "calibrated": calibrated,
+        "sha256": model.sha256,
+    }

@@ -1,0 +1,295 @@
+"""The Open Inference Protocol v2 over HTTP, without any web framework: JSON, and the binary tensor data extension.
+
+A translation of `protocol`: paths to its functions, JSON and raw bytes to its tensors, the error tree to
+`{"error": "..."}`. A body may be a JSON document alone, or one followed by raw tensors; then the header
+`Inference-Header-Content-Length` says where the document ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from ..errors import AWNetError, BodyTooLarge, InvalidTensor, RequestError, UnsupportedMedia, status_of
+from ..monitoring.request_log import CURRENT
+from . import protocol
+from .tensors import Scalar, Tensor, quoted
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+log = logging.getLogger("awnet")
+
+Headers = list[tuple[bytes, bytes]]
+Reply = tuple[int, Headers, bytes]
+
+JSON, BINARY = b"application/json", b"application/octet-stream"
+HEADER_LENGTH = b"inference-header-content-length"
+MOST_DIMENSIONS = 8
+# Lists, objects and members of a JSON part: 32 nested images of 1300 pixels. Millions keep the parser for seconds.
+MOST_PARTS = 1 << 17
+
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|infer))?")
+_FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")
+# Paths of Triton's that its clients know. A plain 404 would read as a wrong address.
+_UNSERVED = re.compile(
+    r"/v2/(?:(systemsharedmemory|cudasharedmemory|repository|trace|logging)(?:/.*)?"
+    r"|models/(?:.+/)?(stats|trace|generate|generate_stream))"
+)
+_WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}  # as zlib numbers them
+_LENGTH = re.compile(rb"[0-9]{1,12}")
+
+
+def route(path: str) -> str | None:
+    """The template that `path` belongs to, for metrics; None where nothing is served."""
+    path = path.removesuffix("/")
+    if path in _FIXED:
+        return path
+    found = _MODEL.fullmatch(path)
+    if found is None or _UNSERVED.fullmatch(path):
+        return None
+    version, call = "/versions/{version}" if found[2] else "", f"/{found[3]}" if found[3] else ""
+    return f"/v2/models/{{model}}{version}{call}"
+
+
+async def answer(service: Service, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Reply:
+    """Status, headers (without Content-Length) and body for one request to a path under /v2.
+
+    Args:
+        service: see `server.service`.
+        method: upper case.
+        path: percent-decoded, without the query.
+        headers: names in lower case.
+        body: all of it, within the server's limit.
+    """
+    try:
+        return await _answer(service, method, path, headers, body)
+    except AWNetError as error:
+        service.metrics.rejection(error.slug)
+        if (record := CURRENT.get()) is not None:
+            record.reason = error.slug
+        if error.__cause__ is not None:
+            log.debug("%s: %s", quoted(path), error.detail, exc_info=error)
+        return refusal(error, service.settings.retry_after_seconds)
+    except Exception:
+        log.exception("%s failed", quoted(path))
+        return _error(500, "something went wrong here; the log has it")
+
+
+def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
+    """`error` as the protocol tells it; also for what goes wrong before `answer` is called."""
+    status = status_of(error)
+    # The protocol knows no 422: what cannot be answered as it stands is a bad request.
+    reply = _error(400 if status == 422 else status, error.detail)
+    if status == 503:
+        reply[1].append((b"retry-after", b"%d" % retry_after_seconds))
+    return reply
+
+
+async def _answer(service: Service, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Reply:
+    path = path.removesuffix("/")
+    unserved = _UNSERVED.fullmatch(path)
+    if unserved:
+        return _error(404, f"the {unserved[1] or unserved[2]!r} extension is not served here")
+    found = _MODEL.fullmatch(path)
+    if path not in _FIXED and found is None:
+        return _error(404, "there is nothing at this path")
+    allowed = "POST" if found is not None and found[3] == "infer" else "GET"
+    if method != allowed:
+        reply = _error(405, f"only {allowed} is answered here")
+        reply[1].append((b"allow", allowed.encode()))
+        return reply
+    if found is None:
+        return _about_server(service, path)
+    name, version, call = found.groups()
+    if call == "infer":
+        return await _infer(service, name, version, headers, body)
+    if call == "ready":
+        ready = protocol.model_ready(service, name, version)
+        return _json({"name": name, "ready": ready}, 200 if ready else 503)
+    if call == "config":
+        return _json(protocol.model_config(service, name, version))
+    return _json(protocol.model_metadata(service, name, version))
+
+
+def _about_server(service: Service, path: str) -> Reply:
+    if path == "/v2/health/live":
+        return _json({"live": True})
+    if path == "/v2/health/ready":
+        return _json({"ready": service.ready}, 200 if service.ready else 503)
+    return _json(protocol.server_metadata())
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Reply:
+    return status, [(b"content-type", JSON)], orjson.dumps(document)
+
+
+def _error(status: int, detail: str) -> Reply:
+    return _json({"error": detail}, status)
+
+
+class _Read(NamedTuple):
+    """A request's body. `binary`: output name -> whether raw bytes are asked for; `otherwise` where none is named."""
+
+    id: str | None
+    request: protocol.Request
+    binary: Mapping[str, bool]
+    otherwise: bool
+
+
+async def _infer(
+    service: Service, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes
+) -> Reply:
+    body = _unpacked(headers.get(b"content-encoding", b"identity"), body, service.settings.max_body_bytes)
+    read = _read(name, version, headers.get(HEADER_LENGTH), body)
+    answer = await protocol.infer(service, read.request)
+
+    document: dict[str, Any] = {"model_name": answer.model.name, "model_version": answer.model.version}
+    if read.id is not None:
+        document["id"] = read.id
+    document["parameters"] = answer.parameters
+    document["outputs"] = outputs = []
+    parts: list[bytes] = [b""]
+    for output in answer.outputs:
+        told: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        if read.binary.get(output.name, read.otherwise):
+            parts.append(output.raw())
+            told["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            told["data"] = output.listed()
+        outputs.append(told)
+    parts[0] = orjson.dumps(document)
+    if len(parts) == 1:
+        return 200, [(b"content-type", JSON)], parts[0]
+    return 200, [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % len(parts[0]))], b"".join(parts)
+
+
+def _unpacked(encoding: bytes, body: bytes, most: int) -> bytes:
+    """The body without its Content-Encoding; never more than `most` bytes are unpacked.
+
+    Raises UnsupportedMedia, BodyTooLarge, RequestError.
+    """
+    encoding = encoding.lower()
+    if encoding == b"identity":
+        return body
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        raise UnsupportedMedia("the Content-Encoding is none of gzip, deflate")
+    unpacking = zlib.decompressobj(window)
+    try:
+        unpacked = unpacking.decompress(body, most + 1)
+    except zlib.error:
+        raise RequestError("the body is not encoded as its Content-Encoding says") from None
+    if len(unpacked) > most:
+        raise BodyTooLarge(f"the body is larger than {most} bytes")
+    if not unpacking.eof or unpacking.unused_data:
+        raise RequestError("the encoded body is cut, or goes on after its end")
+    return unpacked
+
+
+def _read(name: str, version: str | None, header_length: bytes | None, body: bytes) -> _Read:
+    """The body of an inference request. Raises RequestError, InvalidTensor."""
+    end = len(body)
+    if header_length is not None:
+        if not _LENGTH.fullmatch(header_length) or int(header_length) > len(body):
+            raise RequestError("Inference-Header-Content-Length must be the length of the JSON part of the body")
+        end = int(header_length)
+    text = body[:end]
+    if sum(map(text.count, (b"[", b"{", b":"))) > MOST_PARTS:
+        raise RequestError(f"the JSON part has more than {MOST_PARTS} lists, objects and members")
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise RequestError("the body is not JSON, or Inference-Header-Content-Length is missing or wrong") from None
+    document = _object(document, "the request")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise RequestError("'id' must be a string")
+    parameters = _parameters(document, "the request")
+
+    inputs, raw = [], memoryview(body)[end:]
+    for given in _objects(document, "inputs"):
+        tensor, used = _tensor(given, raw)
+        inputs.append(tensor)
+        raw = raw[used:]
+    if len(raw):
+        raise InvalidTensor(f"{len(raw)} bytes after the JSON part belong to no input: see 'binary_data_size'")
+
+    wanted, binary = [], {}
+    for given in _objects(document, "outputs"):
+        output = protocol.Wanted(_text(given, "name", "an output"), _parameters(given, "an output"))
+        wanted.append(output)
+        if "binary_data" in output.parameters:
+            binary[output.name] = _flag(output.parameters, "binary_data")
+    otherwise = _flag(parameters, "binary_data_output")
+    return _Read(request_id, protocol.Request(name, version, inputs, wanted, parameters), binary, otherwise)
+
+
+def _tensor(given: dict[str, Any], raw: memoryview) -> tuple[Tensor, int]:
+    """One input, and how many bytes of `raw` are its data."""
+    name, datatype = _text(given, "name", "an input"), _text(given, "datatype", "an input")
+    where = f"input {quoted(name)}"
+    shape = given.get("shape")
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
+        raise InvalidTensor(f"{where}: 'shape' must be a list of at most {MOST_DIMENSIONS} integers")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise InvalidTensor(f"{where}: 'shape' must hold integers of at least 0")
+    parameters = _parameters(given, where)
+    data = given.get("data")
+    if "binary_data_size" in parameters:
+        size = parameters["binary_data_size"]
+        if data is not None:
+            raise InvalidTensor(f"{where}: both 'data' and 'binary_data_size'")
+        if type(size) is not int or not 0 <= size <= len(raw):
+            raise InvalidTensor(f"{where}: 'binary_data_size' must be a number of bytes that follow the JSON part")
+        return Tensor(name, datatype, tuple(shape), raw[:size], parameters), size
+    if "shared_memory_region" in parameters:
+        data = []  # `protocol` refuses it by name
+    if not isinstance(data, list):
+        raise InvalidTensor(f"{where}: no list 'data', and no 'binary_data_size'")
+    return Tensor(name, datatype, tuple(shape), data, parameters), 0
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{what} must be a JSON object")
+    return value
+
+
+def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    values = document.get(key)
+    if values is None:
+        return []
+    if not isinstance(values, list) or len(values) > protocol.MOST_TENSORS:
+        raise RequestError(f"{key!r} must be a list of at most {protocol.MOST_TENSORS} objects")
+    return [_object(value, f"each of {key!r}") for value in values]
+
+
+def _text(given: dict[str, Any], key: str, what: str) -> str:
+    value = given.get(key)
+    if not isinstance(value, str):
+        raise RequestError(f"{what} has no text {key!r}")
+    return value
+
+
+def _parameters(given: dict[str, Any], what: str) -> dict[str, Scalar]:
+    value = given.get("parameters")
+    if value is None:
+        return {}
+    found = _object(value, f"'parameters' of {what}")
+    for key, scalar in found.items():
+        if not isinstance(scalar, bool | int | float | str):
+            raise RequestError(f"parameter {quoted(key)} of {what} must be a string, a number or a boolean")
+    return found
+
+
+def _flag(parameters: Mapping[str, Scalar], name: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"parameter {name!r} must be true or false")
+    return value

@@ -1,0 +1,312 @@
+"""Which version of which model answers: what requests and operators may ask of the models, one change at a time.
+
+A version is read, opened, warmed and proven on its golden inputs *before* a request can reach it, so that whatever is
+wrong with it leaves the old one serving. `versions` opens and closes, `rollout` knows what each open version of a model
+is there for, `reload` takes what is new; changes are made one after the other, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.engine import Engine, Model
+from ..errors import AWNetError, NotReady, RequestError, StartupError, UnknownModel
+from .events import Events
+from .opened import Versions
+from .reload import Change, Reload
+from .rollout import Lease, Rollout, millionths
+from .shadow import Shadow
+
+log = logging.getLogger("awnet.lifecycle")
+
+
+class Models:
+    """The open versions of the configured models. Everything runs on the thread of one event loop.
+
+    Args:
+        engine: where versions are opened; started and closed by this object.
+        default: the model that answers where a request names none.
+        others: further models.
+        pinned: version of the default model; None takes the highest, and every higher one that appears.
+        kept: versions of a model that are kept open, the serving one included.
+        canary: (version, share from 0 to 1) of the default model's unversioned requests.
+        shadow: version of the default model that answers them as well, only to be compared.
+        events: is told what happens.
+        capacity: images that the engine accepts; the shadow keeps to a part of it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        default: str,
+        others: Sequence[str] = (),
+        pinned: int | None = None,
+        kept: int = 2,
+        canary: tuple[int, float] | None = None,
+        shadow: int | None = None,
+        events: Events | None = None,
+        capacity: int = 256,
+    ) -> None:
+        self._engine = engine
+        self._events = events or Events()
+        self._versions = Versions(engine, self._events)
+        self._comparer = Shadow(engine, self._events, capacity)
+
+        def rollout(name: str, **roles: Any) -> Rollout:
+            return Rollout(name, self._versions, self._comparer, self._events, kept=kept, **roles)
+
+        self._main = rollout(default, pinned=pinned, canary=canary, shadow=shadow)
+        self._rollouts = {default: self._main} | {name: rollout(name) for name in others if name != default}
+        self._reload = Reload(engine, self._versions, self._rollouts, self._events, unlogged=default)
+        self._changing = asyncio.Lock()  # held while anything changes
+        self._started = False
+        self._closed = False
+
+    # Requests.
+
+    @property
+    def ready(self) -> bool:
+        """Whether all that is configured has been tried and the default model answers."""
+        return self._started and not self._closed
+
+    def lease(self, name: str | None = None, version: str | None = None) -> Lease:
+        """The version that answers this request; enter it at once.
+
+        Raises:
+            UnknownModel: no such model, or that version of it is not open.
+            NotReady: the model has no version that can be served.
+        """
+        return self._answering(name).lease(version)
+
+    def loaded(self) -> dict[str, dict[str, Model]]:
+        """The open versions of each model, ascending."""
+        return {
+            name: {version: rollout.open[version].model for version in sorted(rollout.open, key=int)}
+            for name, rollout in self._rollouts.items()
+        }
+
+    def latest(self, name: str | None = None) -> Model:
+        """The version that answers unversioned requests. Raises UnknownModel, NotReady."""
+        return self._answering(name).current().model
+
+    def _answering(self, name: str | None) -> Rollout:
+        """The model, which has a version that serves. Raises UnknownModel, NotReady."""
+        rollout = self._main if name is None else self._rollouts.get(name)
+        if rollout is None:
+            known = ", ".join(self._rollouts)
+            raise UnknownModel(f"there is no model {name[:40] if name else ''!r}; there are {known}")
+        if rollout.serving is None or not self.ready:
+            raise NotReady(f"the model {rollout.name} is not ready")
+        return rollout
+
+    # Changes.
+
+    async def start(self) -> None:
+        """Open what is configured. Where the newest version cannot be served, an older one is, as in a reload.
+
+        Raises:
+            StartupError: no version of the default model, or not the pinned one, can be served.
+        """
+        async with self._changing:
+            await self._engine.start()
+            changes = await self._reload.run()
+            passed_over = [c for c in changes if c["model"] == self._main.name and c["result"] != "loaded"]
+            if self._main.serving is None:
+                raise StartupError(_why(self._main.name, passed_over))
+            self._main.tell_split()
+            self._started = True
+            self._reload.unlogged = None
+            for change in passed_over:
+                log.error("%(model)s version %(version)s %(result)s: %(detail)s", change)
+
+    async def reload(self) -> dict[str, Any]:
+        """Look at the repository again and take what is new; what cannot be taken changes nothing.
+
+        Returns:
+            {"changes": [{"model", "version", "result", "detail"}, ...]}; the result is one of `events.Result`.
+        """
+        async with self._changing:
+            changes = await self._reload.run()
+            if not changes:
+                for name in self._rollouts:
+                    self._events.reload(name, "unchanged")
+            return {"changes": changes}
+
+    async def watch(self, seconds: float) -> None:
+        """Reload whenever the engine's fingerprint has changed; looks every `seconds`, for ever."""
+        failing = ""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if await self._reload.due():
+                    async with self._changing:
+                        await self._reload.run()
+                failing = ""
+            except Exception as error:  # polling outlives whatever is wrong at the moment
+                if failing != (failing := f"looking for new versions failed: {error}"):
+                    log.error("%s", failing)
+
+    async def rollback(self, name: str | None = None) -> dict[str, Any]:
+        """Let the version answer that did before; the one left stays open and is not taken again by itself.
+
+        Raises:
+            UnknownModel: no such model, or nothing to go back to.
+            StartupError: the earlier version had to be opened again, and could not be.
+        """
+        async with self._changing:
+            rollout = self._answering(name)
+            left = rollout.current().number
+            target = rollout.previous()
+            rollout.go_back(await self._reload.ensure(rollout, target))
+            log.warning("%s rolled back from version %d to %d", rollout.name, left, target)
+            return self.status()
+
+    async def promote(self, name: str | None, version: int) -> dict[str, Any]:
+        """Let `version` answer, newer or older; others are taken by themselves only where they are newer than all
+        that answered.
+
+        Raises:
+            UnknownModel: no such model.
+            StartupError: the version cannot be served; nothing has changed.
+        """
+        async with self._changing:
+            rollout = self._answering(name)
+            rollout.promote(await self._reload.ensure(rollout, version))
+            log.warning("%s serves version %d by request", rollout.name, version)
+            return self.status()
+
+    async def set_canary(self, version: int | None, share: float = 0.0) -> dict[str, Any]:
+        """Give `share` of the default model's unversioned requests to `version`; None ends the split.
+
+        Raises:
+            ValueError: the share is not from 0 to 1.
+            RequestError: that version serves already.
+            StartupError: the version cannot be served; nothing has changed.
+        """
+        exact = millionths(share)
+        async with self._changing:
+            await self._set_apart(version)
+            self._main.split(version, exact)
+            self._main.settle()
+            return self.status()
+
+    async def set_shadow(self, version: int | None) -> dict[str, Any]:
+        """Let `version` answer the default model's unversioned requests too; None ends it.
+
+        Raises:
+            RequestError: that version serves already.
+            StartupError: the version cannot be served; nothing has changed.
+        """
+        async with self._changing:
+            await self._set_apart(version)
+            self._main.shadow = version
+            self._main.settle()
+            return self.status()
+
+    async def _set_apart(self, version: int | None) -> None:
+        """Open what is to be canary or shadow. Raises RequestError, StartupError."""
+        if version is None:
+            return
+        if str(version) == self.latest().version:
+            raise RequestError(f"version {version} of {self._main.name} is the one that serves")
+        await self._reload.ensure(self._main, version)
+
+    async def close(self) -> None:
+        """End the shadow, wait for the leases, close every version and the engine."""
+        self._closed = True
+        async with self._changing:
+            await self._comparer.stop()
+            for rollout in self._rollouts.values():
+                rollout.close()
+            await self._versions.closed()
+            await self._engine.close()
+
+    # What is told of it.
+
+    def course(self) -> dict[str, Any]:
+        """What another worker needs to serve as this one does; see `adopt`."""
+        return {
+            "models": {
+                name: {
+                    "serving": rollout.serving.number if rollout.serving else None,
+                    "passed": rollout.passed,
+                    "before": list(rollout.before),
+                }
+                for name, rollout in self._rollouts.items()
+            },
+            "canary": self._main.canary,
+            "share": self._main.share,
+            "shadow": self._main.shadow,
+        }
+
+    async def adopt(self, course: Mapping[str, Any]) -> None:
+        """Serve as the worker does whose `course` this is: operators may have told it what no setting says.
+
+        What cannot be opened is logged and left as it is; `status` then differs from the other worker's.
+        """
+        async with self._changing:
+            for name, told in course["models"].items():
+                rollout = self._rollouts[name]
+                if told["serving"] is None or rollout.serving is None:
+                    continue
+                try:
+                    opened = await self._reload.ensure(rollout, told["serving"])
+                except StartupError as error:
+                    log.error("%s version %d serves in the other workers, not here: %s", name, told["serving"], error)
+                    continue
+                rollout.follow(opened, told["passed"], told["before"])
+            self._reload.forget()  # what is newer here than there is taken at the next look, as there
+        canary, share, shadow = course["canary"], course["share"], course["shadow"]
+        for change in (
+            None if (self._main.canary, self._main.share) == (canary, share) else self.set_canary(canary, share),
+            None if self._main.shadow == shadow else self.set_shadow(shadow),
+        ):
+            try:
+                if change is not None:
+                    await change
+            except AWNetError as error:
+                log.error("canary or shadow of the other workers: %s", error.detail)
+
+    def status(self) -> dict[str, Any]:
+        """All of it, for whoever operates the server."""
+        canary, shadow = self._main.canary, self._main.shadow
+        return {
+            "models": [self._status(rollout) for rollout in self._rollouts.values()],
+            "canary": {"version": str(canary), "share": self._main.share} if canary else None,
+            "shadow": None if shadow is None else str(shadow),
+            "closing": self._versions.closing,
+        }
+
+    def _status(self, rollout: Rollout) -> dict[str, Any]:
+        roles = rollout.roles()
+        return {
+            "name": rollout.name,
+            "default": rollout is self._main,
+            "serving": rollout.serving.model.version if rollout.serving else None,
+            "versions": [
+                {
+                    "version": version,
+                    "role": roles[version],
+                    "sha256": rollout.open[version].model.sha256,
+                    "leases": rollout.open[version].leases,
+                }
+                for version in sorted(rollout.open, key=int)
+            ],
+            "refused": [
+                {"version": str(version), "detail": why} for version, why in self._reload.refused(rollout.name)
+            ],
+            "not_taken_up_to": str(rollout.passed) if rollout.passed else None,
+        }
+
+
+def _why(name: str, failed: Sequence[Change]) -> str:
+    """One line for whoever starts a server whose model cannot be served."""
+    if failed:
+        first = failed[0]
+        what = f"{name} version {first['version']}" if first["version"] else name
+        return f"{what} cannot be served: {first['detail']}"
+    return f"{name} cannot be served"

@@ -1,0 +1,164 @@
+"""The open versions of all models: none that is not proven can be asked, none that is being asked is closed.
+
+Opening is reading, loading, warming and the golden self-test. A version that is retired stays open until the requests
+that hold it are done. What each version is there for is decided elsewhere: see `rollout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..core.engine import Engine, Model, Runner, self_test
+from ..errors import AWNetError, QueueFull, StartupError
+from .events import Events
+
+log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+
+PROOFS, PROOF_PAUSE_SECONDS = 20, 0.1  # a golden test that found the queue full is tried again
+
+
+@dataclass(eq=False, slots=True)
+class Opened:
+    """One open version, warm and proven. It is not closed between `hold` and `release`."""
+
+    runner: Runner
+    model: Model
+    mark: object  # of its files when it was opened
+    leases: int = 0
+    unused: asyncio.Event | None = None  # set once it is retired and the last lease has ended
+
+    @property
+    def number(self) -> int:
+        return int(self.model.version)
+
+    @property
+    def retired(self) -> bool:
+        return self.unused is not None
+
+    def hold(self) -> None:
+        self.leases += 1
+
+    def release(self) -> None:
+        self.leases -= 1
+        if self.leases == 0 and self.unused is not None:
+            self.unused.set()
+
+
+class Versions:
+    """Opens and closes versions in an engine.
+
+    Of `open` and `replace` one runs at a time; whoever calls sees to that.
+    """
+
+    def __init__(self, engine: Engine, events: Events) -> None:
+        self._engine = engine
+        self._events = events
+        self._open: defaultdict[str, dict[str, Opened]] = defaultdict(dict)  # by model and version
+        self._retiring: dict[asyncio.Task[None], tuple[str, str]] = {}
+
+    def of(self, name: str) -> Mapping[str, Opened]:
+        """The open versions of the model `name`, by their own names; follows every change."""
+        return self._open[name]
+
+    @property
+    def closing(self) -> int:
+        """Retired versions that are not closed yet."""
+        return len(self._retiring)
+
+    async def open(self, name: str, version: int, mark: object) -> Opened:
+        """Read, load, warm and prove a version that is not open. Raises AWNetError, and then nothing has changed."""
+        opened = await self._proven(name, version, mark)
+        self._open[name][str(version)] = opened
+        return opened
+
+    async def replace(self, old: Opened, mark: object) -> Opened:
+        """Open the version again, from files that are no longer those of `old`, and retire `old`.
+
+        Returns:
+            What is open now: `old` with its new mark, where the files hold the same model (touched, or signed).
+
+        Raises:
+            AWNetError: the files are no good; `old` stays.
+        """
+        name = old.model.name
+        new = await self._proven(name, old.number, mark)
+        if new.model.sha256 == old.model.sha256:
+            old.mark = mark
+            await new.runner.close()
+            return old
+        self._open[name][old.model.version] = new
+        self.retire(old)
+        return new
+
+    def retire(self, opened: Opened) -> None:
+        """No new request reaches `opened`; it is closed after those that hold it."""
+        name, version = opened.model.name, opened.model.version
+        if self._open[name].get(version) is opened:
+            del self._open[name][version]
+        opened.unused = asyncio.Event()
+        if opened.leases == 0:
+            opened.unused.set()
+        task = asyncio.create_task(self._close(opened, opened.unused))
+        self._retiring[task] = (name, version)
+        task.add_done_callback(self._retiring.pop)
+
+    async def closed(self) -> None:
+        """Wait until all that were retired are closed."""
+        if self._retiring:
+            await asyncio.wait(tuple(self._retiring))
+
+    async def _proven(self, name: str, version: int, mark: object) -> Opened:
+        """A version that can be asked. Raises AWNetError; a fault that nobody foresaw becomes one."""
+        leaving = [task for task, key in self._retiring.items() if key == (name, str(version))]
+        if leaving:
+            await asyncio.wait(leaving)  # an engine need not tell two of one version apart
+        begun = time.perf_counter()
+        runner: Runner | None = None
+        try:
+            runner = await self._engine.open(name, version)
+            await runner.warm()
+            await _prove(runner)
+        except BaseException as error:
+            if runner is not None:
+                await runner.close()
+            if isinstance(error, AWNetError) or not isinstance(error, Exception):
+                raise
+            log.exception("version %d of %s could not be opened", version, name)
+            raise StartupError(f"{type(error).__name__}: {error}") from error
+        self._events.opened(runner.model)
+        log.info(
+            "opened: %s version %d, sha256 %s, golden self-test passed, %.0f ms",
+            name,
+            version,
+            runner.model.sha256[:12],
+            1000 * (time.perf_counter() - begun),
+        )
+        return Opened(runner, runner.model, mark)
+
+    async def _close(self, opened: Opened, unused: asyncio.Event) -> None:
+        await unused.wait()
+        name, version = opened.model.name, opened.model.version
+        try:
+            await opened.runner.close()
+        except Exception:
+            log.exception("closing version %s of %s failed", version, name)
+        if version not in self._open[name]:  # it may have been opened again meanwhile
+            self._events.closed(opened.model)
+        log.info("closed: %s version %s", name, version)
+
+
+async def _prove(runner: Runner) -> None:
+    """The golden self-test, tried again while the engine is too full to run it."""
+    for attempt in range(PROOFS):
+        try:
+            await self_test(runner)
+            return
+        except StartupError as error:
+            if not isinstance(error.__cause__, QueueFull) or attempt == PROOFS - 1:
+                raise
+        await asyncio.sleep(PROOF_PAUSE_SECONDS)

@@ -1,0 +1,226 @@
+"""What is new in the repository is tried, and what came of it is told once.
+
+A version that cannot be opened changes nothing of what serves. One that is at fault is refused until its files change;
+one that could only not be tried (the engine was away, or full) is tried again at the next look.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..core.engine import Engine
+from ..errors import AWNetError, EngineFault, ModelNotFound, StartupError, Unavailable
+from .events import Events, Result
+from .opened import Opened, Versions
+from .rollout import Rollout
+
+log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+
+Change = dict[str, str]  # "model", "version" ("" where it is about all), "result" (an `events.Result`), "detail"
+
+
+@dataclass(eq=False, slots=True)
+class _Tried:
+    """What is known of one model's versions."""
+
+    refused: dict[int, tuple[object, str]] = field(default_factory=dict)  # version -> (mark of its files, why)
+    told: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # logged about states that may last
+
+
+class Reload:
+    """Brings models to what the repository holds. One call of `run` or `ensure` at a time; the caller sees to that.
+
+    Args:
+        engine: whose catalogue is looked at.
+        versions: where versions are opened.
+        rollouts: the models, by name.
+        events: is told what comes of it.
+
+    Attributes:
+        unlogged: the model whose failures are not logged here, since whoever starts the server is told in one line.
+    """
+
+    def __init__(
+        self, engine: Engine, versions: Versions, rollouts: Mapping[str, Rollout], events: Events, unlogged: str | None
+    ) -> None:
+        self._engine = engine
+        self._versions = versions
+        self._rollouts = rollouts
+        self._events = events
+        self.unlogged = unlogged
+        self._tried = {name: _Tried() for name in rollouts}
+        self._seen: object = None
+        self._unsettled = False  # something could not be tried and may be later, without any file changing
+
+    async def due(self) -> bool:
+        """Whether there may be something to try. Raises what `Engine.fingerprint` does."""
+        return await self._engine.fingerprint() != self._seen or self._unsettled
+
+    def forget(self) -> None:
+        """Let the next `due` say yes."""
+        self._seen = None
+
+    def refused(self, name: str) -> list[tuple[int, str]]:
+        """Versions of `name` that are at fault, ascending, and why."""
+        return sorted((version, why) for version, (_, why) in self._tried[name].refused.items())
+
+    async def run(self) -> list[Change]:
+        """Look at the repository and take what is new.
+
+        Returns:
+            What was tried or is missing; empty where nothing is new.
+        """
+        marks = await self._engine.fingerprint()  # before anything is read, so that no later change is missed
+        self._unsettled = False
+        changes: list[Change] = []
+        try:
+            catalogue = await self._engine.catalogue()
+        except AWNetError as error:
+            self._unsettled = True
+            result: Result = "unavailable" if isinstance(error, Unavailable) else "absent"
+            for rollout in self._rollouts.values():
+                self._outcome(rollout, None, result, error.detail, changes)
+            return changes
+        for rollout in self._rollouts.values():
+            told = self._tried[rollout.name].told
+            told.pop((None, "absent"), None)
+            told.pop((None, "unavailable"), None)
+            listed = catalogue.get(rollout.name, ())
+            versions = [version for version in listed if _mark(marks, rollout.name, version) != ()]
+            if len(versions) < len(listed):
+                self._unsettled = True  # it appeared in between: its mark is known the next time
+            await self._renew(rollout, versions, marks, changes)
+        self._seen = marks
+        return changes
+
+    async def ensure(self, rollout: Rollout, version: int) -> Opened:
+        """The version, open; asked for by a person, so also one that was refused. Raises StartupError."""
+        opened = rollout.open.get(str(version))
+        if opened is not None:
+            return opened
+        mark = _mark(await self._engine.fingerprint(), rollout.name, version)
+        changes: list[Change] = []
+        try:
+            opened = await self._versions.open(rollout.name, version, mark)
+        except StartupError as error:
+            self._failed(rollout, version, mark, error, changes)
+            raise
+        self._outcome(rollout, version, "loaded", "asked for", changes)
+        return opened
+
+    async def _renew(self, rollout: Rollout, listed: Sequence[int], marks: object, changes: list[Change]) -> None:
+        """Take what is new of one model, whose versions are `listed`, ascending."""
+        tried = self._tried[rollout.name]
+        for gone in set(tried.refused) - set(listed):
+            del tried.refused[gone]
+        for version in sorted(map(int, rollout.open)):
+            opened = rollout.open[str(version)]
+            if version in listed and opened.mark != (mark := _mark(marks, rollout.name, version)):
+                await self._replace(rollout, opened, mark, changes)
+
+        serving = rollout.serving.number if rollout.serving else 0
+        if serving in listed:
+            tried.told.pop((serving, "absent"), None)
+        elif serving:
+            self._outcome(rollout, serving, "absent", "its files are gone; it serves on", changes)
+        for version in rollout.candidates(listed):
+            taken = await self._take(rollout, version, marks, changes)
+            if taken is not None:
+                rollout.switch(taken)
+                break
+        if rollout.serving is None:
+            if not listed:
+                self._outcome(rollout, None, "absent", "there is no version of it", changes)
+            return
+        for version in rollout.apart:
+            await self._take(rollout, version, marks, changes)
+        rollout.settle()  # frees what is not wanted any more before anything else is opened
+        for version in rollout.reserves(listed):
+            if rollout.full:
+                break
+            await self._take(rollout, version, marks, changes)
+        rollout.settle()
+
+    async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> Opened | None:
+        """The open version, opened if need be; None where it cannot be, which is told once for each state of its
+        files."""
+        if str(version) in rollout.open:
+            return rollout.open[str(version)]
+        mark = _mark(marks, rollout.name, version)
+        if self._known_bad(rollout, version, mark):
+            return None
+        try:
+            opened = await self._versions.open(rollout.name, version, mark)
+        except AWNetError as error:
+            self._failed(rollout, version, mark, error, changes)
+            return None
+        self._outcome(rollout, version, "loaded", f"sha256 {opened.model.sha256[:12]}", changes)
+        return opened
+
+    async def _replace(self, rollout: Rollout, old: Opened, mark: object, changes: list[Change]) -> None:
+        """The files of an open version have changed: take them if they are good, else keep what is open."""
+        version = old.number
+        if self._known_bad(rollout, version, mark):
+            return
+        try:
+            new = await self._versions.replace(old, mark)
+        except AWNetError as error:
+            self._failed(rollout, version, mark, error, changes)
+            return
+        if new is old:  # the same model
+            self._tried[rollout.name].refused.pop(version, None)
+            return
+        rollout.replaced(old, new)
+        self._outcome(rollout, version, "loaded", f"files replaced, sha256 {new.model.sha256[:12]}", changes)
+
+    def _known_bad(self, rollout: Rollout, version: int, mark: object) -> bool:
+        refused = self._tried[rollout.name].refused.get(version)
+        return refused is not None and bool(refused[0] == mark)
+
+    def _failed(self, rollout: Rollout, version: int, mark: object, error: AWNetError, changes: list[Change]) -> None:
+        if isinstance(error, ModelNotFound) or _passing(error):
+            # Nothing is known against the version: it has gone again, or the engine was away or full.
+            self._unsettled = True
+            result: Result = "absent" if isinstance(error, ModelNotFound) else "unavailable"
+            self._outcome(rollout, version, result, error.detail, changes)
+            return
+        self._tried[rollout.name].refused[version] = (mark, error.detail)
+        self._outcome(rollout, version, "refused", f"{error.title}: {error.detail}", changes)
+
+    def _outcome(
+        self, rollout: Rollout, version: int | None, result: Result, detail: str, changes: list[Change]
+    ) -> None:
+        """Add to `changes`, count, and log what is not 'loaded', unless it is known."""
+        name, tried = rollout.name, self._tried[rollout.name]
+        named = "" if version is None else str(version)
+        changes.append({"model": name, "version": named, "result": result, "detail": detail})
+        if result == "loaded":
+            assert version is not None
+            self._events.reload(name, result)
+            tried.refused.pop(version, None)
+            tried.told = {key: text for key, text in tried.told.items() if key[0] != version}
+            return
+        # A state that lasts is told once, however often it is found.
+        news = tried.told.get((version, result)) != detail
+        tried.told[version, result] = detail
+        if news or result != "absent":
+            self._events.reload(name, result)
+        if news and name != self.unlogged:
+            what = name if version is None else f"{name} version {version}"
+            serving = f"version {rollout.serving.model.version} serves on" if rollout.serving else "nothing is served"
+            log.error("%s %s: %s; %s", what, result, detail, serving)
+
+
+def _passing(error: AWNetError) -> bool:
+    """Whether `error`, or what made a self-test fail, is about the engine's state and not about the version."""
+    told = error if isinstance(error, Unavailable) else error.__cause__
+    return isinstance(told, Unavailable) and not isinstance(told, EngineFault)
+
+
+def _mark(marks: object, name: str, version: int) -> object:
+    """The part of an engine's fingerprint that is about one version, where it has such parts, else all of it."""
+    if isinstance(marks, tuple) and all(isinstance(entry, tuple) for entry in marks):
+        return tuple(entry for entry in marks if entry[:2] == (name, version))
+    return marks

@@ -1,0 +1,280 @@
+"""What each open version of one model is there for, and so which of them answers a request.
+
+One serves. Beside it there may be a canary, which gets a share of the requests, and a shadow, which answers them too,
+only to be compared; others are kept to go back to. Nothing here waits or reads a file: every change happens at once, so
+that no request sees anything in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from ..core.engine import Signals, Terms
+from ..core.images import Picture
+from ..errors import UnknownModel
+from .events import Events, Role
+from .opened import Opened, Versions
+from .shadow import Shadow
+
+log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+
+MILLIONTHS = 1_000_000  # shares are counted in these, so that the split is exact
+REMEMBERED = 8  # versions that answered before
+
+
+def millionths(share: float) -> int:
+    """A share from 0 to 1 as a whole number of millionths. Raises ValueError."""
+    if not 0 <= share <= 1:
+        raise ValueError("a share is a number from 0 to 1")
+    return round(share * MILLIONTHS)
+
+
+class Lease:
+    """The right to ask one version, for the length of a `with`; it is not closed in between."""
+
+    __slots__ = ("_beside", "_entry", "_shadow", "model")
+
+    def __init__(self, opened: Opened, shadow: Shadow, beside: Opened | None = None) -> None:
+        self._entry = opened
+        self._shadow = shadow
+        self._beside = beside
+        self.model = opened.model
+
+    def __enter__(self) -> Lease:
+        self._entry.hold()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entry.release()
+
+    def infer(self, pictures: Sequence[Picture], terms: Terms) -> Coroutine[Any, Any, Signals]:
+        """`Runner.infer` of the leased version, to be awaited; the shadow, if any, is asked after it has answered."""
+        beside = self._beside
+        if beside is None or beside.retired:
+            return self._entry.runner.infer(pictures, terms)
+        return self._shadow.infer(self._entry, beside, pictures, terms)
+
+
+class Rollout:
+    """One model: its open versions and their roles.
+
+    Args:
+        name: of the model.
+        versions: where its versions are opened; those that nobody needs are retired there.
+        comparer: asks the shadow.
+        events: is told of roles and of the split.
+        kept: versions that stay open, the serving one included, canary and shadow not.
+        pinned: the only version that is taken by itself; None takes the highest, and every higher one that appears.
+        canary: (version, share from 0 to 1) of the unversioned requests.
+        shadow: version that answers them as well.
+
+    Attributes:
+        serving: what answers; None until there is a version that can be served.
+        before: versions that answered before, oldest first.
+        passed: versions up to this one are not taken by themselves.
+        canary, shadow: versions that have those roles as soon as they are open; the former is set by `split`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        versions: Versions,
+        comparer: Shadow,
+        events: Events,
+        *,
+        kept: int,
+        pinned: int | None = None,
+        canary: tuple[int, float] | None = None,
+        shadow: int | None = None,
+    ) -> None:
+        self.name = name
+        self.open: Mapping[str, Opened] = versions.of(name)
+        self.serving: Opened | None = None
+        self.before: list[int] = []
+        self.passed = 0
+        self.canary: int | None = None
+        self.shadow = shadow
+        self._millionths = 0  # the canary's share
+        if canary is not None:
+            self.canary, self._millionths = canary[0], millionths(canary[1])
+        self._versions = versions
+        self._comparer = comparer
+        self._events = events
+        self._kept = max(1, kept)
+        self._pinned = pinned
+        self._owed = 0  # millionths of a request that the canary has not been given yet
+        self._canary: Opened | None = None
+        self._shadow: Opened | None = None
+
+    # Requests.
+
+    def current(self) -> Opened:
+        """The version that serves; only where there is one."""
+        assert self.serving is not None
+        return self.serving
+
+    def lease(self, version: str | None = None) -> Lease:
+        """The version that answers this request; enter it at once, and only where there is one that serves.
+
+        Raises UnknownModel: the version that is asked for is not open.
+        """
+        serving = self.current()
+        if version is not None:
+            opened = self.open.get(version)
+            if opened is None:
+                known = ", ".join(sorted(self.open, key=int))
+                raise UnknownModel(f"version {version[:40]!r} of {self.name} is not served; there are {known}")
+            return Lease(opened, self._comparer)
+        if self._canary is not None:
+            # Error diffusion: after n requests the canary has had n times its share, rounded down.
+            self._owed += self._millionths
+            if self._owed >= MILLIONTHS:
+                self._owed -= MILLIONTHS
+                return Lease(self._canary, self._comparer)
+        return Lease(serving, self._comparer, self._shadow)
+
+    def roles(self) -> dict[str, Role]:
+        """Each open version and what it is there for."""
+        roles: dict[str, Role] = {}
+        for version, opened in self.open.items():
+            if opened is self.serving:
+                roles[version] = "serving"
+            elif opened is self._canary:
+                roles[version] = "canary"
+            elif opened is self._shadow:
+                roles[version] = "shadow"
+            else:
+                roles[version] = "kept"
+        return roles
+
+    @property
+    def share(self) -> float:
+        """The canary's share, from 0 to 1."""
+        return self._millionths / MILLIONTHS
+
+    # What to open.
+
+    @property
+    def apart(self) -> tuple[int, ...]:
+        """The canary and the shadow: not to be trusted with everything."""
+        return tuple(version for version in (self.canary, self.shadow) if version is not None)
+
+    def candidates(self, listed: Sequence[int]) -> list[int]:
+        """Of the versions `listed`, ascending, those that should serve instead of the present one, the best first."""
+        serving = self.serving.number if self.serving else 0
+        if self._pinned is not None:
+            return [] if serving else [self._pinned]
+        apart = self.apart
+        newer = [v for v in reversed(listed) if v > max(serving, self.passed) and v not in apart]
+        if serving:
+            return newer
+        return newer + [v for v in reversed(listed) if v in apart]  # there is nothing else
+
+    def reserves(self, listed: Sequence[int]) -> list[int]:
+        """Of the versions `listed`, ascending, those that may be kept to go back to, the best first."""
+        serving, apart = self.current().number, self.apart
+        return [v for v in reversed(listed) if v < serving and v not in apart]
+
+    @property
+    def full(self) -> bool:
+        """Whether as many versions are open as are to be kept."""
+        apart = self.apart
+        return len([v for v in self.open if int(v) not in apart]) >= self._kept
+
+    def previous(self) -> int:
+        """The version to go back to: the last that answered and is open, else the highest open one that is lower than
+        what serves, else the last that answered. Raises UnknownModel where there is none.
+        """
+        serving, apart = self.current().number, self.apart
+        lower = sorted((v for v in map(int, self.open) if v < serving and v not in apart), reverse=True)
+        earlier = [*reversed(self.before), *lower]
+        if not earlier:
+            raise UnknownModel(f"{self.name} has no version before {serving} to go back to")
+        return next((version for version in earlier if str(version) in self.open), earlier[0])
+
+    # Changes, to versions that are open. After `switch`, `replaced`, `split` or a new `shadow` the caller settles.
+
+    def switch(self, opened: Opened) -> None:
+        """From here on `opened` answers."""
+        if self.serving is not None and self.serving is not opened:
+            self.before.append(self.serving.number)
+            del self.before[:-REMEMBERED]
+        self._serve(opened)
+
+    def replaced(self, old: Opened, new: Opened) -> None:
+        """The same version was opened again; `new` does whatever `old` did."""
+        if self.serving is old:
+            self.serving = new
+        self._aim()
+
+    def promote(self, opened: Opened) -> None:
+        """Let `opened` answer because a person says so; what served is not taken again by itself."""
+        self._trust(opened)
+        self.switch(opened)
+        self.settle()
+
+    def go_back(self, opened: Opened) -> None:
+        """As `promote`, to the `previous` version; that those after it answered is forgotten."""
+        if opened.number in self.before:
+            del self.before[len(self.before) - 1 - self.before[::-1].index(opened.number) :]
+        self._trust(opened)
+        self._serve(opened)
+        self.settle()
+
+    def follow(self, opened: Opened, passed: int, before: Sequence[int]) -> None:
+        """Let `opened` answer as it does in another process, whose `passed` and `before` these are."""
+        self.passed = passed
+        self._serve(opened)
+        self.before = list(before)
+        self.settle()
+
+    def split(self, version: int | None, share: int) -> None:
+        """Give `version` so many millionths of the unversioned requests; None ends the split."""
+        self.canary, self._millionths, self._owed = version, share if version is not None else 0, 0
+        self.tell_split()
+
+    def tell_split(self) -> None:
+        """Tell `Events.canary` how requests are split."""
+        self._events.canary(self.name, None if self.canary is None else str(self.canary), self.share)
+
+    def settle(self) -> None:
+        """Bring canary and shadow to what is open, and retire what nobody needs."""
+        serving, apart = self.current(), self.apart
+        self._aim()
+        others = [int(v) for v in self.open if int(v) != serving.number and int(v) not in apart]
+        # Those that answered before come first, the last one foremost: going back to it must not need the disk.
+        recent = {version: place for place, version in enumerate(self.before)}
+        others.sort(key=lambda v: (recent.get(v, -1), v), reverse=True)
+        for version in others[self._kept - 1 :]:
+            self._versions.retire(self.open[str(version)])
+        self._events.roles(self.name, self.roles())
+
+    def close(self) -> None:
+        """Nothing answers any more; retire all."""
+        for opened in tuple(self.open.values()):
+            self._versions.retire(opened)
+        self.serving = self._canary = self._shadow = None
+
+    def _serve(self, opened: Opened) -> None:
+        if self.serving is not opened:
+            self.serving = opened
+            log.info("%s is served by version %s", self.name, opened.model.version)
+
+    def _trust(self, opened: Opened) -> None:
+        """It is to serve, and so is canary and shadow no longer; what serves until then is passed."""
+        self.passed = max(self.passed, self.current().number)
+        if opened.number == self.canary:
+            self.split(None, 0)
+        if opened.number == self.shadow:
+            self.shadow = None
+
+    def _aim(self) -> None:
+        """Bring canary and shadow to what is open; in one go with whatever changed that."""
+        canary, shadow = self.open.get(str(self.canary)), self.open.get(str(self.shadow))
+        self._canary = canary if canary is not self.serving else None
+        self._shadow = shadow if shadow is not self.serving else None

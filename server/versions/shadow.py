@@ -1,0 +1,143 @@
+"""A second version that answers the same pictures, only to be compared: nobody waits for it and nobody sees it.
+
+It is asked after the caller has been answered, with the pixels that were decoded for that answer, at low priority, and
+for a bounded number of images; beyond that they are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.engine import Engine, Model, Runner, Signals, Terms
+from ..core.images import Picture, Pixels
+from ..core.verdict import judge
+from ..errors import AWNetError, EngineFault, QueueFull
+from .events import Events
+
+log = logging.getLogger("awnet.shadow")
+
+MOST_IMAGES = 16  # that it may be working on
+PATIENCE_SECONDS = 10.0
+
+
+class Held(Protocol):
+    """An open version that is not closed between `hold` and `release`."""
+
+    @property
+    def runner(self) -> Runner: ...
+
+    @property
+    def model(self) -> Model: ...
+
+    def hold(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class Shadow:
+    """Asks a shadow beside the version that answers.
+
+    Args:
+        engine: tells how much is waiting.
+        events: is told what became of the images.
+        capacity: images that the engine accepts. The shadow takes a part of it, and none while half of it is taken.
+    """
+
+    def __init__(self, engine: Engine, events: Events, capacity: int) -> None:
+        self._engine = engine
+        self._events = events
+        self._most = min(MOST_IMAGES, max(1, capacity // 4))
+        self._busiest = capacity // 2
+        self._images = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def infer(self, answering: Held, shadow: Held, pictures: Sequence[Picture], terms: Terms) -> Signals:
+        """The answer of `answering`, as its runner gives or refuses it; `shadow` is asked afterwards."""
+        kept = [_Kept(picture) for picture in pictures]
+        try:
+            signals = await answering.runner.infer(kept, terms)
+        except QueueFull:
+            if not self._tasks:
+                raise
+            # Nobody is refused for the shadow's sake: what it holds is given back first.
+            await self.stop()
+            signals = await answering.runner.infer(kept, terms)
+        self._begin(answering.model, shadow, [picture.kept for picture in kept], signals)
+        return signals
+
+    async def stop(self) -> None:
+        """Drop what is being compared."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _begin(self, model: Model, shadow: Held, kept: list[NDArray[np.uint8] | None], signals: Signals) -> None:
+        count, size = len(kept), shadow.model.contract.preprocessing.size
+        pictures = [Pixels(pixels) for pixels in kept if pixels is not None and pixels.shape[-1] == size]
+        room = self._images + count <= self._most and self._engine.waiting() + count <= self._busiest
+        if not room or len(pictures) < count:
+            self._events.shadow(shadow.model, "dropped", count)
+            return
+        shadow.hold()
+        self._images += count
+        task = asyncio.create_task(self._compare(model, signals, shadow, pictures))
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._images -= count
+            if task.cancelled():
+                self._events.shadow(shadow.model, "dropped", count)
+            elif (error := task.exception()) is not None:
+                log.error("the shadow failed in an unforeseen way", exc_info=error)
+                self._events.shadow(shadow.model, "failed", count)
+            shadow.release()
+
+        task.add_done_callback(done)
+
+    async def _compare(self, model: Model, signals: Signals, shadow: Held, pictures: Sequence[Picture]) -> None:
+        count = len(pictures)
+        try:
+            other = await shadow.runner.infer(pictures, Terms(time.monotonic() + PATIENCE_SECONDS, "low"))
+            if not (other.finite() and signals.finite()):
+                raise EngineFault("an answer is not finite")
+        except AWNetError as error:
+            self._events.shadow(shadow.model, "dropped" if isinstance(error, QueueFull) else "failed", count)
+            return
+        self._events.shadow(shadow.model, "compared", count)
+        classes = np.count_nonzero(
+            np.take(model.contract.labels, signals.logits.argmax(axis=1))
+            != np.take(shadow.model.contract.labels, other.logits.argmax(axis=1))
+        )
+        verdicts = sum(
+            judge(one, model.contract.thresholds) != judge(another, shadow.model.contract.thresholds)
+            for one, another in zip(signals.p_type[:, 0].tolist(), other.p_type[:, 0].tolist(), strict=True)
+        )
+        if classes:
+            self._events.disagreement(shadow.model, "class", int(classes))
+        if verdicts:
+            self._events.disagreement(shadow.model, "verdict", verdicts)
+
+
+class _Kept:
+    """A picture that remembers its pixels, so that they are decoded once."""
+
+    __slots__ = ("_picture", "kept", "large")
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+        self.large = picture.large
+        self.kept: NDArray[np.uint8] | None = None
+
+    def pixels(self, size: int) -> NDArray[np.uint8]:
+        self.kept = self._picture.pixels(size)
+        return self.kept

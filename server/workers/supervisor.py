@@ -1,0 +1,370 @@
+"""Several workers behind one port: started, watched, replaced when they die, and told what concerns all of them.
+
+The supervisor owns the listening sockets and accepts nothing itself. It has no part in a request, so what it does may
+be slow and simple. What it knows of the workers is in `totals`; how it talks with them in `workers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..core.cpu_limits import share_of, usable_cores
+from ..errors import AWNetError, LinkLost
+from ..settings import Settings
+from .member import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, packed
+from .metrics_merge import Family, Totals
+from .sockets import BACKLOG, Board, bind, memory, reserve_shared, url
+
+log = logging.getLogger("awnet")
+
+SNAPSHOT_SECONDS = 1.0  # a worker that does not answer a scrape in this time is told of as it was last
+LOOK_SECONDS = 1.0
+SILENT_LOOKS = 30  # a worker that has told nothing for so many is killed: probes only reach those that live
+STEADY_SECONDS = 2.0  # whoever served for so long is replaced at once
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
+GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
+MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
+
+
+def supervise(settings: Settings) -> int:
+    """Serve with `settings.workers` processes until told to stop. Returns the exit status, as of one process."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s"
+    )
+    if not hasattr(os, "memfd_create"):
+        log.critical("several workers need Linux; one process serves everywhere (--workers 1)")
+        return 1
+    return asyncio.run(Supervisor(settings).run())
+
+
+class _Worker:
+    """One process in the place of a number."""
+
+    def __init__(self, process: asyncio.subprocess.Process, link: Link) -> None:
+        self.process = process
+        self.link = link
+        self.begun = time.monotonic()
+        self.up_since: float | None = None
+        self.silent = 0  # looks since it told something
+
+
+class Supervisor:
+    """Starts the first worker, then the others, and keeps their number.
+
+    Args:
+        settings: as for one process. Threads that are not given, room in the queue and calls at each Triton are
+            shared out, so that the service has as many as it would have with one worker.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._count = settings.workers
+        self._totals = Totals()
+        self._workers: dict[int, _Worker] = {}
+        self._restarts = 0
+        self._failures = 0  # workers in a row that did not start, or hardly had
+        self._first_up = asyncio.Event()
+        self._leaving = asyncio.Event()
+        self._changing = asyncio.Lock()  # one operator's call, or one worker that joins, at a time
+        self._status = 0
+        self._course: Any = None  # what the workers served when they last told
+        self._salt = secrets.token_bytes(16)
+        self._listening: list[socket.socket] = []
+        self._admin: list[socket.socket] = []
+        self._grpc: socket.socket | None = None
+        self._board_memory = memory(self._count)
+        self._board = Board(self._board_memory, self._count, 0)
+
+    async def run(self) -> int:
+        """Until told to stop, or until it is clear that nothing can be served."""
+        settings = self._settings
+        try:
+            self._listening = bind(settings.host, settings.port, "--port")
+            if settings.admin_port is not None:
+                self._admin = bind(settings.admin_host, settings.admin_port, "--admin-port")
+            if settings.grpc_port is not None:
+                self._grpc = reserve_shared(settings.host, settings.grpc_port)
+        except AWNetError as error:
+            log.critical("%s: %s", error.title, error.detail)
+            return 1
+        for listening in self._listening:
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+            log.info("listening on %s", url(listening))
+        for admin in self._admin:
+            admin.listen(BACKLOG)
+            log.info("admin calls on %s", url(admin))
+        threads = [settings.threads or share_of(usable_cores(), self._count, n) for n in range(self._count)]
+        log.info("%d workers, threads of each: %s", self._count, ", ".join(map(str, threads)))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leave, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
+        telling = asyncio.create_task(self._tell())
+        await asyncio.wait(keepers)
+        telling.cancel()
+        for keeper in keepers:
+            keeper.result()
+        return self._status
+
+    # The life of the workers.
+
+    async def _keep(self, number: int) -> None:
+        """Have a worker of this number until the end."""
+        if number:
+            await self._either(self._first_up.wait())
+        while not self._leaving.is_set():
+            worker = await self._start(number)
+            status = await self._watched(number, worker)
+            await self._gone(number, worker)
+            if self._leaving.is_set():
+                if status not in (0, -signal.SIGTERM, -signal.SIGINT):
+                    self._status = self._status or 1
+                return
+            up = worker.up_since
+            what = f"worker {number} (pid {worker.process.pid}) {_ended(status)}"
+            if up is None and not self._first_up.is_set():
+                log.critical("%s before it was ready: nothing is served", what)
+                self._end(status)
+                return
+            steady = up is not None and time.monotonic() - up >= STEADY_SECONDS
+            self._failures = 0 if steady else self._failures + 1
+            if up is None and not self._serving() and self._failures >= GIVE_UP_AFTER:
+                log.critical("%s; no worker serves and %d in a row have failed: giving up", what, self._failures)
+                self._end(1)
+                return
+            doublings = min(max(0, self._failures - 2), 10)
+            pause = 0.0 if self._failures < 2 else min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2**doublings)
+            log.error("%s; %d of %d serve on; another one in %.2f s", what, self._serving(), self._count, pause)
+            if status < 0 and up is not None:
+                log.warning("what worker %d had counted since it last told (1 s at most) is lost", number)
+            self._restarts += 1
+            await self._either(asyncio.sleep(pause))
+
+    async def _start(self, number: int) -> _Worker:
+        settings, ours, theirs = self._settings, *socket.socketpair()
+        cores = share_of(usable_cores(), self._count, number)
+        room = max(-(-settings.queue_capacity // self._count), min(settings.queue_capacity, settings.max_images))
+        given = settings.model_dump(mode="json") | {
+            "threads": settings.threads or cores,
+            "queue_capacity": room,
+            "triton_in_flight": max(1, settings.triton_in_flight // self._count),
+        }
+        if self._grpc is not None:
+            given["grpc_port"] = self._grpc.getsockname()[1]
+        hello = {
+            "settings": given,
+            "number": number,
+            "workers": self._count,
+            "first": not self._first_up.is_set(),
+            "listening": [listening.fileno() for listening in self._listening],
+            "admin": [admin.fileno() for admin in self._admin],
+            "board": self._board_memory,
+            "salt": self._salt.hex(),
+        }
+        ours.sendall(packed(hello))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "server.process", str(theirs.fileno())),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[theirs.fileno(), self._board_memory, *hello["listening"], *hello["admin"]],  # type: ignore[misc]
+            process_group=0,  # a terminal's Ctrl-C is passed on by us, once
+        )
+        theirs.close()
+
+        async def loaded(body: Any) -> None:
+            await self._join(number, worker)
+
+        async def snapshot(body: Any) -> None:
+            worker.silent = 0
+            # Until it takes requests, it has no part in what the service is.
+            if self._workers.get(number) is worker and (worker.up_since is not None or not self._up()):
+                self._totals.update(number, body)
+                self._course = body["course"]
+
+        async def everything(body: Any) -> Any:
+            return await self._everything()
+
+        link = Link(
+            {
+                "loaded": loaded,
+                "snapshot": snapshot,
+                "last": snapshot,
+                "everything": everything,
+                "operate": self._operate,
+            }
+        )
+        worker = self._workers[number] = _Worker(process, link)
+        await link.open(ours)
+        if self._leaving.is_set():
+            self._signal(worker, signal.SIGTERM)  # it was not there when the others were told
+        return worker
+
+    async def _watched(self, number: int, worker: _Worker) -> int:
+        """Its exit status; a worker that says nothing any more is killed."""
+        ending = asyncio.create_task(worker.process.wait())
+        while not ending.done():
+            # Looks, not seconds: where everything was stopped for a while, nobody is to blame.
+            worker.silent += 1
+            await asyncio.wait([ending], timeout=LOOK_SECONDS)
+            if not ending.done() and worker.up_since is not None and worker.silent > SILENT_LOOKS:
+                log.error("worker %d has told nothing for %.0f s and is killed", number, SILENT_LOOKS * LOOK_SECONDS)
+                self._signal(worker, signal.SIGKILL)
+        return ending.result()
+
+    async def _join(self, number: int, worker: _Worker) -> None:
+        """Its models are proven: let it serve what the others serve, and take requests."""
+        async with self._changing:
+            course = None
+            for other in self._up():
+                with suppress(LinkLost):
+                    course = await other.link.ask("course")
+                    break
+            else:
+                course = self._course
+            try:
+                await worker.link.ask("join", course, CALL_SECONDS)
+            except AWNetError as error:
+                if not worker.link.lost.is_set():
+                    log.error("worker %d could not join: %s", number, error.detail)
+                    self._signal(worker, signal.SIGKILL)
+                return
+            worker.up_since = time.monotonic()
+        self._first_up.set()
+        log.info(
+            "worker %d (pid %d) serves after %.1f s; %d of %d do",
+            *(number, worker.process.pid, worker.up_since - worker.begun, self._serving(), self._count),
+        )
+
+    async def _gone(self, number: int, worker: _Worker) -> None:
+        """Nothing of it stays but what it counted."""
+        del self._workers[number]
+        self._totals.leave(number)
+        self._board.clear(number)
+        await worker.link.close()
+
+    # The end.
+
+    def _leave(self, number: int) -> None:
+        """A signal to leave, passed on as often as it comes."""
+        for worker in self._workers.values():
+            self._signal(worker, number)
+        self._shut(self._settings.drain_seconds + self._settings.shutdown_seconds + MARGIN_SECONDS)
+
+    def _end(self, status: int) -> None:
+        """There is no point in going on."""
+        self._status = status if status > 0 else 1
+        for worker in self._workers.values():
+            self._signal(worker, signal.SIGTERM)
+        self._shut(self._settings.drain_seconds + self._settings.shutdown_seconds + MARGIN_SECONDS)
+
+    def _shut(self, seconds: float) -> None:
+        if not self._leaving.is_set():
+            self._leaving.set()
+            # The workers have their own; when the last of them closes, callers are refused, not left to wait.
+            for ours in (*self._listening, *self._admin, *([self._grpc] if self._grpc else [])):
+                ours.close()
+            asyncio.get_running_loop().call_later(seconds, self._kill)
+
+    def _kill(self) -> None:
+        for number, worker in self._workers.items():
+            log.error("worker %d did not leave in time and is killed", number)
+            self._signal(worker, signal.SIGKILL)
+
+    def _signal(self, worker: _Worker, number: int) -> None:
+        with suppress(ProcessLookupError):
+            worker.process.send_signal(number)
+
+    async def _either(self, work: Any) -> None:
+        """Until `work` is done, or it is time to leave."""
+        tasks = [asyncio.ensure_future(work), asyncio.create_task(self._leaving.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    # What concerns all.
+
+    def _up(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.up_since is not None]
+
+    def _asked(self) -> list[tuple[int, _Worker]]:
+        """Those that serve; while there are none yet, whoever may be asked by a caller."""
+        known = sorted(self._workers.items())
+        return [(number, worker) for number, worker in known if worker.up_since is not None] or known
+
+    def _serving(self) -> int:
+        return len(self._up())
+
+    def _reload(self) -> None:
+        """SIGHUP. A worker that is starting is told as well: it may have read the repository already."""
+        for worker in self._workers.values():
+            worker.link.tell("reload")
+
+    async def _tell(self) -> None:
+        """Each worker hears now and then what the others have answered lately, for the page."""
+        while True:
+            await asyncio.sleep(TOLD_EVERY_SECONDS)
+            for number, worker in self._workers.items():
+                if worker.up_since is not None:
+                    worker.link.tell("elsewhere", self._totals.elsewhere(number))
+
+    async def _operate(self, call: Any) -> list[dict[str, Any]]:
+        """An operator's call in every worker: the answer of each, or its problem."""
+        async with self._changing:
+            asked = self._asked()
+            answers = await asyncio.gather(*(self._call(number, worker, call) for number, worker in asked))
+            return [answer for answer in answers if answer is not None]
+
+    async def _call(self, number: int, worker: _Worker, call: Any) -> dict[str, Any] | None:
+        told: dict[str, Any] = {"worker": number, "pid": worker.process.pid}
+        try:
+            return told | {"result": await worker.link.ask("operate", call, CALL_SECONDS)}
+        except LinkLost as error:
+            # Whoever takes its place does as the others do.
+            return None if worker.link.lost.is_set() else told | {"problem": [error.slug, error.detail]}
+        except AWNetError as error:
+            return told | {"problem": [error.slug, error.detail]}
+
+    async def _everything(self) -> dict[str, Any]:
+        """What all workers have counted until now."""
+        await asyncio.gather(*(self._ask(number, worker) for number, worker in self._asked()))
+        return self._totals.document(self._own())
+
+    async def _ask(self, number: int, worker: _Worker) -> None:
+        with suppress(LinkLost):
+            told = await worker.link.ask("snapshot", seconds=SNAPSHOT_SECONDS)
+            if self._workers.get(number) is worker:
+                self._totals.update(number, told)
+
+    def _own(self) -> Sequence[Family]:
+        values = (float(self._count), float(self._serving()), float(self._restarts))
+        return [
+            (name, kind, text, [[f"{name}_total" if kind == "counter" else name, {}, value, None]])
+            for (name, kind, text), value in zip(OWN, values, strict=True)
+        ]
+
+
+# The supervisor's metrics; a server of one process has none of them.
+OWN = (
+    ("awnet_workers", "gauge", "Workers that the service should have; only where there are several."),
+    ("awnet_workers_up", "gauge", "Workers that take requests; only where there are several."),
+    ("awnet_worker_restarts", "counter", "Workers that ended unasked and were replaced; only where there are several."),
+)
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"was killed by signal {-status}"

@@ -1,0 +1,1 @@
+"""Measures of a trained network: detection, corruptions, the report they go into."""

@@ -1,0 +1,293 @@
+"""The networks of the paper's tables, trained and judged unattended at the scale of a specification.
+
+    python -m training.reproduction.sweep --data-dir data --runs runs/tables                 everything, in order; hours
+    python -m training.reproduction.sweep --data-dir data --runs runs/tables --only awnet static
+    python -m training.reproduction.sweep --data-dir data --runs runs/tables --list          what is finished
+    python -m training.evaluate --table 3 --runs runs/tables --out DIR           a table from what is finished
+
+A run lies in RUNS/<set>/<name>: what `training.train` writes, `report.json` of `training.evaluate`, and `done.json`
+when both are finished. Killed and started again, the program goes on inside an epoch's or an attack's last
+checkpoint. Several of it share a folder: each takes the next network that nobody works on and whose teachers and
+earlier stages are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import evaluate
+from ..data import load_images
+from ..train import train, write_json
+from ..trainer.recipe import RecipeError, read_recipe
+from ..trainer.validation import commit
+
+HERE = Path(__file__).parent
+SPECIFICATION = HERE / "tables-small.toml"
+WAIT_SECONDS = 5.0
+
+
+class SpecificationError(ValueError):
+    """The specification asks for something that does not exist; the message names it."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One run: `name` in the data set `folder`, its whole recipe, and how it is judged (None: not at all)."""
+
+    folder: str
+    name: str
+    recipe_path: Path
+    recipe: dict[str, dict[str, Any]]
+    judged: dict[str, Any] | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    @property
+    def needs(self) -> list[str]:
+        """Runs of the same folder whose best.pt this one reads."""
+        values = [*self.recipe["init"].values(), *self.recipe["objective"].values()]
+        if self.judged and "T0" in self.judged["levels"]:
+            values.append(f"{self.judged['surrogate']}/best.pt")
+        return [v.partition("/")[0] for v in values if isinstance(v, str) and v.endswith("/best.pt")]
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What a file like tables-small.toml says."""
+
+    scale: str
+    about: str
+    networks: tuple[Network, ...]
+    given: dict[str, dict[str, Path]]
+
+    @classmethod
+    def read(cls, path: Path = SPECIFICATION) -> Specification:
+        """SpecificationError or `RecipeError` says what is wrong with it."""
+        try:
+            document = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SpecificationError(f"{path}: {error}") from error
+        given = {s: {n: HERE / f for n, f in files.items()} for s, files in document.get("given", {}).items()}
+        networks = []
+        for folder, entries in document["networks"].items():
+            for name, entry in entries.items():
+                for seed in range(entry.get("seeds", 1)):
+                    networks.append(network(document, folder, name, entry, seed))
+        # Seeds after the first come last: a table with one seed in every row is worth more than three in some.
+        first = [n for n in networks if ".s" not in n.name]
+        known = {n.title for n in networks} | {f"{s}/{n}" for s, names in given.items() for n in names}
+        for one in networks:
+            for need in one.needs:
+                if f"{one.folder}/{need}" not in known:
+                    raise SpecificationError(f"{path}: {one.title} needs {one.folder}/{need}, which is nowhere")
+        later = [n for n in networks if n not in first]
+        return cls(document["scale"]["name"], document["scale"]["about"], (*first, *later), given)
+
+
+def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, Any], seed: int) -> Network:
+    """One entry of a specification with one seed; seed k > 0 is called name.sk and follows its stages' seed k."""
+    allowed = {"recipe", "set", "drop", "seeds", "judge", "levels", "attacks", "limit"}
+    if unknown := set(entry) - allowed:
+        raise SpecificationError(f"{folder}.{name}: unknown key {sorted(unknown)[0]}")
+    path = HERE.parent / "recipes" / f"{entry['recipe']}.toml"
+    recipe = read_recipe(path, [*document["scale"]["set"], *entry.get("set", [])])
+    for key in entry.get("drop", []):
+        table, _, field = key.partition(".")
+        del recipe[table][field]
+    if seed:
+        recipe["data"]["seed"] += seed
+        seeded = {n for n, e in document["networks"][folder].items() if e.get("seeds", 1) > seed}
+        for table in ("init", "objective"):
+            for field, value in recipe[table].items():
+                run, slash, rest = str(value).partition("/")
+                if slash and run in seeded:
+                    recipe[table][field] = f"{run}.s{seed}/{rest}"
+    judged = None
+    if entry.get("judge", True):
+        own = document["judge"][recipe["network"]["kind"]]
+        judged = {
+            "levels": entry.get("levels", own["levels"]),
+            "attacks": entry.get("attacks", own["attacks"]),
+            "limit": entry.get("limit", document["judge"]["limit"]),
+            "batch_size": document["judge"]["batch_size"],
+            "surrogate": document["surrogate"].get(folder, ""),
+        }
+    return Network(folder, f"{name}.s{seed}" if seed else name, path, recipe, judged)
+
+
+def done(net: Network, runs: Path) -> bool:
+    """Finished, by this recipe; SpecificationError where the folder holds the run of another."""
+    file = runs / net.title / "done.json"
+    if not file.is_file():
+        return False
+    made = json.loads(file.read_text())
+    same = made["judged"] == net.judged
+    for table, values in net.recipe.items():  # a key that came into being since then stands at its default
+        same &= all(made["recipe"][table].get(field, value) == value for field, value in values.items())
+    if not same:
+        raise SpecificationError(f"{file.parent} was made by another recipe: move it away to make {net.title} again")
+    return True
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether nobody else works on this run; the claim ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".claim").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
+    """Train and judge one network, going on where an earlier try stopped; returns what done.json then holds."""
+    out = runs / net.title
+    images = load_images(net.recipe["data"]["set"], data_dir)
+    train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
+    report = None
+    if net.judged:
+        j = net.judged
+        options = ["--ckpt", out / "best.pt", "--data-dir", data_dir, "--out", out / "report.json", "--no-honest"]
+        options += ["--levels", *j["levels"], "--attacks", *j["attacks"], "--limit", j["limit"]]
+        options += ["--batch-size", j["batch_size"], "--device", device]
+        if net.recipe["runtime"]["bf16"]:
+            options.append("--bf16")
+        if "T0" in j["levels"]:
+            surrogate = runs / net.folder / j["surrogate"] / "best.pt"
+            options += ["--surrogate", f"surrogate={surrogate}", "--cache", runs / net.folder / "t0"]
+        report = evaluate.evaluate(evaluate.arguments().parse_args([str(o) for o in options]))
+    epochs = json.loads((out / "history.json").read_text())["epochs"]
+    made = {
+        "name": net.title,
+        "scale": spec.scale,
+        "recipe": net.recipe,
+        "judged": net.judged,
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+        "train_seconds": sum(row["train_seconds"] for row in epochs),
+        "judge_seconds": sum(p.get("seconds", 0.0) for p in report["parts"].values()) if report else 0.0,
+        "history": epochs,
+    }
+    write_json(out / "done.json", made)
+    return made
+
+
+def work(spec: Specification, wanted: Sequence[Network], data_dir: Path, runs: Path, device: str = "cpu") -> int:
+    """Make every wanted network that is not there; returns how many failed. Others may work beside."""
+    for folder, files in spec.given.items():
+        for name, file in files.items():
+            target = runs / folder / name / "best.pt"
+            if not target.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target.with_name("best.pt.partial"))
+                target.with_name("best.pt.partial").replace(target)
+    failed: set[str] = set()
+    while open_ := [n for n in wanted if n.title not in failed and not done(n, runs)]:
+        ready = [n for n in open_ if all(finished(n.folder, need, spec, runs) for need in n.needs)]
+        for net in ready:
+            with claimed(runs / net.title) as mine:
+                if not mine or done(net, runs):
+                    continue
+                print(f"{time.strftime('%H:%M:%S')}  {net.title}, {len(open_)} to go", flush=True)
+                try:
+                    made = make(net, spec, data_dir, runs, device)
+                except (ValueError, FileNotFoundError, FloatingPointError) as error:
+                    print(f"error: {net.title}: {error}", file=sys.stderr, flush=True)
+                    failed.add(net.title)
+                    continue
+                seconds = made["train_seconds"] + made["judge_seconds"]
+                print(f"{time.strftime('%H:%M:%S')}  {net.title} done in {seconds / 60:.1f} minutes", flush=True)
+                break  # back to the first that is open: its needs may be there now
+        else:
+            busy = [n for n in spec.networks if n.title not in failed and not done(n, runs) and taken(n, runs)]
+            if not busy:
+                for net in open_:
+                    if net.title not in failed and net not in ready:
+                        print(f"error: {net.title}: needs {', '.join(net.needs)}", file=sys.stderr, flush=True)
+                        failed.add(net.title)
+                continue
+            time.sleep(WAIT_SECONDS)
+    return len(failed)
+
+
+def finished(folder: str, name: str, spec: Specification, runs: Path) -> bool:
+    """Whether the run that another one needs is there: given, or done."""
+    if name in spec.given.get(folder, {}):
+        return True
+    return any(n.folder == folder and n.name == name and done(n, runs) for n in spec.networks)
+
+
+def taken(net: Network, runs: Path) -> bool:
+    """Whether somebody works on it now."""
+    with claimed(runs / net.title) as mine:
+        return not mine
+
+
+def listing(spec: Specification, runs: Path) -> str:
+    """One line a network: what is finished, and what it took."""
+    lines = []
+    for net in spec.networks:
+        file, state = runs / net.title / "done.json", "open"
+        if done(net, runs):
+            made = json.loads(file.read_text())
+            state = f"{made['train_seconds'] / 60:6.1f} min training, {made['judge_seconds'] / 60:5.1f} min judging"
+        elif taken(net, runs):
+            state = "under way"
+        lines.append(f"{net.title:<34} {state}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m training.reproduction.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    add("--runs", type=Path, default=Path("runs/tables"), help="where runs are kept (default: runs/tables)")
+    add("--spec", type=Path, default=SPECIFICATION, help="TOML: networks and scale (default: the small scale)")
+    add("--only", nargs="+", metavar="NAME", help="these networks alone: NAME, SET/NAME, or SET/")
+    add("--list", action="store_true", help="say what is finished, and stop")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--device", default="cpu")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        spec = Specification.read(args.spec)
+        wanted = [n for n in spec.networks if not args.only or {n.name, n.title, f"{n.folder}/"} & set(args.only)]
+        if args.only and not wanted:
+            raise SpecificationError(f"no network is called {' or '.join(args.only)}; --list names them")
+        if args.list:
+            print(listing(spec, args.runs))
+            return 0
+        return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0
+    except (SpecificationError, RecipeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One training: recipe, inner maximisation, objective, step, run, validation."""

@@ -1,0 +1,162 @@
+"""The inner problem: how the adversarial images of a training step are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attacks import Budget, ascend, cross_entropy, normal_start, project, quantise, selective, uniform_start
+from ..awnet import AWNet
+from ..baselines import StaticNet
+from ..rng import GLOBAL, Chance
+
+STARTS = ("normal", "uniform", "n_fgsm")
+Outputs = Callable[[Tensor], list[Tensor]]
+
+
+def outputs(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Logits of every exit, each [N,K]; all networks but RDI-ResNet have one."""
+    return net.exits(x) if isinstance(net, StaticNet) and net.multi_exit else [net(x)]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How x_adv is made in training.
+
+    Attributes:
+        budget: radius, step and number of steps.
+        start: 'normal' (0.001 times standard normal, the paper's), 'uniform' in the ball, or 'n_fgsm': noise of
+            `spread` times the radius, after which one step of `budget.step` is taken and *not* projected into the
+            ball (N-FGSM, de Jorge et al. 2022; steps must be 1). The strong noise is what keeps one-step training
+            from collapsing.
+        forced: share of an AW-Net's batch that is attacked with BN_adv forced (P = 0) and the detector's
+            gradient cut; the rest attacks the deployed network with its whole gradient. While P is near 0.5
+            an attack on the deployed network alone goes through the clean branch and BN_adv learns nothing.
+        through: the forced share's attacker has the detector's gradient too, and steers omega with it. An
+            adversarial branch that never met such an attacker loses to him.
+        evading: share that is attacked for a wrong class *and* a clean verdict (T3): selective PGD against the natural
+            branch, at a radius and step drawn for each batch from `radii` (shares of the budget's): an attacker whom
+            the detector stops at the whole radius goes below what it sees.
+        detached: share of the *unforced* images whose attacker ignores the detector's gradient (T1) instead.
+        spread: k of N-FGSM.
+    """
+
+    budget: Budget = Budget(steps=10)
+    start: str = "normal"
+    forced: float = 0.0
+    through: bool = False
+    evading: float = 0.0
+    radii: Sequence[float] = (0.25, 0.5, 1.0)
+    detached: float = 0.0
+    spread: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"attack.start must be one of {', '.join(STARTS)}, not {self.start!r}")
+        shares = (self.forced, self.evading, self.forced + self.evading, self.detached)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("attack.forced, attack.evading, their sum and attack.detached are shares between 0 and 1")
+        if not self.radii or not all(0 < radius <= 1 for radius in self.radii):
+            raise ValueError("attack.radii are shares of attack.eps, above 0 and at most 1")
+        if self.start == "n_fgsm" and self.budget.steps != 1:
+            raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
+
+    def adversaries(
+        self, net: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, chance: Chance = GLOBAL
+    ) -> Tensor:
+        """x_adv against `net` in evaluation mode (so that the deployed network is attacked), which is then restored.
+
+        Ascends cross-entropy with y [N], or KL(target || net(x_adv)) where probabilities `target` [N,K] are given
+        (TRADES, RSLAD). A network with several exits is attacked through the mean over them.
+        """
+        was_training = net.training
+        net.eval()
+        start = self.started(x, chance)
+
+        def attack(part: slice, model: Outputs) -> Tensor:
+            def gain(logits: Tensor) -> Tensor:
+                return cross_entropy(logits, y[part]) if target is None else divergence(logits, target[part])
+
+            def loss(z: Tensor) -> Tensor:
+                gains = [gain(logits) for logits in model(z)]
+                return gains[0] if len(gains) == 1 else torch.stack(gains).mean(0)
+
+            budget, radius = self.budget, self.budget.eps
+            if self.start == "n_fgsm":  # project() to a ball that holds noise and step leaves both as they are
+                radius = self.spread * budget.eps + budget.step
+            return ascend(loss, x[part], start[part], Budget(min(1.0, radius), budget.step, budget.steps))
+
+        with frozen(net):
+            if isinstance(net, AWNet):
+                n = len(x) - round(len(x) * self.evading)  # the last ones evade
+                evading = slice(n, len(x))
+                first = min(n, round(len(x) * self.forced))  # both shares may have been rounded up
+                second = first + round((n - first) * self.detached)
+                models: tuple[tuple[slice, Outputs], ...] = (
+                    (slice(0, first), lambda z: [net.classify(z, net.detect(cut(z, self.through)), "adv")]),
+                    (slice(first, second), lambda z: [net.classify(z, net.detect(cut(z, False)))]),
+                    (slice(second, n), lambda z: [net(z)]),
+                )
+                # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
+                made = [attack(part, model) for part, model in models if part.start < part.stop]
+                if evading.start < evading.stop:
+                    made.append(self.evaders(net, x[evading], y[evading], start[evading], chance))
+                x_adv = quantise(torch.cat(made))
+            else:
+                x_adv = attack(slice(None), lambda z: outputs(net, z))
+        net.train(was_training)
+        return x_adv
+
+    def evaders(self, net: AWNet, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
+        """x_adv of attackers at T3; see `evading`."""
+        share = self.radii[chance.integer(0, len(self.radii), "radius")]
+        budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
+
+        def loss(z: Tensor) -> Tensor:
+            signals = net.detect(z)
+            return selective(net.classify(z, signals.detach(), "nat"), signals.type_logits, y)
+
+        return ascend(loss, x, project(start, x, budget.eps), budget)
+
+    def started(self, x: Tensor, chance: Chance = GLOBAL) -> Tensor:
+        """Where the attack starts, in [0,1]."""
+        if self.start == "normal":
+            return normal_start(x, chance)
+        return uniform_start(x, self.budget.eps * (self.spread if self.start == "n_fgsm" else 1), chance)
+
+    def own_answers(self, net: nn.Module, x: Tensor) -> Tensor:
+        """What `net` in evaluation mode says about clean x: probabilities [N,K], the target of TRADES' attack."""
+        was_training = net.training
+        net.eval()
+        with torch.no_grad():
+            target = torch.stack([F.softmax(z.float(), dim=1) for z in outputs(net, x)]).mean(0)
+        net.train(was_training)
+        return target
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """`net` without gradients of its weights, which an attack does not need but a compiled network would compute."""
+    weights = [p for p in net.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
+
+
+def cut(z: Tensor, through: bool) -> Tensor:
+    """What the detector is shown: z, and where not `through` without the attacker's gradient."""
+    return z if through else z.detach()
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(target || softmax(logits)) per image, [N]; logits [N,K], target probabilities [N,K]."""
+    return F.kl_div(F.log_softmax(logits.float(), dim=1), target, reduction="none").sum(1)

@@ -1,0 +1,498 @@
+"""What is minimised.
+
+An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
+network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
+teachers (everything random happens there, but for dropout, and draws from `chance`), `loss` is a function of
+the weights. It never updates them.
+
+Every objective serves an AW-Net, whose two kinds of image go through their own branches (Eq. 15) and which
+adds L_type, and a static network. A network with several exits minimises the mean over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
+from ..awnet import ADVERSARIAL, NATURAL, AWNet
+from ..rng import GLOBAL, Chance
+from .adversary import Inner, outputs
+
+
+@dataclass
+class Loss:
+    """`total` to minimise, and what to log."""
+
+    total: Tensor
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """What a step learns from."""
+
+    x: Tensor  # [n,3,H,W] natural images, as the network is to see them
+    x_adv: Tensor  # [N,3,H,W] adversarial images; the first n belong to x
+    y: Tensor  # [N]
+    targets: tuple[Tensor, ...] = ()  # what teachers said
+
+
+class Objective:
+    """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser.
+
+    Attributes:
+        whole: `loss` sees the whole batch of a step. Where it sees parts of it (in several processes, or one after
+            the other), state must move once a step, by the means that `settle` is told, the same everywhere.
+    """
+
+    whole: bool = True
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        raise NotImplementedError
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        raise NotImplementedError
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+        return self.loss(net, self.prepare(net, x, y))
+
+    def follow(self, factor: float) -> None:
+        """Told before each step what the learning rate is, as a share of the recipe's."""
+
+    def settle(self, parts: Mapping[str, float]) -> None:
+        """Told after a step that was not `whole` what `Loss.parts` were, as means over all of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def branches(net: AWNet, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Natural logits, adversarial logits (each [N,K], Eq. 15) and type logits [n+N,2] of a step with n natural images.
+
+    The detector sees both kinds in one batch: in separate batches its batch statistics would tell it the
+    answer. The trunk sees them apart, each kind through its own batch norms.
+    """
+    n = len(x)
+    signals = net.detect(torch.cat([x, x_adv]))
+    nat = signals._replace(omega=tuple(o[:n] for o in signals.omega))
+    adv = signals._replace(omega=tuple(o[n:] for o in signals.omega))
+    return net.classify(x, nat, "nat"), net.classify(x_adv, adv, "adv"), signals.type_logits
+
+
+def type_loss(type_logits: Tensor, n: int) -> Tensor:
+    """L_type of Eq. 24: cross-entropy, mean over n natural images followed by the adversarial ones."""
+    kind = torch.full((len(type_logits),), ADVERSARIAL, device=type_logits.device)
+    kind[:n] = NATURAL
+    return F.cross_entropy(type_logits.float(), kind)
+
+
+def both(net: nn.Module, step: Step, together: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """(natural logits [n,K], adversarial logits [N,K]) of each exit, and L_type (zero for a static network).
+
+    A static network sees the two kinds in two passes, each with its own batch statistics, as the published codes
+    of TRADES, MART, RSLAD and MTARD have it, or in one pass with `together`.
+    """
+    if isinstance(net, AWNet):
+        nat, adv, type_logits = branches(net, step.x, step.x_adv)
+        return [(nat, adv)], type_loss(type_logits, len(step.x))
+    none = step.x.new_zeros(())
+    if together:
+        n = len(step.x)
+        return [(z[:n], z[n:]) for z in outputs(net, torch.cat([step.x, step.x_adv]))], none
+    return list(zip(outputs(net, step.x), outputs(net, step.x_adv), strict=True)), none
+
+
+def mean(losses: Sequence[Tensor]) -> Tensor:
+    """Over the exits; of one exit exactly its own loss."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+
+
+class Standard(Objective):
+    """Cross-entropy on clean images (a static network)."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        return Step(x, x[:0], y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        losses = [
+            F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in outputs(net, step.x)
+        ]
+        loss = mean(losses)
+        return Loss(loss, {"nat": loss.item()})
+
+
+class PgdAt(Objective):
+    """Adversarial training (Madry et al.) with labels; with N-FGSM's attack it is the fast one-step training.
+
+    A static network minimises cross-entropy on x_adv, or a share `clean` of it on x (0.5 is Eq. 1). An AW-Net
+    minimises it on x through BN_nat and on x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
+
+    `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
+    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_share` of the
+    images are moved. `nat_images` is the share of the batch that goes through the natural branch at all: a
+    trunk that starts clean-trained needs less of it than of the adversarial one. `noise` is the share of
+    natural images that get random sign noise and stay natural, as in `DetectorPretraining`.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        label_smoothing: float = 0.0,
+        nat_weight: float = 0.5,
+        type_weight: float = 1.0,
+        nat_eps: float = 0.0,
+        nat_steps: int = 1,
+        nat_share: float = 1.0,
+        nat_images: float = 1.0,
+        noise: float = 0.0,
+        clean: float = 0.0,
+    ) -> None:
+        self.inner = inner
+        self.clean = clean
+        self.label_smoothing = label_smoothing
+        self.nat_weight = nat_weight
+        self.type_weight = type_weight
+        self.nat_eps = nat_eps / 255
+        self.nat_steps = nat_steps
+        self.nat_share = nat_share
+        self.nat_images = nat_images
+        self.noise = noise
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        x_adv = self.inner.adversaries(net, x, y, chance=chance)
+        if not isinstance(net, AWNet):
+            return Step(x if self.clean else x[:0], x_adv, y)
+        n = natural_images(len(x), self.nat_images)
+        x_nat = self.natural(net, x[:n], y[:n], chance[:n])
+        x_nat = sign_noise(x_nat, self.noise, self.inner.budget.eps, chance)
+        return Step(x_nat, x_adv, y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        y, n = step.y, len(step.x)
+        if not isinstance(net, AWNet):
+            loss = mean([self.cross_entropy(z, y) for z in outputs(net, step.x_adv)])
+            if not self.clean:
+                return Loss(loss, {"adv": loss.item()})
+            natural = mean([self.cross_entropy(z, y) for z in outputs(net, step.x)])
+            total = (1 - self.clean) * loss + self.clean * natural
+            return Loss(total, {"nat": natural.item(), "adv": loss.item()})
+        logits_nat, logits_adv, type_logits = branches(net, step.x, step.x_adv)
+        nat, adv, kind = (
+            self.cross_entropy(logits_nat, y[:n]),
+            self.cross_entropy(logits_adv, y),
+            type_loss(type_logits, n),
+        )
+        total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
+
+    def natural(self, net: AWNet, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Tensor:
+        """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
+        if not self.nat_eps:
+            return x
+        part = slice(0, round(len(x) * self.nat_share))
+        net.eval()
+        signals = net.detect(x[part]).detach()
+        budget = Budget(
+            self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps
+        )
+        start = uniform_start(x[part], self.nat_eps, chance[part], "natural")
+        moved = ascend(lambda z: cross_entropy(net.classify(z, signals, "nat"), y[part]), x[part], start, budget)
+        net.train()
+        return torch.cat([moved, x[part.stop :]])
+
+
+class Trades(Objective):
+    """TRADES (Zhang et al. 2019): cross-entropy on clean images plus beta times KL(p(x) || p(x_adv)).
+
+    x_adv ascends that divergence, not the cross-entropy. An AW-Net's p(x) goes through its natural branch, its
+    p(x_adv) through its adversarial one (the paper's Fig. 8).
+    """
+
+    def __init__(self, inner: Inner, beta: float = 6.0, type_weight: float = 1.0) -> None:
+        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x), chance), y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        nat = mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
+        adv = mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
+        total = nat + self.beta * adv + self.type_weight * kind
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+
+class Mart(Objective):
+    """MART (Wang et al. 2020): boosted cross-entropy on x_adv plus beta times KL(p(x) || p(x_adv)), the latter
+    weighted by how wrong the clean image is, 1 - p_y(x).
+
+    Boosted: -log p_y(x_adv) - log(1 - the highest other probability). beta is 5 in the published code.
+    """
+
+    def __init__(self, inner: Inner, beta: float = 5.0, type_weight: float = 1.0) -> None:
+        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        return Step(x, self.inner.adversaries(net, x, y, chance=chance), y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        losses = [self.pair(nat.float(), adv.float(), step.y) for nat, adv in pairs]
+        boosted, weighted = mean([b for b, _ in losses]), mean([w for _, w in losses])
+        total = boosted + self.beta * weighted + self.type_weight * kind
+        return Loss(total, {"nat": weighted.item(), "adv": boosted.item(), "type": kind.item()})
+
+    @staticmethod
+    def pair(nat: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(boosted cross-entropy, weighted divergence) of logits [N,K]; the small numbers are the published ones."""
+        p_nat, p_adv = F.softmax(nat, dim=1), F.softmax(adv, dim=1)
+        other = p_adv.scatter(1, y[:, None], 0.0).amax(1)
+        boosted = F.cross_entropy(adv, y) - (1.0001 - other + 1e-12).log().mean()
+        wrong = 1.0000001 - p_nat.gather(1, y[:, None]).squeeze(1)
+        return boosted, (F.kl_div((p_adv + 1e-12).log(), p_nat, reduction="none").sum(1) * wrong).mean()
+
+
+def kl_divergence(
+    student: Tensor, teacher: Tensor, tau: float, reduction: str = "batchmean", squared: bool = True
+) -> Tensor:
+    """tau^2 KL(teacher^tau || student^tau) of logits [N,K] (Eq. 22-23), without the tau^2 where not `squared`.
+
+    reduction 'batchmean' is the paper's. 'mean' also averages over classes, as the published MTARD code
+    does with tau = 1 (it adds 1e-5 inside the logarithm of the teacher; so does this variant), and 'elements'
+    does so without the 1e-5, as the published RSLAD code.
+    """
+    log_student = F.log_softmax(student.float() / tau, dim=1)
+    target = F.softmax(teacher.float() / tau, dim=1)
+    scale = tau**2 if squared else 1.0
+    if reduction == "batchmean":
+        return scale * F.kl_div(log_student, target, reduction="batchmean")
+    if reduction == "mean":
+        return scale * (target * ((target + 1e-5).log() - log_student)).mean()
+    if reduction == "elements":
+        return scale * F.kl_div(log_student, target, reduction="batchmean") / target.shape[1]
+    raise ValueError(f"kl must be 'batchmean', 'mean' or 'elements', not {reduction!r}")
+
+
+class Rslad(Objective):
+    """RSLAD (Zi et al. 2021): one robust teacher's answers to clean images teach clean and adversarial ones.
+
+    5/6 KL(T(x) || S(x_adv)) + 1/6 KL(T(x) || S(x)), and x_adv ascends KL(T(x) || S(x_adv)): no labels anywhere.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        teacher: nn.Module,
+        adv_weight: float = 5 / 6,
+        tau: float = 1.0,
+        kl: str = "batchmean",
+        type_weight: float = 1.0,
+    ) -> None:
+        self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        with torch.no_grad():
+            target = self.teacher(x)
+        x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
+        return Step(x, x_adv, y, (target,))
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        (target,) = step.targets
+        nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
+        adv = mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
+        total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+
+class Balancer:
+    """MTARD's automatic balance of the two distillation losses.
+
+    With Lhat = L / L(first step):  w_nat <- w_nat - eta * (w_nat - Lhat_nat / (Lhat_adv + Lhat_nat)),
+    w_adv = 1 - w_nat; both start at 0.5. The branch that lags behind its own start gains weight.
+    """
+
+    def __init__(self, eta: float = 0.025) -> None:
+        self.eta = eta
+        self.w_nat = 0.5
+        self.first: tuple[float, float] | None = None
+
+    @property
+    def w_adv(self) -> float:
+        return 1 - self.w_nat
+
+    def update(self, nat: float, adv: float) -> None:
+        """Losses of this step, before they are weighted."""
+        if self.first is None:
+            self.first = (nat, adv)
+        hat_nat, hat_adv = nat / self.first[0], adv / self.first[1]
+        self.w_nat -= self.eta * (self.w_nat - hat_nat / (hat_adv + hat_nat))
+
+
+class Mtard(Objective):
+    """Multi-teacher adversarial robustness distillation (Eq. 22-24) with automatic balance.
+
+    `nat_teacher` teaches clean images, `adv_teacher` adversarial ones; x_adv is made with labels, as the
+    published code does. An AW-Net learns each through its own branch and adds L_type, which the balance
+    leaves alone; a static network learns both through one.
+
+    Where the paper and the published code differ, or the paper is silent:
+
+    Args:
+        tau, kl, tau_squared: see `kl_divergence`; the paper's are its defaults, the code has kl = "mean".
+        kl_scale: factor of both losses; the code has 10 for CIFAR-100.
+        eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
+            tenfold where the learning rate does).
+        balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
+            code; of a batch in parts, the losses of the step before.
+        together: a static network sees both kinds of image in one batch; the code has two passes.
+        nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
+        noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
+            image without its noise.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        nat_teacher: nn.Module,
+        adv_teacher: nn.Module,
+        tau: float = 1.0,
+        kl: str = "batchmean",
+        eta: float = 0.025,
+        balance: bool = True,
+        type_weight: float = 1.0,
+        nat_images: float = 1.0,
+        noise: float = 0.0,
+        tau_squared: bool = True,
+        kl_scale: float = 1.0,
+        eta_decays: bool = False,
+        together: bool = True,
+    ) -> None:
+        self.inner = inner
+        self.nat_teacher = nat_teacher.eval().requires_grad_(False)
+        self.adv_teacher = adv_teacher.eval().requires_grad_(False)
+        self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
+        self.nat_images, self.noise = nat_images, noise
+        self.tau_squared, self.kl_scale, self.together = tau_squared, kl_scale, together
+        self.eta, self.eta_decays = eta, eta_decays
+        self.balancer = Balancer(eta)
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        x_adv = self.inner.adversaries(net, x, y, chance=chance)
+        x_nat = x[: natural_images(len(x), self.nat_images)]
+        with torch.no_grad():
+            targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
+        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        pairs, kind = both(net, step, self.together)
+        nat, adv = (
+            self.kl_scale
+            * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
+            for i, target in enumerate(step.targets)
+        )
+        if self.balance and self.whole:
+            self.balancer.update(nat.item(), adv.item())
+        total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
+        parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
+        return Loss(total, parts)
+
+    def follow(self, factor: float) -> None:
+        if self.eta_decays:
+            self.balancer.eta = self.eta * factor
+
+    def settle(self, parts: Mapping[str, float]) -> None:
+        # One step later than in `loss`: a part does not know the others' losses while it is differentiated.
+        if self.balance:
+            self.balancer.update(parts["nat"], parts["adv"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
+
+
+def natural_images(batch: int, share: float) -> int:
+    """How many of `batch` images go through the natural branch: two at least, a batch norm needs them."""
+    return min(batch, max(2, round(batch * share)))
+
+
+def sign_noise(x: Tensor, share: float, eps: float, chance: Chance = GLOBAL) -> Tensor:
+    """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits."""
+    n = round(len(x) * share)
+    if not n:
+        return x
+    signs = chance[:n].signs(x[:n], "noise")
+    return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
+
+
+class DetectorPretraining(Objective):
+    """Stages A and C: extractor and type head learn to tell adversarial examples of the trunk from clean images.
+
+    The trunk stands still. Each step draws its attacker from `attackers`, its radius from `eps` (units of
+    1/255), so that weak examples are learnt too, its step size between a quarter of that radius and all of it, its
+    start, and 1 to 2 `steps` - 1 steps. Attackers: 'nat' and 'adv' have that branch alone, with the omega of the
+    clean image; 'detached' has the deployed network without the detector's gradient (T1), 'deployed' with it (T2).
+    `noise` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
+    without it, any noise is called an attack.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        eps: Sequence[float] = (8.0,),
+        noise: float = 0.0,
+        attackers: Sequence[str] = ("nat",),
+    ) -> None:
+        unknown = set(attackers) - {"nat", "adv", "detached", "deployed"}
+        if unknown or not attackers:
+            raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
+        self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
+
+    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        assert isinstance(net, AWNet)
+        eps = _draw(self.eps, chance, "radius") / 255
+        steps = chance.integer(1, 2 * self.inner.budget.steps, "steps")
+        step = eps * (1.0 if steps == 1 else chance.number(max(0.25, 1 / steps), 1, "step"))
+        attacker = _draw(self.attackers, chance, "attacker")
+        net.eval()
+        with torch.no_grad():
+            signals = net.detect(x)
+
+        def model(z: Tensor) -> Tensor:
+            if attacker == "deployed":
+                return net(z)
+            if attacker == "detached":
+                return net.classify(z, net.detect(z.detach()))
+            return net.classify(z, signals, "adv" if attacker == "adv" else "nat")
+
+        start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
+        x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
+        net.train()
+        return Step(sign_noise(x, self.noise, eps, chance), x_adv, y)
+
+    def loss(self, net: nn.Module, step: Step) -> Loss:
+        assert isinstance(net, AWNet)
+        images = torch.cat([step.x, step.x_adv])
+        loss = type_loss(net.type_head(net.extractor(net.normalise(images))), len(step.x))
+        return Loss(loss, {"type": loss.item()})
+
+
+def _draw(choices: Sequence[Any], chance: Chance, purpose: str) -> Any:
+    return choices[chance.integer(0, len(choices), purpose)]

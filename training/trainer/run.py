@@ -1,0 +1,209 @@
+"""One run of a recipe: its network, averages, optimiser and objective, how far they are, and last.pt that holds it all.
+
+A `Run` takes steps and tells nobody; when to save, what to measure and what to say is decided in `training.train`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .. import checkpoint
+from ..awnet import AWNet
+from ..data import ImageSet, shuffled_batches
+from ..rng import Chance
+from .distributed import SOLO, Ranks
+from .objectives import Loss
+from .recipe import RecipeError, build_objective, build_optimizer, parameter_groups, schedule, starting_network
+from .step import Runtime, train_step
+
+
+@dataclass
+class Progress:
+    """How far a run is: in last.pt, so that it goes on from any step."""
+
+    epoch: int = 0  # epochs that are finished
+    done: int = 0  # steps of the next one
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses of those steps
+    seconds: float = 0.0  # that those steps took
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_figure: float = float("-inf")
+
+
+class Run:
+    """A recipe at work on the images of `images.train`, from the folder `out`, in one process of `ranks`.
+
+    Everything random in it follows from (seed, epoch, step, image). Making one writes nothing.
+
+    Raises:
+        RecipeError: what the recipe asks for does not exist, or not here.
+    """
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Mapping[str, Any]],
+        images: ImageSet,
+        out: Path,
+        runtime: Runtime,
+        ranks: Ranks = SOLO,
+    ) -> None:
+        self.recipe, self.last, self.runtime, self.ranks = recipe, out / "last.pt", runtime, ranks
+        optim, options = recipe["optim"], recipe["runtime"]
+        self.batch_size: int = optim["batch_size"]
+        self.accumulate: int = optim["accumulate"]
+        if self.accumulate < 1 or self.batch_size % (self.accumulate * ranks.size):
+            raise RecipeError(
+                f"optim.batch_size {self.batch_size} cannot be cut into equal parts for {ranks.size} processes times "
+                f"optim.accumulate {self.accumulate}"
+            )
+        torch.manual_seed(recipe["data"]["seed"])
+        net = starting_network(recipe, out.parent, len(images.labels), images.validation.images.shape[-1])
+        if options["sync_batch_norm"] and ranks.size > 1:
+            if runtime.device.type != "cuda":
+                raise RecipeError("runtime.sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU")
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        self.net: nn.Module = net.to(runtime.device, memory_format=torch.channels_last)
+        self.objective = build_objective(recipe, out.parent, runtime.device)
+        self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim)
+        self.averaged = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True)
+            if optim["ema"]
+            else None
+        )
+        split = images.train.head(recipe["data"]["train_images"] or None)  # 0: all
+        self.split = split.on(runtime.device) if options["data_on_device"] else split
+        self.steps_per_epoch: int = len(self.split) // self.batch_size
+        self.factor = schedule(optim, self.steps_per_epoch)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.at = Progress()
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been taken since the run began."""
+        return self.at.epoch * self.steps_per_epoch + self.at.done
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no epoch left."""
+        return bool(self.at.epoch >= self.recipe["optim"]["epochs"])
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is measured and published: the averaged one where there is one."""
+        return self.net if self.averaged is None else self.averaged.module
+
+    def save(self) -> None:
+        """Write last.pt; only the first process does."""
+        if self.ranks.first:
+            run = {
+                "network": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "objective": self.objective.state_dict(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                **asdict(self.at),
+            }
+            checkpoint.save(self.last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
+
+    def load(self) -> None:
+        """Go on from last.pt; see `checkpoint.read` for the errors."""
+        state = checkpoint.read(self.last)["run"]
+        self.net.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        known = {f.name for f in fields(Progress)}  # last.pt of older versions lacks some
+        self.at = Progress(**{k: v for k, v in state.items() if k in known})
+
+    def compile(self) -> None:
+        """`torch.compile` for whatever a step calls: attacks and losses go past `forward`, all that `net.compile` sees.
+
+        Needs a C++ compiler on a CPU. The first steps take minutes.
+        """
+        torch._dynamo.config.recompile_limit = 64  # both modes, all branches, with and without gradients: more than 8
+        calls = ("detect", "classify") if isinstance(self.net, AWNet) else ("forward", "exits")
+        for call in calls:
+            if hasattr(self.net, call):
+                setattr(self.net, call, torch.compile(getattr(self.net, call)))
+
+    def agree(self) -> None:
+        """The first process's network and averages in every process; RuntimeError where another has other ones."""
+        for held in filter(None, (self.net, self.averaged)):
+            self.ranks.same(held)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Chance]]:
+        """What is left of this epoch's batches: this process's images x, their labels y, the step's random numbers."""
+        return shuffled_batches(
+            self.split,
+            self.batch_size,
+            self.recipe["data"]["seed"],
+            self.at.epoch,
+            self.recipe["data"]["padding"],
+            first=self.at.done,
+            part=self.ranks.rank,
+            parts=self.ranks.size,
+            device=self.runtime.device,
+        )
+
+    def step(self, x: Tensor, y: Tensor, chance: Chance) -> Loss:
+        """One update with what `batches` gave, at this step's learning rates; its losses join the epoch's sums."""
+        optim, factor = self.recipe["optim"], self.factor(self.steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        self.objective.follow(factor)
+        loss = train_step(
+            self.net,
+            self.objective,
+            self.optimizer,
+            x,
+            y,
+            self.runtime,
+            awp=optim["awp"] if self.at.epoch >= optim["awp_from"] else 0.0,
+            chance=chance,
+            parts=self.accumulate,
+            ranks=self.ranks,
+        )
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
+        for part, value in loss.parts.items():
+            self.at.sums[part] = self.at.sums.get(part, 0.0) + value
+        self.at.done += 1
+        return loss
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The finished epoch as a row of the history, its losses as means; from here on the next one counts."""
+        at = self.at
+        row = {
+            "epoch": at.epoch + 1,
+            "train_seconds": round(at.seconds, 1),
+            "images_per_second": round(self.steps_per_epoch * self.batch_size / max(at.seconds, 1e-9), 1),
+            **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in at.sums.items()},
+        }
+        at.epoch, at.done, at.sums, at.seconds = at.epoch + 1, 0, {}, 0.0
+        self.agree()
+        return row
+
+
+def locked(out: Path) -> IO[str]:
+    """The folder, made where it is missing, for this process alone as long as the file that comes back is open.
+
+    `torchrun` killed with -9 leaves its processes running: they and a resumed run must not write into each other's.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise FileExistsError(f"another process is training in {out}: wait for it, or end it") from None
+    return lock

@@ -1,0 +1,182 @@
+"""What is measured on the validation split while a network is trained, and what goes into best.pt with its weights.
+
+Accuracies and AUROC by which epochs are compared; exits, temperature and thresholds that belong to a checkpoint.
+Nothing here reads a test image.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..attacks import Budget, pgd_trades
+from ..awnet import ADVERSARIAL, AWNet
+from ..baselines import StaticNet
+from ..data import ImageSet, Split
+from ..evaluation.detection import auroc, calibrate
+from .distributed import SOLO, Ranks
+from .objectives import DetectorPretraining, Objective
+from .step import Runtime
+
+
+def measure(
+    net: nn.Module, objective: Objective, split: Split, steps: int, runtime: Runtime, ranks: Ranks = SOLO
+) -> dict[str, float]:
+    """The figures of an epoch: AUROC where a detector is pretrained, otherwise what `validate` finds with `steps`.
+
+    A multi-exit network chooses its exits first; from then on they are part of it.
+    """
+    if isinstance(objective, DetectorPretraining):
+        assert isinstance(net, AWNet)
+        return detector_figures(net, split, runtime, ranks)
+    if isinstance(net, StaticNet) and net.multi_exit:
+        set_exits(net, split.head(500), runtime)
+    return validate(net, split, steps, runtime, ranks=ranks)
+
+
+def merit(figures: Mapping[str, float]) -> float:
+    """What best.pt is chosen by: the first of W-Robust, clean accuracy and AUROC that was measured; -inf: none was."""
+    return next((figures[key] for key in ("w_robust", "clean", "auroc") if key in figures), float("-inf"))
+
+
+@torch.no_grad()
+def validate(
+    net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: int = 250, ranks: Ranks = SOLO
+) -> dict[str, float]:
+    """Clean accuracy, PGD accuracy (T2, PGD_trades with `steps`), W-Robust (Eq. 25) and AUROC, in percent but the last.
+
+    With `steps` 0 nothing is attacked and W-Robust is left out. Each process judges some of the batches.
+    """
+    was_training = net.training
+    net.eval()
+    right, right_adv = 0, 0
+    scores: dict[str, list[Tensor]] = {"nat": [], "adv": []}
+
+    def judge(x: Tensor, kind: str) -> Tensor:
+        if isinstance(net, AWNet):
+            signals = net.detect(x)
+            scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
+            return net.classify(x, signals).argmax(1)
+        return net(x).argmax(1)
+
+    for x, y in shared_batches(split, batch, runtime, ranks):
+        with runtime.autocast():
+            right += int((judge(x, "nat") == y).sum())
+            if steps:
+                x_adv = pgd_trades(net, x, y, Budget(steps=steps))
+                right_adv += int((judge(x_adv, "adv") == y).sum())
+    net.train(was_training)
+    parts = ranks.gather((right, right_adv, scores["nat"], scores["adv"]))
+    right, right_adv = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    scores = {"nat": [s for part in parts for s in part[2]], "adv": [s for part in parts for s in part[3]]}
+    clean = 100 * right / len(split)
+    if not steps:
+        return {"clean": clean}
+    adv = 100 * right_adv / len(split)
+    figures = {"clean": clean, "pgd": adv, "w_robust": (clean + adv) / 2}
+    if scores["adv"]:
+        figures["auroc"] = auroc(torch.cat(scores["nat"]), torch.cat(scores["adv"]))
+    return figures
+
+
+def shared_batches(split: Split, size: int, runtime: Runtime, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `split` that this process judges; random starts are those of the batch's number, in every run."""
+    for i, (x, y) in enumerate(split.batches(size)):
+        if i % ranks.size == ranks.rank:
+            torch.manual_seed(i)
+            yield x.to(runtime.device), y.to(runtime.device)
+
+
+def detector_figures(net: AWNet, split: Split, runtime: Runtime, ranks: Ranks = SOLO) -> dict[str, float]:
+    """What stage A is selected by: AUROC on PGD-10 examples made against the trunk, rounded to 8 bits."""
+    net.eval()
+    nat, adv = [], []
+    for x, y in shared_batches(split, 250, runtime, ranks):
+        with runtime.autocast():
+            signals = net.detect(x).detach()
+            budget = Budget(8 / 255, 2 / 255, 10)
+            x_adv = pgd_trades(lambda z, s=signals: net.classify(z, s, "nat"), x, y, budget)  # type: ignore[misc]
+            with torch.no_grad():
+                nat.append(signals.p_type[:, ADVERSARIAL].cpu())
+                adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL].cpu())
+    parts = ranks.gather((nat, adv))
+    return {"auroc": auroc(torch.cat([s for p in parts for s in p[0]]), torch.cat([s for p in parts for s in p[1]]))}
+
+
+def set_exits(net: StaticNet, split: Split, runtime: Runtime) -> None:
+    """Entropy thresholds of a multi-exit network, on validation images; they are part of its checkpoint."""
+    was_training = net.training
+    net.eval()
+    for x, _ in split.batches(len(split)):
+        net.set_exits(x.to(runtime.device))
+    net.train(was_training)
+
+
+def settle(net: nn.Module, objective: Objective, split: Split, ranks: Ranks = SOLO) -> None:
+    """What a network gets for good before it becomes best.pt: after a detector's pretraining, its temperature."""
+    if isinstance(objective, DetectorPretraining):
+        assert isinstance(net, AWNet)
+        set_type_temperature(net.eval(), split)
+        ranks.same(net)
+
+
+@torch.no_grad()
+def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
+    """Fix the type head's temperature: 99 % of its logit margins on clean images then lie within +-`spread`.
+
+    Scores then stay well inside what float32 and six printed digits can tell apart (1/(1+e^8) is 3e-4).
+    """
+    margins = []
+    for x, _ in split.batches(500):
+        logits = net.detect(x.to(net.type_head.weight.device)).type_logits
+        margins.append((logits[:, 0] - logits[:, 1]).abs())
+    reach = torch.cat(margins).quantile(0.99).item()
+    net.type_head.temperature.mul_(max(1.0, reach / spread))
+
+
+def finish(
+    net: nn.Module,
+    images: ImageSet,
+    recipe: Mapping[str, Any],
+    name: str,
+    metrics: Mapping[str, Any],
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """The document of best.pt: weights rounded to float16, thresholds measured on exactly those."""
+    document = checkpoint.pack(
+        net,
+        labels=images.labels,
+        recipe={"name": name, **recipe},
+        metrics=metrics,
+        provenance={"commit": commit(), "report": f"training/reports/{name.replace('/', '-')}.json"},
+        half=True,
+    )
+    if isinstance(net, AWNet):
+        rounded = checkpoint.BUILDERS["awnet"](document["config"]).eval()
+        rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in document["state"].items()})
+        rounded.to(device or torch.device("cpu"), memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as the server has it, on a GPU too
+            document["calibration"] = asdict(calibrate(rounded, images.validation.images.split(500)))
+    return document
+
+
+def commit() -> str:
+    """The repository's commit, or 'unknown' outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
