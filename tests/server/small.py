@@ -28,7 +28,7 @@ class SmallEngine:
 
     Attributes:
         fault: raised by every request while it is set.
-        delay: seconds that every request takes.
+        gate: every request waits while it is closed.
         asked: the terms of each request so far.
         cancelled: requests that were cancelled while they waited.
     """
@@ -36,7 +36,8 @@ class SmallEngine:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
         self.fault: Exception | None = None
-        self.delay = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.asked: list[Terms] = []
         self.cancelled = 0
 
@@ -80,7 +81,7 @@ class SmallRunner:
         if self._engine.fault is not None:
             raise self._engine.fault
         try:
-            await asyncio.sleep(self._engine.delay)
+            await self._engine.gate.wait()
         except asyncio.CancelledError:
             self._engine.cancelled += 1
             raise

@@ -23,6 +23,7 @@ from server.http.app import create_app
 from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import encoded, noise, plain, publish
+from tests.waiting import until
 
 PNG = encoded(noise())
 FOREVER = Terms()
@@ -108,11 +109,8 @@ async def client(engine: Any, **settings: Any) -> Any:
 
 
 async def until_ready(http: httpx.AsyncClient) -> None:
-    for _ in range(1000):
-        if (await http.get("/v2/health/ready")).status_code == 200:
-            return
+    while (await http.get("/v2/health/ready")).status_code != 200:
         await asyncio.sleep(0.01)
-    raise AssertionError("never became ready")
 
 
 def ask(http: httpx.AsyncClient, data: bytes = PNG, query: str = "") -> Awaitable[httpx.Response]:
@@ -120,7 +118,7 @@ def ask(http: httpx.AsyncClient, data: bytes = PNG, query: str = "") -> Awaitabl
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_the_server_is_live_before_it_is_ready(repository: Path) -> None:
@@ -162,8 +160,7 @@ def test_a_model_whose_golden_values_do_not_come_out_is_never_ready(tmp_path: Pa
         service.on_failure = lambda: told.append("failed")
         caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
         async with app.router.lifespan_context(app), caller as http:
-            while not told:
-                await asyncio.sleep(0.01)
+            await until(lambda: told)
             assert (await http.get("/v2/health/ready")).status_code == 503
             assert (await ask(http)).status_code == 503
         assert service.failure is not None
@@ -179,8 +176,7 @@ def test_a_start_that_fails_in_an_unforeseen_way_is_told_as_well(repository: Pat
         engine = Engine(repository)
         engine.start_fault = OSError("disk on fire")
         async with client(engine) as http:
-            await asyncio.sleep(0.05)
-            assert http.service.failure is not None
+            await until(lambda: http.service.failure is not None)
             assert (await http.get("/v2/health/ready")).status_code == 503
 
     run(scenario)

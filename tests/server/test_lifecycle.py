@@ -36,6 +36,7 @@ from server.errors import (
 from server.versions.events import Events
 from server.versions.models import Models
 from tests.server.tiny import SIZE, graph, manifest_of, publish, tensor, write
+from tests.waiting import settle, until
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (3, SIZE, SIZE), np.uint8)
 FOREVER = Terms()
@@ -83,6 +84,7 @@ class Shelf:
         self.opened: list[str] = []
         self.closed: list[str] = []
         self.asked: list[str] = []
+        self.looks = 0
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         self.opening: Callable[[], Awaitable[None]] | None = None
 
@@ -93,6 +95,7 @@ class Shelf:
         return await self.inner.catalogue()
 
     async def fingerprint(self) -> object:
+        self.looks += 1
         return await self.inner.fingerprint()
 
     async def open(self, name: str, version: int) -> Runner:
@@ -473,11 +476,11 @@ def test_an_engine_that_is_away_is_asked_again(tmp_path: Path, caplog: pytest.Lo
             assert models._events.reloads == ["loaded", "unavailable", "unavailable"]
             assert len(errors(caplog)) == 1
             watching = asyncio.create_task(models.watch(0.01))
-            await asyncio.sleep(0.05)
+            await until(lambda: models._events.reloads.count("unavailable") > 3)
             assert await answer(models) == "1"
             away[0] = False
-            while await answer(models) == "1":
-                await asyncio.sleep(0.01)
+            await until(lambda: models.latest().version == "2")
+            assert await answer(models) == "2"
             watching.cancel()
 
     run(scenario)
@@ -492,13 +495,14 @@ def test_polling_takes_what_appears_and_outlives_what_goes_wrong(tmp_path: Path)
         async with serving(shelf) as models, Load(models) as load:
             watching = asyncio.create_task(models.watch(0.01))
             home.rename(tmp_path / "elsewhere")
-            await asyncio.sleep(0.1)
+            looks = shelf.looks
+            await until(lambda: shelf.looks > looks + 2)
             (tmp_path / "elsewhere").rename(home)
             publish(home, "2", seed=1)
             while load.versions[-1] != "2":
                 await load.more(1)
-            opened = list(shelf.opened)
-            await asyncio.sleep(0.1)
+            opened, looks = list(shelf.opened), shelf.looks
+            await until(lambda: shelf.looks > looks + 5)
             assert shelf.opened == opened  # looking costs nothing while nothing changes
             watching.cancel()
 
@@ -565,12 +569,14 @@ def test_a_canary_whose_files_are_replaced_fails_nobody(tmp_path: Path) -> None:
             other = publish(tmp_path / "other", "2", seed=5) / "awnet/2/model.onnx"
             write(tmp_path / "awnet/2", other.read_bytes())
 
+            asked: list[str] = []
+
             async def slow() -> None:
-                await asyncio.sleep(0.05)
+                enough = len(asked) + 10
+                await until(lambda: len(asked) >= enough)
 
             shelf.opening = slow
             reloading = asyncio.create_task(models.reload())
-            asked = []
             while not reloading.done():
                 asked.append(await answer(models))
                 await asyncio.sleep(0)
@@ -686,8 +692,7 @@ def test_only_the_newest_versions_are_kept_open(tmp_path: Path) -> None:
                 await models.reload()
                 await load.more()
             assert sorted(models.loaded()["awnet"]) == ["3", "4"]
-            while models.status()["closing"]:
-                await asyncio.sleep(0.01)
+            await until(lambda: not models.status()["closing"])
             assert shelf.closed == ["1", "2"]
             assert models._events.open == {"awnet": {"3", "4"}}
 
@@ -704,12 +709,11 @@ def test_a_version_is_not_closed_while_a_request_holds_it(tmp_path: Path) -> Non
                 publish(tmp_path, "2", seed=1)
                 await models.reload()
                 assert await answer(models) == "2"
-                await asyncio.sleep(0.02)
+                await settle()
                 assert shelf.closed == []
                 assert (await lease.infer([Pixels(PICTURE)], FOREVER)).finite()
                 assert lease.model.version == "1"
-            while not shelf.closed:
-                await asyncio.sleep(0.001)
+            await until(lambda: shelf.closed == ["1"])
 
     run(scenario)
 
@@ -783,15 +787,15 @@ def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path
             assert told.now["awnet"] == {"1": "serving", "2": "shadow"}
             for n in range(5):
                 assert await answer(models) == "1"
-                while told.shadows.get("compared", 0) <= n:
-                    await asyncio.sleep(0.001)
+                await until(lambda n=n: told.shadows.get("compared", 0) > n)  # type: ignore[misc]
             assert told.disagreements["verdict"] == 5
             expected = [await lease_class(models, version) for version in ("1", "2")]
             assert told.disagreements.get("class", 0) == 5 * (expected[0] != expected[1])
             await models.set_shadow(None)
+            shelf.asked.clear()
             assert await answer(models) == "1"
-            await asyncio.sleep(0.02)
-            assert told.shadows == {"compared": 5}
+            await settle()
+            assert (shelf.asked, told.shadows) == (["1"], {"compared": 5})
 
     async def lease_class(models: Models, version: str) -> int:
         with models.lease(version=version) as lease:
@@ -816,8 +820,7 @@ def test_a_shadow_that_fails_is_only_counted(tmp_path: Path, fault: Exception) -
             shelf.before["2"] = fail
             for _ in range(3):
                 assert await answer(models) == "1"
-            await asyncio.sleep(0.02)
-            assert models._events.shadows == {"failed": 3}
+            await until(lambda: models._events.shadows == {"failed": 3})
 
     run(scenario)
 
@@ -963,7 +966,7 @@ def test_closing_waits_for_those_who_are_being_answered(tmp_path: Path) -> None:
         await models.start()
         with models.lease() as lease:
             closing = asyncio.create_task(models.close())
-            await asyncio.sleep(0.02)
+            await settle()
             assert shelf.closed == []
             with pytest.raises(NotReady):
                 models.lease()
