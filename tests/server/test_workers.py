@@ -122,6 +122,13 @@ def test_exemplars_outlive_the_way_through_the_supervisor(crew: Crew) -> None:
     assert [sample.exemplar for sample in families["awnet_request_seconds"].samples if sample.exemplar]
 
 
+def open_connections(port: int) -> int:
+    """TCP connections of a server on 127.0.0.1:`port` that it has not closed yet."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established, close_wait = "01", "08"
+    return sum(row[1].endswith(f":{port:04X}") and row[3] in (established, close_wait) for row in rows)
+
+
 def test_connections_are_shared_out(crew: Crew) -> None:
     """A caller's connection stays where it is: the worker that wakes first must not take them all."""
     pids = crew.pids()
@@ -130,6 +137,7 @@ def test_connections_are_shared_out(crew: Crew) -> None:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
 
     crew.http.close()
+    until(lambda: open_connections(crew.port) == 0)  # of tests before; a worker closes its end a moment later
     before = descriptors()
     held = [socket.create_connection(("127.0.0.1", crew.port)) for _ in range(8)]
     try:
