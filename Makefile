@@ -57,7 +57,8 @@ train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
 # Hours on two cores; killed and started again it goes on. A second `python -m training.reproduction.sweep` beside it shares the work.
 tables-small: $(VENV)/.locked ## Train and judge every network of the paper's tables at a small scale
 	$(PYTHON) -m training.reproduction.sweep --data-dir $(DATA_DIR) --runs $(RUNS)/tables $(ARGS)
-	$(PYTHON) -m training.evaluate --table all --runs $(RUNS)/tables --out training/reports/tables --page docs/reproduction.md
+	$(PYTHON) -m training.reproduction.tables --table all --runs $(RUNS)/tables --out training/reports/tables
+	$(PYTHON) -m training.reproduction.claims --runs $(RUNS)/tables --out training/reports/tables --page docs/reproduction.md
 	@set -e; for figure in 1 3 4 5 6 7 8; do \
 	  $(PYTHON) -m training.reproduction.figures --figure $$figure --spec training/reproduction/figures-small.toml --root $(RUNS)/tables \
 	    --data-dir $(DATA_DIR) --out training/reports/figures; \

@@ -68,6 +68,8 @@ def test_the_import_rules_hold(house):
         ("training/evaluation/report.py", "from ..trainer import recipe"),
         ("training/trainer/recipe.py", "from .. import train"),
         ("training/trainer/recipe.py", "from . import run"),
+        ("training/evaluate.py", "from .reproduction import tables"),
+        ("training/reproduction/sweep.py", "from . import tables"),
     ],
 )
 def test_a_forbidden_import_is_caught(house, module, line):

@@ -20,8 +20,6 @@ validation images, or are taken from the validation split where it carries none.
 The report is rewritten after every finished part, and a part's finished batches are kept beside it; started again
 with the same set-up, the program goes on where it stopped.
 
-`--table 1..7` writes a table of the paper from what `training.reproduction.sweep` has made: `--table 1 --help`.
-
 Attacks are those of `attacks.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive attack (T2
 only), PGD with restarts (`--pgd-restarts`) and AutoAttack. `--steps` gives all but FGSM another number of steps.
 The data set is the one that the checkpoint was trained on.
@@ -52,6 +50,7 @@ from .evaluation import detection
 from .evaluation.corruptions import HONEST
 from .evaluation.report import ONE_STEP, Progress, Report, to_hex, w_robust
 from .pretrained import FOREIGN, load_foreign
+from .renames import run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
 Part = Callable[[], dict[str, Any]]
@@ -389,9 +388,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the report's document."""
     given = sys.argv[1:] if argv is None else list(argv)
     if any(option.split("=")[0] == "--table" for option in given):
-        from .reproduction import tables  # which reads what this module has written
-
-        raise SystemExit(tables.main(given))
+        raise SystemExit(run_table(given))
     parser = arguments()
     args = parser.parse_args(argv)
     if args.threads:

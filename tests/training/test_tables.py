@@ -18,10 +18,11 @@ import torch
 
 from training import evaluate
 from training.data import ImageSet, Split
-from training.reproduction import sweep, tables
+from training.reproduction import claims, sweep, tables
+from training.reproduction.claims import Claim, judge
 from training.reproduction.results import Results, Run, binomial, student
 from training.reproduction.sweep import Specification, SpecificationError
-from training.reproduction.tables import Claim, build_table, judge, read_paper
+from training.reproduction.tables import build_table, read_paper
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -75,11 +76,13 @@ def data(monkeypatch: pytest.MonkeyPatch) -> None:
         return Split(images, torch.randint(0, 10, (n,), generator=generator))
 
     one = ImageSet(split(64), split(16), split(16), [f"class {i}" for i in range(10)])
-    for module in (tables, evaluate):
+    for module in (sweep, evaluate):
         monkeypatch.setattr(module, "load_images", lambda name, data_dir: one)
 
 
-def test_networks_are_made_after_what_they_need_and_only_once(specification: Path, data: None, tmp_path: Path) -> None:
+def test_networks_are_made_after_what_they_need_and_only_once(
+    specification: Path, data: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever order they stand in; a second call finds everything done, and another recipe is refused."""
     spec = Specification.read(specification)
     wanted = [n for n in spec.networks if ".s" not in n.name]
@@ -101,12 +104,11 @@ def test_networks_are_made_after_what_they_need_and_only_once(specification: Pat
 
     out = tmp_path / "out"
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
     specification.write_text(SMALL)
-    options = ["--table", "all", "--spec", str(specification), "--runs", str(runs), "--out", str(out)]
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main([*options, "--page", str(page)])
-    assert ended.value.code == 0
+    options = ["--spec", str(specification), "--runs", str(runs), "--out", str(out)]
+    assert tables.main(["--table", "all", *options]) == 0
+    assert claims.main([*options, "--page", str(page)]) == 0
     assert sorted(p.name for p in out.glob("table-*.png")) == [f"table-{n}.png" for n in range(1, 8)]
     rows = json.loads((out / "table-1.json").read_text())["rows"]
     done = [r for r in rows if r["verdict"] == "undecided"]
@@ -114,6 +116,27 @@ def test_networks_are_made_after_what_they_need_and_only_once(specification: Pat
     assert (out / done[0]["reports"][0]).is_file()
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "not tried" in text
+
+    # The old command writes the same files, and says in one line what it is now.
+    again = tmp_path / "again"
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    capsys.readouterr()
+    options = ["--spec", str(specification), "--runs", str(runs), "--out", str(again)]
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--table", "all", *options, "--page", str(page)])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 0 and "python -m training.reproduction.claims" in said
+    assert page.read_text() == text
+    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()} == files
+
+
+def test_a_page_without_the_ledger_s_place_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Both markers must be there."""
+    page = tmp_path / "page.md"
+    page.write_text("a page")
+    options = ["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--page", str(page)]
+    assert claims.main(options) == 2 and page.read_text() == "a page" and not (tmp_path / "out").exists()
 
 
 def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path, data: None, tmp_path: Path) -> None:
@@ -182,6 +205,12 @@ def test_the_small_scale_has_every_row_that_is_to_be_run() -> None:
                     assert judged and attack in judged["attacks"] and table["level"] in judged["levels"], (number, name)
 
 
+def test_the_networks_that_the_small_scale_is_given_are_in_the_repository() -> None:
+    """A sweep starts from a fresh checkout."""
+    given = Specification.read().given
+    assert given and [file for files in given.values() for file in files.values() if not file.is_file()] == []
+
+
 def test_the_paper_s_numbers_are_printed_as_they_are() -> None:
     """W-Robust is the mean of its parts (Eq. 25) but in three rows that the paper misprints."""
     wrong = set()
@@ -245,7 +274,7 @@ def test_a_verdict_needs_seeds_that_agree() -> None:
 def test_every_claim_speaks_of_networks_that_the_small_scale_makes() -> None:
     """With the level and the attack that it compares."""
     there = {n.title: n.judged for n in Specification.read().networks}
-    for claim in tables.claims():
+    for claim in claims.claims():
         for title, level, attack, kind in (claim.left, claim.right):
             judged = there[title]
             assert judged and level in judged["levels"], claim

@@ -1,11 +1,10 @@
 """The paper's figures 1 and 3 to 8 from checkpoints named in a TOML, each as PNG, SVG, JSON and Markdown.
 
     python -m training.reproduction.figures --figure 3 --spec training/reproduction/figures.toml --out figures
-    python -m training.reproduction.figures --figure 3 --out figures \
-        --spec training/reproduction/figures.toml --data-dir data
-
-    python -m training.reproduction.figures --figure 4 --out figures \
-        --spec training/reproduction/figures-small.toml --root runs/tables
+    python -m training.reproduction.figures --figure 3 --spec training/reproduction/figures.toml --out figures \\
+        --data-dir data
+    python -m training.reproduction.figures --figure 4 --spec training/reproduction/figures-small.toml --out figures \\
+        --root runs/tables
 
 A table of the specification is one figure: `networks` (label -> checkpoint) for figures 1 and 3 to 7, `runs`
 (label -> history.json of a training) for figure 8; files are relative to `--root`, or to the specification.
@@ -30,6 +29,7 @@ import torch
 from .. import checkpoint
 from ..data import load_images
 from ..evaluation.report import write_text
+from . import drawing
 from .filters import describe, moments_of, spread
 
 FIGURES = ("1", "3", "4", "5", "6", "7", "8")
@@ -94,14 +94,7 @@ def density(values: Sequence[float], points: int = 200) -> tuple[list[float], li
 
 def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
     """PNG and SVG beside each other."""
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ValueError("figures need the package matplotlib: pip install matplotlib") from error
-    matplotlib.rcParams["svg.hashsalt"] = "awnet"  # the same numbers give the same file
+    plt = drawing.pyplot()
     if figure == "8":
         fig, axes = plt.subplots(1, 2, figsize=(10, 4))
         for label, run in numbers.items():
@@ -137,11 +130,7 @@ def draw(figure: str, numbers: Mapping[str, Any], out: Path) -> None:
                 ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
     fig.tight_layout()
-    for kind in ("png", "svg"):
-        partial = out.with_suffix(f".partial.{kind}")
-        fig.savefig(partial, metadata={"Date": None} if kind == "svg" else None)
-        partial.replace(out.with_suffix(f".{kind}"))
-    plt.close(fig)
+    drawing.save(fig, out)
 
 
 def markdown(figure: str, numbers: Mapping[str, Any]) -> str:
@@ -173,7 +162,11 @@ def markdown(figure: str, numbers: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m training.reproduction.figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--figure", required=True, choices=FIGURES)
     parser.add_argument("--spec", type=Path, required=True, help="TOML: which checkpoints (or runs) a figure shows")
     parser.add_argument(

@@ -1,9 +1,9 @@
 """The networks of the paper's tables, trained and judged unattended at the scale of a specification.
 
-    python -m training.reproduction.sweep --data-dir data --runs runs/tables                 everything, in order; hours
+    python -m training.reproduction.sweep --data-dir data --runs runs/tables          everything, in order; hours
     python -m training.reproduction.sweep --data-dir data --runs runs/tables --only awnet static
-    python -m training.reproduction.sweep --data-dir data --runs runs/tables --list          what is finished
-    python -m training.evaluate --table 3 --runs runs/tables --out DIR           a table from what is finished
+    python -m training.reproduction.sweep --data-dir data --runs runs/tables --list   what is finished
+    python -m training.reproduction.tables --table 3 --runs runs/tables --out DIR     a table from what is finished
 
 A run lies in RUNS/<set>/<name>: what `training.train` writes, `report.json` of `training.evaluate`, and `done.json`
 when both are finished. Killed and started again, the program goes on inside an epoch's or an attack's last
