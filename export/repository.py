@@ -11,14 +11,11 @@ that also describes a version not there yet; the next publication sweeps up.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +23,7 @@ import onnx
 from onnx import TensorProto
 
 from .contract import METADATA_KEY
+from .files import alone_in, replace, sync, write
 
 MODEL_FILE, CONFIG_FILE, MANIFEST_FILE = "model.onnx", "config.pbtxt", "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -60,7 +58,7 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
     check_free(repository, name=name, version=version)
     home = repository / name
     home.mkdir(parents=True, exist_ok=True)
-    with _alone_in(home):
+    with alone_in(home):
         for stale in home.glob(f"{STAGING}*"):
             shutil.rmtree(stale)
         check_free(repository, name=name, version=version)  # again: another exporter may have been here
@@ -74,13 +72,12 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
 
         staging = home / f"{STAGING}{version}"
         staging.mkdir()
-        _write(staging / MODEL_FILE, model)
-        _write(staging / MANIFEST_FILE, manifest(model, name, version))
-        _sync(staging)
-        _write(home / f"{CONFIG_FILE}.partial", config.encode())
-        (home / f"{CONFIG_FILE}.partial").replace(home / CONFIG_FILE)
+        write(staging / MODEL_FILE, model)
+        write(staging / MANIFEST_FILE, manifest(model, name, version))
+        sync(staging)
+        replace(home / CONFIG_FILE, config.encode())
         staging.rename(target)
-        _sync(home)
+        sync(home)
     return target
 
 
@@ -183,38 +180,3 @@ def _quoted(text: str) -> str:
     """A protobuf text-format string; text may hold any character."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold off other exporters; the lock goes with the process, so a kill leaves none behind."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file whole: whoever reads it sees the old one or the new one, also after a power cut."""
-    partial = path.with_name(f"{path.name}.partial")
-    _write(partial, data)
-    partial.replace(path)
-    _sync(path.parent)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from .repository import MANIFEST_FILE, MODEL_FILE, NAME, RepositoryError, manifest, replace, versions
+from .files import replace
+from .repository import MANIFEST_FILE, MODEL_FILE, NAME, RepositoryError, manifest, versions
 
 SIGNATURE_FILE = "manifest.json.sig"
 

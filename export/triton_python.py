@@ -10,14 +10,14 @@ Only the standard library is used, so that the small environment of Triton itsel
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
-import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .files import alone_in, replace, sync, write
 
 MODEL_FILE, CONFIG_FILE, PROGRAM_FILE = "model.onnx", "config.pbtxt", "model.py"
 PROGRAM = Path(__file__).with_name("triton_backend.py")
@@ -64,9 +64,7 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
             raise ConversionError(f"{source / CONFIG_FILE} does not name the SHA-256 of version {version}, {sha256}")
 
     home.mkdir(parents=True, exist_ok=True)
-    lock = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, so a kill leaves none behind
+    with alone_in(home):
         for stale in home.glob(f"{STAGING}*"):
             shutil.rmtree(stale)
         present = _versions(home)
@@ -79,18 +77,16 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
         for version in sorted(set(models) - set(present)):
             staging = home / f"{STAGING}{version}"
             staging.mkdir()
-            _write(staging / MODEL_FILE, models[version])
-            _write(staging / PROGRAM_FILE, PROGRAM.read_bytes())
-            _sync(staging)
+            write(staging / MODEL_FILE, models[version])
+            write(staging / PROGRAM_FILE, PROGRAM.read_bytes())
+            sync(staging)
             staged.append((staging, home / str(version)))
-        _replace(home / CONFIG_FILE, config.encode())
+        _put(home / CONFIG_FILE, config.encode())
         for staging, target in staged:
             staging.rename(target)
         for version in present:  # another release of ours may bring another program
-            _replace(home / str(version) / PROGRAM_FILE, PROGRAM.read_bytes())
-        _sync(home)
-    finally:
-        os.close(lock)
+            _put(home / str(version) / PROGRAM_FILE, PROGRAM.read_bytes())
+        sync(home)
     return sorted(models)
 
 
@@ -99,29 +95,10 @@ def _versions(home: Path) -> list[int]:
     return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and (p / MODEL_FILE).is_file())
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put `data` in the place of the file, whole or not at all; one that holds it already stays as it is."""
-    if path.is_file() and path.read_bytes() == data:
-        return
-    partial = path.with_name(path.name + ".partial")
-    _write(partial, data)
-    partial.replace(path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _put(path: Path, data: bytes) -> None:
+    """Put `data` in the place of the file; one that holds it already stays as it is."""
+    if not path.is_file() or path.read_bytes() != data:
+        replace(path, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

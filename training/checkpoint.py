@@ -8,7 +8,6 @@ either. Weights of published checkpoints may be stored in float16; they load as 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import files
 from .awnet import AWNet, AWNetConfig
 from .baselines import StaticConfig, build_static
 
@@ -99,14 +99,8 @@ def pack(
 
 
 def save(path: Path, document: Mapping[str, Any]) -> None:
-    """Write atomically: a reader, or a kill, meets the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as f:
-        torch.save(dict(document), f)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    """Whole or not at all."""
+    files.save(path, dict(document))
 
 
 def read(path: Path) -> dict[str, Any]:

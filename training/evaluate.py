@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, files
 from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, cross_entropy, evade, project, quantise
 from .awnet import ADVERSARIAL, NATURAL, AWNet
 from .data import SETS, Split, load_images
@@ -267,10 +267,7 @@ class Evaluation:
         if cache is not None:
             if not cache.is_file():
                 made = torch.cat([(run(model, x, y, budget) - x).half().cpu() for x, y in self.batches(split, title)])
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                partial = cache.with_name(cache.name + ".partial")
-                torch.save(made.contiguous(), partial)
-                partial.replace(cache)
+                files.save(cache, made.contiguous())
             deltas = torch.load(cache, weights_only=True).split(self.batch_size)
 
         def passed_on(i: int, x: Tensor, y: Tensor) -> Tensor:

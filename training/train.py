@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .data import ImageSet, load_images
+from .files import write_json
 from .trainer.distributed import SOLO, Ranks, joined
 from .trainer.recipe import RecipeError, read_recipe
 from .trainer.run import Run, locked
@@ -210,13 +211,6 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
             bar.close()
             return False
     return True
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Atomically, indented."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import files
 
 FORMAT = 1
 ONE_STEP = ("fgsm",)
@@ -124,9 +125,8 @@ class Report:
     def write(self) -> dict[str, Any]:
         """Both files as they stand; returns the document."""
         document = self.document()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(document, indent=1) + "\n")
-        write_text(self.path.with_suffix(".md"), markdown(document))
+        files.write_json(self.path, document)
+        files.write_text(self.path.with_suffix(".md"), markdown(document))
         return document
 
 
@@ -179,21 +179,12 @@ class Progress:
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(document, partial)
-        partial.replace(self.path)
+        files.save(self.path, document)
         self.written = time.perf_counter()
 
     def end(self) -> None:
         """The part is in the report now."""
         self.path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def markdown(document: dict[str, Any]) -> str:

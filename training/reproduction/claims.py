@@ -14,7 +14,6 @@ points.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.report import write_text
+from ..files import write_json, write_text
 from . import sweep, tables
 from .results import KINDS, Figure, Results, Run
 from .tables import build_table, head_of, percent, row_of, shown
@@ -236,9 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
     whole = {"scale": results.scale, "claims": judged, "readings": extractors}
-    write_text(args.out / "ledger.json", json.dumps(whole, indent=1) + "\n")
+    write_json(args.out / "ledger.json", whole)
     write_text(args.out / "ledger.md", f"# Ledger\n\n{text}")
     verdicts = Counter(j["verdict"].partition(":")[0] for j in judged)
     print(f"{len(judged)} claims: {', '.join(f'{n} {v}' for v, n in sorted(verdicts.items()))}, {args.out}/ledger.md")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..files import whole
+
 
 def pyplot() -> Any:
     """matplotlib's pyplot; ValueError where the package is missing."""
@@ -22,7 +24,6 @@ def pyplot() -> Any:
 def save(figure: Any, out: Path, **options: Any) -> None:
     """out.png and out.svg, each whole or not at all; the figure is closed."""
     for suffix in ("png", "svg"):
-        partial = out.with_suffix(f".partial.{suffix}")
-        figure.savefig(partial, metadata={"Date": None} if suffix == "svg" else None, **options)
-        partial.replace(out.with_suffix(f".{suffix}"))
+        with whole(out.with_suffix(f".{suffix}")) as partial:
+            figure.savefig(partial, format=suffix, metadata={"Date": None} if suffix == "svg" else None, **options)
     pyplot().close(figure)

@@ -28,7 +28,7 @@ import torch
 
 from .. import checkpoint
 from ..data import load_images
-from ..evaluation.report import write_text
+from ..files import write_json, write_text
 from . import drawing
 from .filters import describe, moments_of, spread
 
@@ -179,14 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = read_spec(args.spec, args.figure, args.root)
         numbers = curves(files) if args.figure == "8" else filters(files, args.data_dir, args.images)
-        args.out.mkdir(parents=True, exist_ok=True)
         out = args.out / f"figure-{args.figure}"
         draw(args.figure, numbers, out)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     document = {"figure": args.figure, "files": {label: file.name for label, file in files.items()}, "numbers": numbers}
-    write_text(out.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+    write_json(out.with_suffix(".json"), document)
     write_text(out.with_suffix(".md"), markdown(args.figure, numbers))
     return 0
 

@@ -14,7 +14,6 @@ earlier stages are there.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shutil
 import sys
@@ -30,7 +29,8 @@ import torch
 
 from .. import evaluate
 from ..data import load_images
-from ..train import train, write_json
+from ..files import lock, whole, write_json
+from ..train import train
 from ..trainer.recipe import RecipeError, read_recipe
 from ..trainer.validation import commit
 
@@ -147,14 +147,12 @@ def done(net: Network, runs: Path) -> bool:
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether nobody else works on this run; the claim ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".claim").open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    held = lock(folder / ".claim")
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            held.close()
 
 
 def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
@@ -196,9 +194,8 @@ def work(spec: Specification, wanted: Sequence[Network], data_dir: Path, runs: P
         for name, file in files.items():
             target = runs / folder / name / "best.pt"
             if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target.with_name("best.pt.partial"))
-                target.with_name("best.pt.partial").replace(target)
+                with whole(target) as partial:
+                    shutil.copyfile(file, partial)
     failed: set[str] = set()
     while open_ := [n for n in wanted if n.title not in failed and not done(n, runs)]:
         ready = [n for n in open_ if all(finished(n.folder, need, spec, runs) for need in n.needs)]

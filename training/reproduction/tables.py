@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.report import write_text
+from ..files import write_json, write_text
 from . import drawing, sweep
 from .results import KINDS, Figure, Results, is_of
 
@@ -174,10 +174,9 @@ def head_of(*cells: str) -> list[str]:
 def write(number: str, results: Results, out: Path) -> dict[str, Any]:
     """table-N.md, .json, .png and .svg in `out`; returns the document."""
     document = build_table(number, results)
-    out.mkdir(parents=True, exist_ok=True)
     base = out / f"table-{number}"
     draw_table(document, base)
-    write_text(base.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+    write_json(base.with_suffix(".json"), document)
     write_text(base.with_suffix(".md"), table_markdown(document, results.about))
     return document
 
@@ -186,9 +185,8 @@ def keep_reports(results: Results, runs: Path, out: Path) -> None:
     """The reports behind the tables, with how each network was made, beside them."""
     for title, run in results.runs.items():
         target = out / f"{title}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
         report = json.loads((runs / title / "report.json").read_text())
-        write_text(target, json.dumps(report | {"made": run.made}, indent=1) + "\n")
+        write_json(target, report | {"made": run.made})
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,6 @@ A `Run` takes steps and tells nobody; when to save, what to measure and what to 
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .. import checkpoint
 from ..awnet import AWNet
 from ..data import ImageSet, shuffled_batches
+from ..files import lock
 from ..rng import Chance
 from .distributed import SOLO, Ranks
 from .objectives import Loss
@@ -199,11 +199,10 @@ def locked(out: Path) -> IO[str]:
     Raises:
         FileExistsError: another process holds it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    lock = (out / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise FileExistsError(f"another process is training in {out}: wait for it, or end it") from None
-    return lock
+    held = lock(out / "lock")
+    if held is None:
+        raise FileExistsError(f"another process is training in {out}: wait for it, or end it")
+    for written in ("last.pt", "best.pt"):
+        for partial in out.glob(f"{written}.*.partial"):  # of a process that was killed while it wrote
+            partial.unlink()
+    return held

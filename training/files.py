@@ -1,0 +1,63 @@
+"""Files that are there whole or not at all, and locks that end with their process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which takes the place of `path` when the block ends, or is removed where it fails.
+
+    Who reads `path`, or writes it in another process, meets the old file or a new one, never a part; so does who
+    comes back after a kill or a power cut. The folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as f:
+            os.fsync(f.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8."""
+    with whole(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Indented, keys in their order."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def save(path: Path, value: Any) -> None:
+    """What `torch.load` reads again. The bytes do not depend on the name of the file."""
+    with whole(path) as partial, partial.open("wb") as f:
+        torch.save(value, f)
+
+
+def lock(path: Path) -> IO[str] | None:
+    """The file at `path`, locked for this process until it is closed; None where another one holds the lock.
+
+    The lock ends with the process, even by SIGKILL; the file stays. The folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = path.open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        return None
+    return held
