@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from benchmarks.report import bundled_model
 from server.engines.repository import LARGEST_MANIFEST, Repository, scan
 from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
 from tests.server.tiny import ROOT, graph, manifest_of, publish, write
+from tests.waiting import eventually
 
 
 def test_a_version_is_read_as_it_was_published(tmp_path: Path) -> None:
@@ -77,7 +77,13 @@ def test_the_fingerprint_changes_with_every_file_and_with_nothing_else(tmp_path:
     (folder / "manifest.json.sig").write_text("x")
     assert changed()
     old = (folder / "model.onnx").stat()
-    time.sleep(0.01)
+    probe = tmp_path / "probe"
+
+    def later() -> bool:
+        probe.write_text("x")
+        return probe.stat().st_ctime_ns > old.st_ctime_ns
+
+    eventually(later)  # the file system's clock has ticked
     (folder / "model.onnx").write_bytes(b"y" * old.st_size)
     os.utime(folder / "model.onnx", ns=(old.st_atime_ns, old.st_mtime_ns))
     assert changed()

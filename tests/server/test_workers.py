@@ -25,11 +25,11 @@ from server.errors import StartupError, UnknownModel
 from server.http.app import create_app
 from server.settings import Settings
 from server.workers.member import _together
-from tests.server.test_process import Load, call, free_port, until
+from tests.server.test_process import Load, call, free_port
 from tests.server.tiny import Running, encoded, noise, plain, publish
+from tests.waiting import eventually, until
 
 PNG = encoded(noise())
-START = 180  # seconds that a worker may take on a busy machine
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -43,8 +43,8 @@ class Crew(Running):
         super().__init__(repository, workers=2, admin_port=port, threads=1, golden_canary_seconds=0, **settings)
 
     def wait_complete(self) -> None:
-        self.wait_ready(START)
-        until(lambda: self.value("awnet_workers_up") == 2, START)
+        self.wait_ready()
+        eventually(lambda: self.value("awnet_workers_up") == 2)
 
     def status(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.admin}/models", timeout=60, verify=False).json())
@@ -82,13 +82,13 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     """One service for the tests below, each of which leaves it whole."""
     port = free_port()
     repository = publish(tmp_path_factory.mktemp("crew") / "models")
-    running = Crew(repository, grpc_port=port, drain_seconds=0.3, shutdown_seconds=10)
+    running = Crew(repository, grpc_port=port, drain_seconds=600)
     running.grpc = port
     try:
         running.wait_complete()
         yield running
     finally:
-        running.stop()
+        running.stop(signal.SIGINT)
 
 
 def test_any_worker_tells_the_figures_of_all(crew: Crew) -> None:
@@ -141,7 +141,7 @@ def test_connections_are_shared_out(crew: Crew) -> None:
     before = descriptors()
     held = [socket.create_connection(("127.0.0.1", crew.port)) for _ in range(8)]
     try:
-        until(lambda: sum(descriptors()) - sum(before) == 8)
+        eventually(lambda: sum(descriptors()) - sum(before) == 8)
         more = [now - then for now, then in zip(descriptors(), before, strict=True)]
         assert min(more) >= 2, more
     finally:
@@ -174,23 +174,25 @@ def test_the_page_shows_recent_verdicts_of_all(crew: Crew) -> None:
         return sum(map(sum, document["counts"]))
 
     given = crew.value("awnet_verdicts_total")
-    until(lambda: all(shown() == given for _ in range(6)))
+    eventually(lambda: all(shown() == given for _ in range(6)))
 
 
 def test_a_worker_that_is_killed_takes_its_gauges_and_leaves_its_counts(crew: Crew) -> None:
     """Under load: only what it had in flight fails, no counter ever goes back, and the worker is replaced."""
     callers = 4
+    predicted = {"route": "/predict", "code": "200"}
     scrapes: list[Series] = [crew.series()]
     pids, restarts = crew.pids(), crew.value("awnet_worker_restarts_total")
+    before = total(scrapes[0], "awnet_requests_total", **predicted)
     with Load(crew, callers) as load:
-        time.sleep(1.2)  # a worker tells its counts each second
+        eventually(lambda: crew.value("awnet_requests_total", **predicted) > before)
         os.kill(pids[0], signal.SIGKILL)
 
         def back() -> bool:
             scrapes.append(crew.series())
             return total(scrapes[-1], "awnet_worker_restarts_total") > restarts and crew.pids()[0] != pids[0]
 
-        until(lambda: back() and total(scrapes[-1], "awnet_workers_up") == 2, START)
+        eventually(lambda: back() and total(scrapes[-1], "awnet_workers_up") == 2)
         load.more()
     assert len(load.failures) <= callers, load.failures
     scrapes.append(crew.series())
@@ -204,10 +206,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_and_leaves_its_counts(crew: Cr
         for key, value in one.items():
             if key[0].endswith(("_total", "_bucket", "_count")):
                 assert next_one[key] >= value, key
-    predicted = {"route": "/predict", "code": "200"}
-    counted = total(scrapes[-1], "awnet_requests_total", **predicted) - total(
-        scrapes[0], "awnet_requests_total", **predicted
-    )
+    counted = total(scrapes[-1], "awnet_requests_total", **predicted) - before
     assert 0 < counted <= len(load.versions) + len(load.failures)
     assert set(scrapes[-1]) - set(scrapes[0]) <= {
         key for key in scrapes[-1] if key[0].startswith(("awnet_request", "awnet_rejections"))
@@ -243,18 +242,23 @@ def test_an_operators_call_reaches_all_and_a_replacement_serves_as_the_others_do
     pids, restarts = crew.pids(), crew.value("awnet_worker_restarts_total")
     away = crew.repository.rename(crew.repository.with_name("away"))
     os.kill(pids[1], signal.SIGKILL)
-    until(lambda: crew.value("awnet_worker_restarts_total") >= restarts + 2, START)
+    eventually(lambda: crew.value("awnet_worker_restarts_total") >= restarts + 2)
     assert crew.predict() == "1"
     away.rename(crew.repository)
-    until(lambda: len(crew.pids()) == 2 and crew.pids()[1] != pids[1], START)
+    eventually(lambda: len(crew.pids()) == 2 and crew.pids()[1] != pids[1])
     assert {crew.predict() for _ in range(8)} == {"1"}
     (model,) = crew.status()["models"]
     assert (model["serving"], model["not_taken_up_to"], crew.agrees()) == ("1", "2", True)
 
     publish(crew.repository, "3", seed=2)
     crew.process.send_signal(signal.SIGHUP)
-    until(lambda: crew.status()["models"][0]["serving"] == "3" and crew.agrees())
+    eventually(lambda: crew.status()["models"][0]["serving"] == "3" and crew.agrees())
     assert {crew.predict() for _ in range(8)} == {"3"}
+
+
+def fresh_ready(crew: Crew) -> bool:
+    """What the worker says that takes a new connection."""
+    return httpx.get(f"{crew.url}/v2/health/ready", verify=False, timeout=60).status_code == 200
 
 
 def test_sigterm_drains_all_workers(crew: Crew) -> None:
@@ -262,11 +266,10 @@ def test_sigterm_drains_all_workers(crew: Crew) -> None:
     pids = crew.pids()
     with Load(crew) as load:
         crew.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        load.leaving.set()
+        eventually(lambda: not any(fresh_ready(crew) for _ in range(8)))
+        load.more()
     assert load.failures == []
-    crew.process.communicate(timeout=60)
-    assert crew.process.returncode == 0
+    assert crew.stop() == 0  # a second signal: no balancer is waited for any longer
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", crew.port))
@@ -279,7 +282,7 @@ def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
     pids = crew.pids()
     crew.process.kill()
     crew.process.wait()
-    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
 def test_a_service_that_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
@@ -331,8 +334,7 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
         app = create_app(settings, EmbeddedEngine(Repository(repository), threads=1))
         service = app.state.service
         async with app.router.lifespan_context(app):
-            while not service.ready:
-                await asyncio.sleep(0.01)
+            await until(lambda: service.ready)
             begun = time.monotonic()
             right = 0
             while right < 3 and time.monotonic() - begun < (60 if seconds else 0.5):
