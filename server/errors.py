@@ -26,6 +26,10 @@ class AWNetError(Exception):
         self.detail = detail
         self.image = image
 
+    def at(self, image: int) -> None:
+        """It was raised by the image at this place of the request."""
+        self.image = image
+
 
 class RequestError(AWNetError):
     """The caller can mend it."""

@@ -11,13 +11,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .core.engine import Engine, Model, Priority, Signals, Terms
 from .core.images import Limits, Picture, Upload
 from .core.verdict import Verdict, judge
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
-from .monitoring.detection_metrics import report
 from .monitoring.golden_probe import Canaries
 from .monitoring.metrics import Metrics
 from .monitoring.request_log import CURRENT
@@ -25,9 +24,10 @@ from .monitoring.verdict_history import Recent
 from .settings import Settings
 from .versions.models import Models
 from .versions.rollout import Lease
-from .workers.member import Member
 
 log = logging.getLogger("awnet")
+
+CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,60 @@ class Outcome:
     verdicts: list[Verdict]
 
 
+class Fleet(Protocol):
+    """The processes behind one port, as one of them sees them: what concerns the service as a whole is asked here."""
+
+    def loaded(self) -> None:
+        """The models of this process are proven."""
+
+    async def families(self) -> list[list[Any]] | None:
+        """The metrics of all processes, see `Metrics.exposition`; None: those of this one are all. Raises LinkLost."""
+
+    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """What all processes have seen of attacks, where this one reports `here`. Raises LinkLost."""
+
+    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
+        """An operator's call, carried out in every process; `here` does so in this one. Raises what it raises."""
+
+    async def stop(self) -> None:
+        """This process leaves: it has answered its last request."""
+
+
+class SingleProcess:
+    """A `Fleet` of this process alone."""
+
+    def loaded(self) -> None:
+        """Nobody waits for it."""
+
+    async def families(self) -> None:
+        return None
+
+    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
+        return here()
+
+    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
+        return await here(do, given)
+
+    async def stop(self) -> None:
+        """There is nobody to tell."""
+
+
 class Service:
     """The models behind all front ends, and whether this process is leaving.
 
+    Args:
+        engine: not started; `start` and `stop` start and close it.
+        metrics: those that the engine reports its batches to.
+        fleet: the processes behind this port; default: this one alone.
+
     Attributes:
-        models: see `lifecycle`.
+        models: which versions there are and what each is for.
         recent: verdicts of the last minutes, for the page.
-        draining: set on SIGTERM; readiness goes off, requests are still answered.
-        failure: why the default model could not be served at the start, if so.
-        on_failure: called after a failed start; `__main__` ends the process there.
-        leaving: other front ends that are going; `stop` waits for them before it closes the models.
-        member: this process as one of several workers; None where it is the only one.
+        draining: readiness is off, requests are still answered.
+        failure: why the service cannot be what it was asked to be, if so; the process ends then.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, fleet: Fleet | None = None) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
@@ -73,9 +113,7 @@ class Service:
         self.recent = Recent()
         self.draining = False
         self.failure: AWNetError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
-        self.leaving: list[asyncio.Task[None]] = []
-        self.member: Member | None = None
+        self._fleet = fleet or SingleProcess()
         self._watching: asyncio.Task[None] | None = None
         self._canaries: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
@@ -88,17 +126,16 @@ class Service:
         return self.models.ready and self.engine.up() and not self.draining
 
     async def start(self) -> None:
-        """Open and prove the models, then be ready; a failure is logged and told to `on_failure`."""
+        """Open and prove the models, then be ready; a failure is logged and kept as `failure`."""
         begun = time.perf_counter()
         try:
             await self.models.start()
         except AWNetError as error:
-            log.critical("%s: %s", error.title, error.detail)
-            self._fail(error)
+            self.fail(error)
             return
         except Exception as error:
             log.critical("the model could not be loaded", exc_info=True)
-            self._fail(AWNetError(str(error)))
+            self.failure = AWNetError(str(error))
             return
         model = self.models.latest()
         log.info(
@@ -108,14 +145,22 @@ class Service:
             model.sha256[:12],
             1000 * (time.perf_counter() - begun),
         )
-        if self.member is not None:
-            self.member.loaded(self)
+        self._fleet.loaded()
         every = self.settings.golden_canary_seconds
         if every and not self.draining:
             canaries = Canaries(self.metrics.monitor, self._open, self.limits, every)
             self._canaries = asyncio.create_task(canaries.run())
         if self.settings.poll_seconds and not self.draining:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
+
+    def fail(self, error: AWNetError) -> None:
+        """Something that was asked for cannot be had: log it, and keep it as `failure`."""
+        log.critical("%s: %s", error.title, error.detail)
+        self.failure = error
+
+    def drain(self) -> None:
+        """The process is told to end: readiness goes off, so that balancers look away; requests are still answered."""
+        self.draining = True
 
     def reload_soon(self) -> None:
         """Look for new versions, on the event loop's thread; asked for while one looks, it looks once more."""
@@ -125,35 +170,30 @@ class Service:
             self._reloading = asyncio.create_task(self._reload())
 
     async def stop(self) -> None:
-        """Close everything; requests in flight are answered first."""
-        self.draining = True
+        """Close everything; requests in flight are answered first. No front end may send any more."""
+        self.drain()
         for task in (self._watching, self._reloading, self._canaries):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        if self.leaving:
-            await asyncio.wait(self.leaving)
-        if self.member is not None:
-            await self.member.stop(self)  # before the counts of closed versions go
+        await self._fleet.stop()  # before the counts of closed versions go
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics of the whole service, as `Metrics.exposition`. Raises Unavailable."""
-        if self.member is None:
-            return self.metrics.exposition(accept)
-        return self.metrics.exposition(accept, (await self.member.everything())["families"])
+        """The metrics of the whole service, as `Metrics.exposition`. Raises LinkLost."""
+        return self.metrics.exposition(accept, await self._fleet.families())
 
     async def detection(self) -> dict[str, object]:
-        """What the whole service has seen of attacks, for the admin port. Raises Unavailable."""
-        if self.member is None:
-            return self.metrics.monitor.report()
-        return report(await self.member.everything())
+        """What the whole service has seen of attacks, for the admin port. Raises LinkLost."""
+        return await self._fleet.detection(self.metrics.monitor.report)
 
     async def operate(self, do: str, *given: Any) -> dict[str, Any]:
-        """Carry an operator's call out, in all workers where there are several; see `carry_out`."""
-        if self.member is None:
-            return await self.carry_out(do, given)
-        return await self.member.everywhere(do, given)
+        """Carry an operator's call out in every process; see `carry_out`."""
+        return await self._fleet.operate(self.carry_out, do, given)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What this process has counted and what it serves, for the other processes; plain lists and dicts for JSON."""
+        return self.metrics.snapshot() | {"course": self.models.course(), "recent": self.recent.told()}
 
     async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
         """A call of an operator, in this process: the method of `Models`, its answer and what it raises."""
@@ -240,7 +280,3 @@ class Service:
                 await self.models.reload()
             except Exception:
                 log.exception("the reload failed")
-
-    def _fail(self, error: AWNetError) -> None:
-        self.failure = error
-        self.on_failure()

@@ -125,7 +125,7 @@ class Upload:
         try:
             self.decoded = decode(self._data, size, self._limits)
         except (ImageError, UnsupportedMedia) as error:
-            error.image = self._index
+            error.at(self._index)
             raise
         finally:
             self._data = None  # the file is of no use any more, and it may be megabytes

@@ -11,8 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +22,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..core.engine import Engine
 from ..core.images import Upload
 from ..errors import (
     AWNetError,
@@ -37,11 +35,10 @@ from ..errors import (
     problem_document,
     status_of,
 )
-from ..monitoring.metrics import OTHER, Metrics
+from ..monitoring.metrics import OTHER
 from ..monitoring.request_log import CURRENT, Record, RequestLog
 from ..oip import rest
 from ..service import Service
-from ..settings import Settings
 from . import openapi as docs_page
 from . import upload
 from .page import INDEX, PREFIX, Page
@@ -56,43 +53,14 @@ ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
-class Application(FastAPI):
-    """FastAPI behind `Front`; `state.service` is its `Service`."""
-
-    def __init__(self, service: Service, **options: Any) -> None:
-        super().__init__(**options)
-        self.state.service = service
-        self._front = Front(super().__call__, service)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._front(scope, receive, send)
-
-
-def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = None) -> Application:
-    """The application.
-
-    Args:
-        settings: see `server.settings`.
-        engine: not started; the application starts and closes it.
-        metrics: pass those that the engine reports its batches to; left out, the application makes its own.
-    """
-    service = Service(settings, engine, metrics or Metrics(engine.waiting, settings.queue_capacity))
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Loading does not hold up the socket: live is answered at once, ready when it is true.
-        loading = asyncio.create_task(service.start())
-        yield
-        await loading
-        await service.stop()
-
-    app = Application(
-        service,
+def create_app(service: Service) -> Front:
+    """The application on top of `service`, which whoever runs it starts and stops."""
+    settings = service.settings
+    app = FastAPI(
         title="AW-Net server",
         description="Which class, and was the picture tampered with?",
         docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
-        lifespan=lifespan,
     )
 
     @app.get("/v2/health/live", summary="The process answers.", tags=["health"])
@@ -139,7 +107,7 @@ def create_app(settings: Settings, engine: Engine, metrics: Metrics | None = Non
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-    return app
+    return Front(app, service)
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:

@@ -15,9 +15,6 @@ class Recent:
 
     Args:
         clock: seconds that never go back; on Linux the default is the same in all processes, and so are the slots.
-
-    Attributes:
-        elsewhere: slot -> counts of the other workers, where there are any; replaced as a whole.
     """
 
     def __init__(self, bins: int = 60, bin_seconds: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,7 +22,7 @@ class Recent:
         self._clock = clock
         self._counts = [[0] * len(VERDICTS) for _ in range(bins)]
         self._slot = int(clock() / bin_seconds)
-        self.elsewhere: Mapping[int, Sequence[int]] = {}
+        self._elsewhere: Mapping[int, Sequence[int]] = {}
 
     def add(self, verdicts: Iterable[Verdict]) -> None:
         """Count the verdicts of one answer."""
@@ -34,12 +31,16 @@ class Recent:
         for verdict in verdicts:
             slot[VERDICTS.index(verdict)] += 1
 
+    def hear(self, elsewhere: Mapping[int, Sequence[int]]) -> None:
+        """slot -> counts of the other workers, in place of what was heard before."""
+        self._elsewhere = elsewhere
+
     def document(self) -> dict[str, object]:
         """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last unfinished."""
         self._turn()
         none = [0] * len(VERDICTS)
         counts = [
-            [ours + theirs for ours, theirs in zip(here, self.elsewhere.get(slot, none), strict=True)]
+            [ours + theirs for ours, theirs in zip(here, self._elsewhere.get(slot, none), strict=True)]
             for slot, here in self._slots()
         ]
         return {"bin_seconds": self._seconds, "verdicts": list(VERDICTS), "counts": counts}

@@ -119,7 +119,7 @@ class Models:
                 raise StartupError(_why(self._main.name, passed_over))
             self._main.tell_split()
             self._started = True
-            self._reload.unlogged = None
+            self._reload.log_all()
             for change in passed_over:
                 log.error("%(model)s version %(version)s %(result)s: %(detail)s", change)
 
@@ -203,7 +203,7 @@ class Models:
         """
         async with self._changing:
             await self._set_apart(version)
-            self._main.shadow = version
+            self._main.compare(version)
             self._main.settle()
             return self.status()
 

@@ -37,19 +37,17 @@ class Reload:
         versions: where versions are opened.
         rollouts: the models, by name.
         events: is told what comes of it.
-
-    Attributes:
-        unlogged: the model whose failures are not logged here, since whoever starts the server is told in one line.
+        unlogged: the model whose failures are not logged until `log_all`: at the start they are told in one line.
     """
 
     def __init__(
-        self, engine: Engine, versions: Versions, rollouts: Mapping[str, Rollout], events: Events, unlogged: str | None
+        self, engine: Engine, versions: Versions, rollouts: Mapping[str, Rollout], events: Events, unlogged: str
     ) -> None:
         self._engine = engine
         self._versions = versions
         self._rollouts = rollouts
         self._events = events
-        self.unlogged = unlogged
+        self._unlogged: str | None = unlogged
         self._tried = {name: _Tried() for name in rollouts}
         self._seen: object = None
         self._unsettled = False  # something could not be tried and may be later, without any file changing
@@ -57,6 +55,10 @@ class Reload:
     async def due(self) -> bool:
         """Whether there may be something to try. Raises what `Engine.fingerprint` does."""
         return await self._engine.fingerprint() != self._seen or self._unsettled
+
+    def log_all(self) -> None:
+        """The start is over: log failures of every model."""
+        self._unlogged = None
 
     def forget(self) -> None:
         """Let the next `due` say yes."""
@@ -207,7 +209,7 @@ class Reload:
         tried.told[version, result] = detail
         if news or result != "absent":
             self._events.reload(name, result)
-        if news and name != self.unlogged:
+        if news and name != self._unlogged:
             what = name if version is None else f"{name} version {version}"
             serving = f"version {rollout.serving.model.version} serves on" if rollout.serving else "nothing is served"
             log.error("%s %s: %s; %s", what, result, detail, serving)

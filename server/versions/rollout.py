@@ -77,7 +77,7 @@ class Rollout:
         serving: what answers; None until there is a version that can be served.
         before: versions that answered before, oldest first.
         passed: versions up to this one are not taken by themselves.
-        canary, shadow: versions that have those roles as soon as they are open; the former is set by `split`.
+        canary, shadow: versions that have those roles as soon as they are open; see `split` and `compare`.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Rollout:
             raise UnknownModel(f"{self.name} has no version before {serving} to go back to")
         return next((version for version in earlier if str(version) in self.open), earlier[0])
 
-    # Changes, to versions that are open. After `switch`, `replaced`, `split` or a new `shadow` the caller settles.
+    # Changes, to versions that are open. After `switch`, `replaced`, `split` or `compare` the caller settles.
 
     def switch(self, opened: Opened) -> None:
         """From here on `opened` answers."""
@@ -237,6 +237,10 @@ class Rollout:
         """Give `version` so many millionths of the unversioned requests; None ends the split."""
         self.canary, self._millionths, self._owed = version, share if version is not None else 0, 0
         self.tell_split()
+
+    def compare(self, version: int | None) -> None:
+        """Let `version` be the shadow; None ends it."""
+        self.shadow = version
 
     def tell_split(self) -> None:
         """Tell `Events.canary` how requests are split."""

@@ -13,146 +13,20 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from ..errors import AWNetError, LinkLost, NotReady, StartupError
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..errors import LinkLost, NotReady, StartupError
+from ..monitoring.detection_metrics import report
+from ..service import CarryOut, Service
+from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, error_of, received
+from .sockets import Board
 
 log = logging.getLogger("awnet")
 
-TOLD_EVERY_SECONDS = 1.0  # also the most that a killed worker's counters and detection lose
-ANSWER_SECONDS = 5.0
-CALL_SECONDS = 600.0  # an operator's call may open models
-_LENGTH = 4  # bytes before each message that say how long it is
-
-Handler = Callable[[Any], Awaitable[Any]]
-
-
-class Link:
-    """Questions and answers over a connected Unix socket; either side may ask, several at a time.
-
-    Args:
-        handlers: what answers each kind of question; they are given its body. A handler that raises an AWNetError has
-            it raised again where the question came from.
-    """
-
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = handlers
-        self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._numbers = count()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writer: asyncio.StreamWriter | None = None
-        self.lost = asyncio.Event()
-
-    async def open(self, connected: socket.socket) -> None:
-        """Take the socket over and listen."""
-        connected.setblocking(False)
-        reader, self._writer = await asyncio.open_unix_connection(sock=connected)
-        self._begin(self._read(reader))
-
-    async def ask(self, what: str, body: Any = None, seconds: float = ANSWER_SECONDS) -> Any:
-        """The other side's answer. Raises LinkLost, or the error that its handler raised."""
-        number = next(self._numbers)
-        future = self._asked[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._send({"ask": number, "what": what, "body": body})
-            return await asyncio.wait_for(future, seconds)
-        except TimeoutError:
-            raise LinkLost(f"no answer within {seconds:g} s") from None
-        finally:
-            del self._asked[number]
-
-    def tell(self, what: str, body: Any = None) -> None:
-        """Something that needs no answer; nothing happens where the link is lost."""
-        with suppress(LinkLost):
-            self._send({"what": what, "body": body})
-
-    async def close(self) -> None:
-        """Let go of the socket."""
-        self.lost.set()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._writer is not None:
-            self._writer.close()
-            with suppress(OSError):
-                await self._writer.wait_closed()
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        if self._writer is None or self.lost.is_set():
-            raise LinkLost("the other process is gone")
-        self._writer.write(packed(message))
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                length = int.from_bytes(await reader.readexactly(_LENGTH), "big")
-                message = json.loads(await reader.readexactly(length))
-                if "what" in message:
-                    self._begin(self._answer(message))
-                elif (future := self._asked.get(message["answer"])) is not None and not future.done():
-                    if "problem" in message:
-                        future.set_exception(_error(*message["problem"]))
-                    else:
-                        future.set_result(message["body"])
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            self.lost.set()
-            for future in self._asked.values():
-                if not future.done():
-                    future.set_exception(LinkLost("the other process is gone"))
-
-    async def _answer(self, message: Mapping[str, Any]) -> None:
-        try:
-            told: dict[str, Any] = {"body": await self._handlers[message["what"]](message["body"])}
-        except AWNetError as error:
-            told = {"problem": [error.slug, error.detail]}
-        except Exception:
-            log.exception("%s failed", message["what"])
-            told = {"problem": [AWNetError.slug, "something went wrong here; the log has it"]}
-        if "ask" in message:
-            with suppress(LinkLost):
-                self._send({"answer": message["ask"], **told})
-
-    def _begin(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def packed(message: Mapping[str, Any]) -> bytes:
-    """A message as it goes over the link."""
-    data = json.dumps(message).encode()
-    return len(data).to_bytes(_LENGTH, "big") + data
-
-
-def received(connected: socket.socket) -> Any:
-    """The first message, waited for without an event loop. Raises EOFError."""
-
-    def exactly(size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = connected.recv(size - len(data))
-            if not part:
-                raise EOFError("the supervisor is gone")
-            data += part
-        return data
-
-    return json.loads(exactly(int.from_bytes(exactly(_LENGTH), "big")))
-
-
-def _error(slug: str, detail: str) -> AWNetError:
-    kinds = [AWNetError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return next(kind for kind in kinds if kind.slug == slug)(detail)
-
 
 class Member:
-    """This process as one of several workers.
+    """This process as one of several workers: a `service.Fleet` whose other processes are behind the supervisor.
 
     Args:
         connected: socket to the supervisor.
@@ -163,7 +37,8 @@ class Member:
         self.number = number
         self.first = first
         self._connected = connected
-        self._link: Link | None = None
+        self._link = Link()
+        self._snapshot: Callable[[], dict[str, Any]] = dict
         self._loaded = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -182,7 +57,7 @@ class Member:
             await accept()
 
         async def snapshot(body: Any) -> Any:
-            return _snapshot(service)
+            return service.snapshot()
 
         async def course(body: Any) -> Any:
             return service.models.course()
@@ -195,9 +70,11 @@ class Member:
             service.reload_soon()
 
         async def elsewhere(body: Any) -> None:
-            service.recent.elsewhere = {slot: counts for slot, counts in body}
+            service.recent.hear({slot: counts for slot, counts in body})
 
-        self._link = link = Link(
+        self._snapshot = service.snapshot
+        await self._link.open(
+            self._connected,
             {
                 "join": join,
                 "snapshot": snapshot,
@@ -205,45 +82,46 @@ class Member:
                 "operate": operate,
                 "reload": reload,
                 "elsewhere": elsewhere,
-            }
+            },
         )
-        await link.open(self._connected)
 
         async def watch() -> None:
-            await link.lost.wait()
+            await self._link.lost.wait()
             log.critical("the supervisor is gone: this worker leaves, too")
             leave()
 
         self._watching = asyncio.create_task(watch())
 
-    def loaded(self, service: Service) -> None:
+    def loaded(self) -> None:
         """The models are proven: ask to be let in, and tell from now on how things are."""
         self._loaded.set()
-        self._telling = asyncio.create_task(self._tell(service))
+        self._telling = asyncio.create_task(self._tell())
 
-    async def _tell(self, service: Service) -> None:
-        assert self._link is not None
+    async def _tell(self) -> None:
         self._link.tell("loaded")
         while True:
-            self._link.tell("snapshot", _snapshot(service))
+            self._link.tell("snapshot", self._snapshot())
             await asyncio.sleep(TOLD_EVERY_SECONDS)
 
-    async def stop(self, service: Service) -> None:
+    async def stop(self) -> None:
         """Tell the last counts and close the link."""
         for task in (self._telling, self._watching):
             if task is not None:
                 task.cancel()
-        if self._link is not None:
-            with suppress(LinkLost):
-                await self._link.ask("last", _snapshot(service))
-            await self._link.close()
+        with suppress(LinkLost):
+            await self._link.ask("last", self._snapshot())
+        await self._link.close()
 
-    async def everything(self) -> Any:
-        """`Totals.document` of all workers as they are now. Raises LinkLost."""
-        assert self._link is not None
-        return await self._link.ask("everything")
+    async def families(self) -> list[list[Any]]:
+        """The metrics of all workers as they are now. Raises LinkLost."""
+        families: list[list[Any]] = (await self._link.ask("everything"))["families"]
+        return families
 
-    async def everywhere(self, do: str, given: Sequence[Any]) -> dict[str, Any]:
+    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """What all workers have seen of attacks. Raises LinkLost."""
+        return report(await self._link.ask("everything"))
+
+    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """Have all workers carry an operator's call out.
 
         Returns:
@@ -253,13 +131,41 @@ class Member:
             AWNetError: as `Service.carry_out` where no worker could do it.
             StartupError: some could and some could not.
         """
-        assert self._link is not None
         answers = await self._link.ask("operate", {"do": do, "given": given}, CALL_SECONDS)
         return _together(answers)
 
 
-def _snapshot(service: Service) -> dict[str, Any]:
-    return service.metrics.snapshot() | {"course": service.models.course(), "recent": service.recent.told()}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the supervisor gives to a worker.
+
+    Attributes:
+        settings: of the server, this worker's share of what is shared out.
+        listening, admin: sockets of all workers.
+        board: how many connections each worker has.
+        salt: of the senders' names, the same in all workers.
+    """
+
+    settings: dict[str, Any]
+    member: Member
+    listening: Sequence[socket.socket]
+    admin: Sequence[socket.socket]
+    board: Board
+    salt: bytes
+
+
+def take_place(descriptor: int) -> Place:
+    """What the supervisor says first over the socket of this number. Raises EOFError where it is gone."""
+    connected = socket.socket(fileno=descriptor)
+    told = received(connected)
+    return Place(
+        told["settings"],
+        Member(connected, told["number"], told["first"]),
+        [socket.socket(fileno=number) for number in told["listening"]],
+        [socket.socket(fileno=number) for number in told["admin"]],
+        Board(told["board"], told["workers"], told["number"]),
+        bytes.fromhex(told["salt"]),
+    )
 
 
 def _together(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -268,7 +174,7 @@ def _together(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise NotReady("no worker serves at the moment")
     failed = [answer for answer in answers if "problem" in answer]
     if failed and len(failed) == len(answers):
-        raise _error(*failed[0]["problem"])
+        raise error_of(*failed[0]["problem"])
     if failed:
         told = "; ".join(f"worker {answer['worker']}: {answer['problem'][1]}" for answer in failed)
         raise StartupError(

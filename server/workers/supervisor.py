@@ -21,7 +21,7 @@ from typing import Any
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
 from ..settings import Settings
-from .member import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, packed
+from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, packed
 from .metrics_merge import Family, Totals
 from .sockets import BACKLOG, Board, bind, memory, reserve_shared, url
 
@@ -195,17 +195,17 @@ class Supervisor:
         async def everything(body: Any) -> Any:
             return await self._everything()
 
-        link = Link(
+        worker = self._workers[number] = _Worker(process, Link())
+        await worker.link.open(
+            ours,
             {
                 "loaded": loaded,
                 "snapshot": snapshot,
                 "last": snapshot,
                 "everything": everything,
                 "operate": self._operate,
-            }
+            },
         )
-        worker = self._workers[number] = _Worker(process, link)
-        await link.open(ours)
         if self._leaving.is_set():
             self._signal(worker, signal.SIGTERM)  # it was not there when the others were told
         return worker

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from server.core import contract
-from server.core.engine import Model, Signals, Terms
+from server.core.engine import Engine, Model, Signals, Terms
 from server.core.images import Picture
 from server.monitoring.metrics import Metrics
 from server.service import Service
@@ -21,6 +22,23 @@ from tests.server.tiny import publish
 
 T = TypeVar("T")
 OUTPUTS = ("logits", "p_type", "omega")
+
+
+def service_over(engine: Engine, **settings: Any) -> Service:
+    """A service of one process over `engine`, as `process.serve` builds it; it polls only where that is asked for."""
+    given = Settings(**{"poll_seconds": 0, **settings})
+    return Service(given, engine, Metrics(engine.waiting, given.queue_capacity))
+
+
+@asynccontextmanager
+async def started(service: Service) -> AsyncIterator[None]:
+    """`service` from its start to its end, as `process.Server` has it: loaded while requests come in already."""
+    loading = asyncio.create_task(service.start())
+    try:
+        yield
+    finally:
+        await loading
+        await service.stop()
 
 
 class SmallEngine:

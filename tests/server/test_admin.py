@@ -15,7 +15,7 @@ from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.http.admin import create_admin
 from server.http.app import create_app
-from server.settings import Settings
+from tests.server.small import service_over, started
 from tests.server.tiny import encoded, noise, publish
 
 PNG = encoded(noise())
@@ -24,14 +24,14 @@ PNG = encoded(noise())
 @asynccontextmanager
 async def served(repository: Path, *, wait: bool = True, **settings: Any) -> Any:
     """(admin, users): clients of the two ports of one server."""
-    app = create_app(Settings(**{"poll_seconds": 0, **settings}), EmbeddedEngine(Repository(repository), threads=1))
-    admin = create_admin(app.state.service)
+    service = service_over(EmbeddedEngine(Repository(repository), threads=1), **settings)
+    admin, app = create_admin(service), create_app(service)
     async with (
-        app.router.lifespan_context(app),
+        started(service),
         httpx.AsyncClient(transport=httpx.ASGITransport(admin, raise_app_exceptions=False), base_url="http://a") as one,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://u") as two,
     ):
-        while wait and not app.state.service.ready:
+        while wait and not service.ready:
             await asyncio.sleep(0.01)
         yield one, two
 

@@ -20,8 +20,8 @@ from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, StartupError, problem, status_of
 from server.http.app import create_app
-from server.service import Service
 from server.settings import Settings
+from tests.server.small import service_over, started
 from tests.server.tiny import encoded, noise, plain, publish
 from tests.waiting import until
 
@@ -100,11 +100,11 @@ class _Gated:
 
 @asynccontextmanager
 async def client(engine: Any, **settings: Any) -> Any:
-    app = create_app(Settings(**{"poll_seconds": 0, **settings}), engine)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    service = service_over(engine, **settings)
+    async with started(service):
+        transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
-            http.service = app.state.service  # type: ignore[attr-defined]
+            http.service = service  # type: ignore[attr-defined]
             yield http
 
 
@@ -153,18 +153,12 @@ def test_a_model_whose_golden_values_do_not_come_out_is_never_ready(tmp_path: Pa
     """It loads and would answer 200 with wrong numbers."""
 
     async def scenario() -> None:
-        told: list[str] = []
         engine = EmbeddedEngine(Repository(publish(tmp_path, change=spoiled_golden)), threads=1)
-        app = create_app(Settings(), engine)
-        service: Service = app.state.service
-        service.on_failure = lambda: told.append("failed")
-        caller = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
-        async with app.router.lifespan_context(app), caller as http:
-            await until(lambda: told)
+        async with client(engine) as http:
+            await until(lambda: http.service.failure)
             assert (await http.get("/v2/health/ready")).status_code == 503
             assert (await ask(http)).status_code == 503
-        assert service.failure is not None
-        assert "golden p_type" in service.failure.detail
+            assert "golden p_type" in http.service.failure.detail
 
     run(scenario)
 
@@ -384,7 +378,7 @@ def test_draining_takes_readiness_off_and_answers_on(repository: Path) -> None:
         async with client(Engine(repository)) as http:
             await until_ready(http)
             assert "connection" not in (await ask(http)).headers
-            http.service.draining = True
+            http.service.drain()
             assert (await http.get("/v2/health/ready")).status_code == 503
             assert (await http.get("/v2/health/live")).status_code == 200
             answer = await ask(http)

@@ -16,9 +16,8 @@ from server.core.images import Pixels
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import EngineFault
-from server.monitoring.metrics import Metrics
 from server.service import Service
-from server.settings import Settings
+from tests.server.small import service_over
 from tests.server.tiny import SIZE, publish
 
 
@@ -31,9 +30,7 @@ def flat(red: float) -> Pixels:
 
 @asynccontextmanager
 async def serving(repository: Path, **settings: Any) -> Any:
-    engine = EmbeddedEngine(Repository(repository), threads=1)
-    metrics = Metrics(engine.waiting, 256)
-    service = Service(Settings(**{"poll_seconds": 0, **settings}), engine, metrics)
+    service = service_over(EmbeddedEngine(Repository(repository), threads=1), **settings)
     await service.start()
     try:
         yield service

@@ -22,9 +22,8 @@ from server.core.cpu_limits import share_of
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
-from server.http.app import create_app
-from server.settings import Settings
 from server.workers.member import _together
+from tests.server.small import service_over, started
 from tests.server.test_process import Load, call, free_port
 from tests.server.tiny import Running, encoded, noise, plain, publish
 from tests.waiting import eventually, until
@@ -330,10 +329,9 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
     """0 sends none; the interval is a metric, so that an alert on missing ones knows whether any are due."""
 
     async def scenario() -> None:
-        settings = Settings(poll_seconds=0, golden_canary_seconds=seconds)
-        app = create_app(settings, EmbeddedEngine(Repository(repository), threads=1))
-        service = app.state.service
-        async with app.router.lifespan_context(app):
+        engine = EmbeddedEngine(Repository(repository), threads=1)
+        service = service_over(engine, golden_canary_seconds=seconds)
+        async with started(service):
             await until(lambda: service.ready)
             begun = time.monotonic()
             right = 0
