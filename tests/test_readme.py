@@ -11,12 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_SECONDS = 600  # `make serve` may have to install the server's environment first
@@ -48,20 +49,22 @@ def server(tmp_path_factory):
         command = ["make", "serve", f"ARGS=--port {port}"]
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
     try:
-        deadline = time.monotonic() + SETUP_SECONDS
-        while not answers(f"http://127.0.0.1:{port}/v2/health/ready"):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text("utf-8", "replace")[-3000:]
-            time.sleep(0.1)
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text("utf-8", "replace")[-3000:]
+            return answers(f"http://127.0.0.1:{port}/v2/health/ready")
+
+        eventually(ready, SETUP_SECONDS)
         yield f"127.0.0.1:{port}"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=20) as response:
             return response.status == 200
     except (OSError, urllib.error.URLError):
         return False

@@ -14,8 +14,9 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from benchmarks.observed import substitute
 from deploy.grafana.build import OUT, document
 from deploy.grafana.panels import ANNOTATIONS, COLOURS, EXPECTED, ROWS, STATUSES, queries
-from tests.observability.conftest import Stack
+from tests.observability.conftest import Stack, empty_panels
 from tests.requires import requires
+from tests.waiting import eventually
 
 TEXT = OUT.read_text("utf-8")
 BOARD: dict[str, Any] = json.loads(TEXT)
@@ -142,24 +143,20 @@ def test_provisioning_names_the_folder_that_holds_the_dashboard() -> None:
 @requires("prometheus")
 def test_no_panel_comes_back_empty_from_a_live_prometheus(stack: Stack) -> None:
     """Every expression of every panel, against what two live servers and a Triton were scraped for."""
-    empty, counted = [], 0
-    for row, title, query in queries():
-        found = stack.prometheus.query(substitute(query.expr, "10s", "30s"))
-        values = [float(sample["value"][1]) for sample in found]
-        counted += 1
-        if not values or all(value != value for value in values):
-            empty.append(f"{row} | {title} | {query.expr}")
-    assert counted == len(EXPRESSIONS)
-    assert empty == []
+    assert len(list(queries())) == len(EXPRESSIONS)
+    assert empty_panels(stack.prometheus) == []
 
 
 @requires("prometheus")
 def test_a_reload_and_an_alert_are_annotated(stack: Stack) -> None:
     """The load holds attacked pictures, so an alert fires; nothing was reloaded until a version is published."""
     expressions = {name: substitute(expression, "10s", "30s") for name, expression, _, _ in ANNOTATIONS}
-    assert "AWNetAdversarialCusum" in {
-        found["metric"]["alertname"] for found in stack.prometheus.query(expressions["Alerts"])
-    }
+    eventually(
+        lambda: (
+            "AWNetAdversarialCusum"
+            in {found["metric"]["alertname"] for found in stack.prometheus.query(expressions["Alerts"])}
+        )
+    )
     assert stack.prometheus.query(expressions["Reloads"]) == []
     stack.reload()
     [found] = stack.prometheus.query(expressions["Reloads"])

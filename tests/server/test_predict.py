@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import httpx
@@ -239,6 +238,4 @@ def test_many_callers_at_once_get_their_own_answers(served: Running) -> None:
             answer = served.http.post("/predict", files={"image": ("a.png", encoded(plain(red)))})
             return float(answer.json()["results"][0]["adversarial"]["score"])
 
-        begin = time.monotonic()
         assert list(pool.map(one, reds)) == pytest.approx(reds, abs=1e-5)
-        assert time.monotonic() - begin < 20

@@ -16,7 +16,7 @@ import pytest
 
 from server.__main__ import read_settings
 from server.settings import Settings
-from tests.server.tiny import ROOT, Running, encoded, noise, publish
+from tests.server.tiny import CALL, ROOT, Running, encoded, noise, publish
 from tests.waiting import eventually
 
 PNG = encoded(noise())
@@ -157,7 +157,7 @@ class Load:
         eventually(lambda: len(self.versions) >= wanted)
 
     def ask(self) -> None:
-        with httpx.Client(verify=False, timeout=60) as http:
+        with httpx.Client(**CALL) as http:
             while not self.leaving.is_set():
                 try:
                     answer = http.post(self.url, files={"image": ("a.png", PNG)})
@@ -236,7 +236,7 @@ def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
         running.wait_ready()
         with Load(running) as load:
             assert load.versions[-1] == "2"
-            answer = httpx.post(f"http://127.0.0.1:{port}/admin/models/awnet/rollback", verify=False, timeout=30)
+            answer = httpx.post(f"http://127.0.0.1:{port}/admin/models/awnet/rollback", **CALL)
             assert answer.json()["models"][0]["serving"] == "1"
             switched = len(load.versions)
             load.more()
@@ -282,7 +282,7 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
             while not leaving.is_set():
                 try:
                     # A connection for each request, as from callers that a balancer still sends here.
-                    answer = httpx.post(f"{running.url}/predict", files={"image": ("a.png", PNG)}, verify=False)
+                    answer = httpx.post(f"{running.url}/predict", files={"image": ("a.png", PNG)}, **CALL)
                     answered[0] += 1
                     if answer.status_code != 200:
                         failures.append(answer.text)

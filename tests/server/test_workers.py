@@ -25,7 +25,7 @@ from server.errors import StartupError, UnknownModel
 from server.workers.member import _together
 from tests.server.small import service_over, started
 from tests.server.test_process import Load, call, free_port
-from tests.server.tiny import Running, encoded, noise, plain, publish
+from tests.server.tiny import CALL, Running, encoded, noise, plain, publish
 from tests.waiting import eventually, until
 
 PNG = encoded(noise())
@@ -46,7 +46,7 @@ class Crew(Running):
         eventually(lambda: self.value("awnet_workers_up") == 2)
 
     def status(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.admin}/models", timeout=60, verify=False).json())
+        return dict(httpx.get(f"{self.admin}/models", **CALL).json())
 
     def pids(self) -> list[int]:
         return [worker["pid"] for worker in self.status()["workers"]]
@@ -56,12 +56,12 @@ class Crew(Running):
 
     def predict(self, picture: bytes = PNG) -> str:
         headers = {"content-type": "image/png"}
-        answer = httpx.post(f"{self.url}/predict", content=picture, headers=headers, timeout=60, verify=False)
+        answer = httpx.post(f"{self.url}/predict", content=picture, headers=headers, **CALL)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["model"]["version"])
 
     def series(self) -> Series:
-        text = httpx.get(f"{self.url}/metrics", timeout=60, verify=False).text
+        text = httpx.get(f"{self.url}/metrics", **CALL).text
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in plain_families(text)
@@ -116,7 +116,7 @@ def test_exemplars_outlive_the_way_through_the_supervisor(crew: Crew) -> None:
     """prometheus_client's own mode for several processes has none."""
     for _ in range(40):
         crew.predict()
-    text = httpx.get(f"{crew.url}/metrics", headers={"accept": "application/openmetrics-text"}, verify=False).text
+    text = httpx.get(f"{crew.url}/metrics", headers={"accept": "application/openmetrics-text"}, **CALL).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert [sample.exemplar for sample in families["awnet_request_seconds"].samples if sample.exemplar]
 
@@ -146,7 +146,7 @@ def test_connections_are_shared_out(crew: Crew) -> None:
     finally:
         for connection in held:
             connection.close()
-    crew.http = httpx.Client(base_url=crew.url, verify=False)
+    crew.http = httpx.Client(base_url=crew.url, **CALL)
 
 
 def test_senders_and_the_cusum_are_those_of_the_whole_service(crew: Crew) -> None:
@@ -158,7 +158,7 @@ def test_senders_and_the_cusum_are_those_of_the_whole_service(crew: Crew) -> Non
     assert total(now, "awnet_cusum_raised", verdict="adversarial") == 1
     assert total(now, "awnet_cusum_alarms_total", verdict="adversarial") == 1
     assert (total(now, "awnet_flagged_clients"), total(now, "awnet_flagged_largest_client_ratio")) == (1, 1)
-    report = httpx.get(f"{crew.admin}/detection?address=127.0.0.1", verify=False).json()
+    report = httpx.get(f"{crew.admin}/detection?address=127.0.0.1", **CALL).json()
     assert [(c["client"], c["flagged"]) for c in report["clients"]] == [(report["client"], report["flagged_images"])]
     (watched,) = report["models"]
     assert watched["cusum"]["adversarial"]["raised"] is True
@@ -169,7 +169,7 @@ def test_the_page_shows_recent_verdicts_of_all(crew: Crew) -> None:
     """Within a second or two, whichever worker is asked; nobody's are counted twice."""
 
     def shown() -> int:
-        document = httpx.get(f"{crew.url}/page/recent.json", timeout=60, verify=False).json()
+        document = httpx.get(f"{crew.url}/page/recent.json", **CALL).json()
         return sum(map(sum, document["counts"]))
 
     given = crew.value("awnet_verdicts_total")
@@ -229,12 +229,12 @@ def test_grpc_is_served_by_every_worker(crew: Crew, tmp_path: Path) -> None:
 def test_an_operators_call_reaches_all_and_a_replacement_serves_as_the_others_do(crew: Crew) -> None:
     """Whatever its settings say: a rolled back version must not return through a worker that was killed."""
     publish(crew.repository, "2", seed=1)
-    told = httpx.post(f"{crew.admin}/reload", timeout=60, verify=False).json()
+    told = httpx.post(f"{crew.admin}/reload", **CALL).json()
     assert [change["result"] for change in told["changes"]] == ["loaded"]
     assert {crew.predict() for _ in range(8)} == {"2"}
-    httpx.post(f"{crew.admin}/models/awnet/rollback", timeout=60, verify=False)
+    httpx.post(f"{crew.admin}/models/awnet/rollback", **CALL)
     assert {crew.predict() for _ in range(8)} == {"1"}
-    refused = httpx.post(f"{crew.admin}/models/awnet/rollback", timeout=60, verify=False)
+    refused = httpx.post(f"{crew.admin}/models/awnet/rollback", **CALL)
     assert (refused.status_code, refused.json()["type"]) == (404, "urn:awnet:problem:unknown-model")
 
     # Its first successors find no model, and the others serve on meanwhile.
@@ -257,7 +257,7 @@ def test_an_operators_call_reaches_all_and_a_replacement_serves_as_the_others_do
 
 def fresh_ready(crew: Crew) -> bool:
     """What the worker says that takes a new connection."""
-    return httpx.get(f"{crew.url}/v2/health/ready", verify=False, timeout=60).status_code == 200
+    return httpx.get(f"{crew.url}/v2/health/ready", **CALL).status_code == 200
 
 
 def test_sigterm_drains_all_workers(crew: Crew) -> None:

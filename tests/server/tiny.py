@@ -33,6 +33,7 @@ SIZE = 32
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 OMEGA = [("blocks.0.conv1", 0, 4), ("blocks.0.conv2", 4, 4), ("blocks.1.conv1", 8, 2)]
 CHANNELS = 10
+CALL: dict[str, Any] = {"verify": False, "timeout": 60}  # of httpx: no TLS here, and its set-up is slow
 
 
 def graph(seed: int = 0) -> onnx.ModelProto:
@@ -178,7 +179,7 @@ class Running:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, verify=False)  # no TLS here, and its set-up is slow
+        self.http = httpx.Client(base_url=self.url, **CALL)
         given: dict[str, object] = {"repository": repository, "port": self.port, "threads": 2, "drain_seconds": 0}
         given |= {"admin_port": "none", "poll_seconds": 0, **settings}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
