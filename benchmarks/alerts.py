@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -38,11 +37,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import draw_dashboard
-from benchmarks.observed import Alertmanager, Prometheus, Webhook, eventually, fetch
-from benchmarks.report import ROOT, add_out, bundled_model, missing, publish
-from benchmarks.rig import free_port
-from benchmarks.staged import markdown, told
+from . import draw_dashboard
+from .harness.processes import Server
+from .harness.prometheus import Alertmanager, Prometheus, Webhook
+from .harness.report import ROOT, add_out, bundled_model, missing, publish
+from .staged import markdown, told
 
 EXAMPLES = ROOT / "examples"
 EXPECTED = ("AWNetAdversarialCusum", "AWNetAdversarialShare", "AWNetAdversarialCeiling")
@@ -114,34 +113,6 @@ def honest_changes(clean: Sequence[bytes]) -> list[bytes]:
                 picture.convert("RGB").save(buffer, "JPEG", quality=85)
         changed.append(buffer.getvalue())
     return changed
-
-
-class Server:
-    """`python -m server` with the bundled model."""
-
-    def __init__(self, log: Path) -> None:
-        self.port = free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
-        command = [sys.executable, "-m", "server", "--port", str(self.port), "--admin-port", "none"]
-        self._log = log.open("wb")
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self._log)
-
-        def ready() -> bool:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the server ended: {log.read_text('utf-8')[-2000:]}")
-            try:
-                fetch(f"http://{self.address}/v2/health/ready")
-            except OSError:
-                return False
-            return True
-
-        eventually(ready, 120, "the server is ready")
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
-        self._log.close()
 
 
 class Traffic:
@@ -235,7 +206,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         webhook = keep(Webhook())
         alertmanager = keep(Alertmanager(folder / "alertmanager", webhook.url))
-        server = keep(Server(folder / "server.log"))
+        server = keep(Server(folder))
+        server.wait_ready(120)
         prometheus = keep(
             Prometheus(
                 folder / "prometheus",

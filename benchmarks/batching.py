@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks import report
 from server.core.engine import Terms
 from server.core.images import Pixels
 from server.engines.batching import Batcher
 from server.engines.scheduling import Batch, Job, Lane, Scheduler, buckets
+
+from .harness import report
 
 EXAMPLES = """examples:
   python -m benchmarks.batching                              the bundled model, about a minute

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.observed import Prometheus, substitute
 from deploy.grafana.panels import EXPECTED, ROWS, STATUSES, Panel
+
+from .harness.prometheus import Prometheus, substitute
 
 GRAPHS = (
     "Verdicts",

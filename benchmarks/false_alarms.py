@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import publish
 from server.monitoring.detection import ALARM_IMAGES, Cusum, limit_for
+
+from .harness.report import publish
 
 TARGETS = {"suspicious": 0.05, "adversarial": 0.01}
 RATES_PER_SECOND = (1, 10, 100, 500)

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT, add_out, machine, publish
-from benchmarks.report import parser as parser_of
-from benchmarks.scenarios import SCENARIOS, Bench
+from .harness.report import ROOT, add_out, machine, publish
+from .harness.report import parser as parser_of
+from .scenarios import SCENARIOS, Bench
 
 EXAMPLES = """examples:
   python -m benchmarks.faults                                  all scenarios, about 15 minutes

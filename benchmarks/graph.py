@@ -32,9 +32,10 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from benchmarks.report import RESULTS, processor, publish
 from export import graph
 from training.awnet import AWNet, AWNetConfig, fold
+
+from .harness.report import RESULTS, processor, publish
 
 GOALS = {16: 1.20, 64: 1.08}  # fused over static
 REORDERS = ("ReorderInput", "ReorderOutput")

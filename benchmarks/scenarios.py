@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,24 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import bad_models
-from benchmarks.report import ROOT
-from benchmarks.rig import (
-    PICTURES,
-    Front,
-    Haproxy,
-    Link,
-    Load,
-    Process,
-    drawing,
-    exchange,
-    free_port,
-    get,
-    loaded,
-    post,
-    quantile,
-    until,
-)
+from .harness import bad_models
+from .harness.exchange import Link, exchange, get, post, until
+from .harness.load import PICTURES, Load, drawing, loaded, quantile
+from .harness.processes import Haproxy, Server, Triton
+from .harness.report import ROOT
 
 TAKEOVER_SECONDS = 0.02  # haproxy may use a kept connection until it has seen that it is closed
 DRAIN_SECONDS, SHUTDOWN_SECONDS = 1.0, 20  # the defaults of server.settings
@@ -70,6 +55,13 @@ class Result:
 
 
 # Front ends behind haproxy.
+
+
+class Front(Server):
+    """A server with one thread for inference."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        super().__init__(folder, **{"threads": 1, **settings})
 
 
 @contextlib.asynccontextmanager
@@ -410,7 +402,7 @@ async def watching(front: Front) -> AsyncIterator[list[int]]:
 # Triton.
 
 
-class Triton(Process):
+class SpoiltTriton(Triton):
     """The real Triton from its wheel, with the bundled model for its Python backend.
 
     While `wrong` exists, every output is shifted: an engine that answers quickly, with status OK, and wrongly.
@@ -424,27 +416,7 @@ class Triton(Process):
             _convert(bench.repository, repository)
             for program in repository.glob("*/*/model.py"):
                 program.write_text(program.read_text("utf-8") + _SPOILED.format(flag=str(self.wrong)), "utf-8")
-        self.http, self.grpc = free_port(), free_port()
-        command = [sys.executable, ROOT / "deploy/triton/run.py", "--venv", bench.triton_venv.absolute()]
-        command += ["--repository", repository, "--http-port", str(self.http), "--grpc-port", str(self.grpc)]
-        command += ["--metrics-port", str(free_port()), "--exit-seconds", "5"]
-        super().__init__(command, bench.folder / "triton.log")
-
-    async def ready(self) -> None:
-        await until(lambda: get(self.http, "/v2/models/awnet/ready"), 90, self)
-
-    def signal_server(self, sig: signal.Signals) -> None:
-        """To the server itself, past the program that runs it."""
-        assert self.popen is not None
-        pid = self.popen.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
-        os.kill(int(children[0]), sig)
-
-    def end(self) -> None:
-        if self.running:
-            with contextlib.suppress(OSError, IndexError):
-                self.signal_server(signal.SIGCONT)
-        super().end()
+        super().__init__(repository, bench.triton_venv, bench.folder / "triton.log", "--exit-seconds", "5")
 
 
 _SPOILED = """
@@ -481,7 +453,7 @@ def _convert(repository: Path, out: Path) -> None:
 @contextlib.asynccontextmanager
 async def behind_triton(bench: Bench) -> AsyncIterator[tuple[Triton, Front]]:
     """A front end before a real Triton."""
-    with Triton(bench) as triton:
+    with SpoiltTriton(bench) as triton:
         await triton.ready()
         with Front(
             bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}", timeout_seconds=2, poll_seconds=0
@@ -566,7 +538,7 @@ async def triton_stop(bench: Bench) -> Result:
 async def wrong_engine(bench: Bench) -> Result:
     """A Triton that answers with status OK and wrong values: from the start, after a restart, and all of a sudden."""
     result = Result("a real Triton that answers quickly, with status OK, and with shifted outputs")
-    with Triton(bench) as triton:
+    with SpoiltTriton(bench) as triton:
         await triton.ready()
         triton.wrong.touch()
         with Front(bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}") as front:
@@ -580,7 +552,7 @@ async def wrong_engine(bench: Bench) -> Result:
             ended = "ended with the reason in its log" if not front.running else "stayed unready"
         result.goal("wrong from the start: never ready", f"ready in {said} of {asked} looks; {ended}", said == 0)
 
-    triton = Triton(bench)
+    triton = SpoiltTriton(bench)
     with triton:
         await triton.ready()
         with Front(

@@ -27,11 +27,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import report
-from benchmarks.closed_loop import (
+from server.core.cpu_limits import usable_cores
+
+from .harness import report
+from .harness.closed_loop import (
     add_image,
     add_model,
     add_rounds,
+    chosen,
     kept,
     lua,
     rotated,
@@ -40,9 +43,8 @@ from benchmarks.closed_loop import (
     uploaded,
     wrk,
 )
-from benchmarks.report import ROOT
-from benchmarks.rig import free_port, rss_mb, running, served, wait_until_up
-from server.core.cpu_limits import usable_cores
+from .harness.processes import Process, Server, free_port, rss_mb
+from .harness.report import ROOT
 
 EXAMPLES = """examples:
   python -m benchmarks.server                                  the bundled model, about four minutes
@@ -101,10 +103,10 @@ def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[st
         script.write_bytes(lua(picture))
         ports, processes, started = {}, {}, {}
         for name in SERVERS:
-            ports[name] = free_port()
             begin = time.perf_counter()
-            processes[name] = stack.enter_context(running(command(name, ports[name], options)))
-            wait_until_up(ports[name], processes[name])
+            ports[name], process = contestant(name, options)
+            processes[name] = stack.enter_context(process)
+            process.answering(f"http://127.0.0.1:{ports[name]}/v2/health/ready")
             started[name] = {"ready_seconds": time.perf_counter() - begin}
         for name in SERVERS:  # warm, and prove that every contestant answers
             wrk(ports[name], 2, 1.0, script)
@@ -253,12 +255,14 @@ def raw_loop(model: Path, picture: bytes, batch: int, seconds: float) -> dict[st
     return {"images_per_second": sum(counts) / spent}
 
 
-def command(name: str, port: int, options: argparse.Namespace) -> list[str]:
-    """How contestant `name` is started."""
+def contestant(name: str, options: argparse.Namespace) -> tuple[int, Process]:
+    """Start contestant `name`; its port and process."""
     if name == "server":
-        return served(port, *selection(options))
-    threads = "1" if name == "plain-1" else "0"
-    return [sys.executable, "-m", "benchmarks.server", "--plain", str(port), threads, *selection(options)]
+        server = Server(drain_seconds=0, **chosen(options))
+        return server.port, server
+    port, threads = free_port(), "1" if name == "plain-1" else "0"
+    plain = [sys.executable, "-m", "benchmarks.server", "--plain", str(port), threads, *selection(options)]
+    return port, Process(plain)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.draw_dashboard import shown, tiles
-from benchmarks.observed import Prometheus, substitute
 from deploy.grafana.panels import ROWS, Panel
+
+from .draw_dashboard import shown, tiles
+from .harness.prometheus import Prometheus, substitute
 
 SMALL, LARGE = 1, 3  # which phases are attacks
 STEP_SECONDS = 30

@@ -54,7 +54,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
-from benchmarks.report import RESULTS, processor, publish
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
@@ -64,6 +63,8 @@ from training.trainer.adversary import Inner
 from training.trainer.objectives import Balancer, Mtard, type_loss
 from training.trainer.recipe import DEFAULTS, build_optimizer, parameter_groups
 from training.trainer.step import Runtime, train_step
+
+from .harness.report import RESULTS, processor, publish
 
 CPU = torch.device("cpu")
 GOALS = {"cpu": 2.0, "cuda": 5.0}  # ours over published

@@ -19,10 +19,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
-from benchmarks.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
-from benchmarks.report import ROOT
-from benchmarks.rig import free_port, rss_mb, running, scraped, served, wait_until_up
+from .harness import report
+from .harness.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
+from .harness.processes import Server, Triton, rss_mb
+from .harness.prometheus import scraped
+from .harness.report import ROOT
 
 EXAMPLES = """examples:
   python -m benchmarks.triton                                    the bundled model, about three minutes
@@ -68,22 +69,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         script.write_bytes(lua(picture))
         convert = [sys.executable, "-m", "export.triton_python", "--repository", str(options.repository)]
         subprocess.run([*convert, "--out", str(folder / "triton")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        http, grpc, metrics = free_port(), free_port(), free_port()
-        triton = [sys.executable, "deploy/triton/run.py", "--venv", str(options.venv), "--repository"]
-        triton += [str(folder / "triton"), "--http-port", str(http), "--grpc-port", str(grpc)]
-        triton += ["--metrics-port", str(metrics)]
-        log = stack.enter_context((folder / "triton.log").open("wb"))
-        shell = f"exec {' '.join(triton)} > {log.name} 2>&1"
-        backend = stack.enter_context(running(["sh", "-c", shell]))
-        wait_until_up(http, backend)
+        backend = stack.enter_context(Triton(folder / "triton", options.venv, folder / "triton.log"))
+        backend.answering(f"http://127.0.0.1:{backend.http}/v2/health/ready")
         ports, processes = {}, {}
         for name in ENGINES:
-            ports[name] = free_port()
-            told = served(ports[name], "--repository", str(options.repository), "--log-level", "warning")
-            told += ["--engine", name]
-            told += ["--triton-urls", f"127.0.0.1:{grpc}"] if name == "triton" else []
-            processes[name] = stack.enter_context(running(told))
-            wait_until_up(ports[name], processes[name])
+            settings: dict[str, Any] = {"repository": options.repository, "engine": name, "log_level": "warning"}
+            settings |= {"triton_urls": f"127.0.0.1:{backend.grpc}"} if name == "triton" else {}
+            server = Server(drain_seconds=0, **settings)
+            ports[name], processes[name] = server.port, stack.enter_context(server)
+            server.wait_ready()
         behind = {
             "embedded": [processes["embedded"].pid],
             "triton": [processes["triton"].pid, *descendants(backend.pid)],
@@ -94,11 +88,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for turn in range(options.rounds):
             for clients in options.clients:
                 for name in rotated(ENGINES, turn):
-                    stages, counters = front_end(ports[name]), behind_it(metrics)
+                    stages, counters = front_end(ports[name]), behind_it(backend.metrics)
                     sample = wrk(ports[name], clients, options.seconds, script, behind[name])
                     sample |= stage_means(stages, front_end(ports[name]))
                     if name == "triton":
-                        sample |= triton_means(counters, behind_it(metrics))
+                        sample |= triton_means(counters, behind_it(backend.metrics))
                     samples[name][clients].append(sample)
                     told_rate = f"{sample['rps']:7.0f} req/s"
                     print(f"round {turn + 1} clients {clients:2d} {name:8s} {told_rate}", file=sys.stderr)

@@ -13,7 +13,6 @@ import argparse
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,9 +22,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
-from benchmarks.closed_loop import add_model, add_rounds, lua, medians, rotated, selection, uploaded, wrk
-from benchmarks.rig import free_port, running, scraped, served, wait_until_up
+from .harness import report
+from .harness.closed_loop import add_model, add_rounds, chosen, lua, medians, rotated, uploaded, wrk
+from .harness.processes import Server
+from .harness.prometheus import scraped
 
 EXAMPLES = """examples:
   python -m benchmarks.workers                           one and two workers, 8 clients, about a minute
@@ -54,8 +54,9 @@ def main() -> int:
     return 0
 
 
-def command(port: int, workers: int, log_level: str, options: argparse.Namespace) -> list[str]:
-    return served(port, *selection(options), "--workers", str(workers), "--log-level", log_level)
+def serving(workers: int, log_level: str, options: argparse.Namespace) -> Server:
+    """A server of so many workers; it does not wait for balancers when it ends."""
+    return Server(workers=workers, log_level=log_level, drain_seconds=0, **chosen(options))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,25 +71,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         script = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "post.lua"
         script.write_bytes(lua(uploaded(None)))
-        servers: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
-        for workers in options.workers:
-            port = free_port()
-            arguments = command(port, workers, "warning", options)
-            servers[workers] = (port, stack.enter_context(running(arguments)))
-        for workers, (port, process) in servers.items():
-            wait_until_up(port, process)
-            while workers > 1 and scraped(port).get("awnet_workers_up") != workers:
+        servers = {n: stack.enter_context(serving(n, "warning", options)) for n in options.workers}
+        for workers, server in servers.items():
+            server.wait_ready()
+            while workers > 1 and scraped(server.port).get("awnet_workers_up") != workers:
                 pass
-            wrk(port, max(options.clients), 1, script)  # warm
+            wrk(server.port, max(options.clients), 1, script)  # warm
         turns = [(workers, clients) for clients in options.clients for workers in options.workers]
         for turn in range(options.rounds):
             for workers, clients in rotated(turns, turn):
-                port, process = servers[workers]
-                family = [process.pid, *children(process.pid)]
-                told = wrk(port, clients, options.seconds, script, family)
+                server = servers[workers]
+                told = wrk(server.port, clients, options.seconds, script, [server.pid, *children(server.pid)])
                 samples.setdefault((workers, clients), []).append(told)
-        for workers, (_, process) in servers.items():
-            family = [process.pid, *children(process.pid)]
+        for workers, server in servers.items():
+            family = [server.pid, *children(server.pid)]
             found["of"][workers] = {
                 "rss_mb": {pid: memory(pid, "Rss") for pid in family},
                 "pss_mb": sum(memory(pid, "Pss") for pid in family),
@@ -100,14 +96,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def kill(options: argparse.Namespace) -> dict[str, Any]:
     """Workers killed in turn: {workers, callers, answered, kills: [{failed, seconds}]}."""
-    workers, port, done = max(options.workers), free_port(), threading.Event()
+    workers, done = max(options.workers), threading.Event()
     picture = uploaded(None)
     counts = {"answered": 0, "failed": 0}
     lock = threading.Lock()
 
     def call() -> None:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/predict", data=picture, headers={"content-type": "image/png"}
+            f"http://{server.address}/predict", data=picture, headers={"content-type": "image/png"}
         )
         while not done.is_set():
             try:
@@ -122,12 +118,12 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
     def until(up: bool, limit: float) -> None:
         """Until all workers are up, or not."""
         deadline = time.monotonic() + limit
-        while (scraped(port).get("awnet_workers_up") == workers) != up and time.monotonic() < deadline:
+        while (scraped(server.port).get("awnet_workers_up") == workers) != up and time.monotonic() < deadline:
             time.sleep(0.02)
 
     found: dict[str, Any] = {"workers": workers, "callers": options.callers, "kills": []}
-    with running(command(port, workers, "error", options)) as process:
-        wait_until_up(port, process)
+    with serving(workers, "error", options) as server:
+        server.wait_ready()
         until(True, 60)
         threads = [threading.Thread(target=call) for _ in range(options.callers)]
         for thread in threads:
@@ -135,7 +131,7 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
         try:
             for i in range(options.kills):
                 before, started = counts["failed"], time.monotonic()
-                os.kill(children(process.pid)[i % workers], signal.SIGKILL)
+                os.kill(children(server.pid)[i % workers], signal.SIGKILL)
                 until(False, 2)
                 until(True, 60)
                 seconds = time.monotonic() - started

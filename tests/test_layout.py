@@ -55,7 +55,7 @@ def test_the_architecture_lists_exactly_the_rooms_that_exist():
 def test_inside_a_package_imports_are_relative():
     """A package can be installed under another name: no module of it names the package itself."""
     absolute = []
-    for package in ("server", "export", "training"):
+    for package in ("server", "export", "training", "benchmarks"):
         for path in tracked(f"{package}/*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 named = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -18,7 +18,7 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.report import bundled_model
+from benchmarks.harness.report import bundled_model
 from export import triton_python
 from export.triton_python import ConversionError, convert
 from tests.server.real_triton import publish_tiny

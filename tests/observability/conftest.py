@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.observed import Prometheus, substitute
-from benchmarks.rig import free_port
+from benchmarks.harness.processes import free_port
+from benchmarks.harness.prometheus import Prometheus, substitute
 from deploy.grafana.panels import ANNOTATIONS, queries
 from tests.requires import missing
 from tests.server.fake_triton import FakeTriton

@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from benchmarks.observed import substitute
+from benchmarks.harness.prometheus import substitute
 from deploy.grafana.build import OUT, document
 from deploy.grafana.panels import ANNOTATIONS, COLOURS, EXPECTED, ROWS, STATUSES, queries
 from tests.observability.conftest import Stack, empty_panels

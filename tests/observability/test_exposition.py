@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from benchmarks.observed import RULES
+from benchmarks.harness.prometheus import RULES
 from deploy.document_metrics import BEGIN, END, PAGE, page, rows
 from deploy.grafana.panels import queries
 from tests.observability.conftest import Stack

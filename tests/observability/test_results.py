@@ -6,12 +6,11 @@ import json
 import math
 from pathlib import Path
 
-from benchmarks import alerts, false_alarms, staged
-from benchmarks.report import bundled_model
+from benchmarks import alerts, false_alarms, prometheus, staged
+from benchmarks.harness.report import bundled_model
 from deploy.grafana.panels import ANNOTATIONS, queries
+from deploy.prometheus.cases import CASES
 from server.monitoring.detection import ALARM_IMAGES, limit_for
-from tests.observability import report
-from tests.observability.test_rules import CASES
 
 RESULTS = Path(alerts.ROOT) / "benchmarks/results"
 
@@ -24,9 +23,9 @@ def test_the_pages_are_made_of_the_figures_beside_them() -> None:
 
 
 def test_the_report_of_prometheus_is_of_this_dashboard_and_these_rules() -> None:
-    """Every query answered, every check without a finding. Made by `python -m tests.observability.report`."""
+    """Every query answered, every check without a finding. Made by `python -m benchmarks.prometheus`."""
     given = json.loads((RESULTS / "prometheus.json").read_text("utf-8"))
-    assert (RESULTS / "prometheus.md").read_text("utf-8") == report.markdown(given)
+    assert (RESULTS / "prometheus.md").read_text("utf-8") == prometheus.markdown(given)
     expressions = [query.expr for _, _, query in queries()] + [expr for _, expr, _, _ in ANNOTATIONS]
     assert [answer["expression"] for answer in given["answers"]] == expressions
     assert all(answer["points"] > 0 for answer in given["answers"])

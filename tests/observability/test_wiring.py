@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.rig import free_port
+from benchmarks.harness.processes import free_port
 from tests.server.tiny import Running, encoded, noise, plain, publish
 from tests.waiting import eventually
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.harness.chromium import launch
 from tests.server.tiny import Running, plain, publish
 
-# The sandbox needs rights that a container does not have; the rest keeps the browser from talking to anybody else.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # A violation of the policy is told to the console too; this one also catches those of a page that is left.
 WATCH = (
     "addEventListener('securitypolicyviolation', e => console.error(`policy: ${e.violatedDirective} ${e.blockedURI}`))"
@@ -43,7 +33,7 @@ def browser() -> Iterator[Any]:
     """Chromium, started once."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        launched = launch(playwright)
         yield launched
         launched.close()
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bad_models
 from benchmarks.faults import markdown
-from benchmarks.rig import Load, exposition, quantile
+from benchmarks.harness import bad_models
+from benchmarks.harness.exchange import exposition
+from benchmarks.harness.load import Load, quantile
 from benchmarks.scenarios import SCENARIOS, Result
 from server.engines.repository import Repository
 from tests.server.tiny import ROOT

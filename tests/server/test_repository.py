@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.report import bundled_model
+from benchmarks.harness.report import bundled_model
 from server.engines.repository import LARGEST_MANIFEST, Repository, scan
 from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
 from tests.server.tiny import ROOT, graph, manifest_of, publish, write

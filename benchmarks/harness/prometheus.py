@@ -1,77 +1,37 @@
-"""A live Prometheus, an Alertmanager and a place for its messages, on free ports of the loopback.
-
-What the benchmarks and tests of the alerts and the dashboard have in common.
-"""
+"""A live Prometheus, an Alertmanager and a place for its messages, on free ports of 127.0.0.1."""
 
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT
-from benchmarks.rig import free_port
+from .exchange import exposition
+from .processes import Process, free_port
+from .report import ROOT
 
 RULES = ROOT / "deploy/prometheus/rules"
 
 
 def fetch(url: str, accept: str = "*/*") -> bytes:
     request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         body: bytes = answer.read()
     return body
 
 
-def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `condition`; RuntimeError if there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
+def scraped(port: int) -> dict[str, float]:
+    """/metrics at `port`, as `exposition` reads it."""
+    return exposition(fetch(f"http://127.0.0.1:{port}/metrics"))
 
 
-class _Process:
-    """A program with a log in its folder, ended by SIGTERM."""
-
-    def __init__(self, folder: Path, command: Sequence[str], ready: str) -> None:
-        self._log = (folder / f"{command[0]}.log").open("wb")
-        self._process = subprocess.Popen(command, cwd=folder, stdout=self._log, stderr=subprocess.STDOUT)
-
-        def answers() -> bool:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"{command[0]} ended: {(folder / f'{command[0]}.log').read_text('utf-8')[-2000:]}")
-            try:
-                fetch(ready)
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                return False
-            return True
-
-        eventually(answers, 60, f"{command[0]} answers")
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-
-class Prometheus(_Process):
+class Prometheus(Process):
     """Scrapes and evaluates every `interval` seconds.
 
     Args:
@@ -105,7 +65,6 @@ class Prometheus(_Process):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "prometheus.yml").write_text(json.dumps(config), "utf-8")  # JSON is YAML
         super().__init__(
-            folder,
             [
                 "prometheus",
                 "--config.file=prometheus.yml",
@@ -114,8 +73,10 @@ class Prometheus(_Process):
                 "--enable-feature=exemplar-storage",
                 "--log.level=warn",
             ],
-            f"{self.url}/-/ready",
+            folder / "prometheus.log",
+            folder=folder,
         )
+        self.answering(f"{self.url}/-/ready")
 
     def api(self, path: str, **parameters: object) -> Any:
         """`data` of an answer of Prometheus's HTTP API."""
@@ -175,7 +136,7 @@ class Webhook:
         self._server.server_close()
 
 
-class Alertmanager(_Process):
+class Alertmanager(Process):
     """Sends what it is told on to one webhook, soon."""
 
     def __init__(self, folder: Path, webhook: str, group_wait: str = "1s", group_interval: str = "5s") -> None:
@@ -193,7 +154,6 @@ class Alertmanager(_Process):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "alertmanager.yml").write_text(json.dumps(config), "utf-8")
         super().__init__(
-            folder,
             [
                 "prometheus-alertmanager",
                 "--config.file=alertmanager.yml",
@@ -202,8 +162,10 @@ class Alertmanager(_Process):
                 "--cluster.listen-address=",
                 "--log.level=warn",
             ],
-            f"http://{self.address}/-/ready",
+            folder / "alertmanager.log",
+            folder=folder,
         )
+        self.answering(f"http://{self.address}/-/ready")
 
 
 def substitute(expression: str, interval: str, span: str) -> str:

@@ -1,8 +1,8 @@
-"""Writes what promtool and a live Prometheus say: `python -m tests.observability.report`. Needs prometheus.
+"""What promtool and a live Prometheus say: `python -m benchmarks.prometheus`. Needs prometheus.
 
 Two servers with the tests' tiny model, one of them behind a Triton that is a fake (its metrics are a recording of a
 real one), are under the tests' mixed load while Prometheus scrapes them every second. Every query of the dashboard is
-asked; every case of tests/observability/test_rules.py goes through `promtool test rules`.
+asked; every case of deploy/prometheus/cases.py goes through `promtool test rules`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.observed import ROOT, substitute
 from deploy.grafana.panels import ANNOTATIONS, queries
+from deploy.prometheus.cases import CASES, HEALTHY, judge, promtool
 from tests.observability.conftest import Stack, live
-from tests.observability.test_rules import CASES, HEALTHY, judge, promtool
 
-OUT = ROOT / "benchmarks/results/prometheus"
+from .harness.prometheus import substitute
+from .harness.report import RESULTS, ROOT, publish
+
 PROMETHEUS = ROOT / "deploy/prometheus"
 SPAN_SECONDS = 30
 
@@ -69,7 +70,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# What promtool and a live Prometheus say",
         "",
-        f"Made by `python -m tests.observability.report` with {report['version']}; what is under load stands at the",
+        f"Made by `python -m benchmarks.prometheus` with {report['version']}; what is under load stands at the",
         "top of that file. Grafana itself rendered nothing here: none could be installed.",
         "",
         "## Checks",
@@ -85,7 +86,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "## Unit tests of the alerts (`promtool test rules`)",
         "",
-        "Minutes at which the alert must be in that state. The samples are in `tests/observability/test_rules.py`, one",
+        "Minutes at which the alert must be in that state. The samples are in `deploy/prometheus/cases.py`, one",
         "a minute; what a case does not change is a healthy server.",
         "",
         "| alert | of it | at rest | pending | firing | promtool |",
@@ -134,8 +135,7 @@ def main() -> int:
         told("check", "rules", "--lint=all", "--lint-fatal", *rules),
     ]
     report = {"version": f"promtool {number}", "checks": checks, "cases": cases(), "answers": answers}
-    OUT.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    OUT.with_suffix(".md").write_text(markdown(json.loads(json.dumps(report))), "utf-8")
+    publish(RESULTS / "prometheus", report, markdown(json.loads(json.dumps(report))))
     empty = [answer["panel"] for answer in answers if not answer["points"]]
     failed = [check["command"] for check in checks if check["exit"]]
     for fault in [*empty, *failed]:

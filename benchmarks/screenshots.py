@@ -1,9 +1,8 @@
-"""Draws the pictures in docs/images of the page: `python -m tests.page.screenshots`. Needs chromium."""
+"""The pictures of the page in docs/images: `python -m benchmarks.screenshots`. Needs chromium."""
 
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.page.conftest import ARGUMENTS
-from tests.server.tiny import ROOT, Running
+from .harness.chromium import launch
+from .harness.processes import Server
+from .harness.report import ROOT
 
 # name, the last card that is on the picture, the browser
 SHOTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -25,14 +25,13 @@ MARGIN = 10
 
 def main() -> int:
     """Ask for an example with its twin in each setting; write one small PNG each."""
-    running = Running(ROOT / "model_repository")
-    try:
-        running.wait_ready()
+    with Server() as server:
+        server.wait_ready()
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            browser = launch(playwright)
             for name, last, options in SHOTS:
                 page = browser.new_context(reduced_motion="reduce", **options).new_page()
-                page.goto(f"{running.url}/")
+                page.goto(f"http://{server.address}/")
                 page.get_by_role("button", name="ship", exact=True).click()
                 page.wait_for_selector(".verdict >> nth=1")
                 page.wait_for_selector("#recent-chart svg")
@@ -47,8 +46,6 @@ def main() -> int:
                 }
                 small(page.screenshot(full_page=True, clip=clip), ROOT / "docs/images" / f"{name}.png")
             browser.close()
-    finally:
-        running.stop()
     return 0
 
 

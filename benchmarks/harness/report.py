@@ -13,7 +13,7 @@ from typing import Any
 
 from server.core.cpu_limits import usable_cores
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"
 
 

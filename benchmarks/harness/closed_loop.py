@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from benchmarks.report import ROOT
-from benchmarks.rig import cpu_seconds, picture
+from .load import picture
+from .processes import cpu_seconds
+from .report import ROOT
 
 T = TypeVar("T")
 Figures = dict[str, float]
@@ -33,6 +34,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def selection(options: argparse.Namespace) -> list[str]:
     """The arguments of `add_model` once more, for another process."""
     return ["--repository", str(options.repository), "--model", options.model, "--version", options.version]
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """The same as settings of a server."""
+    return {"repository": options.repository, "model": options.model, "version": options.version}
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:

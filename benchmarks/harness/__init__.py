@@ -1,0 +1,1 @@
+"""What benchmarks and tests share: programs started and ended, load, metrics read, results written."""

@@ -1,0 +1,249 @@
+"""Programs on free ports of 127.0.0.1: the server, haproxy before it, Triton behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .exchange import exposition, fetch, get, until
+from .report import ROOT
+
+HAPROXY_CONFIG = ROOT / "deploy/haproxy.cfg"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of `condition`; RuntimeError if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.01)
+
+
+class Process:
+    """A program; leaving the `with` block ends it.
+
+    Args:
+        log: receives what it says; None: it says it where this process does.
+        environment: in place of every AWNET_ variable of this process.
+        folder: where it runs.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+        folder: Path = ROOT,
+    ) -> None:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
+        self.command, self.log, self.folder = [*map(str, command)], log, folder
+        self._environment = clean | (environment or {})
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self.log.open("ab")) if self.log else None
+            self.popen = subprocess.Popen(
+                self.command, cwd=self.folder, env=self._environment, stdout=log, stderr=log and subprocess.STDOUT
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def failure(self) -> RuntimeError:
+        """That it has ended, and the end of its log."""
+        return RuntimeError(f"{self.command[0]} ended with status {self.popen.returncode}:\n{self.text()[-2000:]}")
+
+    def answering(self, url: str, seconds: float = 60) -> None:
+        """Wait until a GET of `url` succeeds; where it does not, end the process and raise RuntimeError."""
+
+        def answers() -> bool:
+            if not self.running:
+                raise self.failure()
+            try:
+                with urllib.request.urlopen(url, timeout=5):
+                    return True
+            except OSError:  # URLError and HTTPError too
+                return False
+
+        try:
+            eventually(answers, seconds, f"{url} answers")
+        except BaseException:
+            self.stop()
+            raise
+
+    def send(self, sig: signal.Signals) -> None:
+        self.popen.send_signal(sig)
+
+    async def gone(self, seconds: float) -> int:
+        """Its exit status, or TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while (status := self.popen.poll()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.command[0]} did not end within {seconds:g} s")
+            await asyncio.sleep(0.01)
+        return status
+
+    def cpu_seconds(self) -> float:
+        """CPU time that it has used, user and system."""
+        return cpu_seconds(self.pid)
+
+    def text(self) -> str:
+        """Its log so far; nothing where it has none."""
+        return self.log.read_text("utf-8", "replace") if self.log else ""
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL where that does not end it within 20 s."""
+        if self.running:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(20)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Server(Process):
+    """`python -m server` on a port of its own, without an admin port; `settings` as in `server.settings`.
+
+    Args:
+        folder: receives its log; None: it logs where this process does.
+    """
+
+    def __init__(self, folder: Path | None = None, **settings: object) -> None:
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        given = {"port": self.port, "admin_port": "none", **settings}
+        environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
+        log = folder / f"server-{self.port}.log" if folder else None
+        super().__init__([sys.executable, "-m", "server"], log, environment)
+
+    def wait_ready(self, seconds: float = 60) -> None:
+        """Wait until readiness is reported; where it is not, the server is ended."""
+        self.answering(f"http://{self.address}/v2/health/ready", seconds)
+
+    async def ready(self, seconds: float = 60) -> None:
+        """The same beside other work."""
+        await until(lambda: get(self.port, "/v2/health/ready"), seconds, self)
+
+    async def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by its full name, labels included."""
+        return exposition(await fetch(self.port, "/metrics"))
+
+
+class Triton(Process):
+    """A real Triton, as `deploy/triton/run.py` runs it.
+
+    Args:
+        repository: as `export.triton_python` writes it.
+        venv: an environment with the wheel of Triton.
+        options: more of that program's.
+    """
+
+    def __init__(self, repository: Path, venv: Path, log: Path, *options: str) -> None:
+        self.http, self.grpc, self.metrics = free_port(), free_port(), free_port()
+        command: list[str | Path] = [sys.executable, ROOT / "deploy/triton/run.py", "--venv", venv.absolute()]
+        command += ["--repository", repository]
+        command += ["--http-port", str(self.http), "--grpc-port", str(self.grpc), "--metrics-port", str(self.metrics)]
+        super().__init__([*command, *options], log)
+
+    async def ready(self) -> None:
+        """Wait until the model can be asked."""
+        await until(lambda: get(self.http, "/v2/models/awnet/ready"), 90, self)
+
+    def signal_server(self, sig: signal.Signals) -> None:
+        """To the server itself, past the program that runs it."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii").split()
+        os.kill(int(children[0]), sig)
+
+    def stop(self) -> None:
+        if self.running:
+            with contextlib.suppress(OSError, IndexError):
+                self.signal_server(signal.SIGCONT)
+        super().stop()
+
+
+class Haproxy(Process):
+    """haproxy with the file of `deploy/` before two front ends; without its second tries where `retries` is false."""
+
+    def __init__(self, folder: Path, fronts: Sequence[Server], retries: bool = True) -> None:
+        self.port, self._private = free_port(), free_port()
+        config = HAPROXY_CONFIG
+        if not retries:
+            text, found = re.subn(r"(?m)^    (retry-on|retries|option redispatch) .*\n", "", config.read_text("utf-8"))
+            if found != 3:
+                raise RuntimeError(f"{config} has other lines about retries than are known here")
+            config = folder / "haproxy.cfg"
+            config.write_text(text.replace("backend fronts\n", "backend fronts\n    retries 0\n"), "utf-8")
+        super().__init__(
+            ["haproxy", "-db", "-f", config],
+            folder / "haproxy.log",
+            {
+                "AWNET_PUBLIC": f"127.0.0.1:{self.port}",
+                "AWNET_PRIVATE": f"127.0.0.1:{self._private}",
+                **{f"AWNET_FRONT_{i + 1}": f"127.0.0.1:{front.port}" for i, front in enumerate(fronts)},
+            },
+        )
+
+    async def up(self, *indices: int, seconds: float = 60) -> None:
+        """Wait until these front ends get traffic."""
+
+        async def all_up() -> bool:
+            samples = exposition(await fetch(self._private, "/metrics"))
+            name = 'haproxy_server_status{{proxy="fronts",server="front-{}",state="UP"}}'
+            return all(samples.get(name.format(index + 1)) == 1 for index in indices)
+
+        await until(all_up, seconds, self)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, user and system; 0 where /proc does not tell it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+
+
+def rss_mb(pid: int) -> float:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
