@@ -43,8 +43,8 @@ format: $(VENV)/.locked ## Put the code into the house format and mend what lint
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Stages run in the order of their file names; each resumes where it stopped, and a finished one only says so.
-# The stages of the bundled model, in order: each starts from those before it.
+# The stages of the bundled model, in order: each starts from those before it, resumes where it stopped, and only says so
+# where it is finished.
 STAGES := small/0-trunk small/a-detector variants/robust-teacher small/d-robust
 
 train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
@@ -82,7 +82,7 @@ $(VENV)/.locked: requirements/dev.txt
 	$(call install,$(VENV))
 
 $(SERVER_VENV)/.locked: requirements/server.txt
-	@echo "Setting up $(SERVER_VENV) for the server alone: under a minute."
+	@echo "Setting up $(SERVER_VENV) for the server alone: about 550 MB, under a minute."
 	$(call install,$(SERVER_VENV))
 
 $(TRITON_VENV)/.locked: requirements/triton.txt
