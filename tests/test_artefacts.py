@@ -1,7 +1,8 @@
-"""Every committed result, checkpoint, recipe and image is used, and every path that a document names exists."""
+"""Every committed result, checkpoint, recipe and image is used; every path and name of code in a document exists."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from functools import cache
@@ -11,8 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/results/*.md")
+    for path in ROOT.glob(pattern)
+)
 ARTEFACTS = ("training/reports", "training/checkpoints", "training/recipes", "benchmarks/results", "docs/images")
 TEXTS = (".md", ".py", ".toml", ".yaml", ".sh")
+SUFFIXES = ("json", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
+LIBRARIES = ("onnx", "torch")  # export/onnx.py is no one's prefix in prose
+TELL_OLD_NAMES = ("docs/renames.md", "docs/glossary.md", "docs/decisions/0017-rooms.md")
 ROOMS = "training|benchmarks|server|export|tests|examples|deploy|docs|requirements"
 
 
@@ -87,9 +96,7 @@ def paths_in(text: str) -> list[str]:
     return sorted({path for token in found for path in expanded(token)})
 
 
-@pytest.mark.parametrize(
-    "document", [path for path in tracked() if path.endswith(".md") and path != "CHANGELOG.md"], ids=lambda path: path
-)
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path != "CHANGELOG.md"], ids=lambda path: path)
 def test_every_path_that_a_document_names_exists(document):
     """A reader who follows a path finds the file."""
     assert [path for path in paths_in((ROOT / document).read_text("utf-8")) if not list(ROOT.glob(path))] == []
@@ -99,3 +106,57 @@ def test_a_path_that_leads_nowhere_is_found():
     """Braces and stars are read as the shell reads them; a path at a commit is left to git."""
     told = "`training/reports/x{1,2}.json`, training/recipes/**/*.toml. `e2d316a:training/reports/y.json`"
     assert paths_in(told) == ["training/recipes/**/*.toml", "training/reports/x1.json", "training/reports/x2.json"]
+
+
+@cache
+def defined() -> dict[str, set[str]]:
+    """Module, by each ending of its dotted name (`trainer.step`, `step`) -> what is defined in modules of that name."""
+    found: dict[str, set[str]] = {}
+    for path in tracked():
+        if path.endswith(".py") and path.startswith(("server/", "training/", "export/")):
+            parts = path.removesuffix("/__init__.py").removesuffix(".py").split("/")
+            names = set()
+            for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    names.add(node.name)
+                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    names.add(node.id)
+            for start in range(len(parts)):
+                found.setdefault(".".join(parts[start:]), set()).update(names)
+    return found
+
+
+def unknown_names(text: str) -> list[str]:
+    """Dotted names in backticks that begin with a module or a table of recipes, and lead nowhere."""
+    from training.trainer.recipe import DEFAULTS
+
+    wrong = []
+    for name in sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", text))):
+        parts = name.split(".")
+        prefixes = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+        module = next((prefix for prefix in prefixes if prefix in defined()), None)
+        known = set(defined().get(module, ())) | set(DEFAULTS.get(parts[0], ()))
+        options_of_a_kind = parts[0] in ("network", "init", "objective")  # a recipe's, checked where the kind is built
+        if (module or parts[0] in DEFAULTS) and not options_of_a_kind and name not in defined():
+            after = parts[len(module.split(".")) if module else 1]
+            if after not in known and parts[-1] not in SUFFIXES and parts[0] not in LIBRARIES:
+                wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path not in ("CHANGELOG.md", *TELL_OLD_NAMES)], ids=lambda path: path
+)
+def test_every_name_of_code_that_a_document_tells_exists(document):
+    """A reader finds the function; a rename reaches the documents."""
+    assert unknown_names((ROOT / document).read_text("utf-8")) == []
+
+
+def test_a_name_that_leads_nowhere_is_found():
+    """Modules, attributes and recipe keys; what is no name of ours is left alone."""
+    right = (
+        "`trainer.step.train_step` `core.verdict.judge` `attack.steps` `pyproject.toml` `torch.compile` `training.data`"
+    )
+    assert unknown_names(right) == []
+    wrong = "`trainer.step.walk` `core.verdict.guess` `attack.stride` `service.Server.run`"
+    assert unknown_names(wrong) == ["attack.stride", "core.verdict.guess", "service.Server.run", "trainer.step.walk"]

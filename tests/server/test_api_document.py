@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from typing import Any
 
 from server.errors import AWNetError, StartupError, status_of
 from server.http.schemas import Answer, OmegaSignals, Problem
-from tests.server.tiny import ROOT
+from tests.server.tiny import ROOT, Running
 
 TEXT = (ROOT / "docs/api.md").read_text("utf-8")
 
@@ -18,6 +20,37 @@ def test_the_answers_shown_have_the_shape_of_the_code() -> None:
     Answer.model_validate(answer)
     OmegaSignals.model_validate(signals["signals"])
     Problem.model_validate(problem)
+
+
+def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
+    """A reader who sends examples/ship.png gets what the page prints; another processor may round differently."""
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+    running = Running(ROOT / "model_repository")
+    try:
+        running.wait_ready()
+        headers = {"content-type": "image/png"}
+        picture = (ROOT / "examples/ship.png").read_bytes()
+        reply = running.http.post("/predict?top_k=2&signals=summary", content=picture, headers=headers)
+        problem = running.http.post("/predict", files={"other": ("ship.png", picture)})
+    finally:
+        running.stop()
+    answer = reply.json()
+    [result] = answer["results"]
+    assert close(shown[1]["signals"], result.pop("signals"))
+    assert answer["model"] == shown[0]["model"]
+    assert close(shown[0]["results"], [result])
+    assert {**shown[2], "request_id": ""} == {**problem.json(), "request_id": ""}
+
+
+def close(shown: Any, given: Any) -> bool:
+    """Whether two JSON values are the same but for the last digits of numbers."""
+    if isinstance(shown, dict) and isinstance(given, dict):
+        return shown.keys() == given.keys() and all(close(shown[key], given[key]) for key in shown)
+    if isinstance(shown, list) and isinstance(given, list):
+        return len(shown) == len(given) and all(map(close, shown, given))
+    if isinstance(shown, float) and isinstance(given, float):
+        return math.isclose(shown, given, rel_tol=0.05, abs_tol=1e-5)
+    return bool(shown == given)
 
 
 def test_every_problem_is_listed_with_its_status() -> None:
