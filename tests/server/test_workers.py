@@ -136,7 +136,7 @@ def test_connections_are_shared_out(crew: Crew) -> None:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
 
     crew.http.close()
-    until(lambda: open_connections(crew.port) == 0)  # of tests before; a worker closes its end a moment later
+    eventually(lambda: open_connections(crew.port) == 0)  # of tests before; a worker closes its end a moment later
     before = descriptors()
     held = [socket.create_connection(("127.0.0.1", crew.port)) for _ in range(8)]
     try:
