@@ -15,6 +15,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from server.core.verdict import VERDICTS
 from server.monitoring.detection import RESULTS as CANARIES
+from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
 from server.monitoring.metrics import Metrics
 from server.versions.events import Result
@@ -72,8 +73,8 @@ class Row(NamedTuple):
 
 def rows() -> list[Row]:
     """Every metric that a server registers, but for those of the process itself, by name."""
-    metrics = Metrics(lambda: 0, 1)
-    modes = metrics.modes()
+    metrics = Metrics(Monitor(), 1)
+    modes = metrics.modes
     found: list[tuple[Any, ...]] = [(name, kind, (), "service", text) for name, kind, text in OWN]
     for collector in metrics.collectors():
         if isinstance(collector, MetricWrapperBase):

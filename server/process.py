@@ -27,6 +27,7 @@ from .http.admin import create_admin
 from .http.app import create_app
 from .monitoring import request_log
 from .monitoring.clients import TopClients
+from .monitoring.detection import Monitor
 from .monitoring.metrics import Metrics
 from .service import Service
 from .settings import Settings
@@ -199,16 +200,14 @@ def serve(settings: Settings, place: Place | None = None) -> int:
         place: this process's place among several; None where it is the only one.
     """
     begin_logging(settings, place.member.number if place else None)
-    engine: Engine
-    metrics = Metrics(lambda: engine.waiting(), settings.queue_capacity)
-    if place is not None:
-        metrics.monitor.clients = TopClients(salt=place.salt)
+    monitor = Monitor(TopClients(salt=place.salt) if place else None)
+    metrics = Metrics(monitor, settings.queue_capacity)
     try:
         engine = make_engine(settings, metrics)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
-    service = Service(settings, engine, metrics, place.member if place else None)
+    service = Service(settings, engine, metrics, monitor, place.member if place else None)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,

@@ -17,11 +17,15 @@ from .core.engine import Engine, Model, Priority, Signals, Terms
 from .core.images import Limits, Picture, Upload
 from .core.verdict import Verdict, judge
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
+from .monitoring.detection import Monitor
+from .monitoring.detection_metrics import report
+from .monitoring.exposition import Counted, exposition, told
 from .monitoring.golden_probe import Canaries
 from .monitoring.metrics import Metrics
 from .monitoring.request_log import CURRENT
 from .monitoring.verdict_history import Recent
 from .settings import Settings
+from .versions.events import Broadcast
 from .versions.models import Models
 from .versions.rollout import Lease
 
@@ -45,11 +49,8 @@ class Fleet(Protocol):
     def loaded(self) -> None:
         """The models of this process are proven."""
 
-    async def families(self) -> list[list[Any]] | None:
-        """The metrics of all processes, see `Metrics.exposition`; None: those of this one are all. Raises LinkLost."""
-
-    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
-        """What all processes have seen of attacks, where this one reports `here`. Raises LinkLost."""
+    async def counted(self, here: Counted) -> Counted:
+        """What all processes have counted until now, where this one has counted `here`. Raises LinkLost."""
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """An operator's call, carried out in every process; `here` does so in this one. Raises what it raises."""
@@ -64,11 +65,8 @@ class SingleProcess:
     def loaded(self) -> None:
         """Nobody waits for it."""
 
-    async def families(self) -> None:
-        return None
-
-    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
-        return here()
+    async def counted(self, here: Counted) -> Counted:
+        return here
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         return await here(do, given)
@@ -83,6 +81,7 @@ class Service:
     Args:
         engine: not started; `start` and `stop` start and close it.
         metrics: those that the engine reports its batches to.
+        monitor: watches what is answered; `metrics` exports it.
         fleet: the processes behind this port; default: this one alone.
 
     Attributes:
@@ -92,10 +91,13 @@ class Service:
         failure: why the service cannot be what it was asked to be, if so; the process ends then.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, fleet: Fleet | None = None) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, metrics: Metrics, monitor: Monitor, fleet: Fleet | None = None
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        self.monitor = monitor
         metrics.known([settings.model, *settings.further_models])
         metrics.golden_interval(settings.golden_canary_seconds)
         self.limits = Limits(settings.max_pixels, settings.min_side)
@@ -107,7 +109,7 @@ class Service:
             kept=settings.versions_kept,
             canary=settings.canary_split,
             shadow=settings.shadow_version,
-            events=metrics,
+            events=Broadcast(metrics, monitor),
             capacity=settings.queue_capacity,
         )
         self.recent = Recent()
@@ -118,7 +120,7 @@ class Service:
         self._canaries: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
-        metrics.follow(lambda: self.models.ready and engine.up())
+        metrics.follow(lambda: self.models.ready and engine.up(), engine.waiting)
 
     @property
     def ready(self) -> bool:
@@ -148,7 +150,7 @@ class Service:
         self._fleet.loaded()
         every = self.settings.golden_canary_seconds
         if every and not self.draining:
-            canaries = Canaries(self.metrics.monitor, self._open, self.limits, every)
+            canaries = Canaries(self.monitor, self._open, self.limits, every)
             self._canaries = asyncio.create_task(canaries.run())
         if self.settings.poll_seconds and not self.draining:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
@@ -180,12 +182,12 @@ class Service:
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics of the whole service, as `Metrics.exposition`. Raises LinkLost."""
-        return self.metrics.exposition(accept, await self._fleet.families())
+        """What Prometheus scrapes of the whole service, and its content type. Raises LinkLost."""
+        return exposition((await self._fleet.counted(self._counted())).families, accept)
 
     async def detection(self) -> dict[str, object]:
         """What the whole service has seen of attacks, for the admin port. Raises LinkLost."""
-        return await self._fleet.detection(self.metrics.monitor.report)
+        return report(await self._fleet.counted(self._counted()))
 
     async def operate(self, do: str, *given: Any) -> dict[str, Any]:
         """Carry an operator's call out in every process; see `carry_out`."""
@@ -193,7 +195,12 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """What this process has counted and what it serves, for the other processes; plain lists and dicts for JSON."""
-        return self.metrics.snapshot() | {"course": self.models.course(), "recent": self.recent.told()}
+        return {
+            "families": told(self.metrics.registry, self.metrics.modes),
+            **self.monitor.told(),
+            "course": self.models.course(),
+            "recent": self.recent.told(),
+        }
 
     async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
         """A call of an operator, in this process: the method of `Models`, its answer and what it raises."""
@@ -252,15 +259,18 @@ class Service:
             picture.decoded is None or picture.decoded.calibrated if isinstance(picture, Upload) else True
             for picture in pictures
         ]
-        monitor = self.metrics.monitor
-        monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
+        self.monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
         record = CURRENT.get()
         if record is not None:
             record.model, record.verdicts, record.signals = model, verdicts, signals
             if record.sender is not None:
                 for verdict in verdicts:
                     if verdict != "clean":
-                        monitor.clients.flagged(record.sender)
+                        self.monitor.clients.flagged(record.sender)
+
+    def _counted(self) -> Counted:
+        clients = self.monitor.clients
+        return Counted(self.metrics.registry, clients.top(), clients.total)
 
     def _open(self) -> Iterator[Lease]:
         """Every open version, for the canaries."""

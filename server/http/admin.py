@@ -68,8 +68,7 @@ def create_admin(service: Service) -> Starlette:
     async def detection(request: Request) -> Response:
         report = await service.detection()
         address = request.query_params.get("address")
-        clients = service.metrics.monitor.clients
-        return _json(report if address is None else report | {"client": clients.name(address)})
+        return _json(report if address is None else report | {"client": service.monitor.clients.name(address)})
 
     def guarded(handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:

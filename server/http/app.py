@@ -189,7 +189,7 @@ class Front:
                     method=scope["method"],
                     status=exchange.status,
                     seconds=seconds,
-                    client=self._service.metrics.monitor.clients.name(record.sender) if record.sender else None,
+                    client=self._service.monitor.clients.name(record.sender) if record.sender else None,
                 )
 
     async def _predict(self, scope: Scope, headers: dict[bytes, bytes], exchange: _Exchange, started: float) -> None:

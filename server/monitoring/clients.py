@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 MOST_CLIENTS = 256
 HALF_LIFE_SECONDS = 3600.0
+TOP = 20  # senders in a report
 
 
 @dataclass
@@ -67,7 +68,7 @@ class TopClients:
             self._by_count[count][name] = None
             self._move(replacement, count + 1)
 
-    def top(self, count: int = 20) -> list[Client]:
+    def top(self, count: int = TOP) -> list[Client]:
         """Most flagged first."""
         return sorted(self._clients.values(), key=lambda client: (-client.flagged, client.name))[:count]
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..core.contract import Contract, Reference, Thresholds
 from ..core.engine import Model
 from ..core.verdict import Verdict, judge
+from ..versions.events import Events
 from .clients import TopClients
 
 Flag = Literal["suspicious", "adversarial"]
@@ -285,13 +286,19 @@ class Watch:
         return sum(self._detected) / len(self._detected) if self._detected else math.nan
 
 
-class Monitor:
-    """Everything that is watched in one process: a `Watch` for each version that answered, and the clients."""
+class Monitor(Events):
+    """Everything that is watched in one process: a `Watch` for each version that is open, and the clients."""
 
-    def __init__(self, alarm_images: float = ALARM_IMAGES) -> None:
+    def __init__(self, clients: TopClients | None = None, alarm_images: float = ALARM_IMAGES) -> None:
         self._alarm_images = alarm_images
         self._watches: dict[tuple[str, str], Watch] = {}
-        self.clients = TopClients()
+        self.clients = TopClients() if clients is None else clients
+
+    def opened(self, model: Model) -> None:
+        self.watch(model)
+
+    def closed(self, model: Model) -> None:
+        self._watches.pop((model.name, model.version), None)
 
     def watch(self, model: Model) -> Watch:
         """The watch of this version; a new one where the file behind the version is another."""
@@ -303,15 +310,11 @@ class Monitor:
             watch = self._watches[key] = Watch(model, self._alarm_images)
         return watch
 
-    def forget(self, name: str, version: str) -> None:
-        """That version does not answer any more."""
-        self._watches.pop((name, version), None)
-
     def __iter__(self) -> Iterator[Watch]:
         return iter(list(self._watches.values()))
 
     def told(self) -> dict[str, Any]:
-        """What the supervisor of several workers needs beyond the metrics; see `totals`."""
+        """What the supervisor of several workers needs beyond the metrics; see `workers.metrics_merge`."""
         return {
             "cusums": [
                 [
@@ -327,29 +330,4 @@ class Monitor:
                 "largest": [[c.name, c.flagged, c.most_too_many] for c in self.clients.top(len(self.clients))],
             },
             "open": [[watch.model.name, watch.model.version] for watch in self],
-        }
-
-    def report(self) -> dict[str, object]:
-        """For the admin port: what `detection_metrics` exports, and the clients that no label may name."""
-        return {
-            "models": [
-                {
-                    "model": watch.model.name,
-                    "version": watch.model.version,
-                    "calibrated_images": watch.calibrated,
-                    "uncalibrated_images": watch.uncalibrated,
-                    "cusum": {
-                        flag: {"value": c.value, "limit": c.limit, "raised": c.raised, "alarms": c.alarms}
-                        for flag, c in watch.cusums.items()
-                    },
-                    "score_drift": watch.scores.value,
-                    "omega_drift": watch.omega.values(),
-                    "canaries": {f"{verdict}:{result}": n for (verdict, result), n in sorted(watch.canaries.items())},
-                }
-                for watch in self
-            ],
-            "clients": [
-                {"client": c.name, "flagged": c.flagged, "most_too_many": c.most_too_many} for c in self.clients.top()
-            ],
-            "flagged_images": self.clients.total,
         }

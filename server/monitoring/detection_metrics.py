@@ -1,19 +1,134 @@
-"""The values of `monitoring` as Prometheus metrics, read when they are scraped."""
+"""The values of `detection` as Prometheus metrics, read when they are scraped, and the report made of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .clients import TOP
 from .detection import FLAGS, Monitor
+from .exposition import Counted
 
-TOP = 20  # senders in a report
+_Put = Callable[[dict[str, Any], Mapping[str, str], float], None]
+
+
+class _Family(NamedTuple):
+    """One metric. `mode`: how the values of several workers become one; see `workers.metrics_merge`."""
+
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    labels: tuple[str, ...]
+    mode: str
+    help: str
+
+
 _VERSION = ("model", "version")
+_VERDICT = (*_VERSION, "verdict")
+_SCORE_IMAGES, _OMEGA_IMAGES = "awnet_score_drift_images", "awnet_omega_drift_images"
+
+# Both drifts are convex in the distribution that they measure, so the mean over workers, weighted with their images, is
+# at least the drift of all images together.
+_FAMILIES = {
+    "target": _Family(
+        GaugeMetricFamily,
+        "awnet_target_fpr_ratio",
+        _VERDICT,
+        "livemax",
+        "Share of clean validation images over this threshold: what to expect when nobody attacks.",
+    ),
+    "cusum": _Family(
+        GaugeMetricFamily,
+        "awnet_cusum",
+        _VERDICT,
+        "pooled value",
+        "CUSUM of flagged images against the target rate; the alarm is raised at awnet_cusum_limit.",
+    ),
+    "limit": _Family(
+        GaugeMetricFamily, "awnet_cusum_limit", _VERDICT, "livemax", "CUSUM value at which the alarm is raised."
+    ),
+    "raised": _Family(
+        GaugeMetricFamily,
+        "awnet_cusum_raised",
+        _VERDICT,
+        "pooled raised",
+        "1 from the CUSUM's reaching its limit until it is below half of that, else 0.",
+    ),
+    "alarms": _Family(
+        CounterMetricFamily,
+        "awnet_cusum_alarms",
+        _VERDICT,
+        "pooled alarms",
+        "Times that the CUSUM reached its limit.",
+    ),
+    "watched": _Family(
+        CounterMetricFamily,
+        "awnet_watched_images",
+        (*_VERSION, "calibrated"),
+        "sum",
+        "Images judged; only calibrated ones count in the CUSUM and the score drift.",
+    ),
+    "score": _Family(
+        GaugeMetricFamily,
+        "awnet_score_drift",
+        _VERSION,
+        f"mean {_SCORE_IMAGES}",
+        "Population stability index of recent scores against clean validation images.",
+    ),
+    "score_images": _Family(
+        GaugeMetricFamily,
+        _SCORE_IMAGES,
+        _VERSION,
+        "livesum",
+        "Images that the score drift rests on, at equal weight.",
+    ),
+    "omega": _Family(
+        GaugeMetricFamily,
+        "awnet_omega_drift",
+        (*_VERSION, "block"),
+        f"mean {_OMEGA_IMAGES}",
+        "Distance of a block's recent mean omega from the clean one, in clean standard deviations.",
+    ),
+    "omega_images": _Family(
+        GaugeMetricFamily,
+        _OMEGA_IMAGES,
+        _VERSION,
+        "livesum",
+        "Samples that the omega drift rests on, at equal weight.",
+    ),
+    "canaries": _Family(
+        CounterMetricFamily,
+        "awnet_golden_canaries",
+        (*_VERSION, "expected", "result"),
+        "sum",
+        "Golden images sent through the real path, by the verdict they must get and how the answer was.",
+    ),
+    "detection": _Family(
+        GaugeMetricFamily,
+        "awnet_golden_canary_detection_ratio",
+        _VERSION,
+        "livemin",  # one worker that has gone blind is not hidden by the others
+        "Share of the last attacked golden images that were recognised.",
+    ),
+    "clients": _Family(
+        GaugeMetricFamily,
+        "awnet_flagged_clients",
+        (),
+        "service clients",
+        "Senders of flagged images in the bounded top list.",
+    ),
+    "largest": _Family(
+        GaugeMetricFamily,
+        "awnet_flagged_largest_client_ratio",
+        (),
+        "service largest",
+        "Share of flagged images that a single sender sent, at least.",
+    ),
+}
 
 
 class DetectionCollector(Collector):
@@ -28,11 +143,11 @@ class DetectionCollector(Collector):
 
     def families(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         """Every metric without its values, with the names of its labels."""
-        return _families().values()
+        return _empty().values()
 
     def collect(self) -> Iterator[Metric]:
         """Every value as it is now."""
-        families = _families()
+        families = _empty()
         for watch in self._monitor:
             which = (watch.model.name, watch.model.version)
             thresholds = watch.model.contract.thresholds
@@ -59,52 +174,37 @@ class DetectionCollector(Collector):
         yield from families.values()
 
 
-# How the values of several workers become one, see `totals`. Both drifts are convex in the distribution that they
-# measure, so the mean over workers, weighted with their images, is at least the drift of all images together.
-_MODES = {
-    "target": "livemax",
-    "cusum": "pooled",
-    "limit": "livemax",
-    "raised": "pooled",
-    "alarms": "pooled",
-    "watched": "sum",
-    "score": "mean awnet_score_drift_images",
-    "score_images": "livesum",
-    "omega": "mean awnet_omega_drift_images",
-    "omega_images": "livesum",
-    "canaries": "sum",
-    "detection": "livemin",  # one worker that has gone blind is not hidden by the others
-    "clients": "service",
-    "largest": "service",
-}
-
-
 def modes() -> dict[str, str]:
     """The mode of each family, by name."""
-    return {family.name: _MODES[key] for key, family in _families().items()}
+    return {family.name: family.mode for family in _FAMILIES.values()}
 
 
-def report(document: Mapping[str, Any]) -> dict[str, object]:
-    """`Monitor.report` of the whole service, from `totals.Totals.document`."""
+def report(counted: Counted) -> dict[str, object]:
+    """For the admin port: what is exported of each version, and the senders that no label may name."""
     models: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, _, _, samples in document["families"]:
-        for _, labels, value, _ in samples:
-            if name not in _REPORTED:
-                break
+    for family in counted.families.collect():
+        if (put := _REPORTED.get(family.name)) is None:
+            continue
+        for sample in family.samples:
+            model, version = sample.labels["model"], sample.labels["version"]
             entry = models.setdefault(
-                (labels["model"], labels["version"]),
-                {"model": labels["model"], "version": labels["version"], "calibrated_images": 0}
-                | {"uncalibrated_images": 0, "cusum": {}, "score_drift": 0.0, "omega_drift": {}, "canaries": {}},
+                (model, version),
+                {"model": model, "version": version, "calibrated_images": 0, "uncalibrated_images": 0}
+                | {"cusum": {}, "score_drift": 0.0, "omega_drift": {}, "canaries": {}},
             )
-            _REPORTED[name](entry, labels, value)
+            put(entry, sample.labels, sample.value)
+    for entry in models.values():
+        entry["canaries"] = dict(sorted(entry["canaries"].items()))
     return {
         "models": list(models.values()),
-        "clients": document["clients"][:TOP],
-        "flagged_images": document["flagged_images"],
+        "clients": [
+            {"client": c.name, "flagged": c.flagged, "most_too_many": c.most_too_many} for c in counted.clients[:TOP]
+        ],
+        "flagged_images": counted.flagged_images,
     }
 
 
-def _cusum(what: str, kind: type) -> Callable[[dict[str, Any], Mapping[str, str], float], None]:
+def _cusum(what: str, kind: type) -> _Put:
     def put(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
         entry["cusum"].setdefault(labels["verdict"], {})[what] = kind(value)
 
@@ -127,76 +227,20 @@ def _canaries(entry: dict[str, Any], labels: Mapping[str, str], value: float) ->
     entry["canaries"][f"{labels['expected']}:{labels['result']}"] = int(value)
 
 
-_REPORTED = {
-    "awnet_watched_images": _watched,
-    "awnet_cusum": _cusum("value", float),
-    "awnet_cusum_limit": _cusum("limit", float),
-    "awnet_cusum_raised": _cusum("raised", bool),
-    "awnet_cusum_alarms": _cusum("alarms", int),
-    "awnet_score_drift": _score,
-    "awnet_omega_drift": _omega,
-    "awnet_golden_canaries": _canaries,
+_REPORTED: dict[str, _Put] = {
+    _FAMILIES[key].name: put
+    for key, put in {
+        "watched": _watched,
+        "cusum": _cusum("value", float),
+        "limit": _cusum("limit", float),
+        "raised": _cusum("raised", bool),
+        "alarms": _cusum("alarms", int),
+        "score": _score,
+        "omega": _omega,
+        "canaries": _canaries,
+    }.items()
 }
 
 
-def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
-    def gauge(name: str, help_text: str, labels: tuple[str, ...]) -> GaugeMetricFamily:
-        return GaugeMetricFamily(name, help_text, labels=labels)
-
-    def counter(name: str, help_text: str, labels: tuple[str, ...]) -> CounterMetricFamily:
-        return CounterMetricFamily(name, help_text, labels=labels)
-
-    return {
-        "target": gauge(
-            "awnet_target_fpr_ratio",
-            "Share of clean validation images over this threshold: what to expect when nobody attacks.",
-            (*_VERSION, "verdict"),
-        ),
-        "cusum": gauge(
-            "awnet_cusum",
-            "CUSUM of flagged images against the target rate; the alarm is raised at awnet_cusum_limit.",
-            (*_VERSION, "verdict"),
-        ),
-        "limit": gauge("awnet_cusum_limit", "CUSUM value at which the alarm is raised.", (*_VERSION, "verdict")),
-        "raised": gauge(
-            "awnet_cusum_raised",
-            "1 from the CUSUM's reaching its limit until it is below half of that, else 0.",
-            (*_VERSION, "verdict"),
-        ),
-        "alarms": counter("awnet_cusum_alarms", "Times that the CUSUM reached its limit.", (*_VERSION, "verdict")),
-        "watched": counter(
-            "awnet_watched_images",
-            "Images judged; only calibrated ones count in the CUSUM and the score drift.",
-            (*_VERSION, "calibrated"),
-        ),
-        "score": gauge(
-            "awnet_score_drift",
-            "Population stability index of recent scores against clean validation images.",
-            _VERSION,
-        ),
-        "score_images": gauge(
-            "awnet_score_drift_images", "Images that the score drift rests on, at equal weight.", _VERSION
-        ),
-        "omega": gauge(
-            "awnet_omega_drift",
-            "Distance of a block's recent mean omega from the clean one, in clean standard deviations.",
-            (*_VERSION, "block"),
-        ),
-        "omega_images": gauge(
-            "awnet_omega_drift_images", "Samples that the omega drift rests on, at equal weight.", _VERSION
-        ),
-        "canaries": counter(
-            "awnet_golden_canaries",
-            "Golden images sent through the real path, by the verdict they must get and how the answer was.",
-            (*_VERSION, "expected", "result"),
-        ),
-        "detection": gauge(
-            "awnet_golden_canary_detection_ratio",
-            "Share of the last attacked golden images that were recognised.",
-            _VERSION,
-        ),
-        "clients": gauge("awnet_flagged_clients", "Senders of flagged images in the bounded top list.", ()),
-        "largest": gauge(
-            "awnet_flagged_largest_client_ratio", "Share of flagged images that a single sender sent, at least.", ()
-        ),
-    }
+def _empty() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
+    return {key: family.kind(family.name, family.help, labels=family.labels) for key, family in _FAMILIES.items()}

@@ -1,15 +1,16 @@
 """Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded.
 
-Versions come and go; the series of one are dropped when it is closed. Where several workers serve, `snapshot` is what
-one of them tells; how their values become one is the mode of each metric, see `totals`.
+Versions come and go; the series of one are dropped when it is closed. How the values of several workers become one is
+the mode of each metric, see `workers.metrics_merge`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,10 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 
 from .. import __version__
 from ..core.engine import Model, Signals
@@ -33,7 +31,6 @@ from .detection import Monitor
 from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
 EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
@@ -55,17 +52,22 @@ _PROCESS_MODES = {
     "process_resident_memory_bytes": "livesum",
     "process_open_fds": "livemax",  # of the worker that has most, beside the limit of one
     "process_max_fds": "livemin",
-    "process_start_time_seconds": "service",
+    "process_start_time_seconds": "service started",
 }
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and no query reads them
 
 
 class Metrics(Events):
-    """The metrics of one application, in a registry of their own."""
+    """The metrics of one process, in a registry of their own.
 
-    def __init__(self, waiting: Callable[[], int], capacity: int) -> None:
-        self._registry = registry = CollectorRegistry()
+    Args:
+        monitor: whose values are exported as well, read when they are scraped.
+        capacity: most images accepted and unanswered.
+    """
+
+    def __init__(self, monitor: Monitor, capacity: int) -> None:
+        self.registry = registry = CollectorRegistry()
         self._requests = Counter("awnet_requests", "Requests answered.", ["route", "method", "code"], registry=registry)
         self._request_seconds = Histogram(
             "awnet_request_seconds", "Request to answer, seconds.", ["route"], buckets=_SECONDS, registry=registry
@@ -143,9 +145,9 @@ class Metrics(Events):
             registry=registry,
             multiprocess_mode="livemin",
         )
-        Gauge(
+        self._queued = Gauge(
             "awnet_queue_images", "Images accepted and unanswered.", registry=registry, multiprocess_mode="livesum"
-        ).set_function(waiting)
+        )
         Gauge(
             "awnet_queue_capacity_images",
             "Most images accepted and unanswered.",
@@ -167,10 +169,8 @@ class Metrics(Events):
         )
         build.labels(__version__, platform.python_version()).set(1)
         # What is made of the verdicts over time, and the process itself under the names that everybody uses.
-        self.monitor = Monitor()
-        registry.register(DetectionCollector(self.monitor))
+        registry.register(DetectionCollector(monitor))
         ProcessCollector(registry=registry)
-        self._modes: dict[str, str] = {}
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -228,9 +228,10 @@ class Metrics(Events):
 
     # The engine.
 
-    def follow(self, up: Callable[[], bool]) -> None:
-        """`up` says whether requests can be executed right now."""
+    def follow(self, up: Callable[[], bool], waiting: Callable[[], int]) -> None:
+        """`up` says whether requests can be executed right now, `waiting` how many images are accepted, unanswered."""
         self._up.set_function(lambda: float(up()))
+        self._queued.set_function(waiting)
 
     def backend(self, address: str, up: bool) -> None:
         """Whether one of several Tritons is used."""
@@ -240,13 +241,11 @@ class Metrics(Events):
 
     def opened(self, model: Model) -> None:
         self._judgement(model)
-        self.monitor.watch(model)
         thresholds = model.contract.thresholds
         self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
         self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
 
     def closed(self, model: Model) -> None:
-        self.monitor.forget(model.name, model.version)
         self._judgements.pop((model.name, model.version), None)
         for family, last in (
             (self._verdicts, VERDICTS),
@@ -279,28 +278,19 @@ class Metrics(Events):
     def disagreement(self, model: Model, about: Difference, images: int) -> None:
         self._disagreements.labels(model.name, model.version, about).inc(images)
 
+    # What leaves the process.
+
     def collectors(self) -> list[Collector]:
         """What makes up the exposition, for the page that documents it."""
-        return list(self._registry._collector_to_names)
+        return list(self.registry._collector_to_names)
 
     def text(self) -> bytes:
         """Every metric in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
-    def exposition(self, accept: str, families: Iterable[list[Any]] | None = None) -> tuple[bytes, str]:
-        """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it.
-
-        Args:
-            families: of all workers, from `totals.Totals.document`; default: what this process has counted.
-        """
-        source: Any = self._registry if families is None else _Told(families)
-        if "application/openmetrics-text" in accept:
-            text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(source), CONTENT_TYPE
-
+    @cached_property
     def modes(self) -> dict[str, str]:
-        """How the values of several workers become one, by the name of each family; see `totals`."""
+        """How the values of several workers become one, by the name of each family; see `workers.metrics_merge`."""
         found = detection_modes() | _PROCESS_MODES
         for collector in self.collectors():
             if isinstance(collector, Gauge):
@@ -309,23 +299,6 @@ class Metrics(Events):
                 found[collector._name] = "sum"
         return found
 
-    def snapshot(self) -> dict[str, Any]:
-        """What this worker tells the supervisor, see `totals`; plain lists and dicts that JSON takes."""
-        self._modes = self._modes or self.modes()
-        families = []
-        for family in self._registry.collect():
-            samples = [
-                [
-                    sample.name,
-                    sample.labels,
-                    sample.value,
-                    None if sample.exemplar is None else list(sample.exemplar),
-                ]
-                for sample in family.samples
-            ]
-            families.append([family.name, family.type, self._modes[family.name], family.documentation, samples])
-        return {"families": families} | self.monitor.told()
-
     def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
         key = (model.name, model.version)
         found = self._judgements.get(key)
@@ -333,20 +306,6 @@ class Metrics(Events):
             counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
             found = self._judgements[key] = (counters, self._scores.labels(*key))
         return found
-
-
-class _Told:
-    """Families of other processes, in the place of a registry."""
-
-    def __init__(self, families: Iterable[list[Any]]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for name, kind, text, samples in self._families:
-            metric = Metric(name, text, kind)
-            for sample, labels, value, exemplar in samples:
-                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
-            yield metric
 
 
 def _remove(family: Counter | Gauge | Histogram, *labels: str) -> None:

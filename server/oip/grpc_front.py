@@ -211,7 +211,7 @@ async def _answer(service: Service, name: str, kind: Any, body: bytes, context: 
                 method=METHOD,
                 status=code,
                 seconds=seconds,
-                client=service.metrics.monitor.clients.name(record.sender) if record.sender else None,
+                client=service.monitor.clients.name(record.sender) if record.sender else None,
             )
     return None
 

@@ -1,4 +1,4 @@
-"""What happens to models: `versions`, `rollout`, `reload` and `shadow` tell it, `metrics` counts it."""
+"""What happens to models: `opened`, `rollout`, `reload` and `shadow` tell it; `metrics` and `detection` listen."""
 
 from __future__ import annotations
 
@@ -40,3 +40,38 @@ class Events:
 
     def disagreement(self, model: Model, about: Difference, images: int) -> None:
         """Images that the shadow `model` answered otherwise than the version that serves."""
+
+
+class Broadcast(Events):
+    """Tells several others, in their order."""
+
+    def __init__(self, *others: Events) -> None:
+        self._others = others
+
+    def opened(self, model: Model) -> None:
+        for other in self._others:
+            other.opened(model)
+
+    def closed(self, model: Model) -> None:
+        for other in self._others:
+            other.closed(model)
+
+    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+        for other in self._others:
+            other.roles(name, roles)
+
+    def reload(self, name: str, result: Result) -> None:
+        for other in self._others:
+            other.reload(name, result)
+
+    def canary(self, name: str, version: str | None, share: float) -> None:
+        for other in self._others:
+            other.canary(name, version, share)
+
+    def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
+        for other in self._others:
+            other.shadow(model, result, images)
+
+    def disagreement(self, model: Model, about: Difference, images: int) -> None:
+        for other in self._others:
+            other.disagreement(model, about, images)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LinkLost, NotReady, StartupError
-from ..monitoring.detection_metrics import report
+from ..monitoring.exposition import Counted, heard
 from ..service import CarryOut, Service
 from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, error_of, received
 from .sockets import Board
@@ -112,14 +112,9 @@ class Member:
             await self._link.ask("last", self._snapshot())
         await self._link.close()
 
-    async def families(self) -> list[list[Any]]:
-        """The metrics of all workers as they are now. Raises LinkLost."""
-        families: list[list[Any]] = (await self._link.ask("everything"))["families"]
-        return families
-
-    async def detection(self, here: Callable[[], dict[str, object]]) -> dict[str, object]:
-        """What all workers have seen of attacks. Raises LinkLost."""
-        return report(await self._link.ask("everything"))
+    async def counted(self, here: Counted) -> Counted:
+        """What all workers have counted until now; this one is asked like the others. Raises LinkLost."""
+        return heard(await self._link.ask("everything"))
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """Have all workers carry an operator's call out.

@@ -6,11 +6,12 @@ A snapshot is what one worker tells, as JSON:
     cusums:   [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
     clients:  {"total": flagged images, "largest": [[name, flagged, most_too_many], ...]}
     open:     [[model, version], ...]
-    recent:   [[slot, counts of verdicts], ...], see `recent`
+    recent:   [[slot, counts of verdicts], ...], see `verdict_history`
 
 Modes say how values of several workers become one: `sum` (also of those that have gone), `livesum`, `livemax`,
-`livemin` (of those that live), `mean NAME` (weighted with the gauge NAME of the same model and version), `pooled` and
-`service` (made here).
+`livemin` (of those that live), `mean NAME` (weighted with the gauge NAME of the same model and version), `pooled WHAT`
+(`value`, `raised` or `alarms` of the CUSUM over the images of all) and `service WHAT` (`clients`, `largest` or
+`started`: a figure of the service as a whole). No metric is known here by its name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MOST_SLOTS = 60  # that `recent` looks back
+MOST_SLOTS = 60  # that `verdict_history` looks back
 Labels = tuple[tuple[str, str], ...]
 Group = dict[tuple[str, Labels], float]  # (sample, all labels) -> value, of one set of labels
 Family = tuple[str, str, str, list[list[Any]]]  # name, kind, help, samples
@@ -32,7 +33,7 @@ class _Cusum:
     """Bernoulli CUSUM over the images of all workers, in blocks: what one worker answered between two snapshots.
 
     Summed log-likelihood ratios of a block are one log-likelihood ratio, so Lorden's bound on false alarms (see
-    `monitoring.limit_for`) holds with blocks for observations, of which there are no more than images.
+    `detection.limit_for`) holds with blocks for observations, of which there are no more than images.
     """
 
     value: float = 0.0
@@ -123,18 +124,19 @@ class Totals:
                 entry[1] += most_too_many
         flagged_images = sum(told.clients["total"] for told in self._told.values())
         certain = max((flagged - most for flagged, most in clients.values()), default=0)
-        made = self._pooled() | {
-            "awnet_flagged_clients": [["awnet_flagged_clients", {}, float(len(clients)), None]],
-            "awnet_flagged_largest_client_ratio": [
-                ["awnet_flagged_largest_client_ratio", {}, certain / flagged_images if flagged_images else 0.0, None]
-            ],
-            "process_start_time_seconds": [["process_start_time_seconds", {}, self._started, None]],
+        service = {
+            "clients": float(len(clients)),
+            "largest": certain / flagged_images if flagged_images else 0.0,
+            "started": self._started,
         }
         families: list[list[Any]] = []
         for name, (_, kind, mode, text) in self._shape.items():
-            if mode in ("pooled", "service"):
-                samples = made[name]
-            elif mode == "sum":
+            how, _, what = mode.partition(" ")
+            if how == "pooled":
+                samples = self._pooled(f"{name}_total" if kind == "counter" else name, what)
+            elif how == "service":
+                samples = [[name, {}, service[what], None]]
+            elif how == "sum":
                 samples = self._summed(name)
             else:
                 samples = self._gauge(name, mode)
@@ -202,20 +204,12 @@ class Totals:
             merged.append([name, dict(labels), value, None])
         return merged
 
-    def _pooled(self) -> dict[str, list[list[Any]]]:
+    def _pooled(self, sample: str, what: str) -> list[list[Any]]:
         latest = {(model, version, flag): cusum for (model, version, _, flag), cusum in self._cusums.items()}
-
-        def samples(name: str, attribute: str) -> list[list[Any]]:
-            return [
-                [name, {"model": model, "version": version, "verdict": flag}, float(getattr(cusum, attribute)), None]
-                for (model, version, flag), cusum in latest.items()
-            ]
-
-        return {
-            "awnet_cusum": samples("awnet_cusum", "value"),
-            "awnet_cusum_raised": samples("awnet_cusum_raised", "raised"),
-            "awnet_cusum_alarms": samples("awnet_cusum_alarms_total", "alarms"),
-        }
+        return [
+            [sample, {"model": model, "version": version, "verdict": flag}, float(getattr(cusum, what)), None]
+            for (model, version, flag), cusum in latest.items()
+        ]
 
 
 def _groups(family: list[Any]) -> dict[Labels, Group]:

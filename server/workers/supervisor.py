@@ -1,7 +1,7 @@
 """Several workers behind one port: started, watched, replaced when they die, and told what concerns all of them.
 
 The supervisor owns the listening sockets and accepts nothing itself. It has no part in a request, so what it does may
-be slow and simple. What it knows of the workers is in `totals`; how it talks with them in `workers`.
+be slow and simple. What it knows of the workers is in `metrics_merge`; how it talks with them in `link`.
 """
 
 from __future__ import annotations

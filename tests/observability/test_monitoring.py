@@ -222,7 +222,7 @@ def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> N
     for n in range(100):
         monitor.watch(Model("awnet", str(n), "c", contract))
     assert len(list(monitor)) == MOST_WATCHES
-    monitor.forget("awnet", "99")
+    monitor.closed(Model("awnet", "99", "c", contract))
     assert len(list(monitor)) == MOST_WATCHES - 1
 
 

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from server.core import contract
 from server.core.engine import Engine, Model, Signals, Terms
 from server.core.images import Picture
+from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
 from server.service import Service
 from server.settings import Settings
@@ -27,7 +28,8 @@ OUTPUTS = ("logits", "p_type", "omega")
 def service_over(engine: Engine, **settings: Any) -> Service:
     """A service of one process over `engine`, as `process.serve` builds it; it polls only where that is asked for."""
     given = Settings(**{"poll_seconds": 0, **settings})
-    return Service(given, engine, Metrics(engine.waiting, given.queue_capacity))
+    monitor = Monitor()
+    return Service(given, engine, Metrics(monitor, given.queue_capacity), monitor)
 
 
 @asynccontextmanager
@@ -118,12 +120,10 @@ class Small:
         for version in ("1", "2"):
             publish(folder, version, seed=int(version))
         self.engine = SmallEngine(folder)
-        self.settings = Settings(
-            repository=folder, **{"max_images": 4, "max_pixels": 100_000, "max_body_bytes": 1 << 20, **settings}
-        )
-        self.metrics = Metrics(self.engine.waiting, 8)
+        given = {"max_images": 4, "max_pixels": 100_000, "max_body_bytes": 1 << 20, "queue_capacity": 8, **settings}
+        self.service = service_over(self.engine, repository=folder, **given)
+        self.settings, self.metrics = self.service.settings, self.service.metrics
         self.runner = asyncio.Runner()
-        self.service = Service(self.settings, self.engine, self.metrics)
         if start:
             self.run(self.service.models.start())
 

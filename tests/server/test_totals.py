@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from server.monitoring.detection import CUSUM_ROOM, Cusum
+from server.monitoring.detection import CUSUM_ROOM, Cusum, Monitor
 from server.monitoring.metrics import Metrics
 from server.workers.metrics_merge import Totals
 
-HOW = {"sum", "livesum", "livemax", "livemin", "pooled", "service"}
+HOW = {"sum", "livesum", "livemax", "livemin"}
+HOW |= {"pooled value", "pooled raised", "pooled alarms", "service clients", "service largest", "service started"}
 
 
 def snapshot(
@@ -47,9 +48,9 @@ def values(totals: Totals, name: str) -> dict[str, float]:
 
 def test_every_metric_says_how_several_become_one() -> None:
     """One without a mode would be wrong in silence as soon as there are two workers."""
-    metrics = Metrics(lambda: 0, 1)
-    modes = metrics.modes()
-    assert {family.name for family in metrics._registry.collect()} <= set(modes)
+    metrics = Metrics(Monitor(), 1)
+    modes = metrics.modes
+    assert {family.name for family in metrics.registry.collect()} <= set(modes)
     assert {mode for mode in modes.values() if not mode.startswith("mean ")} <= HOW
     assert {mode.removeprefix("mean ") for mode in modes.values() if mode.startswith("mean ")} <= set(modes)
 
@@ -116,7 +117,7 @@ def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
     """Told after every image it is exactly that; a dead worker leaves its part in it."""
     single, parts, totals = Cusum(0.05, 19.0), [Cusum(0.05, 19.0), Cusum(0.05, 19.0)], Totals()
     images = [0, 0]
-    family = ["awnet_cusum", "gauge", "pooled", "CUSUM.", []]
+    family = ["awnet_cusum", "gauge", "pooled value", "CUSUM.", []]
     for turn in range(60):
         worker, flagged = turn % 2, turn % 3 == 0
         single.add(flagged)

@@ -337,7 +337,7 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
             right = 0
             while right < 3 and time.monotonic() - begun < (60 if seconds else 0.5):
                 await asyncio.sleep(0.02)
-                (watch,) = service.metrics.monitor
+                (watch,) = service.monitor
                 right = sum(count for (_, result), count in watch.canaries.items() if result == "right")
             assert right >= 3 if seconds else right == 0
             assert f"awnet_golden_canary_interval_seconds {seconds}" in service.metrics.text().decode()

@@ -1,0 +1,79 @@
+"""What has been counted as it leaves the process: Prometheus's text, and JSON between workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Exemplar
+
+from .clients import Client
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Families(Protocol):
+    """Metrics with their values; a registry is one."""
+
+    def collect(self) -> Iterable[Metric]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What one process or several have counted until now: metrics, and what no label may name.
+
+    Attributes:
+        clients: senders of flagged images, largest first.
+        flagged_images: of all senders.
+    """
+
+    families: Families
+    clients: Sequence[Client]
+    flagged_images: int
+
+
+def exposition(families: Families, accept: str) -> tuple[bytes, str]:
+    """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it."""
+    source: Any = families
+    if "application/openmetrics-text" in accept:
+        text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(source), CONTENT_TYPE
+
+
+def told(registry: CollectorRegistry, modes: Mapping[str, str]) -> list[list[Any]]:
+    """The families of a worker for `workers.metrics_merge`; plain lists and dicts that JSON takes."""
+    return [
+        [
+            *(family.name, family.type, modes[family.name], family.documentation),
+            [
+                [sample.name, sample.labels, sample.value, None if sample.exemplar is None else list(sample.exemplar)]
+                for sample in family.samples
+            ],
+        ]
+        for family in registry.collect()
+    ]
+
+
+def heard(document: Mapping[str, Any]) -> Counted:
+    """What all workers have counted, from `workers.metrics_merge.Totals.document`."""
+    clients = [Client(entry["client"], entry["flagged"], entry["most_too_many"]) for entry in document["clients"]]
+    return Counted(_Heard(document["families"]), clients, document["flagged_images"])
+
+
+class _Heard:
+    """Families of other processes, in the place of a registry."""
+
+    def __init__(self, families: Iterable[list[Any]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in self._families:
+            metric = Metric(name, text, kind)
+            for sample, labels, value, exemplar in samples:
+                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
+            yield metric
