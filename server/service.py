@@ -19,7 +19,7 @@ from .core.verdict import Verdict, judge
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
-from .monitoring.exposition import Counted, exposition, told
+from .monitoring.exposition import Counted, as_json, exposition
 from .monitoring.golden_probe import Canaries
 from .monitoring.metrics import Metrics
 from .monitoring.request_log import CURRENT
@@ -196,7 +196,7 @@ class Service:
     def snapshot(self) -> dict[str, Any]:
         """What this process has counted and what it serves, for the other processes; plain lists and dicts for JSON."""
         return {
-            "families": told(self.metrics.registry, self.metrics.modes),
+            "families": as_json(self.metrics.registry, self.metrics.modes),
             **self.monitor.told(),
             "course": self.models.course(),
             "recent": self.recent.told(),

@@ -45,7 +45,7 @@ def exposition(families: Families, accept: str) -> tuple[bytes, str]:
     return generate_latest(source), CONTENT_TYPE
 
 
-def told(registry: CollectorRegistry, modes: Mapping[str, str]) -> list[list[Any]]:
+def as_json(registry: CollectorRegistry, modes: Mapping[str, str]) -> list[list[Any]]:
     """The families of a worker for `workers.metrics_merge`; plain lists and dicts that JSON takes."""
     return [
         [
@@ -59,13 +59,13 @@ def told(registry: CollectorRegistry, modes: Mapping[str, str]) -> list[list[Any
     ]
 
 
-def heard(document: Mapping[str, Any]) -> Counted:
+def from_json(document: Mapping[str, Any]) -> Counted:
     """What all workers have counted, from `workers.metrics_merge.Totals.document`."""
     clients = [Client(entry["client"], entry["flagged"], entry["most_too_many"]) for entry in document["clients"]]
-    return Counted(_Heard(document["families"]), clients, document["flagged_images"])
+    return Counted(_Merged(document["families"]), clients, document["flagged_images"])
 
 
-class _Heard:
+class _Merged:
     """Families of other processes, in the place of a registry."""
 
     def __init__(self, families: Iterable[list[Any]]) -> None:

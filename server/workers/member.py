@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ..errors import LinkLost, NotReady, StartupError
-from ..monitoring.exposition import Counted, heard
+from ..monitoring.exposition import Counted, from_json
 from ..service import CarryOut, Service
 from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, error_of, received
 from .sockets import Board
@@ -39,6 +40,7 @@ class Member:
         self._connected = connected
         self._link = Link()
         self._snapshot: Callable[[], dict[str, Any]] = dict
+        self._numbers = count()
         self._loaded = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -57,7 +59,7 @@ class Member:
             await accept()
 
         async def snapshot(body: Any) -> Any:
-            return service.snapshot()
+            return self._numbered()
 
         async def course(body: Any) -> Any:
             return service.models.course()
@@ -100,8 +102,12 @@ class Member:
     async def _tell(self) -> None:
         self._link.tell("loaded")
         while True:
-            self._link.tell("snapshot", self._snapshot())
+            self._link.tell("snapshot", self._numbered())
             await asyncio.sleep(TOLD_EVERY_SECONDS)
+
+    def _numbered(self) -> dict[str, Any]:
+        """What this worker has counted. An answer and a word of its own may arrive in another order than they left."""
+        return {"number": next(self._numbers), **self._snapshot()}
 
     async def stop(self) -> None:
         """Tell the last counts and close the link."""
@@ -109,12 +115,12 @@ class Member:
             if task is not None:
                 task.cancel()
         with suppress(LinkLost):
-            await self._link.ask("last", self._snapshot())
+            await self._link.ask("last", self._numbered())
         await self._link.close()
 
     async def counted(self, here: Counted) -> Counted:
         """What all workers have counted until now; this one is asked like the others. Raises LinkLost."""
-        return heard(await self._link.ask("everything"))
+        return from_json(await self._link.ask("everything"))
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """Have all workers carry an operator's call out.

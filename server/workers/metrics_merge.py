@@ -2,6 +2,7 @@
 
 A snapshot is what one worker tells, as JSON:
 
+    number:   how many it told before
     families: [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
     cusums:   [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
     clients:  {"total": flagged images, "largest": [[name, flagged, most_too_many], ...]}
@@ -56,6 +57,7 @@ class _Cusum:
 class _Told:
     """The last snapshot of one worker."""
 
+    number: int
     families: dict[str, list[Any]]
     counted: dict[str, dict[Labels, Group]]
     watched: dict[tuple[str, ...], tuple[int, int]]
@@ -76,8 +78,11 @@ class Totals:
         self._started = time.time()
 
     def update(self, worker: int, snapshot: Mapping[str, Any]) -> None:
-        """What this worker says now. What it counted before and says no more, or less of, is kept."""
+        """What this worker says now, unless it has said newer things. What it counted before and says no more, or less
+        of, is kept."""
         before = self._told.get(worker)
+        if before is not None and snapshot["number"] < before.number:
+            return  # to take it for the newest would keep what is counted already, and count it twice
         families = {family[0]: family for family in snapshot["families"]}
         counted = {name: _groups(family) for name, family in families.items() if family[2] == "sum"}
         self._shape.update({name: family[:4] for name, family in families.items()})
@@ -94,7 +99,9 @@ class Totals:
             self._keep(before.counted, counted)
         open_versions = {(model, version) for model, version in snapshot["open"]}
         recent = {slot: counts for slot, counts in snapshot["recent"]}
-        self._told[worker] = _Told(families, counted, watched, snapshot["clients"], open_versions, recent)
+        self._told[worker] = _Told(
+            snapshot["number"], families, counted, watched, snapshot["clients"], open_versions, recent
+        )
         self._forget()
 
     def leave(self, worker: int) -> None:

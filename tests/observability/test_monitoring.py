@@ -33,7 +33,11 @@ from server.monitoring.detection import (
     limit_for,
     score_bins,
 )
+from server.monitoring.detection_metrics import report
+from server.monitoring.exposition import Counted, as_json, from_json
 from server.monitoring.golden_probe import Canaries, canaries
+from server.monitoring.metrics import Metrics
+from server.workers.metrics_merge import Totals
 from tests.server.tiny import CHANNELS, contract_of, graph
 
 THRESHOLDS = Thresholds(Threshold(0.003, 0.05), Threshold(0.006, 0.01))
@@ -363,9 +367,16 @@ def test_clean_and_attacked_canaries_take_turns(contract: Contract) -> None:
 
 
 def test_the_report_for_the_admin_port_names_hashes_only(model: Model) -> None:
+    """And it is the same where the process is one worker of several: what it told has been added up."""
     monitor = Monitor()
+    metrics = Metrics(monitor, 1)
     monitor.watch(model).answered(["adversarial"], [0.9], [True], np.zeros((1, CHANNELS), np.float32))
     monitor.clients.flagged("203.0.113.9")
-    text = json.dumps(monitor.report())
+    alone = report(Counted(metrics.registry, monitor.clients.top(), monitor.clients.total))
+    text = json.dumps(alone)
     assert "203.0.113.9" not in text
     assert monitor.clients.name("203.0.113.9") in text
+    totals = Totals()
+    snapshot = {"families": as_json(metrics.registry, metrics.modes), **monitor.told(), "recent": [], "number": 0}
+    totals.update(0, json.loads(json.dumps(snapshot)))
+    assert report(from_json(totals.document())) == alone

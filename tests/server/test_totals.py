@@ -20,8 +20,10 @@ def snapshot(
     clients: list[list[Any]] | None = None,
     versions: tuple[str, ...] = ("1",),
     recent: list[tuple[int, list[int]]] | None = None,
+    number: int = 0,
 ) -> dict[str, Any]:
     return {
+        "number": number,
         "families": families or [],
         "cusums": cusums or [],
         "clients": {"total": sum(flagged for _, flagged, _ in clients or []), "largest": clients or []},
@@ -69,6 +71,19 @@ def test_counts_of_a_dead_worker_stay_and_its_gauges_go() -> None:
         totals.leave(0)
         totals.update(0, snapshot([verdicts(v1=1)]))
     assert values(totals, "v") == {"1": 11}
+
+
+def test_a_snapshot_that_was_overtaken_is_passed_over() -> None:
+    """A scrape's answer and what a worker tells by itself may change places; a count must not be kept twice."""
+    totals = Totals()
+    totals.update(0, snapshot([verdicts(v1=5)], number=8))
+    totals.update(0, snapshot([verdicts(v1=4)], number=7))
+    assert values(totals, "v") == {"1": 5}
+    totals.update(0, snapshot([verdicts(v1=6)], number=9))
+    assert values(totals, "v") == {"1": 6}
+    totals.leave(0)
+    totals.update(0, snapshot([verdicts(v1=1)], number=0))  # of the worker that took its place
+    assert values(totals, "v") == {"1": 7}
 
 
 def test_a_version_closed_by_one_worker_keeps_its_counts_until_all_have_closed_it() -> None:
