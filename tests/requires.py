@@ -34,8 +34,8 @@ SEARCH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH
 
 
 def requires(name: str) -> pytest.MarkDecorator:
-    """A mark that runs the test only where the program `name` is installed."""
-    condition = _Missing(name)
+    """A mark that runs the test only where the program `name` is installed; `marks` makes it `real` as well."""
+    condition = Missing(name)
     return pytest.mark.skipif(condition, reason=condition.reason)
 
 
@@ -56,7 +56,7 @@ def missing(name: str) -> str | None:
     return f"no {' and no '.join(absent)} on PATH: {command}" if absent else None
 
 
-class _Missing:
+class Missing:
     """True where `name` is missing. pytest asks when the test is about to run, so this is where it may fail."""
 
     def __init__(self, name: str) -> None:

@@ -15,6 +15,8 @@ from tests.tiny_awnet import write_checkpoint  # noqa: E402
 from training.awnet import AWNetConfig  # noqa: E402
 from training.checkpoint import load  # noqa: E402
 
+pytestmark = pytest.mark.process
+
 SIZES = [
     pytest.param(AWNetConfig(depth=34, width=4), id="resnet34"),
     pytest.param(AWNetConfig(depth=50, width=4), id="resnet50"),

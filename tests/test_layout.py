@@ -139,6 +139,7 @@ def test_the_locks_hold_every_declared_dependency():
     ).keys()
 
 
+@pytest.mark.real
 def test_the_wheel_holds_the_three_packages_and_the_recipes_only(tmp_path):
     """`pip install .` works with several top-level packages, and brings no tests along."""
     source = tmp_path / "source"  # a copy, because setuptools leaves build/ and *.egg-info where it works

@@ -39,7 +39,7 @@ COMMANDS = readme.commands((ROOT / "README.md").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(process, tmp_path_factory):
     """`make serve` on a free port, so that a server that already runs on the README's stays out of it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -98,6 +98,7 @@ def test_a_curl_line_of_the_readme_gets_the_answer_printed_below_it(command, ser
         assert list(readme.differences(command.answer, json.loads(done.stdout))) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [c for c in COMMANDS if not c.text.startswith(("curl ", "make serve", "make test"))],
@@ -130,6 +131,7 @@ def test_a_wrong_answer_is_told_from_the_readmes(actual, complaint):
     assert found == [] if complaint is None else found and found[0].startswith(complaint)
 
 
+@pytest.mark.process
 def test_help_lists_every_target_that_a_person_calls():
     """`make help` is complete: each phony target has its line."""
     makefile = (ROOT / "Makefile").read_text("utf-8")

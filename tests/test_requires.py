@@ -37,12 +37,14 @@ def outcome(folder: Path, **variables: str) -> str:
     return subprocess.run(told, cwd=folder, env=environment, capture_output=True, text=True).stdout
 
 
+@pytest.mark.process
 def test_a_missing_program_skips_with_the_command_that_installs_it(tmp_path: Path) -> None:
     """Whoever reads the summary knows what to do."""
     told = outcome(tmp_path)
     assert "2 skipped" in told and "apt-get install haproxy" in told and "make .venv-triton/.locked" in told
 
 
+@pytest.mark.process
 def test_a_demanded_program_fails_the_test(tmp_path: Path) -> None:
     """Only those that are named; the reason is the same."""
     told = outcome(tmp_path, AWNET_REQUIRE="triton,chromium")

@@ -45,6 +45,7 @@ def test_only_the_servers_locked_dependencies_go_in() -> None:
     assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(copied)
 
 
+@pytest.mark.process
 def test_the_health_check_needs_no_program_but_python() -> None:
     """It says 0 to a server that is alive and not 0 to one that answers otherwise, hangs or is not there."""
     import http.server

@@ -51,6 +51,7 @@ def changed(tiny_checkpoint: Path, folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_one_command_makes_a_version(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """`python -m export.onnx --ckpt best.pt` needs nothing else, and says what it proved and wrote."""
     done = subprocess.run(
@@ -279,6 +280,7 @@ def test_the_command_refuses_in_one_line(
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
+@pytest.mark.slow
 def test_real_test_images_take_part(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --data-dir, CIFAR-10's test images, clean and attacked, are part of the proof."""
     data_dir = os.environ.get("AWNET_DATA_DIR")

@@ -202,6 +202,7 @@ def steps(model: bytes, repository: Path) -> Iterator[int]:
         step += 1
 
 
+@pytest.mark.process
 def test_a_kill_at_any_step_leaves_the_old_state(tmp_path: Path, model: bytes, second: bytes) -> None:
     """Whenever the exporter dies, version 1 and its description stand, version 2 is absent or whole, and the
     next export puts everything right."""

@@ -129,6 +129,7 @@ def test_the_command_line_says_what_it_did(repository: Path, tmp_path: Path, cap
     assert triton_python.main(["--repository", str(repository), "--out", str(repository)]) == 1
 
 
+@pytest.mark.process
 def test_it_runs_where_only_the_standard_library_is() -> None:
     """Triton's own environment has neither torch nor onnx."""
     code = "import sys; sys.modules.update(numpy=None, onnx=None, torch=None); import export.triton_python"

@@ -164,7 +164,7 @@ def live(folder: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """See `live`."""
     if reason := missing("prometheus"):
         pytest.skip(reason)

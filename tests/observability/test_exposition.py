@@ -22,7 +22,7 @@ OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def running(process: None, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     repository = tmp_path_factory.mktemp("repository")
     for version in ("1", "2"):
         publish(repository, version)

@@ -14,7 +14,7 @@ from tests.waiting import eventually
 
 
 @pytest.fixture
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     repository = publish(tmp_path_factory.mktemp("repository"))
     port = free_port()
     server = Running(repository, access_log=True, log_level="warning", admin_port=port, golden_canary_seconds=0.1)

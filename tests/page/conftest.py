@@ -18,7 +18,7 @@ WATCH = (
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def served(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server with the tiny model: the share of red in a picture is its score."""
     running = Running(publish(tmp_path_factory.mktemp("repository")), max_body_bytes=1 << 20)
     try:

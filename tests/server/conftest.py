@@ -17,7 +17,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(repository: Path) -> Iterator[Running]:
+def served(process: None, repository: Path) -> Iterator[Running]:
     """One server for all tests that only ask it."""
     running = Running(repository, max_body_bytes=1 << 20, max_pixels=4_000_000, max_images=4)
     try:

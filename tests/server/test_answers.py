@@ -31,7 +31,7 @@ EXPECTED: dict[str, Answer] = FIRST | DOCUMENT["changed"]
 
 
 @pytest.fixture(scope="module")
-def now() -> dict[str, Answer]:
+def now(process: None) -> dict[str, Answer]:
     return kept(played(ROOT, stored_pictures()))
 
 

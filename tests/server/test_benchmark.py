@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.requires import requires
 from tests.server.tiny import ROOT
+
+pytestmark = pytest.mark.process
 
 
 def call(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,7 +46,7 @@ def test_without_wrk_it_is_skipped_with_the_reason(repository: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@requires("wrk")
 def test_a_short_round_measures_every_contestant(repository: Path, tmp_path: Path) -> None:
     """All three servers answer without a failure, and both files are written."""
     arguments = ["--rounds", "1", "--seconds", "1", "--clients", "2", "--out", str(tmp_path / "result")]

@@ -125,6 +125,7 @@ def test_metrics_are_read_by_their_full_names() -> None:
     assert exposition(b'# HELP a b\na{b="c d"} 2\n') == {'a{b="c d"}': 2.0}
 
 
+@pytest.mark.process
 def test_the_command_line_explains_itself() -> None:
     """Help with examples, the list of scenarios, and a clear word about a misspelt one."""
 

@@ -113,7 +113,7 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["embedded", "triton"])
-def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[Site]:
+def running(process: None, request: pytest.FixtureRequest, repository: Path) -> Iterator[Site]:
     """Once with each engine: no client may see a difference."""
     grpc_port = free_port()
     settings: dict[str, object] = {"grpc_port": grpc_port, "max_body_bytes": 1 << 20, "max_images": 8}
@@ -340,6 +340,7 @@ def test_calls_are_counted_by_templates(running: Site) -> None:
     assert "chosen-by-a-caller" not in text
 
 
+@pytest.mark.process
 def test_the_drain_is_seen_over_grpc(repository: Path) -> None:
     """SIGTERM turns readiness off first; requests that still come are answered; the process ends with 0."""
     port = free_port()
@@ -359,6 +360,7 @@ def test_the_drain_is_seen_over_grpc(repository: Path) -> None:
         server.process.kill()
 
 
+@pytest.mark.process
 def test_a_grpc_port_in_use_ends_the_process(repository: Path) -> None:
     """With a failing status and the address in the log, as for HTTP."""
     with socket.socket() as other:

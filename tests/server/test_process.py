@@ -29,6 +29,7 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.process
 def test_serving_imports_no_training_library() -> None:
     """Neither torch nor onnx nor our own training and export: a server can be installed without them.
 
@@ -45,6 +46,7 @@ def test_serving_imports_no_training_library() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[] []"), done.stderr
 
 
+@pytest.mark.process
 def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
     """All of Pillow's formats together cost 10 MB and the first caller's time, and are none of ours."""
     for kind in ("PNG", "JPEG", "WEBP"):
@@ -61,6 +63,7 @@ def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:2] == ["['JPEG', 'PNG', 'WEBP']", "6"], done.stderr
 
 
+@pytest.mark.process
 def test_help_shows_every_setting_and_examples() -> None:
     """An option that is not in the help does not exist for anybody."""
     done = call("-m", "server", "--help")
@@ -85,6 +88,7 @@ def test_an_option_overrules_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     assert read_settings(["--admin-port", "0"]).admin_port == 0
 
 
+@pytest.mark.process
 def test_a_wrong_setting_stops_the_start_in_one_line() -> None:
     """Its name, its variable and what is wrong; no traceback."""
     done = call("-m", "server", "--port", "seventy")
@@ -93,6 +97,7 @@ def test_a_wrong_setting_stops_the_start_in_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_a_missing_model_ends_the_process(tmp_path: Path) -> None:
     """With a failing status and the reason; it does not sit there unready."""
     done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0")
@@ -101,6 +106,7 @@ def test_a_missing_model_ends_the_process(tmp_path: Path) -> None:
     assert "awnet cannot be served: there is no version" in line
 
 
+@pytest.mark.process
 def test_a_refused_contract_ends_the_process(tmp_path: Path) -> None:
     """The same for a model that is there and cannot be trusted."""
     publish(tmp_path, change=lambda contract: contract.update(schema_version=99))
@@ -111,6 +117,7 @@ def test_a_refused_contract_ends_the_process(tmp_path: Path) -> None:
     assert "schema_version" in line
 
 
+@pytest.mark.process
 def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
     """Or an operator would talk to another server; the line says what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -122,6 +129,7 @@ def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_a_signing_key_that_cannot_be_read_ends_the_process(repository: Path) -> None:
     """It does not go on without checking."""
     done = call("-m", "server", "--repository", str(repository), "--port", "0", "--signing-key", "absent.pem")
@@ -176,6 +184,7 @@ def refused(running: Running) -> float:
     return float(line.removeprefix(name))
 
 
+@pytest.mark.process
 def test_sighup_takes_a_new_version_under_load(tmp_path: Path) -> None:
     """A good one moves all traffic, a bad one none, and no request fails; the process stays the same and ready."""
     running = Running(publish(tmp_path))
@@ -198,6 +207,7 @@ def test_sighup_takes_a_new_version_under_load(tmp_path: Path) -> None:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_a_repository_that_changes_is_noticed(tmp_path: Path) -> None:
     """Without a signal, and half a copy is looked at and not taken for a version."""
     running = Running(publish(tmp_path / "a"), poll_seconds=0.05)
@@ -227,6 +237,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.process
 def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
     """A rollback under load: instantly, with no failed request."""
     publish(tmp_path)
@@ -248,6 +259,7 @@ def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_all_ports_are_given_up_together(tmp_path: Path) -> None:
     """HTTP, gRPC and admin: what is in flight is answered, the process ends at the second signal and with 0."""
     ports = [free_port(), free_port()]
@@ -269,6 +281,7 @@ def test_all_ports_are_given_up_together(tmp_path: Path) -> None:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: Path) -> None:
     """Under steady load not one request fails, and the exit status is 0."""
     running = Running(repository, drain_seconds=600)
@@ -306,6 +319,7 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
         running.process.kill()
 
 
+@pytest.mark.process
 def test_the_time_given_to_balancers_ends_by_itself(repository: Path) -> None:
     """Not before it is over, and with 0."""
     running = Running(repository, drain_seconds=1)
@@ -326,6 +340,7 @@ def listens(port: int) -> bool:
     return True
 
 
+@pytest.mark.process
 def test_a_request_that_is_being_sent_when_the_end_comes_is_answered(repository: Path) -> None:
     """It was begun before the signal and finishes after it."""
     running = Running(repository, drain_seconds=0)
@@ -345,6 +360,7 @@ def test_a_request_that_is_being_sent_when_the_end_comes_is_answered(repository:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_a_second_signal_does_not_wait(repository: Path) -> None:
     """Whoever presses Ctrl-C again means it."""
     running = Running(repository, drain_seconds=600)
@@ -358,6 +374,7 @@ def test_a_second_signal_does_not_wait(repository: Path) -> None:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_sigint_ends_the_server_at_once(repository: Path) -> None:
     """On a developer's keyboard there is no balancer to wait for."""
     running = Running(repository, drain_seconds=600)
@@ -368,6 +385,7 @@ def test_sigint_ends_the_server_at_once(repository: Path) -> None:
         running.process.kill()
 
 
+@pytest.mark.process
 def test_an_address_in_use_ends_the_process(repository: Path) -> None:
     """With a failing status and the address in the log."""
     running = Running(repository)

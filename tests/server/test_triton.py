@@ -191,6 +191,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return key, pem
 
 
+@pytest.mark.slow
 @plays
 async def test_tls_is_spoken_with_the_authority_that_is_named(certificate: tuple[Path, Path]) -> None:
     """With its certificate the connection comes up; with nobody's authority or in the clear it does not."""
@@ -564,9 +565,11 @@ async def test_a_connection_that_is_renewed_to_the_same_triton_costs_what_was_in
         engine = TritonEngine([switch.url], decode_threads=2, on_state=lambda url, up: changes.append(up))
         await engine.start()
         runner = await engine.open("awnet", 1)
+        (address,) = engine.balancer.addresses
         for seed in range(5):
+            epoch = address.epoch
             switch.move(good)
-            await until(lambda: state(engine) == "proving")
+            await until(lambda epoch=epoch: address.epoch > epoch)  # type: ignore[misc]
             assert right(await runner.infer(pictures(1, seed), soon()), images(1, seed))
         assert changes == [False, True]
         await runner.close()

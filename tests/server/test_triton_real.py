@@ -28,7 +28,7 @@ from tests.server.test_triton import images, pictures, plays, right, soon
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import eventually, until
 
-pytestmark = [pytest.mark.triton, requires("triton")]
+pytestmark = requires("triton")
 
 
 @pytest.fixture(scope="module")

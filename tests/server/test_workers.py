@@ -77,7 +77,7 @@ def total(series: Series, name: str, **labels: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+def crew(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     """One service for the tests below, each of which leaves it whole."""
     port = free_port()
     repository = publish(tmp_path_factory.mktemp("crew") / "models")
@@ -212,6 +212,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_and_leaves_its_counts(crew: Cr
     }
 
 
+@pytest.mark.process
 def test_grpc_is_served_by_every_worker(crew: Crew, tmp_path: Path) -> None:
     """The port is asked for alone first: nobody else's calls are shared, and nobody shares ours."""
     address = f"127.0.0.1:{crew.grpc}"
@@ -274,6 +275,7 @@ def test_sigterm_drains_all_workers(crew: Crew) -> None:
         socket.create_connection(("127.0.0.1", crew.port))
 
 
+@pytest.mark.process
 def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
     """Nobody would replace them, and they would hold the port."""
     crew = Crew(repository)
@@ -284,6 +286,7 @@ def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
     eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 
+@pytest.mark.process
 def test_a_service_that_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
     """Once, not once for each worker."""
     done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0", "--workers", "2")

@@ -124,6 +124,7 @@ def test_options_that_cannot_be_are_refused(wrong, capsys):
     assert wrong[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_run_writes_figures_and_a_table(tmp_path: Path):
     """JSON and Markdown hold each variant with its speed, ratio, interval and share of the ceiling."""
     arguments = ["--sizes", "2x2", "--steps", "1", "--rounds", "2", "--threads", "1", "--variants", "ours"]

@@ -51,6 +51,7 @@ def without_seconds(document: dict[str, Any]) -> dict[str, Any]:
     return {n: {k: v for k, v in p.items() if k != "seconds"} for n, p in document["parts"].items()}
 
 
+@pytest.mark.slow
 def test_one_run_reports_every_level_side_by_side(
     tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_batches_of_something_else_are_not_taken_over(tmp_path: Path, kept: str)
     assert kept == "a damaged file" or len(first.restored()) == 1
 
 
+@pytest.mark.slow
 def test_the_new_attacks_are_reported_where_they_mean_something(
     tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:

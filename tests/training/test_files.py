@@ -39,6 +39,7 @@ def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
     assert file.read_bytes() == before and os.listdir(file.parent) == ["report.json"]
 
 
+@pytest.mark.process
 def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> None:
     """The next writer is not in the way of what the killed one left."""
     file = tmp_path / "last.txt"
@@ -60,6 +61,7 @@ def test_the_bytes_of_a_tensor_file_are_those_of_its_value(tmp_path: Path) -> No
     assert torch.load(tmp_path / "a.pt", weights_only=True)["x"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.process
 def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     """Even by SIGKILL, and when it is closed."""
     path = tmp_path / "run/lock"

@@ -214,6 +214,7 @@ def test_exits_are_set_so_that_each_gets_its_share(rdi: StaticNet, tmp_path: Pat
     assert torch.equal(loaded.body.entropy, rdi.body.entropy)
 
 
+@pytest.mark.slow
 def test_the_others_resnet56_reaches_its_published_accuracy() -> None:
     """93.39 % on the 10,000 test images, ImageNet normalisation inside the network; needs the weights and CIFAR-10."""
     data_dir = os.environ.get("AWNET_DATA_DIR")

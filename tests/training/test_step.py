@@ -119,6 +119,7 @@ def two_process_recipe(tmp_path: Path) -> dict[str, dict[str, object]]:
     return read_recipe(path)
 
 
+@pytest.mark.process
 def test_two_processes_and_one_with_two_parts_have_the_same_losses(tmp_path: Path) -> None:
     """Two gloo processes against one that normalises each half of the batch separately, two epochs of four steps:
     losses of every step within 1e-5 of each other, relatively, and weights, averages and balance within 1e-5."""

@@ -80,6 +80,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "load_images", lambda name, data_dir: one)
 
 
+@pytest.mark.slow
 def test_networks_are_made_after_what_they_need_and_only_once(
     specification: Path, data: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path,
     assert [n.name for n in wanted if not sweep.done(n, tmp_path / "runs")] == ["static"]
 
 
+@pytest.mark.process
 def test_two_of_them_never_work_on_the_same_network(tmp_path: Path) -> None:
     """A claim holds across processes and ends with the process that made it, even by SIGKILL."""
     program = f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"

@@ -60,6 +60,7 @@ def states_equal(a: Path, b: Path) -> bool:
     return same and averaged and left["best_figure"] == right["best_figure"]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_after_any_step_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Three epochs of four steps in one go and in twelve pieces give the same weights, averages and best figure."""
     torch.set_num_threads(1)
@@ -78,6 +79,7 @@ def test_a_run_stopped_after_any_step_resumes_bit_for_bit(tmp_path: Path) -> Non
         assert all(row[k] == other[k] for k in row if k not in ("train_seconds", "images_per_second"))
 
 
+@pytest.mark.process
 def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Path) -> None:
     """kill -9 loses what came after the last checkpoint, within an epoch too, and nothing else. While the process is
     there, even stopped, no other one goes on with its run."""
@@ -125,6 +127,7 @@ def foreground() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_a_run_after_the_step_at_hand(
@@ -178,6 +181,7 @@ def test_the_command_says_that_it_was_stopped(
     assert "after 1 of its 4 steps; go on with --resume" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     """Its last.pt knows epochs only."""
     recipe, images = tiny_recipe(tmp_path), small_set()
@@ -199,6 +203,7 @@ def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: data.Im
         train(recipe, images, out, resume=True, stop_after_minutes=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_computes_what_the_other_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`runtime.compile`: what a step calls is traced, in each mode, forward and backward, and gives the same losses.
 
@@ -264,6 +269,7 @@ def test_validation_is_the_same_for_any_number_of_processes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_weight_perturbation_is_a_switch_with_a_first_epoch(tmp_path: Path) -> None:
     """Before `awp_from` a run is the plain one, bit for bit; from there on it is not, and it resumes like any other."""
     torch.set_num_threads(1)
