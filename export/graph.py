@@ -27,7 +27,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from training.awnet import ADVERSARIAL, NATURAL, AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
+from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
+from training.network import ADVERSARIAL, NATURAL
 
 OPSET = 20
 OPSETS = range(13, 22)  # what IR version 10 can carry and the nodes below mean the same in

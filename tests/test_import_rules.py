@@ -66,6 +66,7 @@ def test_the_import_rules_hold(house):
         ("export/graph.py", "import training.train"),
         ("training/awnet.py", "from . import baselines"),
         ("training/attacks.py", "from . import data"),
+        ("training/network.py", "from . import awnet"),
         ("training/train.py", "import export.graph"),
         ("training/evaluation/report.py", "from ..trainer import recipe"),
         ("training/trainer/recipe.py", "from .. import train"),

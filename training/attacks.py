@@ -15,12 +15,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .network import Branch, DetectingNetwork
 from .rng import GLOBAL, Chance
 
 Model = Callable[[Tensor], Tensor]
@@ -198,17 +199,6 @@ def quantise(x_adv: Tensor) -> Tensor:
     return (x_adv * 255).round() / 255
 
 
-class DetectingNetwork(Protocol):
-    """What T3 needs of its victim, in evaluation mode (an AW-Net, or a toy with the same two methods).
-
-    The signals that `detect` returns have `type_logits` [N,2], `p_type` [N,2] (column 0 adversarial, 1
-    natural) and `detach()`.
-    """
-
-    def detect(self, x: Tensor) -> Any: ...
-    def classify(self, x: Tensor, signals: Any, branch: Literal["adv", "nat"] | None = None) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Evasion:
     """One way to take the gradient against a network that classifies and detects.
@@ -225,7 +215,7 @@ class Evasion:
     """
 
     weight: float | None = None
-    branch: Literal["adv", "nat"] | None = None
+    branch: Branch | None = None
     growing: bool = False
 
     def reach(self, i: int, budget: Budget) -> tuple[float, float]:
@@ -265,6 +255,8 @@ def evade(
     net: DetectingNetwork, x: Tensor, y: Tensor, budget: Budget, how: Evasion, threshold: float, restarts: int = 1
 ) -> Evaded:
     """PGD for a wrong class and a score of at most `threshold`, both judged on the deployed network.
+
+    Of `net`, in evaluation mode, only `detect` and `classify` are called.
 
     The search walks on 8-bit images only (whole grey levels, start included), so what it finds is what a
     server would receive: nothing is lost to rounding afterwards. Every iterate is judged, the start too

@@ -11,21 +11,20 @@ How one image flows (evaluation)::
          \\-> stem --> blocks: conv, times omega, MixBN weighted by P_type --> pool --> logits [N,K]
 
 Type columns are (adversarial, natural) everywhere. The paper's scalar P_type in Eq. 16 is P(natural),
-column `NATURAL`.
+column `network.NATURAL`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADVERSARIAL, NATURAL = 0, 1  # columns of type_logits and P_type
-Branch = Literal["adv", "nat"]
+from .network import Branch, DetectingNetwork, Signals
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -77,22 +76,6 @@ class AWNetConfig:
             raise ValueError("beta must be positive and extractor_width not negative")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std need three values each, every std positive")
-
-
-class Signals(NamedTuple):
-    """What the detector says about a batch."""
-
-    type_logits: Tensor  # [N, 2], columns ADVERSARIAL and NATURAL
-    omega: tuple[Tensor, ...]  # one [N, c_out] a modulated convolution, in forward order
-
-    @property
-    def p_type(self) -> Tensor:
-        """Eq. 20: softmax of the type logits, [N, 2]."""
-        return F.softmax(self.type_logits.float(), dim=1)
-
-    def detach(self) -> Signals:
-        """The same values without their gradient (an attacker who ignores the detector)."""
-        return Signals(self.type_logits.detach(), tuple(o.detach() for o in self.omega))
 
 
 class ConvMixBN(nn.Module):
@@ -278,7 +261,7 @@ class SignalHead(nn.Linear):
             return out if self.beta == 1 else out.pow(self.beta)
 
 
-class AWNet(nn.Module):
+class AWNet(DetectingNetwork):
     """The network of Fig. 2. `net(x)` returns logits [N, K] for x [N, 3, H, W] in [0, 1].
 
     In training mode a branch must be named (Eq. 15); in evaluation `branch` forces one batch norm, and
@@ -289,6 +272,8 @@ class AWNet(nn.Module):
         extractor: a module x -> [N, feature_dim] with that attribute, in place of the one `config` names.
     """
 
+    kind = "awnet"
+    config: AWNetConfig
     mean: Tensor
     std: Tensor
 
@@ -341,6 +326,13 @@ class AWNet(nn.Module):
         """The detector sub-network (sec. 4.3): x [N,3,H,W] in [0,1] -> type logits and omega."""
         psi = self.extractor(self.normalise(x))
         return Signals(self.type_head(psi), tuple(head(psi) for head in self.signal_heads))
+
+    def type_logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.type_head(self.extractor(self.normalise(x)))
+        return logits
+
+    def temper(self, factor: float) -> None:
+        self.type_head.temperature.mul_(factor)
 
     def classify(self, x: Tensor, signals: Signals, branch: Branch | None = None) -> Tensor:
         """The dynamic sub-network (sec. 4.2) under given signals: x [N,3,H,W] -> logits [N,K]."""

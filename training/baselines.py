@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 from torchvision.models.vgg import make_layers
 
+from .network import Network
+
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
@@ -43,9 +45,11 @@ class StaticConfig:
             raise ValueError("width and num_classes must be at least 1")
 
 
-class StaticNet(nn.Module):
+class StaticNet(Network):
     """A classifier with its normalisation inside; `body` maps normalised pixels to logits."""
 
+    kind = "static"
+    config: StaticConfig
     mean: Tensor
     std: Tensor
 
@@ -55,6 +59,7 @@ class StaticNet(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.body = body
+        self.multi_exit = isinstance(body, RdiResNet)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the first convolution sees."""
@@ -64,18 +69,11 @@ class StaticNet(nn.Module):
         logits: Tensor = self.body(self.normalise(x))
         return logits
 
-    @property
-    def multi_exit(self) -> bool:
-        """More than one exit: see `RdiResNet`."""
-        return isinstance(self.body, RdiResNet)
-
     def exits(self, x: Tensor) -> list[Tensor]:
-        """The logits of every exit, each [N, K], the last exit last."""
         x = self.normalise(x)
         return self.body.exits(x) if isinstance(self.body, RdiResNet) else [self.body(x)]
 
     def set_exits(self, x: Tensor) -> None:
-        """Thresholds of a multi-exit network on validation images x [N, 3, H, W]; others have none to set."""
         if isinstance(self.body, RdiResNet):
             self.body.set_exits(self.normalise(x))
 

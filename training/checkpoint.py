@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import files
 from .awnet import AWNet, AWNetConfig
 from .baselines import StaticConfig, build_static
+from .network import Network
 
 FORMAT = 1
 
@@ -50,7 +51,7 @@ class Calibration:
 class Checkpoint:
     """A loaded checkpoint; `network` is in evaluation mode, float32, on the requested device."""
 
-    network: nn.Module
+    network: Network
     kind: str
     labels: list[str]
     recipe: dict[str, Any]
@@ -67,7 +68,7 @@ class Checkpoint:
 
 
 def pack(
-    network: nn.Module,
+    network: Network,
     *,
     labels: list[str],
     recipe: Mapping[str, Any],
@@ -87,7 +88,7 @@ def pack(
         state = {k: v.half() if v.is_floating_point() and v.dim() > 1 else v for k, v in state.items()}
     return {
         "format": FORMAT,
-        "kind": "awnet" if isinstance(network, AWNet) else "static",
+        "kind": network.kind,
         "config": dataclasses.asdict(config),
         "state": state,
         "labels": list(labels),
@@ -143,7 +144,7 @@ def _awnet(config: dict[str, Any]) -> AWNet:
     return AWNet(AWNetConfig(**{**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])}))
 
 
-BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+BUILDERS: dict[str, Callable[[dict[str, Any]], Network]] = {
     "awnet": _awnet,
     "static": lambda config: build_static(StaticConfig(**config)),
 }

@@ -39,16 +39,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, files
 from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget, cross_entropy, evade, project, quantise
-from .awnet import ADVERSARIAL, NATURAL, AWNet
 from .data import SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.corruptions import HONEST
 from .evaluation.report import ONE_STEP, Progress, Report, to_hex, w_robust
+from .network import ADVERSARIAL, NATURAL, DetectingNetwork, Network, must_detect
 from .pretrained import FOREIGN, load_foreign
 from .renames import run_table
 
@@ -68,13 +68,14 @@ class Answers:
         return float(self.correct.double().mean())
 
 
-def ask(net: nn.Module, x: Tensor, y: Tensor) -> Answers:
+def ask(net: Network, x: Tensor, y: Tensor) -> Answers:
     """One batch, x [N,3,H,W] in [0,1], y [N]; float32, results on the CPU."""
+    detecting = net.detecting
     with torch.inference_mode():
-        if not isinstance(net, AWNet):
+        if detecting is None:
             return Answers((net(x).argmax(1) == y).cpu(), None)
-        signals = net.detect(x)
-        correct = net.classify(x, signals).argmax(1) == y
+        signals = detecting.detect(x)
+        correct = detecting.classify(x, signals).argmax(1) == y
         return Answers(correct.cpu(), signals.p_type[:, ADVERSARIAL].float().cpu())
 
 
@@ -85,21 +86,16 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 @dataclass(frozen=True)
 class AttackersCopy:
-    """The network as an attacker of T1 or T2 differentiates it, x -> logits; on a static network the two are the same.
+    """A network as an attacker differentiates it, x -> logits: the whole of one without a detector.
 
     bf16 computes the attacker's gradients (nothing else) in bfloat16.
     """
 
-    net: nn.Module
-    level: str
+    net: Network
     bf16: bool = False
 
     def __call__(self, z: Tensor) -> Tensor:
         with self.arithmetic(z):
-            if isinstance(self.net, AWNet) and self.level == "T1":
-                with torch.no_grad():
-                    signals = self.net.detect(z)
-                return self.net.classify(z, signals)
             logits: Tensor = self.net(z)
             return logits
 
@@ -107,21 +103,38 @@ class AttackersCopy:
         return torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16)
 
 
+@dataclass(frozen=True)
+class BlindCopy(AttackersCopy):
+    """A T1 copy: the detector answers, but its gradient is cut."""
+
+    net: DetectingNetwork
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with self.arithmetic(z):
+            with torch.no_grad():
+                signals = self.net.detect(z)
+            return self.net.classify(z, signals)
+
+
+@dataclass(frozen=True)
 class DetectorsCopy(AttackersCopy):
-    """A T2 copy of an AW-Net that says its type logits too, which the paper's adaptive attack differentiates."""
+    """A T2 copy that says its type logits too, which the paper's adaptive attack differentiates."""
+
+    net: DetectingNetwork
 
     def with_type(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and type logits [N, 2]."""
-        assert isinstance(self.net, AWNet)
         with self.arithmetic(z):
             signals = self.net.detect(z)
             return self.net.classify(z, signals), signals.type_logits
 
 
-def attackers_copy(net: nn.Module, level: str, bf16: bool = False) -> AttackersCopy:
-    """What an attacker of `level` has of `net`."""
-    kind = DetectorsCopy if isinstance(net, AWNet) and level == "T2" else AttackersCopy
-    return kind(net, level, bf16)
+def attackers_copy(net: Network, level: str, bf16: bool = False) -> AttackersCopy:
+    """What an attacker of T1 or T2 has of `net`."""
+    detecting = net.detecting
+    if detecting is None:
+        return AttackersCopy(net, bf16)
+    return BlindCopy(detecting, bf16) if level == "T1" else DetectorsCopy(detecting, bf16)
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ class Surrogate:
     """A network that a T0 attacker has; `sha256` of its weights file names it in the report and the cache."""
 
     name: str
-    network: nn.Module
+    network: Network
     sha256: str
 
 
@@ -184,7 +197,7 @@ def load_surrogate(spec: str, device: torch.device) -> Surrogate:
     """NAME=FILE (a checkpoint of ours, or the weights of a network in `FOREIGN`), or the name 'pyautoattack'."""
     name, _, file = spec.partition("=")
     if name in FOREIGN:
-        network: nn.Module = load_foreign(name, Path(file) if file else None)
+        network: Network = load_foreign(name, Path(file) if file else None)
     elif file:
         network = checkpoint.load(Path(file)).network
     else:
@@ -195,7 +208,7 @@ def load_surrogate(spec: str, device: torch.device) -> Surrogate:
     return Surrogate(name, prepared(network, device), digest.hexdigest())
 
 
-def prepared(net: nn.Module, device: torch.device) -> nn.Module:
+def prepared(net: Network, device: torch.device) -> Network:
     """Evaluation mode, no weight gradients (only the image's is wanted), channels last."""
     return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
@@ -204,7 +217,7 @@ def prepared(net: nn.Module, device: torch.device) -> nn.Module:
 class Evaluation:
     """One network against one set of images; each method is one part of the report."""
 
-    net: nn.Module
+    net: Network
     split: Split
     judge: Judge
     batch_size: int
@@ -215,7 +228,7 @@ class Evaluation:
     @classmethod
     def start(
         cls,
-        net: nn.Module,
+        net: Network,
         split: Split,
         thresholds: dict[float, float],
         batch_size: int = 128,
@@ -232,7 +245,7 @@ class Evaluation:
 
     @property
     def detects(self) -> bool:
-        return isinstance(self.net, AWNet)
+        return self.net.detecting is not None
 
     def batches(self, split: Split, title: str = "") -> Iterator[tuple[Tensor, Tensor]]:
         total = math.ceil(len(split) / self.batch_size)
@@ -300,9 +313,8 @@ class Evaluation:
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:
         """T3 by one attack of `EVASIONS`, aimed at the 5 % threshold; successes as bits, image by image."""
-        assert isinstance(self.net, AWNet)
+        net = must_detect(self.net)
         target = self.judge.thresholds[max(self.judge.thresholds)]
-        net = self.net
 
         def search(_i: int, x: Tensor, y: Tensor) -> list[Answers]:
             return [ask(net, evade(net, x, y, budget, EVASIONS[name], target, restarts).x_adv, y)]
@@ -332,20 +344,21 @@ class Evaluation:
         `class`: of the cross-entropy through the deployed network. `type`: of the type logits' difference,
         which T3 descends. Zero gradients make an attack look weak without making the network strong.
         """
+        detecting = self.net.detecting
         images = {"class": 0, "type": 0}
         pixels = {"class": 0.0, "type": 0.0}
         split = self.split.head(limit)
         for x, y in self.batches(split):
             z = x.requires_grad_(True)
             losses = {"class": cross_entropy(self.net(z), y).sum()}
-            if isinstance(self.net, AWNet):
-                type_logits = self.net.detect(z).type_logits
+            if detecting is not None:
+                type_logits = detecting.detect(z).type_logits
                 losses["type"] = (type_logits[:, NATURAL] - type_logits[:, ADVERSARIAL]).sum()
             for kind, loss in losses.items():
                 (gradient,) = torch.autograd.grad(loss, z)
                 images[kind] += int((gradient.flatten(1) == 0).all(1).sum())
                 pixels[kind] += float((gradient == 0).flatten(1).double().mean(1).sum())
-        kinds = ("class", "type") if isinstance(self.net, AWNet) else ("class",)
+        kinds = ("class", "type") if detecting is not None else ("class",)
         share = {f"{kind}_images": images[kind] / len(split) for kind in kinds}
         return share | {f"{kind}_pixels": pixels[kind] / len(split) for kind in kinds}
 
@@ -405,10 +418,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     dataset = load_images(name, args.data_dir)
     split: Split = getattr(dataset, args.split).head(args.limit)
     thresholds, source = {}, "none: no detector"
-    if isinstance(loaded.network, AWNet):
+    if (detecting := loaded.network.detecting) is not None:
         calibration, source = loaded.calibration, "checkpoint"
         if calibration is None:
-            calibration = detection.calibrate(loaded.network, dataset.validation.images.split(args.batch_size))
+            calibration = detection.calibrate(detecting, dataset.validation.images.split(args.batch_size))
             source = "validation split, taken by this program"
         thresholds = calibration.thresholds
     setup = {

@@ -14,7 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from export import graph
-from training.awnet import AWNet, AWNetConfig, Signals
+from training.awnet import AWNet, AWNetConfig
+from training.network import Signals
 
 
 class ExactSignals(Signals):

@@ -18,6 +18,7 @@ from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
 from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
 from training.evaluation.report import Progress, from_hex
+from training.network import Network
 
 LEVELS = ["T0", "T1", "T2", "T3"]
 
@@ -372,7 +373,7 @@ def test_evasions_are_reported_image_by_image(net: AWNet) -> None:
 def test_a_dead_network_shows_zero_gradients() -> None:
     """A classifier that ignores its input has no gradient anywhere, and the report's check catches it."""
 
-    class Dead(nn.Module):
+    class Dead(Network):
         def forward(self, x: Tensor) -> Tensor:
             return 0 * x.flatten(1)[:, :10]
 

@@ -79,6 +79,17 @@ def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
         build_objective(recipe, tmp_path, torch.device("cpu"))
 
 
+def test_what_needs_an_aw_net_is_refused_for_a_static_network(tmp_path: Path) -> None:
+    """Before anything is built or trained, by the key that asks for it."""
+    path = tmp_path / "r.toml"
+    path.write_text('network = { kind = "static", width = 8 }\nobjective = { name = "detector" }\n')
+    with pytest.raises(RecipeError, match="'detector' needs an AW-Net"):
+        build_objective(read_recipe(path), tmp_path, torch.device("cpu"))
+    for part in ("trunk", "extractor", "detector"):
+        with pytest.raises(RecipeError, match=f"init.{part}"):
+            initialise(build_static(StaticConfig("resnet18", 8)), {part: "none.pt"}, tmp_path)
+
+
 def test_a_clean_trunk_becomes_both_branches(tmp_path: Path) -> None:
     """After `init.trunk` the AW-Net answers exactly as the static network did, through either branch."""
 

@@ -20,7 +20,7 @@ from torch import nn
 from training import checkpoint
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
+from training.baselines import StaticConfig, StaticNet, build_static
 from training.rng import Keyed
 from training.trainer.adversary import Inner
 from training.trainer.objectives import Mtard, PgdAt, Standard, Trades
@@ -32,15 +32,20 @@ TINY_RUN = Path(__file__).with_name("tiny_run.py")
 CPU = Runtime(torch.device("cpu"), bf16=False)
 
 
+def linear() -> StaticNet:
+    """A network without batch norms, of 8x8 pixels."""
+    return StaticNet(StaticConfig(), nn.Sequential(nn.Flatten(), nn.Linear(192, 10)))
+
+
 def test_accumulated_gradients_are_the_whole_batch_s() -> None:
     """Without batch norms, four parts of four images and one of sixteen move the weights alike."""
     x, y = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
-    whole = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    whole = linear()
     parts = copy.deepcopy(whole)
     for net, count in ((whole, 1), (parts, 4)):
         loss = train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, parts=count)
         assert loss.total.item() == pytest.approx(2.3, abs=0.2)
-    torch.testing.assert_close(parts[1].weight, whole[1].weight, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parts.body[1].weight, whole.body[1].weight, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="equal parts"):
         train_step(whole, Standard(), torch.optim.SGD(whole.parameters(), 0.1), x, y, CPU, parts=3)
 
@@ -60,11 +65,11 @@ def test_statistics_of_parts_move_once_by_their_mean() -> None:
 def test_weight_perturbation_of_parts_follows_the_whole_gradient() -> None:
     """Without batch norms: the worst weights nearby are those for the batch, however it is cut."""
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8)
-    whole = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    whole = linear()
     parts = copy.deepcopy(whole)
     for net, count in ((whole, 1), (parts, 2)):
         train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, awp=0.5, parts=count)
-    torch.testing.assert_close(parts[1].weight, whole[1].weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.body[1].weight, whole.body[1].weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["pgd_at", "trades"])
@@ -95,7 +100,7 @@ def test_the_balance_moves_once_a_step_by_the_losses_of_the_whole_step() -> None
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
     """Whichever part it was in."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    net = linear()
     before = copy.deepcopy(net.state_dict())
     x = torch.rand(8, 3, 8, 8)
     x[6] = float("nan")

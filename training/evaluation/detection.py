@@ -14,8 +14,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ..awnet import ADVERSARIAL, AWNet
 from ..checkpoint import Calibration
+from ..network import ADVERSARIAL, DetectingNetwork
 
 FPRS = (0.05, 0.01)  # the two operating points: suspicious, adversarial
 
@@ -75,7 +75,7 @@ def histogram(scores: Tensor, bins: int = 50) -> tuple[list[float], list[int]]:
     return [float(e) for e in edges], [int(c) for c in counts]
 
 
-def calibrate(net: AWNet, batches: Iterable[Tensor], fprs: Iterable[float] = FPRS) -> Calibration:
+def calibrate(net: DetectingNetwork, batches: Iterable[Tensor], fprs: Iterable[float] = FPRS) -> Calibration:
     """Score clean images and summarise them; the network is used in evaluation mode and left as it was.
 
     Args:
@@ -87,7 +87,7 @@ def calibrate(net: AWNet, batches: Iterable[Tensor], fprs: Iterable[float] = FPR
     """
     was_training = net.training
     net.eval()
-    device = net.classifier.weight.device
+    device = next(net.parameters()).device
     scores: list[Tensor] = []
     total: Tensor | None = None
     squares: Tensor | None = None

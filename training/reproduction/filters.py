@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks import Budget, cross_entropy, pgd_trades
 from ..awnet import AWNet
+from ..network import Network
 
 
 def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
@@ -49,7 +50,7 @@ def spread(moments: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
-def gradient_norm(net: nn.Module, x: Tensor, y: Tensor) -> float:
+def gradient_norm(net: Network, x: Tensor, y: Tensor) -> float:
     """Mean over images of |dL/dx|_1, the regulariser of Eq. 5: L1 is the dual of L-infinity. x [N,3,H,W] in [0,1]."""
     z = x.detach().clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(cross_entropy(net(z), y).sum(), z)
@@ -71,7 +72,7 @@ def modulated_variance(net: AWNet, x: Tensor) -> dict[str, float]:
     return found
 
 
-def describe(net: nn.Module, x: Tensor, y: Tensor, budget: Budget | None = None) -> dict[str, Any]:
+def describe(net: Network, x: Tensor, y: Tensor, budget: Budget | None = None) -> dict[str, Any]:
     """The gradient norm on x, and for an AW-Net the variance of omega * K on x and on its PGD examples (T2)."""
     net.eval()
     found: dict[str, Any] = {"images": len(x), "gradient_norm": gradient_norm(net, x, y)}

@@ -11,17 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import Budget, ascend, cross_entropy, normal_start, project, quantise, selective, uniform_start
-from ..awnet import AWNet
-from ..baselines import StaticNet
+from ..network import DetectingNetwork, Network
 from ..rng import GLOBAL, Chance
 
 STARTS = ("normal", "uniform", "n_fgsm")
 Outputs = Callable[[Tensor], list[Tensor]]
-
-
-def outputs(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """Logits of every exit, each [N,K]; all networks but RDI-ResNet have one."""
-    return net.exits(x) if isinstance(net, StaticNet) and net.multi_exit else [net(x)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class Inner:
             raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
 
     def adversaries(
-        self, net: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None, chance: Chance = GLOBAL
+        self, net: Network, x: Tensor, y: Tensor, target: Tensor | None = None, chance: Chance = GLOBAL
     ) -> Tensor:
         """x_adv against `net` in evaluation mode (so that the deployed network is attacked), which is then restored.
 
@@ -92,27 +86,28 @@ class Inner:
             return ascend(loss, x[part], start[part], Budget(min(1.0, radius), budget.step, budget.steps))
 
         with frozen(net):
-            if isinstance(net, AWNet):
+            detecting = net.detecting
+            if detecting is not None:
                 n = len(x) - round(len(x) * self.evading)  # the last ones evade
                 evading = slice(n, len(x))
                 first = min(n, round(len(x) * self.forced))  # both shares may have been rounded up
                 second = first + round((n - first) * self.detached)
                 models: tuple[tuple[slice, Outputs], ...] = (
-                    (slice(0, first), lambda z: [net.classify(z, net.detect(cut(z, self.through)), "adv")]),
-                    (slice(first, second), lambda z: [net.classify(z, net.detect(cut(z, False)))]),
+                    (slice(0, first), lambda z: [detecting.classify(z, detecting.detect(cut(z, self.through)), "adv")]),
+                    (slice(first, second), lambda z: [detecting.classify(z, detecting.detect(cut(z, False)))]),
                     (slice(second, n), lambda z: [net(z)]),
                 )
                 # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
                 made = [attack(part, model) for part, model in models if part.start < part.stop]
                 if evading.start < evading.stop:
-                    made.append(self.evaders(net, x[evading], y[evading], start[evading], chance))
+                    made.append(self.evaders(detecting, x[evading], y[evading], start[evading], chance))
                 x_adv = quantise(torch.cat(made))
             else:
-                x_adv = attack(slice(None), lambda z: outputs(net, z))
+                x_adv = attack(slice(None), net.exits)
         net.train(was_training)
         return x_adv
 
-    def evaders(self, net: AWNet, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
+    def evaders(self, net: DetectingNetwork, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
         """x_adv of attackers at T3; see `evading`."""
         share = self.radii[chance.integer(0, len(self.radii), "radius")]
         budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
@@ -129,12 +124,12 @@ class Inner:
             return normal_start(x, chance)
         return uniform_start(x, self.budget.eps * (self.spread if self.start == "n_fgsm" else 1), chance)
 
-    def own_answers(self, net: nn.Module, x: Tensor) -> Tensor:
+    def own_answers(self, net: Network, x: Tensor) -> Tensor:
         """What `net` in evaluation mode says about clean x: probabilities [N,K], the target of TRADES' attack."""
         was_training = net.training
         net.eval()
         with torch.no_grad():
-            target = torch.stack([F.softmax(z.float(), dim=1) for z in outputs(net, x)]).mean(0)
+            target = torch.stack([F.softmax(z.float(), dim=1) for z in net.exits(x)]).mean(0)
         net.train(was_training)
         return target
 

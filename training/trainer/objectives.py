@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
-from ..awnet import ADVERSARIAL, NATURAL, AWNet
+from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network, must_detect
 from ..rng import GLOBAL, Chance
-from .adversary import Inner, outputs
+from .adversary import Inner
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Objective:
 
     whole: bool = True
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         raise NotImplementedError
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         raise NotImplementedError
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Loss:
+    def __call__(self, net: Network, x: Tensor, y: Tensor) -> Loss:
         return self.loss(net, self.prepare(net, x, y))
 
     def follow(self, factor: float) -> None:
@@ -74,7 +74,7 @@ class Objective:
         pass
 
 
-def branches(net: AWNet, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def branches(net: DetectingNetwork, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Natural logits, adversarial logits (each [N,K], Eq. 15) and type logits [n+N,2] of a step with n natural images.
 
     The detector sees both kinds in one batch: in separate batches its batch statistics would tell it the
@@ -94,20 +94,20 @@ def type_loss(type_logits: Tensor, n: int) -> Tensor:
     return F.cross_entropy(type_logits.float(), kind)
 
 
-def both(net: nn.Module, step: Step, together: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def both(net: Network, step: Step, together: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """(natural logits [n,K], adversarial logits [N,K]) of each exit, and L_type (zero for a static network).
 
     A static network sees the two kinds in two passes, each with its own batch statistics, as the published codes
     of TRADES, MART, RSLAD and MTARD have it, or in one pass with `together`.
     """
-    if isinstance(net, AWNet):
-        nat, adv, type_logits = branches(net, step.x, step.x_adv)
+    if (detecting := net.detecting) is not None:
+        nat, adv, type_logits = branches(detecting, step.x, step.x_adv)
         return [(nat, adv)], type_loss(type_logits, len(step.x))
     none = step.x.new_zeros(())
     if together:
         n = len(step.x)
-        return [(z[:n], z[n:]) for z in outputs(net, torch.cat([step.x, step.x_adv]))], none
-    return list(zip(outputs(net, step.x), outputs(net, step.x_adv), strict=True)), none
+        return [(z[:n], z[n:]) for z in net.exits(torch.cat([step.x, step.x_adv]))], none
+    return list(zip(net.exits(step.x), net.exits(step.x_adv), strict=True)), none
 
 
 def mean(losses: Sequence[Tensor]) -> Tensor:
@@ -121,13 +121,11 @@ class Standard(Objective):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         return Step(x, x[:0], y)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
-        losses = [
-            F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in outputs(net, step.x)
-        ]
+    def loss(self, net: Network, step: Step) -> Loss:
+        losses = [F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in net.exits(step.x)]
         loss = mean(losses)
         return Loss(loss, {"nat": loss.item()})
 
@@ -169,25 +167,27 @@ class PgdAt(Objective):
         self.nat_images = nat_images
         self.noise = noise
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         x_adv = self.inner.adversaries(net, x, y, chance=chance)
-        if not isinstance(net, AWNet):
+        detecting = net.detecting
+        if detecting is None:
             return Step(x if self.clean else x[:0], x_adv, y)
         n = natural_images(len(x), self.nat_images)
-        x_nat = self.natural(net, x[:n], y[:n], chance[:n])
+        x_nat = self.natural(detecting, x[:n], y[:n], chance[:n])
         x_nat = sign_noise(x_nat, self.noise, self.inner.budget.eps, chance)
         return Step(x_nat, x_adv, y)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         y, n = step.y, len(step.x)
-        if not isinstance(net, AWNet):
-            loss = mean([self.cross_entropy(z, y) for z in outputs(net, step.x_adv)])
+        detecting = net.detecting
+        if detecting is None:
+            loss = mean([self.cross_entropy(z, y) for z in net.exits(step.x_adv)])
             if not self.clean:
                 return Loss(loss, {"adv": loss.item()})
-            natural = mean([self.cross_entropy(z, y) for z in outputs(net, step.x)])
+            natural = mean([self.cross_entropy(z, y) for z in net.exits(step.x)])
             total = (1 - self.clean) * loss + self.clean * natural
             return Loss(total, {"nat": natural.item(), "adv": loss.item()})
-        logits_nat, logits_adv, type_logits = branches(net, step.x, step.x_adv)
+        logits_nat, logits_adv, type_logits = branches(detecting, step.x, step.x_adv)
         nat, adv, kind = (
             self.cross_entropy(logits_nat, y[:n]),
             self.cross_entropy(logits_adv, y),
@@ -199,7 +199,7 @@ class PgdAt(Objective):
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
 
-    def natural(self, net: AWNet, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Tensor:
+    def natural(self, net: DetectingNetwork, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Tensor:
         """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
         if not self.nat_eps:
             return x
@@ -225,10 +225,10 @@ class Trades(Objective):
     def __init__(self, inner: Inner, beta: float = 6.0, type_weight: float = 1.0) -> None:
         self.inner, self.beta, self.type_weight = inner, beta, type_weight
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x), chance), y)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         pairs, kind = both(net, step)
         nat = mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
         adv = mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
@@ -246,10 +246,10 @@ class Mart(Objective):
     def __init__(self, inner: Inner, beta: float = 5.0, type_weight: float = 1.0) -> None:
         self.inner, self.beta, self.type_weight = inner, beta, type_weight
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         return Step(x, self.inner.adversaries(net, x, y, chance=chance), y)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         pairs, kind = both(net, step)
         losses = [self.pair(nat.float(), adv.float(), step.y) for nat, adv in pairs]
         boosted, weighted = mean([b for b, _ in losses]), mean([w for _, w in losses])
@@ -305,13 +305,13 @@ class Rslad(Objective):
         self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         with torch.no_grad():
             target = self.teacher(x)
         x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
         return Step(x, x_adv, y, (target,))
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         pairs, kind = both(net, step)
         (target,) = step.targets
         nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
@@ -392,14 +392,14 @@ class Mtard(Objective):
         self.eta, self.eta_decays = eta, eta_decays
         self.balancer = Balancer(eta)
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         x_adv = self.inner.adversaries(net, x, y, chance=chance)
         x_nat = x[: natural_images(len(x), self.nat_images)]
         with torch.no_grad():
             targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
         return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
+    def loss(self, net: Network, step: Step) -> Loss:
         pairs, kind = both(net, step, self.together)
         nat, adv = (
             self.kl_scale
@@ -465,32 +465,31 @@ class DetectorPretraining(Objective):
             raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
         self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
 
-    def prepare(self, net: nn.Module, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        assert isinstance(net, AWNet)
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        detecting = must_detect(net)
         eps = _draw(self.eps, chance, "radius") / 255
         steps = chance.integer(1, 2 * self.inner.budget.steps, "steps")
         step = eps * (1.0 if steps == 1 else chance.number(max(0.25, 1 / steps), 1, "step"))
         attacker = _draw(self.attackers, chance, "attacker")
         net.eval()
         with torch.no_grad():
-            signals = net.detect(x)
+            signals = detecting.detect(x)
 
         def model(z: Tensor) -> Tensor:
             if attacker == "deployed":
-                return net(z)
+                logits: Tensor = detecting(z)
+                return logits
             if attacker == "detached":
-                return net.classify(z, net.detect(z.detach()))
-            return net.classify(z, signals, "adv" if attacker == "adv" else "nat")
+                return detecting.classify(z, detecting.detect(z.detach()))
+            return detecting.classify(z, signals, "adv" if attacker == "adv" else "nat")
 
         start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
         x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
         return Step(sign_noise(x, self.noise, eps, chance), x_adv, y)
 
-    def loss(self, net: nn.Module, step: Step) -> Loss:
-        assert isinstance(net, AWNet)
-        images = torch.cat([step.x, step.x_adv])
-        loss = type_loss(net.type_head(net.extractor(net.normalise(images))), len(step.x))
+    def loss(self, net: Network, step: Step) -> Loss:
+        loss = type_loss(must_detect(net).type_logits(torch.cat([step.x, step.x_adv])), len(step.x))
         return Loss(loss, {"type": loss.item()})
 
 

@@ -20,6 +20,7 @@ from ..attacks import Budget
 from ..awnet import AWNet, AWNetConfig
 from ..baselines import StaticConfig, build_static
 from ..data import SETS
+from ..network import Network
 from ..pretrained import FOREIGN, load_foreign
 from .adversary import Inner
 from .objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
@@ -108,7 +109,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
 
 def starting_network(
     recipe: Mapping[str, Mapping[str, Any]], folder: Path, num_classes: int, image_size: int
-) -> nn.Module:
+) -> Network:
     """The network that a training starts from: built, filled from earlier stages in `folder`, frozen where it says so.
 
     Raises:
@@ -125,12 +126,12 @@ def starting_network(
     return net
 
 
-def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
+def build_network(spec: Mapping[str, Any], num_classes: int) -> Network:
     """The network of a recipe's [network] table, freshly initialised; RecipeError for an unknown key."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")}
     try:
         if spec["kind"] == "awnet":
-            net: nn.Module = AWNet(AWNetConfig(num_classes=num_classes, **fields))
+            net: Network = AWNet(AWNetConfig(num_classes=num_classes, **fields))
         elif spec["kind"] == "static":
             net = build_static(StaticConfig(num_classes=num_classes, **fields))
         else:
@@ -140,7 +141,7 @@ def build_network(spec: Mapping[str, Any], num_classes: int) -> nn.Module:
     return net
 
 
-def initialise(net: nn.Module, spec: Mapping[str, Any], folder: Path) -> None:
+def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
     """Weights from earlier stages: `checkpoint` (whole network), `trunk` and `extractor` (a static ResNet each),
     `detector` (extractor and type head of another AW-Net).
 
@@ -155,20 +156,24 @@ def initialise(net: nn.Module, spec: Mapping[str, Any], folder: Path) -> None:
             net.load_state_dict(checkpoint.load(folder / spec["checkpoint"]).network.state_dict())
         for part in ("trunk", "extractor"):
             if part in spec:
-                assert isinstance(net, AWNet)
-                copy_static(net, part, checkpoint.load(folder / spec[part]).network)
+                target = _awnet(net, f"init.{part}")
+                copy_static(target, part, checkpoint.load(folder / spec[part]).network)
         if "detector" in spec:
-            assert isinstance(net, AWNet)
-            source = checkpoint.load(folder / spec["detector"]).network
-            if not isinstance(source, AWNet):
-                raise RecipeError("init.detector must be the checkpoint of an AW-Net")
-            net.extractor.load_state_dict(source.extractor.state_dict())
-            net.type_head.load_state_dict(source.type_head.state_dict())
+            target = _awnet(net, "init.detector")
+            source = _awnet(checkpoint.load(folder / spec["detector"]).network, "init.detector")
+            target.extractor.load_state_dict(source.extractor.state_dict())
+            target.type_head.load_state_dict(source.type_head.state_dict())
     except RuntimeError as error:
         raise RecipeError(f"[init] does not fit the network: {error}") from error
 
 
-def copy_static(net: AWNet, part: str, static: nn.Module) -> None:
+def _awnet(net: Network, key: str) -> AWNet:
+    if not isinstance(net, AWNet):
+        raise RecipeError(f"{key} needs an AW-Net, not a {net.kind} network")
+    return net
+
+
+def copy_static(net: AWNet, part: str, static: Network) -> None:
     """A static ResNet's weights into the trunk or the extractor of `net`; both use the same names but for the norms."""
     target = net if part == "trunk" else net.extractor
     own = target.state_dict()
@@ -187,11 +192,11 @@ def copy_static(net: AWNet, part: str, static: nn.Module) -> None:
     target.load_state_dict(state, strict=False)
 
 
-def load_teacher(spec: str, folder: Path, device: torch.device) -> nn.Module:
+def load_teacher(spec: str, folder: Path, device: torch.device) -> Network:
     """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `FOREIGN`."""
     name, equals, file = spec.partition("=")
     if equals and name in FOREIGN:
-        net: nn.Module = load_foreign(name, folder / file)
+        net: Network = load_foreign(name, folder / file)
     else:
         net = checkpoint.load(folder / spec).network
     return net.to(device, memory_format=torch.channels_last)
@@ -204,6 +209,8 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
     name, steps = options.pop("name"), attack.pop("steps")
     if name not in OBJECTIVES:
         raise RecipeError(f"objective.name must be one of {', '.join(OBJECTIVES)}, not {name!r}")
+    if name == "detector" and recipe["network"]["kind"] != "awnet":
+        raise RecipeError(f"objective.name 'detector' needs an AW-Net, not network.kind {recipe['network']['kind']!r}")
     if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
         attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import checkpoint
-from ..awnet import AWNet
 from ..data import ImageSet, shuffled_batches
 from ..files import lock
+from ..network import Network
 from ..rng import Chance
 from .distributed import SOLO, Ranks
 from .objectives import Loss
@@ -69,7 +69,7 @@ class Run:
             if runtime.device.type != "cuda":
                 raise RecipeError("runtime.sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.net: nn.Module = net.to(runtime.device, memory_format=torch.channels_last)
+        self.net = net.to(runtime.device, memory_format=torch.channels_last)
         self.objective = build_objective(recipe, out.parent, runtime.device)
         self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim)
         self.averaged = (
@@ -95,7 +95,7 @@ class Run:
         return bool(self.at.epoch >= self.recipe["optim"]["epochs"])
 
     @property
-    def judged(self) -> nn.Module:
+    def judged(self) -> Network:
         """The network that is measured and published: the averaged one where there is one."""
         return self.net if self.averaged is None else self.averaged.module
 
@@ -128,10 +128,8 @@ class Run:
         Needs a C++ compiler on a CPU. The first steps take minutes.
         """
         torch._dynamo.config.recompile_limit = 64  # both modes, all branches, with and without gradients: more than 8
-        calls = ("detect", "classify") if isinstance(self.net, AWNet) else ("forward", "exits")
-        for call in calls:
-            if hasattr(self.net, call):
-                setattr(self.net, call, torch.compile(getattr(self.net, call)))
+        for call in self.net.calls:
+            setattr(self.net, call, torch.compile(getattr(self.net, call)))
 
     def agree(self) -> None:
         """The first process's network and averages in every process; RuntimeError where another has other ones."""

@@ -13,30 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checkpoint
 from ..attacks import Budget, pgd_trades
-from ..awnet import ADVERSARIAL, AWNet
-from ..baselines import StaticNet
 from ..data import ImageSet, Split
 from ..evaluation.detection import auroc, calibrate
+from ..network import ADVERSARIAL, DetectingNetwork, Network, must_detect
 from .distributed import SOLO, Ranks
 from .objectives import DetectorPretraining, Objective
 from .step import Runtime
 
 
 def measure(
-    net: nn.Module, objective: Objective, split: Split, steps: int, runtime: Runtime, ranks: Ranks = SOLO
+    net: Network, objective: Objective, split: Split, steps: int, runtime: Runtime, ranks: Ranks = SOLO
 ) -> dict[str, float]:
     """The figures of an epoch: AUROC where a detector is pretrained, otherwise what `validate` finds with `steps`.
 
     A multi-exit network chooses its exits first; from then on they are part of it.
     """
     if isinstance(objective, DetectorPretraining):
-        assert isinstance(net, AWNet)
-        return detector_figures(net, split, runtime, ranks)
-    if isinstance(net, StaticNet) and net.multi_exit:
+        return detector_figures(must_detect(net), split, runtime, ranks)
+    if net.multi_exit:
         set_exits(net, split.head(500), runtime)
     return validate(net, split, steps, runtime, ranks=ranks)
 
@@ -48,23 +46,23 @@ def merit(figures: Mapping[str, float]) -> float:
 
 @torch.no_grad()
 def validate(
-    net: nn.Module, split: Split, steps: int, runtime: Runtime, batch: int = 250, ranks: Ranks = SOLO
+    net: Network, split: Split, steps: int, runtime: Runtime, batch: int = 250, ranks: Ranks = SOLO
 ) -> dict[str, float]:
     """Clean accuracy, PGD accuracy (T2, PGD_trades with `steps`), W-Robust (Eq. 25) and AUROC, in percent but the last.
 
     With `steps` 0 nothing is attacked and W-Robust is left out. Each process judges some of the batches.
     """
-    was_training = net.training
+    was_training, detecting = net.training, net.detecting
     net.eval()
     right, right_adv = 0, 0
     scores: dict[str, list[Tensor]] = {"nat": [], "adv": []}
 
     def judge(x: Tensor, kind: str) -> Tensor:
-        if isinstance(net, AWNet):
-            signals = net.detect(x)
-            scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
-            return net.classify(x, signals).argmax(1)
-        return net(x).argmax(1)
+        if detecting is None:
+            return net(x).argmax(1)
+        signals = detecting.detect(x)
+        scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
+        return detecting.classify(x, signals).argmax(1)
 
     for x, y in shared_batches(split, batch, runtime, ranks):
         with runtime.autocast():
@@ -94,7 +92,7 @@ def shared_batches(split: Split, size: int, runtime: Runtime, ranks: Ranks) -> I
             yield x.to(runtime.device), y.to(runtime.device)
 
 
-def detector_figures(net: AWNet, split: Split, runtime: Runtime, ranks: Ranks = SOLO) -> dict[str, float]:
+def detector_figures(net: DetectingNetwork, split: Split, runtime: Runtime, ranks: Ranks = SOLO) -> dict[str, float]:
     """What stage A is selected by: AUROC on PGD-10 examples made against the trunk, rounded to 8 bits."""
     net.eval()
     nat, adv = [], []
@@ -110,7 +108,7 @@ def detector_figures(net: AWNet, split: Split, runtime: Runtime, ranks: Ranks = 
     return {"auroc": auroc(torch.cat([s for p in parts for s in p[0]]), torch.cat([s for p in parts for s in p[1]]))}
 
 
-def set_exits(net: StaticNet, split: Split, runtime: Runtime) -> None:
+def set_exits(net: Network, split: Split, runtime: Runtime) -> None:
     """Entropy thresholds of a multi-exit network, on validation images; they are part of its checkpoint."""
     was_training = net.training
     net.eval()
@@ -119,30 +117,30 @@ def set_exits(net: StaticNet, split: Split, runtime: Runtime) -> None:
     net.train(was_training)
 
 
-def settle(net: nn.Module, objective: Objective, split: Split, ranks: Ranks = SOLO) -> None:
+def settle(net: Network, objective: Objective, split: Split, ranks: Ranks = SOLO) -> None:
     """What a network gets for good before it becomes best.pt: after a detector's pretraining, its temperature."""
     if isinstance(objective, DetectorPretraining):
-        assert isinstance(net, AWNet)
-        set_type_temperature(net.eval(), split)
+        net.eval()
+        set_type_temperature(must_detect(net), split)
         ranks.same(net)
 
 
 @torch.no_grad()
-def set_type_temperature(net: AWNet, split: Split, spread: float = 8.0) -> None:
+def set_type_temperature(net: DetectingNetwork, split: Split, spread: float = 8.0) -> None:
     """Fix the type head's temperature: 99 % of its logit margins on clean images then lie within +-`spread`.
 
     Scores then stay well inside what float32 and six printed digits can tell apart (1/(1+e^8) is 3e-4).
     """
-    margins = []
+    margins, device = [], next(net.parameters()).device
     for x, _ in split.batches(500):
-        logits = net.detect(x.to(net.type_head.weight.device)).type_logits
+        logits = net.detect(x.to(device)).type_logits
         margins.append((logits[:, 0] - logits[:, 1]).abs())
     reach = torch.cat(margins).quantile(0.99).item()
-    net.type_head.temperature.mul_(max(1.0, reach / spread))
+    net.temper(max(1.0, reach / spread))
 
 
 def finish(
-    net: nn.Module,
+    net: Network,
     images: ImageSet,
     recipe: Mapping[str, Any],
     name: str,
@@ -158,8 +156,8 @@ def finish(
         provenance={"commit": commit(), "report": f"training/reports/{name.replace('/', '-')}.json"},
         half=True,
     )
-    if isinstance(net, AWNet):
-        rounded = checkpoint.BUILDERS["awnet"](document["config"]).eval()
+    if net.detecting is not None:
+        rounded = must_detect(checkpoint.BUILDERS[net.kind](document["config"])).eval()
         rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in document["state"].items()})
         rounded.to(device or torch.device("cpu"), memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as the server has it, on a GPU too

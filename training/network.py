@@ -1,0 +1,94 @@
+"""What attackers, losses and measures know of a network, whichever it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ADVERSARIAL, NATURAL = 0, 1  # columns of type_logits and P_type
+Branch = Literal["adv", "nat"]
+
+
+class Signals(NamedTuple):
+    """What the detector says about a batch."""
+
+    type_logits: Tensor  # [N, 2], columns ADVERSARIAL and NATURAL
+    omega: tuple[Tensor, ...]  # one [N, c_out] a modulated convolution, in forward order
+
+    @property
+    def p_type(self) -> Tensor:
+        """Eq. 20: softmax of the type logits, [N, 2]."""
+        return F.softmax(self.type_logits.float(), dim=1)
+
+    def detach(self) -> Signals:
+        """The same values without their gradient (an attacker who ignores the detector)."""
+        return Signals(self.type_logits.detach(), tuple(o.detach() for o in self.omega))
+
+
+class Network(nn.Module):
+    """A classifier, `net(x)`: pixels x [N,3,H,W] in [0,1] -> logits [N,K]. By itself one without a detector.
+
+    Attributes:
+        kind: what a checkpoint calls its class.
+        config: what its class needs to build it again.
+        calls: the methods that attacks and losses call.
+        multi_exit: it has several exits, and thresholds that choose among them.
+    """
+
+    kind: ClassVar[str]
+    config: DataclassInstance
+    calls: ClassVar[tuple[str, ...]] = ("forward", "exits")
+    multi_exit: bool = False
+
+    @property
+    def detecting(self) -> DetectingNetwork | None:
+        """This network as one that detects; None where it does not."""
+        return None
+
+    def exits(self, x: Tensor) -> list[Tensor]:
+        """The logits of every exit, each [N,K], the last exit last."""
+        return [self(x)]
+
+    def set_exits(self, x: Tensor) -> None:
+        """Thresholds of a multi-exit network on validation images x [N,3,H,W]; others have none to set."""
+
+
+class DetectingNetwork(Network):
+    """A network with a detector beside its classifier, which sees each kind of image through a branch of its own.
+
+    In training a branch must be named; in evaluation None lets the detector weight both (Eq. 16).
+    """
+
+    calls = ("detect", "classify")
+
+    @property
+    def detecting(self) -> DetectingNetwork:
+        return self
+
+    def detect(self, x: Tensor) -> Signals:
+        """What the detector says about x [N,3,H,W]."""
+        raise NotImplementedError
+
+    def type_logits(self, x: Tensor) -> Tensor:
+        """`detect(x).type_logits` [N,2] without the cost of omega."""
+        raise NotImplementedError
+
+    def classify(self, x: Tensor, signals: Signals, branch: Branch | None = None) -> Tensor:
+        """Logits [N,K] of x [N,3,H,W] under given signals."""
+        raise NotImplementedError
+
+    def temper(self, factor: float) -> None:
+        """Divide all type logits by `factor` from here on."""
+        raise NotImplementedError
+
+
+def must_detect(net: Network) -> DetectingNetwork:
+    """`net.detecting` where nothing can be done without; ValueError for a network without a detector."""
+    if (detecting := net.detecting) is None:
+        raise ValueError(f"this needs a network with a detector, and a {net.kind} one has none")
+    return detecting
