@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.checkpoint import Calibration, Checkpoint
-
 from .graph import omega_layout
+from .source import Calibration, Checkpoint
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "awnet.contract"

@@ -27,8 +27,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
-from training.network import ADVERSARIAL, NATURAL
+from .source import ADVERSARIAL, NATURAL, AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
 
 OPSET = 20
 OPSETS = range(13, 22)  # what IR version 10 can carry and the nodes below mean the same in

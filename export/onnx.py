@@ -17,11 +17,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from training.awnet import AWNet
-from training.checkpoint import load
-
 from . import contract, graph, parity
 from .repository import MODEL_FILE, check_free, publish
+from .source import AWNet, load
 
 GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file

@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.attacks import Budget, cw_inf, fgsm, pgd_sat, quantise
-from training.awnet import AWNet
+from .source import AWNet, Budget, cifar10_test_images, cw_inf, fgsm, pgd_sat, quantise
 
 # Largest absolute difference allowed between torch in float32 and onnxruntime.
 TOLERANCE = {"logits": 1e-4, "p_type": 1e-5, "omega": 1e-4}
@@ -116,9 +115,7 @@ def attacked(net: AWNet, images: Tensor) -> Tensor:
 
 def test_images(net: AWNet, data_dir: Path) -> dict[str, Tensor]:
     """Real test images of CIFAR-10, clean and attacked; FileNotFoundError where `data_dir` does not hold them."""
-    from training.data import load_cifar10  # torchvision: only who asks for real images needs it
-
-    images = load_cifar10(data_dir, download=False).test.images[:TEST_IMAGES]
+    images = cifar10_test_images(data_dir)[:TEST_IMAGES]
     if images.shape[-1] != net.config.image_size:
         raise ValueError(f"--data-dir holds images of {images.shape[-1]} px, the network takes {net.config.image_size}")
     return {"test": images, "attacked test": attacked(net, images[: TEST_IMAGES // 8])}

@@ -1,0 +1,41 @@
+"""All that export takes from training: a checkpoint, the parts of its network, and what parity is proved with.
+
+No other module here imports training, so this is the list of what may not change there unseen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from training.attacks import Budget, cw_inf, fgsm, pgd_sat, quantise
+from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
+from training.checkpoint import Calibration, Checkpoint, load
+from training.network import ADVERSARIAL, NATURAL
+
+__all__ = [
+    "ADVERSARIAL",
+    "NATURAL",
+    "AWNet",
+    "Budget",
+    "Calibration",
+    "Checkpoint",
+    "ConvMixBN",
+    "DynamicBlock",
+    "ResNet18Extractor",
+    "cifar10_test_images",
+    "cw_inf",
+    "fgsm",
+    "fold",
+    "load",
+    "pgd_sat",
+    "quantise",
+]
+
+
+def cifar10_test_images(data_dir: Path) -> Tensor:
+    """The test images of CIFAR-10, uint8 [10000,3,32,32]; FileNotFoundError where `data_dir` does not hold them."""
+    from training.data import load_cifar10  # torchvision: only who asks for real images needs it
+
+    return load_cifar10(data_dir, download=False).test.images
