@@ -41,7 +41,7 @@ def check(checkpoint: Checkpoint) -> Calibration:
     if calibration is None:
         raise ContractError(
             "the checkpoint carries no calibration, so a server could give no verdict: "
-            "calibrate it on validation images (python -m training.evaluation.detection) and export the result"
+            "export the best.pt that python -m training.train writes, which carries one"
         )
     if len(set(checkpoint.labels)) != config.num_classes:
         raise ContractError(f"{len(set(checkpoint.labels))} different labels for {config.num_classes} classes")
