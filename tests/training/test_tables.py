@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -241,8 +242,10 @@ def results(*runs: Run) -> Results:
 
 
 def test_intervals_are_over_seeds_where_there_are_some_and_over_images_where_not() -> None:
-    """Student's with two degrees of freedom: 4.303 s / sqrt(3); one seed: 1.96 sqrt(p (1 - p) / n)."""
-    assert student([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    """Student's quantiles as tables print them, times s / sqrt(n); one seed: 1.96 sqrt(p (1 - p) / n)."""
+    for n, quantile in ((2, 12.7062), (3, 4.30265), (10, 2.26216), (11, 2.22814), (31, 2.04227), (121, 1.97993)):
+        values = [float(i % 2) for i in range(n)]
+        assert student(values) == pytest.approx(quantile * statistics.stdev(values) / math.sqrt(n), rel=1e-5), n
     assert binomial(50.0, 1000) == pytest.approx(100 * 1.96 * math.sqrt(0.25 / 1000))
     assert binomial(0.0, 1000) > 0
     found = results(
@@ -250,7 +253,7 @@ def test_intervals_are_over_seeds_where_there_are_some_and_over_images_where_not
     )
     interval = found.interval("cifar10/awnet", lambda r: r.accuracy("T2", "fgsm"))
     assert interval is not None and interval.seeds == 2 and interval.value == pytest.approx(30.0)
-    assert interval.high - interval.value == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2))
+    assert interval.high - interval.value == pytest.approx(12.7062, rel=1e-5)
     rows = build_table("1", found)["rows"]
     row = next(r for r in rows if (r["set"], r["attack"], r["network"]) == ("cifar10", "fgsm", "awnet"))
     assert row["ours"]["w_robust"]["value"] == pytest.approx(45.0) and row["seconds"] == {"training": 4, "attack": 2}

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.special import stdtrit
+
 from ..evaluation.report import w_robust
 from . import sweep
 
 KINDS = ("natural", "adversarial", "w_robust")
-# Two-sided 95 % quantile of Student's t by degrees of freedom; from 10 on the normal one is close enough.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class Results:
 
 
 def student(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean."""
+    """Half of the 95 % interval of the mean of two values at least, by Student's t with n - 1 degrees of freedom."""
     n = len(values)
-    return STUDENT.get(n - 1, 1.96) * statistics.stdev(values) / math.sqrt(n)
+    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
 
 
 def binomial(percent: float, images: int) -> float:
