@@ -126,18 +126,29 @@ def defined() -> dict[str, set[str]]:
     return found
 
 
+@cache
+def recipe_defaults() -> dict[str, dict[str, object]]:
+    """`training.trainer.recipe.DEFAULTS`, read without importing torch."""
+    module = ast.parse((ROOT / "training/trainer/recipe.py").read_text("utf-8"))
+    [value] = [
+        node.value
+        for node in module.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "DEFAULTS"
+    ]
+    return ast.literal_eval(value)
+
+
 def unknown_names(text: str) -> list[str]:
     """Dotted names in backticks that begin with a module or a table of recipes, and lead nowhere."""
-    from training.trainer.recipe import DEFAULTS
-
+    defaults = recipe_defaults()
     wrong = []
     for name in sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", text))):
         parts = name.split(".")
         prefixes = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
         module = next((prefix for prefix in prefixes if prefix in defined()), None)
-        known = set(defined().get(module, ())) | set(DEFAULTS.get(parts[0], ()))
+        known = set(defined().get(module, ())) | set(defaults.get(parts[0], ()))
         options_of_a_kind = parts[0] in ("network", "init", "objective")  # a recipe's, checked where the kind is built
-        if (module or parts[0] in DEFAULTS) and not options_of_a_kind and name not in defined():
+        if (module or parts[0] in defaults) and not options_of_a_kind and name not in defined():
             after = parts[len(module.split(".")) if module else 1]
             if after not in known and parts[-1] not in SUFFIXES and parts[0] not in LIBRARIES:
                 wrong.append(name)

@@ -7,6 +7,8 @@ import math
 import re
 from typing import Any
 
+import pytest
+
 from server.errors import AWNetError, StartupError, status_of
 from server.http.schemas import Answer, OmegaSignals, Problem
 from tests.server.tiny import ROOT, Running
@@ -22,6 +24,7 @@ def test_the_answers_shown_have_the_shape_of_the_code() -> None:
     Problem.model_validate(problem)
 
 
+@pytest.mark.process
 def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     """A reader who sends examples/ship.png gets what the page prints; another processor may round differently."""
     shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
