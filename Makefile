@@ -78,11 +78,11 @@ clean: ## Remove the environments and every cache
 
 # An environment is made once for each lock: the stamp inside it is newer than the lock it was made from.
 $(VENV)/.locked: requirements/dev.txt
-	@echo "Setting up $(VENV) for everything: about 6 GB, most of it torch; one to three minutes."
+	@echo "Setting up $(VENV) for everything: about 6.8 GB, most of it torch; one to four minutes."
 	$(call install,$(VENV))
 
 $(SERVER_VENV)/.locked: requirements/server.txt
-	@echo "Setting up $(SERVER_VENV) for the server alone: about 550 MB, under a minute."
+	@echo "Setting up $(SERVER_VENV) for the server alone: about 550 MB, half a minute to a minute."
 	$(call install,$(SERVER_VENV))
 
 $(TRITON_VENV)/.locked: requirements/triton.txt

@@ -1,7 +1,8 @@
 """The README as a program: its commands, and the answers that it prints below them.
 
-Commands stand in fences marked `bash`; a `json` fence after one is the answer it must give. What needs hours or
-another machine stands in fences marked `console` and is not run. `tests/test_readme.py` runs them all; `.ci/run`
+Commands stand in fences marked `bash`; a `json` fence after one is the answer it must give. A `python` fence is a
+program, and the `text` fence after it is what it prints. What needs hours or another machine stands in fences marked
+`console` and is not run. `tests/test_readme.py` runs them all; `.ci/run`
 runs the first curl line and judges its answer:
 
     python .ci/readme.py command curl            # print the first command that starts with curl
@@ -43,6 +44,17 @@ def commands(readme: str) -> list[Command]:
         elif language == "json" and found and found[-1].answer is None:
             found[-1] = Command(found[-1].text, json.loads(body))
     return found
+
+
+def programs(readme: str) -> list[tuple[str, str]]:
+    """The Python programs in order, each with what it prints."""
+    fences = FENCE.findall(readme)
+    following = [*fences[1:], ("", "")]
+    return [
+        (body, printed if language == "text" else "")
+        for (kind, body), (language, printed) in zip(fences, following, strict=True)
+        if kind == "python"
+    ]
 
 
 def differences(expected: Any, actual: Any, path: str = "answer") -> Iterator[str]:

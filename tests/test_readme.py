@@ -35,7 +35,9 @@ def load_readme_reader():
 
 
 readme = load_readme_reader()
-COMMANDS = readme.commands((ROOT / "README.md").read_text("utf-8"))
+TEXT = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = readme.commands(TEXT)
+PROGRAMS = readme.programs(TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,21 @@ def test_a_curl_line_of_the_readme_gets_the_answer_printed_below_it(command, ser
     assert done.returncode == 0, done.stderr
     if command.answer is not None:
         assert list(readme.differences(command.answer, json.loads(done.stdout))) == []
+
+
+def test_the_readme_shows_a_client_of_four_lines():
+    """Whoever would rather write Python than curl need not look further."""
+    [(program, printed)] = PROGRAMS
+    assert len(list(filter(None, program.splitlines()))) == 4
+    assert printed.strip() and ADDRESS in program
+
+
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=lambda text: text.splitlines()[0][:30])
+def test_a_python_program_of_the_readme_prints_what_stands_below_it(program, printed, server):
+    """Run as written, but for the port, from the root of the repository, with the standard library alone."""
+    command = [sys.executable, "-I", "-S", "-c", program.replace(ADDRESS, server)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (printed, "")
 
 
 @pytest.mark.process

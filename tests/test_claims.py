@@ -1,0 +1,113 @@
+"""The figures of the bundled model in README.md and docs/model.md are those of the reports that they name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "training/reports"
+
+# Row of the main table -> the report and its part.
+ATTACKS = {
+    "T0, PGD-20 on an adversarially trained VGG-11": ("awnet-robust", "T0/vgg11/pgd_sat"),
+    "T0, PGD-20 on a clean ResNet-56": ("awnet-robust", "T0/resnet56/pgd_sat"),
+    "T0, PGD-20 on a clean ResNet-18 (full width)": ("awnet-robust-t0-resnet18", "T0/pyautoattack/pgd_sat"),
+    "T1, PGD-20": ("awnet-robust-whitebox", "T1/pgd_sat"),
+    "T2, PGD-20": ("awnet-robust-whitebox", "T2/pgd_sat"),
+    "T2, AutoAttack (standard)": ("awnet-robust-autoattack", "T2/autoattack"),
+    "T1, FGSM": ("awnet-robust-attacks", "T1/fgsm"),
+    "T2, FGSM": ("awnet-robust-attacks", "T2/fgsm"),
+    "T1, PGD_trades, 20 steps": ("awnet-robust-attacks", "T1/pgd_trades"),
+    "T2, PGD_trades, 20 steps": ("awnet-robust-attacks", "T2/pgd_trades"),
+    "T1, CW_inf, 30 steps": ("awnet-robust-attacks", "T1/cw_inf"),
+    "T2, CW_inf, 30 steps": ("awnet-robust-attacks", "T2/cw_inf"),
+}
+CORRUPTIONS = {
+    "as it is": "unchanged",
+    "JPEG, quality 75": "jpeg_75",
+    "JPEG, quality 90": "jpeg_90",
+    "WebP, quality 80": "webp_80",
+    "scaled up four times and back": "scaled_x4_and_back",
+    "random sign noise of 8/255": "sign_noise_8",
+    "Gaussian noise, sigma 4/255, cut off at 8/255": "gaussian_noise_8",
+}
+# Row of the tables against version 1 -> the ending of its two reports.
+VERSIONS = {
+    "version 1 (stage C)": "c-joint",
+    "version 2 (stage D)": "d-robust",
+    "one epoch more of stage D": "e-longer",
+    "one epoch more, with weight perturbation (AWP)": "e-awp",
+    "seven small steps from version 1, one epoch": "d-small-steps",
+}
+
+
+def parts(report: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((REPORTS / f"{report}.json").read_text("utf-8"))["parts"]
+    return found
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def rows(document: str, header: str) -> list[list[str]]:
+    """Cells of every table whose header begins so, without bold and the unit `flagged`."""
+    text = (ROOT / document).read_text("utf-8")
+    tables = re.findall(rf"^{re.escape(header)}.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    lines = [line for table in tables for line in table.splitlines()]
+    assert lines, f"{document} has no table {header}"
+    return [[cell.strip().replace("*", "").replace(" flagged", "") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
+def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
+    """Every row: images, accuracy, AUROC, TPR at both thresholds, SR@5."""
+    for name, *cells in rows(document, "| attack (eps 8/255) |"):
+        if name == "none":
+            part = parts("awnet-robust")["clean"]
+            fpr = part["fpr"]
+            expected = [
+                f"{part['images']:,}",
+                percent(part["accuracy"]),
+                "",
+                percent(fpr["0.05"]),
+                percent(fpr["0.01"]),
+                "",
+            ]
+        elif name.startswith("T3"):
+            part = parts("awnet-robust-evasion")["T3"]
+            expected = [f"{part['images']:,}", "", "", "", "", percent(part["sr_at"]["0.05"])]
+        else:
+            report, key = ATTACKS[name]
+            part = parts(report)[key]
+            tpr = part["tpr"]
+            expected = [f"{part['images']:,}", percent(part["accuracy"]), f"{part['auroc']:.4f}"]
+            expected += [percent(tpr["0.05"]), percent(tpr["0.01"]), percent(part["sr_at"]["0.05"])]
+        assert cells == expected, name
+
+
+def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:
+    """Other attacks, corruptions, and both tables against version 1."""
+    for name, accuracy, auroc, tpr, success in rows("docs/model.md", "| other attacks, first 1,000 images |"):
+        part = parts(ATTACKS[name][0])[ATTACKS[name][1]]
+        shares = [part["accuracy"], part["tpr"]["0.05"], part["sr_at"]["0.05"]]
+        assert [accuracy, tpr, success] == [*map(percent, shares)] and auroc == f"{part['auroc']:.4f}", name
+    for name, at_5, at_1, accuracy in rows("docs/model.md", "| corruption, validation split |"):
+        part = parts("awnet-robust-validation")[f"honest/{CORRUPTIONS[name]}"]
+        assert [at_5, at_1, accuracy] == [*map(percent, (part["fpr"]["0.05"], part["fpr"]["0.01"], part["accuracy"]))]
+    for name, clean, t2, auroc, t3 in rows("docs/model.md", "| | clean | T2, PGD 5 x 50 |"):
+        found = parts(f"variants-validation-strong-{VERSIONS[name]}")
+        pgd = found["T2/pgd_restarts"]
+        shares = [found["clean"]["accuracy"], pgd["accuracy"], found["T3"]["sr_at"]["0.05"]]
+        assert [clean, t2, t3] == [*map(percent, shares)] and auroc == f"{pgd['auroc']:.4f}", name
+    for name, clean, t1, t2, mean, auroc in rows("docs/model.md", "| | clean | T1 | T2 | mean W-Robust |"):
+        found = parts(f"variants-validation-{VERSIONS[name]}")
+        first, second = found["T1/pgd_trades"], found["T2/pgd_trades"]
+        shares = [found["clean"]["accuracy"], first["accuracy"], second["accuracy"]]
+        assert [clean, t1, t2] == [*map(percent, shares)] and auroc == f"{second['auroc']:.4f}", name
+        assert abs(float(mean) - 50 * (first["w_robust"] + second["w_robust"])) <= 0.051, name
