@@ -60,8 +60,9 @@ from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
 from training.rng import GLOBAL, Chance
 from training.trainer.adversary import Inner
+from training.trainer.build import build_optimizer, parameter_groups
 from training.trainer.objectives import Balancer, Mtard, type_loss
-from training.trainer.recipe import DEFAULTS, build_optimizer, parameter_groups
+from training.trainer.recipe import DEFAULTS
 from training.trainer.step import Runtime, train_step
 
 from .harness.report import RESULTS, processor, publish

@@ -8,7 +8,8 @@
 `--out` receives last.pt (every few minutes and after every epoch, for --resume), best.pt (the best validation
 figure), history.json and TensorBoard logs. Ctrl-C and SIGTERM save the run after the step at hand; a second one ends it
 at once. Files that a recipe names under [init] and [objective] are relative to the parent of --out, so that the stages
-of one training stand side by side. Several GPUs, small GPUs, chunks: docs/training.md.
+of one training stand side by side. A recipe may extend another one and state only what differs (`extends = "FILE"`).
+Several GPUs, small GPUs, chunks: docs/training.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,8 @@ import torch
 from training import checkpoint
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.trainer.recipe import (
-    OBJECTIVES,
-    RecipeError,
-    build_objective,
-    copy_static,
-    initialise,
-    parameter_groups,
-    read_recipe,
-    schedule,
-)
+from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
+from training.trainer.recipe import RecipeError, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 PAPER = sorted((RECIPES / "paper").rglob("*.toml"))
@@ -30,6 +23,69 @@ def test_every_committed_recipe_is_understood(path: Path) -> None:
     """Recipes are read with the same strictness as a user's, and say what they are for."""
     assert "about" in path.read_text()
     read_recipe(path)
+
+
+def written(folder: Path, **recipes: str) -> Path:
+    """Recipes in a folder, by name; returns the path of the last."""
+    for name, text in recipes.items():
+        path = folder / f"{name}.toml"
+        path.write_text(text)
+    return path
+
+
+def test_a_recipe_that_extends_another_states_only_what_differs(tmp_path: Path) -> None:
+    """Key by key over several steps, with options on top; [init] and [objective] as they stand, even empty."""
+    path = written(
+        tmp_path,
+        first="about = 'a'\n[network]\nwidth = 8\nbeta = 2.0\n[init]\ntrunk = 't.pt'\n"
+        "[objective]\nname = 'trades'\nbeta = 6.0\n[optim]\nepochs = 7\nlr = 0.5\n",
+        second="extends = 'first.toml'\n[network]\nwidth = 16\n[objective]\nname = 'mart'\n[data]\nseed = 3\n",
+        third="extends = 'second.toml'\n[init]\n[optim]\nlr = 0.25\n",
+    )
+    recipe = read_recipe(path, ["optim.epochs=9"])
+    assert recipe["network"] == {"kind": "awnet", "freeze": [], "width": 16, "beta": 2.0}
+    assert recipe["objective"] == {"name": "mart"} and recipe["init"] == {}
+    assert (recipe["optim"]["epochs"], recipe["optim"]["lr"], recipe["data"]["seed"]) == (9, 0.25, 3)
+    assert read_recipe(path.with_name("second.toml"))["init"] == {"trunk": "t.pt"}
+
+
+def test_a_recipe_can_extend_one_of_the_repository_s_from_anywhere(tmp_path: Path) -> None:
+    """By its path in training/recipes, where nothing lies beside it under that path."""
+    path = written(tmp_path, mine="extends = 'paper/cifar10/awnet.toml'\n[network]\nbeta = 1.0\n")
+    assert read_recipe(path) == read_recipe(RECIPES / "paper/cifar10/awnet-beta1.toml")
+
+
+@pytest.mark.parametrize(
+    ("recipes", "says"),
+    [
+        ({"b": "extends = 'none.toml'"}, r"b\.toml extends 'none\.toml', which is neither .* nor "),
+        ({"b": "extends = ['a.toml']"}, "the path of one recipe"),
+        ({"a": "extends = 'b.toml'", "b": "extends = 'a.toml'"}, r"circle: b\.toml > a\.toml > b\.toml"),
+        ({"a": "extends = 'a.toml'"}, r"circle: a\.toml > a\.toml"),
+        ({"a": "[optim]\nlearning_rate = 1", "b": "extends = 'a.toml'"}, r"a\.toml: unknown key optim\.learning_rate"),
+        ({"a": "colour = 'red'", "b": "extends = 'a.toml'"}, r"a\.toml: unknown table colour"),
+        ({"b": "optim = 3"}, "optim is a table"),
+        ({"b": "[optim"}, r"b\.toml: "),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_file(tmp_path: Path, recipes: dict[str, str], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        read_recipe(written(tmp_path, **recipes))
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(RECIPES.rglob("*.toml")) if "\nextends = " in p.read_text("utf-8")], ids=lambda p: p.stem
+)
+def test_a_variant_repeats_nothing_of_what_it_extends(path: Path) -> None:
+    """What stands in its file is its difference."""
+    stated = tomllib.loads(path.read_text("utf-8"))
+    parent = next(p for p in (path.parent / stated["extends"], RECIPES / stated["extends"]) if p.is_file())
+    other = read_recipe(parent)
+    for table, values in stated.items():
+        if table in ("init", "objective"):
+            assert values != other[table], table
+        elif table not in ("about", "extends"):
+            assert [key for key, value in values.items() if other[table].get(key) == value] == [], table
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from ..data import ImageSet, shuffled_batches
 from ..files import lock
 from ..network import Network
 from ..rng import Chance
+from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
 from .distributed import SOLO, Ranks
 from .objectives import Loss
-from .recipe import RecipeError, build_objective, build_optimizer, parameter_groups, schedule, starting_network
+from .recipe import RecipeError
 from .step import Runtime, train_step
 
 

@@ -1,0 +1,186 @@
+"""What is built from a recipe: network, objective, optimiser, learning rates.
+
+What a recipe asks for that does not exist is a `RecipeError` that names the key. Files under [init] and [objective] are
+relative to a folder that the caller names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..attacks import Budget
+from ..awnet import AWNet, AWNetConfig
+from ..baselines import StaticConfig, build_static
+from ..network import Network
+from ..pretrained import FOREIGN, load_foreign
+from .adversary import Inner
+from .objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
+from .recipe import RecipeError
+
+
+def starting_network(
+    recipe: Mapping[str, Mapping[str, Any]], folder: Path, num_classes: int, image_size: int
+) -> Network:
+    """The network that a training starts from: built, filled from earlier stages in `folder`, frozen where it says so.
+
+    Raises:
+        RecipeError: [network] or [init] ask for what does not exist, or for another size of images.
+    """
+    net = build_network(recipe["network"], num_classes)
+    if isinstance(net, AWNet) and net.config.image_size != image_size:
+        raise RecipeError(
+            f"network.image_size is {net.config.image_size}, and these images have {image_size} pixels a side"
+        )
+    initialise(net, recipe["init"], folder)
+    for module in recipe["network"]["freeze"]:
+        net.get_submodule(module).requires_grad_(False)
+    return net
+
+
+def build_network(spec: Mapping[str, Any], num_classes: int) -> Network:
+    """The network of a recipe's [network] table, freshly initialised; RecipeError for an unknown key."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")}
+    try:
+        if spec["kind"] == "awnet":
+            net: Network = AWNet(AWNetConfig(num_classes=num_classes, **fields))
+        elif spec["kind"] == "static":
+            net = build_static(StaticConfig(num_classes=num_classes, **fields))
+        else:
+            raise ValueError(f"network.kind must be 'awnet' or 'static', not {spec['kind']!r}")
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[network]: {error}") from error
+    return net
+
+
+def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
+    """Weights from earlier stages: `checkpoint` (whole network), `trunk` and `extractor` (a static ResNet each),
+    `detector` (extractor and type head of another AW-Net).
+
+    A static trunk gives an AW-Net its filters and classifier, and its batch norms to *both* branches, which
+    then start as the same network. RecipeError where shapes do not fit.
+    """
+    unknown = set(spec) - {"checkpoint", "trunk", "extractor", "detector"}
+    if unknown:
+        raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor, detector")
+    try:
+        if "checkpoint" in spec:
+            net.load_state_dict(checkpoint.load(folder / spec["checkpoint"]).network.state_dict())
+        for part in ("trunk", "extractor"):
+            if part in spec:
+                target = _awnet(net, f"init.{part}")
+                copy_static(target, part, checkpoint.load(folder / spec[part]).network)
+        if "detector" in spec:
+            target = _awnet(net, "init.detector")
+            source = _awnet(checkpoint.load(folder / spec["detector"]).network, "init.detector")
+            target.extractor.load_state_dict(source.extractor.state_dict())
+            target.type_head.load_state_dict(source.type_head.state_dict())
+    except RuntimeError as error:
+        raise RecipeError(f"[init] does not fit the network: {error}") from error
+
+
+def _awnet(net: Network, key: str) -> AWNet:
+    if not isinstance(net, AWNet):
+        raise RecipeError(f"{key} needs an AW-Net, not a {net.kind} network")
+    return net
+
+
+def copy_static(net: AWNet, part: str, static: Network) -> None:
+    """A static ResNet's weights into the trunk or the extractor of `net`; both use the same names but for the norms."""
+    target = net if part == "trunk" else net.extractor
+    own = target.state_dict()
+    prefixes = ("stem.", "blocks.", "classifier.") if part == "trunk" else ("stem.", "blocks.")
+    state: dict[str, Tensor] = {}
+    for name, value in static.state_dict().items():
+        name = name.removeprefix("body.")
+        if name.startswith(prefixes):
+            for branch in ("nat.", "adv."):
+                renamed = name.replace("norm.", branch)
+                if renamed in own:
+                    state[renamed] = value
+    missing = [k for k in own if k.startswith(prefixes) and k not in state]
+    if missing:
+        raise RecipeError(f"init.{part}: the static network has nothing for {missing[0]}")
+    target.load_state_dict(state, strict=False)
+
+
+def load_teacher(spec: str, folder: Path, device: torch.device) -> Network:
+    """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `FOREIGN`."""
+    name, equals, file = spec.partition("=")
+    if equals and name in FOREIGN:
+        net: Network = load_foreign(name, folder / file)
+    else:
+        net = checkpoint.load(folder / spec).network
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, device: torch.device) -> Objective:
+    """The objective of a recipe; teachers are checkpoints named relative to `folder`."""
+    attack, options = dict(recipe["attack"]), dict(recipe["objective"])
+    eps, step = attack.pop("eps") / 255, attack.pop("step") / 255
+    name, steps = options.pop("name"), attack.pop("steps")
+    if name not in OBJECTIVES:
+        raise RecipeError(f"objective.name must be one of {', '.join(OBJECTIVES)}, not {name!r}")
+    if name == "detector" and recipe["network"]["kind"] != "awnet":
+        raise RecipeError(f"objective.name 'detector' needs an AW-Net, not network.kind {recipe['network']['kind']!r}")
+    if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
+        attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
+    try:
+        inner = Inner(Budget(eps, step, steps), **attack)
+        for option in ("teacher", "nat_teacher", "adv_teacher"):
+            if option in options:
+                options[option] = load_teacher(options[option], folder, device)
+        return Standard(**options) if name == "standard" else OBJECTIVES[name](inner, **options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[objective] {name}: {error}") from error
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "standard": Standard,
+    "pgd_at": PgdAt,
+    "n_fgsm": PgdAt,
+    "trades": Trades,
+    "mart": Mart,
+    "rslad": Rslad,
+    "mtard": Mtard,
+    "detector": DetectorPretraining,
+}
+
+
+def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trunk at `lr`, the adversarial weight regulator (the heads) at `regulator_lr` (sec. 5.1)."""
+    heads, trunk = [], []
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            (heads if name.startswith(("type_head.", "signal_heads.")) else trunk).append(parameter)
+    groups = [{"params": trunk, "lr": optim["lr"]}, {"params": heads, "lr": optim["regulator_lr"]}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD its loss stays at chance)."""
+    decay = optim["weight_decay"]
+    if optim["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, momentum=optim["momentum"], nesterov=optim["nesterov"], weight_decay=decay)
+    if optim["optimizer"] == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=decay)
+    raise RecipeError(f"optim.optimizer must be sgd or adamw, not {optim['optimizer']!r}")
+
+
+def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], float]:
+    """step -> factor of the base learning rates."""
+    total = optim["epochs"] * steps_per_epoch
+    if optim["schedule"] == "onecycle":  # linear up over `warmup` of the run, linear down to nearly nothing
+        up = max(1, round(total * optim["warmup"]))
+        return lambda step: min((step + 1) / up, max(0.002, (total - step) / max(1, total - up)))
+    if optim["schedule"] == "multistep":
+        marks = [m * steps_per_epoch for m in optim["milestones"]]
+        return lambda step: float(0.1 ** sum(step >= m for m in marks))
+    if optim["schedule"] == "constant":
+        return lambda step: 1.0
+    raise RecipeError(f"optim.schedule must be onecycle, multistep or constant, not {optim['schedule']!r}")
