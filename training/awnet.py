@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hardware import Conv2d
 from .network import Branch, DetectingNetwork, Signals
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -88,7 +89,7 @@ class ConvMixBN(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, mixbn: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
         self.nat = nn.BatchNorm2d(c_out)  # with mixbn off it serves both kinds of image
         self.adv = nn.BatchNorm2d(c_out) if mixbn else None
 

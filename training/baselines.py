@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 from torchvision.models.vgg import make_layers
 
+from .hardware import Conv2d
 from .network import Network
 
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -83,7 +84,7 @@ class ConvBN(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class PreActBlock(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         same = stride == 1 and c_in == c_out
-        self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+        self.shortcut = None if same else Conv2d(c_in, c_out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(x))

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.awnet import (
-    ADVERSARIAL,
-    NATURAL,
     AWNet,
     AWNetConfig,
     ConvMixBN,
@@ -20,6 +18,7 @@ from training.awnet import (
     SignalHead,
     TypeHead,
 )
+from training.network import ADVERSARIAL, NATURAL
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}  # float64, a few hundred additions
 

@@ -1,0 +1,70 @@
+"""Training works, and is not needlessly slow, on every x86-64 CPU. oneDNN is told to be older than it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.awnet import AWNet, AWNetConfig
+from training.baselines import ARCHITECTURES, StaticConfig, build_static
+from training.hardware import Conv2d
+
+ROOT = Path(__file__).parents[2]
+
+NARROW = """
+import torch
+from torch import nn
+from training.awnet import ResNet18Extractor
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = nn.Sequential(ResNet18Extractor(4), nn.Linear(32, 10)).to(memory_format=torch.channels_last).train()
+optimizer = torch.optim.SGD(net.parameters(), 0.01)
+for _ in range(40):
+    x = torch.rand(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(net(x), torch.randint(0, 10, (32,))).backward()
+    optimizer.step()
+print("trained")
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_narrow_network_trains_on_avx2() -> None:
+    """Width 4, float32, channels last, 40 steps; with `nn.Conv2d` the process dies in the first few."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("size", [7, 8])
+def test_the_safe_convolution_is_the_convolution(size: int, layout: torch.memory_format) -> None:
+    """Same values and same gradients of image, filters and bias, for even and odd sizes."""
+    plain, safe = nn.Conv2d(5, 6, 1, 2), Conv2d(5, 6, 1, 2)
+    safe.load_state_dict(plain.state_dict())
+    x = torch.rand(3, 5, size, size)
+    gradients = []
+    for convolution, memory in ((plain, torch.contiguous_format), (safe, layout)):
+        images = x.contiguous(memory_format=memory).requires_grad_()
+        out = convolution.to(memory_format=memory)(images)
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), [images, *convolution.parameters()])])
+    for ours, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("arch", ["awnet", *sorted(ARCHITECTURES)])
+def test_no_network_has_an_unsafe_convolution(arch: str) -> None:
+    """Whatever filters of one pixel leave out pixels are of the safe kind."""
+    with torch.device("meta"):
+        net: nn.Module = AWNet(AWNetConfig(depth=50)) if arch == "awnet" else build_static(StaticConfig(arch))
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+            assert isinstance(layer, Conv2d), name
