@@ -8,6 +8,8 @@ codes, and `problem` writes the RFC 9457 document. A class without a line of its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AWNetError(Exception):
     """Base of the tree.
@@ -71,6 +73,20 @@ class InvalidTensor(RequestError):
 
 class NotFound(RequestError):
     slug, title = "not-found", "Not found"
+
+
+class MethodNotAllowed(RequestError):
+    """Another method is answered at this path.
+
+    Args:
+        allow: the methods that are.
+    """
+
+    slug, title = "method-not-allowed", "Method not allowed"
+
+    def __init__(self, detail: str, allow: Iterable[str] = ()) -> None:
+        super().__init__(detail)
+        self.allow = tuple(allow)
 
 
 class UnknownModel(RequestError):
@@ -149,6 +165,8 @@ class SelfTestFailed(StartupError):
     slug, title = "self-test", "Golden self-test failed"
 
 
+READ = ("GET", "HEAD")  # the methods of whatever can be read
+
 STATUS: dict[type[AWNetError], int] = {
     AWNetError: 500,
     RequestError: 400,
@@ -162,6 +180,7 @@ STATUS: dict[type[AWNetError], int] = {
     InvalidQuery: 422,
     MissingImage: 422,
     NotFound: 404,
+    MethodNotAllowed: 405,
     UnknownModel: 404,
     Unavailable: 503,
     DeadlineExceeded: 504,

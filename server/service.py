@@ -22,7 +22,7 @@ from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, as_json, exposition
 from .monitoring.golden_probe import Canaries
 from .monitoring.metrics import Metrics
-from .monitoring.request_log import CURRENT
+from .monitoring.request import CURRENT, Requests
 from .monitoring.verdict_history import Recent
 from .settings import Settings
 from .versions.events import Broadcast
@@ -86,6 +86,7 @@ class Service:
 
     Attributes:
         models: which versions there are and what each is for.
+        requests: where front ends have each request counted and logged.
         recent: verdicts of the last minutes, for the page.
         draining: readiness is off, requests are still answered.
         failure: why the service cannot be what it was asked to be, if so; the process ends then.
@@ -98,6 +99,7 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self.monitor = monitor
+        self.requests = Requests(metrics, monitor.clients)
         metrics.known([settings.model, *settings.further_models])
         metrics.golden_interval(settings.golden_canary_seconds)
         self.limits = Limits(settings.max_pixels, settings.min_side)
@@ -260,13 +262,13 @@ class Service:
             for picture in pictures
         ]
         self.monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
-        record = CURRENT.get()
-        if record is not None:
-            record.model, record.verdicts, record.signals = model, verdicts, signals
-            if record.sender is not None:
+        request = CURRENT.get()
+        if request is not None:
+            request.judged(model, verdicts, signals)
+            if request.sender is not None:
                 for verdict in verdicts:
                     if verdict != "clean":
-                        self.monitor.clients.flagged(record.sender)
+                        self.monitor.clients.flagged(request.sender)
 
     def _counted(self) -> Counted:
         clients = self.monitor.clients

@@ -6,7 +6,7 @@ refused, so that no web site can reach it through an operator's browser.
 
 from __future__ import annotations
 
-import random
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import (
+    READ,
     AWNetError,
     BodyTooLarge,
     InvalidQuery,
@@ -27,16 +29,21 @@ from ..errors import (
     problem_document,
     status_of,
 )
+from ..monitoring.request import identify
 from ..service import Service
 from ..versions.models import Models
+from .exchange import allowed
+
+log = logging.getLogger("awnet")
 
 LARGEST_BODY = 4 << 10
+REQUEST_ID = "awnet.request_id"  # in the scope
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_admin(service: Service) -> Starlette:
-    """The application of the admin port; every answer is JSON, every error a problem document."""
+def create_admin(service: Service) -> ASGIApp:
+    """The application of the admin port; answers are JSON with a request id, errors are problem documents."""
     models = service.models
 
     async def status(request: Request) -> Response:
@@ -74,15 +81,19 @@ def create_admin(service: Service) -> Starlette:
         async def answer(request: Request) -> Response:
             try:
                 if "origin" in request.headers:
-                    return _refusal(403, "forbidden", "Forbidden", "no web page is answered here")
-                if request.method != "GET":
+                    return _refusal(request, 403, "forbidden", "Forbidden", "no web page is answered here")
+                if request.method not in READ:
                     _serving(models)
                 return await handler(request)
             except AWNetError as error:
                 # A version that cannot be served is no fault of the server here, but of what was asked for.
                 code = 409 if status_of(error) == 500 else status_of(error)
-                document = problem(error, _request_id()) | {"status": code}
+                document = problem(error, request.scope[REQUEST_ID]) | {"status": code}
                 return Response(orjson.dumps(document), code, media_type="application/problem+json")
+            except Exception:
+                log.exception("request %s failed", request.scope[REQUEST_ID])
+                what = "something went wrong here; the log has it under the request id"
+                return _refusal(request, 500, "internal", "Internal error", what)
 
         return answer
 
@@ -91,15 +102,13 @@ def create_admin(service: Service) -> Starlette:
         slug, title = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}.get(
             error.status_code, ("http-error", "HTTP error")
         )
-        answer = _refusal(error.status_code, slug, title, str(error.detail))
-        answer.headers.update(error.headers or {})
+        answer = _refusal(request, error.status_code, slug, title, str(error.detail))
+        if error.status_code == 405:
+            answer.headers["allow"] = ", ".join(allowed(error))
         return answer
 
-    async def failed(request: Request, error: Exception) -> Response:
-        return _refusal(500, "internal", "Internal error", "something went wrong here; the log has it")
-
     name = "/admin/models/{name}"
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/admin/models", guarded(status), methods=["GET"]),
             Route("/admin/detection", guarded(detection), methods=["GET"]),
@@ -109,8 +118,21 @@ def create_admin(service: Service) -> Starlette:
             Route("/admin/canary", guarded(canary), methods=["PUT"]),
             Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
         ],
-        exception_handlers={HTTPException: unmatched, Exception: failed},
+        exception_handlers={HTTPException: unmatched},
     )
+
+    async def named(scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = scope[REQUEST_ID] = identify(given)
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await app(scope, receive, told)
+
+    return named
 
 
 def _serving(models: Models) -> None:
@@ -153,10 +175,6 @@ def _json(document: dict[str, Any]) -> Response:
     return Response(orjson.dumps(document, option=orjson.OPT_INDENT_2), media_type="application/json")
 
 
-def _refusal(status: int, slug: str, title: str, detail: str) -> Response:
-    document = problem_document(status, slug, title, detail, _request_id())
+def _refusal(request: Request, status: int, slug: str, title: str, detail: str) -> Response:
+    document = problem_document(status, slug, title, detail, request.scope[REQUEST_ID])
     return Response(orjson.dumps(document), status, media_type="application/problem+json")
-
-
-def _request_id() -> str:
-    return f"{random.getrandbits(128):032x}"

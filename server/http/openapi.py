@@ -1,4 +1,7 @@
-"""The page at `/docs`: the OpenAPI document of the server, for people. No script, nothing from another host."""
+"""The OpenAPI document of the server, and the page at `/docs` that shows it to people.
+
+The page has no script and nothing from another host.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,108 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping
 from html import escape
-from typing import Any
+from typing import Any, get_args
+
+from pydantic.json_schema import models_json_schema
+
+from ..core.engine import PRIORITIES
+from .schemas import DEFAULT_TOP_K, Answer, Problem, SignalsLevel
+
+PROBLEMS = {
+    400: "The body is not what its headers say.",
+    404: "No such model, or that version of it is not served.",
+    405: "Only POST is answered here.",
+    406: "The answer is JSON, which the Accept header does not allow.",
+    413: "The body, an image, or the number of images is too large.",
+    415: "Neither PNG, JPEG nor WebP, or an encoded body.",
+    422: "No image, an image that cannot be decoded, or an unknown query value.",
+    503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
+    504: "The answer would have come after the deadline.",
+}
+
+
+def document_predict(openapi: dict[str, Any]) -> dict[str, Any]:
+    """`openapi` with /predict written into it; its route is not FastAPI's, for speed."""
+    _, shapes = models_json_schema(
+        [(Answer, "serialization"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
+    )
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    files = {"oneOf": [binary["schema"], {"type": "array", "items": binary["schema"]}]}
+    form = {"type": "object", "required": ["image"], "properties": {"image": files}}
+    answers: dict[str, Any] = {
+        "200": {
+            "description": "One result for each image, in their order.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
+        }
+    }
+    for status, description in PROBLEMS.items():
+        answers[str(status)] = {
+            "description": description,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    openapi.setdefault("paths", {})["/predict"] = {
+        "post": {
+            "summary": "Which class, and was the picture tampered with?",
+            "operationId": "predict",
+            "parameters": [
+                {
+                    "name": "top_k",
+                    "in": "query",
+                    "description": "How many classes to name, most probable first.",
+                    "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K},
+                },
+                {
+                    "name": "signals",
+                    "in": "query",
+                    "description": "Add omega: mean and std of each block, or all values too.",
+                    "schema": {"type": "string", "enum": list(get_args(SignalsLevel)), "default": "none"},
+                },
+                {
+                    "name": "model",
+                    "in": "query",
+                    "description": "Which model is to answer; left out, the default one.",
+                    "schema": {"type": "string"},
+                },
+                {
+                    "name": "version",
+                    "in": "query",
+                    "description": "Which of its versions; left out, the one that serves.",
+                    "schema": {"type": "string", "default": "latest"},
+                },
+                {
+                    "name": "timeout_ms",
+                    "in": "query",
+                    "description": "Give the request up after this long; never longer than the server's own limit.",
+                    "schema": {"type": "integer", "minimum": 1},
+                },
+                {
+                    "name": "priority",
+                    "in": "query",
+                    "description": "'low' is answered when nothing of normal priority waits.",
+                    "schema": {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
+                },
+                {
+                    "name": "X-Request-ID",
+                    "in": "header",
+                    "description": "Taken over if it has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+                },
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {"schema": form},
+                    "image/png": binary,
+                    "image/jpeg": binary,
+                    "image/webp": binary,
+                },
+            },
+            "responses": answers,
+        }
+    }
+    return openapi
+
 
 STYLE = """
 :root { color-scheme: light dark; }

@@ -104,8 +104,8 @@ class Page:
         self._files[EXAMPLES] = _tagged(JSON, orjson.dumps({"examples": listed}))
         self._told: dict[str, dict[str, Any]] = {}  # by sha256 of the model: what never changes about it
 
-    def answer(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
-        """Status, headers and body for a path of the page; None where there is nothing.
+    def answer(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
+        """Status, headers and body of what lies at a path of the page; None where there is nothing.
 
         Args:
             path: as the client sent it, without its query.
@@ -119,15 +119,12 @@ class Page:
             if file is None:
                 return None
             body, media, cache, etag = file.body, file.media, REVALIDATE, file.etag
-        if method not in ("GET", "HEAD"):
-            return 405, [(b"allow", b"GET, HEAD"), *HEADERS], b""
         given = [*HEADERS, (b"cache-control", cache)]
         if etag:
             given.append((b"etag", etag))
             if _matches(headers.get(b"if-none-match", b""), etag):
                 return 304, given, b""
-        given += [(b"content-type", media), (b"content-length", str(len(body)).encode())]
-        return 200, given, body if method == "GET" else b""
+        return 200, [*given, (b"content-type", media)], body
 
     def _models(self) -> bytes:
         """What the page shows of each loaded model; the default one first, its newest version first."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -32,22 +31,26 @@ QUIET_ROUTES = frozenset(
 
 @dataclass(slots=True)
 class Record:
-    """What is known about the request being served; each layer adds its part.
+    """What is record about one request.
 
     Attributes:
-        sender: address, never written.
+        route: a template, never a path.
+        status: of the answer, as HTTP has it; 0 until one has begun.
+        seconds: request to answer.
         reason: slug of the error, where there was one.
+        client: salted hash of the sender.
     """
 
-    sender: str | None = None
+    request_id: str
+    route: str
+    method: str
+    status: int = 0
+    seconds: float = 0.0
     model: Model | None = None
     verdicts: Sequence[Verdict] = ()
     signals: Signals | None = None
     reason: str | None = None
-
-
-# A front end sets it, `service` fills it, so that no layer between them has to hand it on.
-CURRENT: ContextVar[Record | None] = ContextVar("awnet_request", default=None)
+    client: str | None = None
 
 
 class RequestLog:
@@ -62,33 +65,17 @@ class RequestLog:
         """Whether anybody listens."""
         return self._logger.isEnabledFor(logging.INFO)
 
-    def write(
-        self,
-        record: Record,
-        *,
-        request_id: str,
-        route: str,
-        method: str,
-        status: int,
-        seconds: float,
-        client: str | None = None,
-    ) -> None:
-        """One request that has been answered.
-
-        Args:
-            route: a template, never a path.
-            seconds: request to answer.
-            client: salted hash of the sender.
-        """
-        if route in self._quiet or not self.wanted:
+    def write(self, record: Record) -> None:
+        """One request that is over."""
+        if record.route in self._quiet or not self.wanted:
             return
         line: dict[str, object] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "request_id": request_id,
-            "route": route,
-            "method": method,
-            "status": status,
-            "seconds": round(seconds, 6),
+            "request_id": record.request_id,
+            "route": record.route,
+            "method": record.method,
+            "status": record.status,
+            "seconds": round(record.seconds, 6),
         }
         if record.model is not None:
             line["model"], line["version"] = record.model.name, record.model.version
@@ -100,8 +87,8 @@ class RequestLog:
             line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}
         if record.reason is not None:
             line["reason"] = record.reason
-        if client is not None:
-            line["client"] = client
+        if record.client is not None:
+            line["client"] = record.client
         self._logger.info("%s", orjson.dumps(line).decode())
 
 

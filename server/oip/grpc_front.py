@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,14 +23,15 @@ from ..errors import (
     BodyTooLarge,
     DeadlineExceeded,
     InvalidTensor,
+    NotFound,
     QueueFull,
     RequestError,
     StartupError,
     Unavailable,
     UnknownModel,
-    status_of,
 )
-from ..monitoring.request_log import CURRENT, Record, RequestLog
+from ..monitoring.metrics import OTHER
+from ..monitoring.request import Request
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
 
@@ -42,14 +41,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("awnet")
 
 SERVICE = "inference.GRPCInferenceService"
-LOG = RequestLog()
+REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
-CANCELLED = 499
 LONGEST_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
 
 CODES: dict[type[AWNetError], grpc.StatusCode] = {
     AWNetError: grpc.StatusCode.INTERNAL,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.UNIMPLEMENTED,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
@@ -167,67 +166,59 @@ def _handlers(service: Service) -> Any:
         if method.name in SERVED:
             call = partial(_answer, service, method.name, getattr(service_pb2, method.input_type.name))
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(call)
-        elif method.client_streaming:
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(_unserved)
+            continue
+        refuse = partial(_unserved, service, method.name)
+        if method.client_streaming:
+            handlers[method.name] = grpc.stream_stream_rpc_method_handler(refuse)
         else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(_unserved)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(refuse)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
 async def _answer(service: Service, name: str, kind: Any, body: bytes, context: Any) -> bytes | None:
     """One call: count and time it, tell its errors as a status. The caller's leaving cancels it."""
-    started = time.perf_counter()
-    code = CANCELLED
-    record = Record(_address(context.peer()))
-    CURRENT.set(record)  # the task is this call's own
-    try:
+    with _observed(service, name, context) as request:
         try:
-            message = kind.FromString(body)
-        except DecodeError:
-            raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
-        response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
-        code = 200
-        return response
-    except AWNetError as error:
-        code = 400 if status_of(error) == 422 else status_of(error)
-        service.metrics.rejection(error.slug)
-        record.reason = error.slug
-        if error.__cause__ is not None:
-            log.debug("%s: %s", name, error.detail, exc_info=error)
-        await context.abort(code_of(error), error.detail[:LONGEST_DETAIL])
-    except Exception:
-        code = 500
-        log.exception("%s failed", name)
-        await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the log has it")
-    finally:
-        seconds = time.perf_counter() - started
-        request_id = f"{random.getrandbits(128):032x}"
-        service.metrics.request(f"/{SERVICE}/{name}", METHOD, code, seconds, request_id)
-        if LOG.wanted:
-            LOG.write(
-                record,
-                request_id=request_id,
-                route=f"/{SERVICE}/{name}",
-                method=METHOD,
-                status=code,
-                seconds=seconds,
-                client=service.monitor.clients.name(record.sender) if record.sender else None,
-            )
+            try:
+                message = kind.FromString(body)
+            except DecodeError:
+                raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
+            response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
+            request.answered(200)
+            return response
+        except Exception as error:
+            await _refuse(request, error, context)
     return None
+
+
+async def _unserved(service: Service, name: str, messages: Any, context: Any) -> None:
+    with _observed(service, name, context) as request:
+        if hasattr(messages, "__aiter__"):
+            # A caller whose first message of a stream meets a closed call sees its own failure to send, not the status.
+            async for _ in messages:
+                break
+        await _refuse(request, NotFound("this extension of the protocol is not served here"), context)
+
+
+def _observed(service: Service, name: str, context: Any) -> Request:
+    """The call, to be counted and logged. Its id is told to the caller as HTTP does, in the trailing metadata."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
+    route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
+    request = service.requests.observe(METHOD, _address(context.peer()), given, route)
+    context.set_trailing_metadata(((REQUEST_ID, request.id),))
+    return request
+
+
+async def _refuse(request: Request, error: Exception, context: Any) -> None:
+    told = request.refused(error)
+    request.answered(protocol.status_of(told))
+    await context.abort(code_of(told), told.detail[:LONGEST_DETAIL])
 
 
 def _address(peer: str) -> str | None:
     """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that caller."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
-
-
-async def _unserved(messages: Any, context: Any) -> None:
-    if hasattr(messages, "__aiter__"):
-        # A caller whose first message of a stream meets a closed call sees its own failure to send, not the status.
-        async for _ in messages:
-            break
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this extension of the protocol is not served here")
 
 
 def _request(message: Any) -> protocol.Request:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import errors
 from ..core.engine import Model, Terms
 from ..core.images import Picture, Pixels, Upload
 from ..errors import (
@@ -107,6 +108,12 @@ async def infer(service: Service, request: Request, most_seconds: float = math.i
         [_output(name, outcome, calibrated) for name in names],
         _about(outcome.model, bool(calibrated.all())),
     )
+
+
+def status_of(error: AWNetError) -> int:
+    """The HTTP status of `error` in this protocol, which knows no 422: what cannot be answered is a bad request."""
+    status = errors.status_of(error)
+    return 400 if status == 422 else status
 
 
 def server_metadata() -> dict[str, Any]:

@@ -7,7 +7,6 @@ A translation of `protocol`: paths to its functions, JSON and raw bytes to its t
 
 from __future__ import annotations
 
-import logging
 import re
 import zlib
 from collections.abc import Mapping
@@ -15,15 +14,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from ..errors import AWNetError, BodyTooLarge, InvalidTensor, RequestError, UnsupportedMedia, status_of
-from ..monitoring.request_log import CURRENT
+from ..errors import (
+    READ,
+    AWNetError,
+    BodyTooLarge,
+    InvalidTensor,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    UnsupportedMedia,
+)
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
 
 if TYPE_CHECKING:
     from ..service import Service
-
-log = logging.getLogger("awnet")
 
 Headers = list[tuple[bytes, bytes]]
 Reply = tuple[int, Headers, bytes]
@@ -62,48 +67,26 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
 
     Args:
         service: see `server.service`.
-        method: upper case.
+        method: upper case; GET also where HEAD was asked, for the same headers.
         path: percent-decoded, without the query.
         headers: names in lower case.
         body: all of it, within the server's limit.
+
+    Raises:
+        NotFound, MethodNotAllowed, or as `protocol.infer`; `refusal` tells it.
     """
-    try:
-        return await _answer(service, method, path, headers, body)
-    except AWNetError as error:
-        service.metrics.rejection(error.slug)
-        if (record := CURRENT.get()) is not None:
-            record.reason = error.slug
-        if error.__cause__ is not None:
-            log.debug("%s: %s", quoted(path), error.detail, exc_info=error)
-        return refusal(error, service.settings.retry_after_seconds)
-    except Exception:
-        log.exception("%s failed", quoted(path))
-        return _error(500, "something went wrong here; the log has it")
-
-
-def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
-    """`error` as the protocol tells it; also for what goes wrong before `answer` is called."""
-    status = status_of(error)
-    # The protocol knows no 422: what cannot be answered as it stands is a bad request.
-    reply = _error(400 if status == 422 else status, error.detail)
-    if status == 503:
-        reply[1].append((b"retry-after", b"%d" % retry_after_seconds))
-    return reply
-
-
-async def _answer(service: Service, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Reply:
     path = path.removesuffix("/")
     unserved = _UNSERVED.fullmatch(path)
     if unserved:
-        return _error(404, f"the {unserved[1] or unserved[2]!r} extension is not served here")
+        raise NotFound(f"the {unserved[1] or unserved[2]!r} extension is not served here")
     found = _MODEL.fullmatch(path)
     if path not in _FIXED and found is None:
-        return _error(404, "there is nothing at this path")
-    allowed = "POST" if found is not None and found[3] == "infer" else "GET"
-    if method != allowed:
-        reply = _error(405, f"only {allowed} is answered here")
-        reply[1].append((b"allow", allowed.encode()))
-        return reply
+        raise NotFound("there is nothing at this path")
+    if found is not None and found[3] == "infer":
+        if method != "POST":
+            raise MethodNotAllowed("only POST is answered here", ["POST"])
+    elif method != "GET":
+        raise MethodNotAllowed("only GET and HEAD are answered here", READ)
     if found is None:
         return _about_server(service, path)
     name, version, call = found.groups()
@@ -117,6 +100,17 @@ async def _answer(service: Service, method: str, path: str, headers: Mapping[byt
     return _json(protocol.model_metadata(service, name, version))
 
 
+def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
+    """`error` as the protocol tells it."""
+    status = protocol.status_of(error)
+    reply = _json({"error": error.detail}, status)
+    if isinstance(error, MethodNotAllowed):
+        reply[1].append((b"allow", ", ".join(error.allow).encode()))
+    if status == 503:
+        reply[1].append((b"retry-after", b"%d" % retry_after_seconds))
+    return reply
+
+
 def _about_server(service: Service, path: str) -> Reply:
     if path == "/v2/health/live":
         return _json({"live": True})
@@ -127,10 +121,6 @@ def _about_server(service: Service, path: str) -> Reply:
 
 def _json(document: dict[str, Any], status: int = 200) -> Reply:
     return status, [(b"content-type", JSON)], orjson.dumps(document)
-
-
-def _error(status: int, detail: str) -> Reply:
-    return _json({"error": detail}, status)
 
 
 class _Read(NamedTuple):

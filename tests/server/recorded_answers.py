@@ -52,7 +52,30 @@ EXAMPLES = "\n".join(
 # What is meant to differ from the first record, and why. A name of a metric or its text, then -> now:
 RENAMED: dict[str, str] = {}
 # Names of answers, as patterns of fnmatch. `--write` puts the new answers beside the first ones and refuses others.
-CHANGED: dict[str, str] = {}
+_LIKE_ANY = "told like every other refusal: not stored, one order of headers, no close where there is no body"
+_HEAD = f"HEAD is answered wherever GET is, `Allow` names it; {_LIKE_ANY}"
+_NAMED = "the admin port tells request ids, takes them over, and has `Allow` in one order"
+CHANGED: dict[str, str] = {
+    "GET /nothing*": _LIKE_ANY,
+    "GET /v2nothing": _LIKE_ANY,
+    "GET /v2/health/other": _LIKE_ANY,
+    "GET /admin/models on the public port": _LIKE_ANY,
+    "GET /page/*": "a refusal on the page's paths has the page's headers",
+    "method: * /": _LIKE_ANY,
+    "method: * /page/*": "a refusal on the page's paths has the page's headers",
+    "method: * /predict": _LIKE_ANY,
+    "method: * /nothing": _LIKE_ANY,
+    "method: * /docs": _HEAD,
+    "method: * /openapi.json": _HEAD,
+    "method: * /metrics": _HEAD,
+    "method: * /v2": _HEAD,
+    "method: * /v2/health/*": _HEAD,
+    "method: * /v2/models/*": _HEAD,
+    "method: * (admin)": _NAMED,
+    "admin: *": _NAMED,
+    "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods are counted",
+    "request log": "every refusal has its reason",
+}
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.
 SETTINGS: dict[str, object] = {

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from server.core import contract
 from server.core.engine import Engine, Model, Signals, Terms
 from server.core.images import Picture
+from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
 from server.service import Service
@@ -123,12 +124,31 @@ class Small:
         given = {"max_images": 4, "max_pixels": 100_000, "max_body_bytes": 1 << 20, "queue_capacity": 8, **settings}
         self.service = service_over(self.engine, repository=folder, **given)
         self.settings, self.metrics = self.service.settings, self.service.metrics
+        self.app: Any = create_app(self.service)
         self.runner = asyncio.Runner()
         if start:
             self.run(self.service.models.start())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
+
+    def http(
+        self, method: str, path: str, headers: Mapping[bytes, bytes] | None = None, body: bytes = b""
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One exchange over HTTP without a network: status, headers and body of the answer."""
+        given = {b"content-length": str(len(body)).encode()} | dict(headers or {})
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": list(given.items())}
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        self.run(self.app(scope, receive, send))
+        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
 
     def close(self) -> None:
         self.runner.close()

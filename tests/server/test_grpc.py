@@ -19,7 +19,6 @@ import tritonclient.grpc.aio as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
-from server.oip import rest
 from server.oip.grpc_front import SERVED, GrpcFront
 from tests.server.small import Small
 from tests.server.tiny import SIZE, encoded, noise
@@ -91,7 +90,7 @@ def want(message: Any, *names: str) -> Any:
 
 def over_http(served: Served, document: dict[str, Any]) -> dict[str, Any]:
     body = json.dumps(document).encode()
-    status, _, content = served.small.run(rest.answer(served.small.service, "POST", "/v2/models/awnet/infer", {}, body))
+    status, _, content = served.small.http("POST", "/v2/models/awnet/infer", body=body)
     assert status == 200
     return json.loads(content)
 
@@ -100,7 +99,7 @@ def test_health_and_metadata_are_those_of_http(served: Served) -> None:
     """Word for word."""
 
     def http(path: str) -> Any:
-        return json.loads(served.small.run(rest.answer(served.small.service, "GET", path, {}, b""))[2])
+        return json.loads(served.small.http("GET", path)[2])
 
     async def use(client: Any) -> Any:
         assert await client.is_server_live()

@@ -46,8 +46,7 @@ def ask(
     if raw and rest.HEADER_LENGTH not in given:
         given[rest.HEADER_LENGTH] = str(len(body)).encode()
     verb = method or ("GET" if document is None else "POST")
-    status, answered, content = small.run(rest.answer(small.service, verb, path, given, body + raw))
-    return status, {key.decode(): value.decode() for key, value in answered}, content
+    return small.http(verb, path, given, body + raw)
 
 
 def answered(small: Small, document: Any, raw: bytes = b"", path: str = INFER) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def test_what_is_not_served_is_404_and_says_so(small: Small, path: str, word: st
 def test_another_method_is_405_with_allow(small: Small, path: str, method: str) -> None:
     """As HTTP asks for."""
     status, headers, content = ask(small, path, method=method)
-    assert (status, headers["allow"]) == (405, "POST" if path == INFER else "GET")
+    assert (status, headers["allow"]) == (405, "POST" if path == INFER else "GET, HEAD")
     assert list(json.loads(content)) == ["error"]
 
 
@@ -628,9 +627,10 @@ def test_unknown_parameters_are_ignored(small: Small) -> None:
     assert answered(small, image(parameters={"content_type": "np"}) | {"parameters": {"traceparent": "00-1"}})
 
 
-def test_the_largest_bodies_are_refused_in_no_time(small: Small) -> None:
+def test_the_largest_bodies_are_refused_in_no_time(tmp_path: Path) -> None:
     """Nothing is allocated by a shape or walked without need. Measured in the process's own time: cores are shared."""
     size = 8 << 20
+    small = Small(tmp_path, max_body_bytes=2 * size)
     bodies = {
         "lists": b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[4,3,32,32],"data":['
         + b"[]," * (size // 3)
@@ -649,6 +649,7 @@ def test_the_largest_bodies_are_refused_in_no_time(small: Small) -> None:
     started = time.process_time()
     assert "more than 4 elements" in refused(small, {"inputs": [empty]}, bytes(size))
     assert time.process_time() - started < 2
+    small.close()
 
 
 def test_malformed_bodies_never_break_the_server(small: Small) -> None:
@@ -699,7 +700,7 @@ def test_malformed_bodies_never_break_the_server(small: Small) -> None:
             length = rng.choice([length, str(len(head)), str(rng.randrange(2 * len(head) + 2))]) or str(len(head))
         headers = {rest.HEADER_LENGTH: length.encode()} if length else {}
         started = time.process_time()
-        status, _, content = small.run(rest.answer(small.service, "POST", INFER, headers, head + raw))
+        status, _, content = small.http("POST", INFER, headers, head + raw)
         worst = max(worst, time.process_time() - started)
         assert status in (200, 400, 413), content
         if status != 200:

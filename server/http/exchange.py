@@ -1,0 +1,203 @@
+"""One request's exchange over HTTP: its body comes in, its answer goes out, and its caller may leave in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Send
+
+from ..errors import BodyTooLarge
+from ..monitoring.request import Request
+
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
+ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its caller has gone
+
+
+class CallerGoneError(Exception):
+    """Nobody is there to be answered."""
+
+
+class Attention:
+    """Has those listen for their caller who are still at work after a while: listening costs a task each.
+
+    One timer looks at all of them, because setting one for each request costs more than the rest of this.
+    """
+
+    def __init__(self) -> None:
+        self._new: dict[Exchange, None] = {}
+        self._old: dict[Exchange, None] = {}
+        self._armed = False
+
+    def begin(self, exchange: Exchange) -> None:
+        self._new[exchange] = None
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+
+    def end(self, exchange: Exchange) -> None:
+        if self._new.pop(exchange, self) is self:
+            self._old.pop(exchange, None)
+
+    def _look(self) -> None:
+        for exchange in self._old:
+            exchange.listen()
+        self._old, self._new = self._new, {}
+        self._armed = bool(self._old)
+        if self._armed:
+            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+
+
+class Exchange:
+    """One request's body and answer; the answer to HEAD has the headers of the one to GET and no body.
+
+    Args:
+        request: is told the status once the answer has begun.
+        attention: who listens for callers that leave.
+        headers: of the request, names in lower case.
+        head: the method is HEAD.
+        close: give the connection up after the answer.
+
+    Once the body has been read, `with exchange:` gives up what it awaits if the caller hangs up meanwhile, and then
+    raises CallerGoneError.
+    """
+
+    __slots__ = (
+        "_attention",
+        "_close",
+        "_gone",
+        "_head",
+        "_listening",
+        "_request",
+        "_request_id",
+        "_send",
+        "_task",
+        "_unread",
+        "receive",
+    )
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        request: Request,
+        attention: Attention,
+        headers: Mapping[bytes, bytes],
+        *,
+        head: bool,
+        close: bool,
+    ) -> None:
+        self.receive = receive
+        self._send = send
+        self._request = request
+        self._request_id = request.id.encode()
+        self._attention = attention
+        self._close = close
+        self._head = head
+        self._unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        self._listening: asyncio.Task[None] | None = None
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._attention.begin(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._attention.end(self)
+        if self._listening is not None:
+            self._listening.cancel()
+            if self._gone and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
+                raise CallerGoneError from None
+
+    def listen(self) -> None:
+        """Wait for the caller to hang up."""
+        self._listening = asyncio.create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def read(self, declared: bytes | None, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: before reading where that is known.
+            CallerGoneError: it left before it had sent all of it.
+        """
+        too_large = BodyTooLarge(f"the body is larger than {limit} bytes")
+        if declared is not None and int(declared) > limit:
+            raise too_large
+        message = await self.receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            chunks, size = [body], len(body)
+            while message.get("more_body"):
+                if size > limit:
+                    raise too_large
+                message = await self.receive()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+            body = b"".join(chunks)
+        if message["type"] == "http.disconnect":
+            raise CallerGoneError
+        self._unread = False
+        if len(body) > limit:
+            raise too_large
+        return body
+
+    async def respond(self, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer. Where the request's body was not read, let the caller finish sending it."""
+        headers = [(b"x-request-id", self._request_id), *told]
+        given = {name for name, _ in told}
+        if b"cache-control" not in given:
+            headers.append((b"cache-control", b"no-store"))
+        if b"content-length" not in given and status != 304:
+            headers.append((b"content-length", str(len(body)).encode()))
+        if self._close or self._unread:
+            headers.append((b"connection", b"close"))
+        self._request.answered(status)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if self._head:
+            body = b""
+        if self._unread:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._linger()
+            body = b""
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _linger(self) -> None:
+        # Closing on a caller that is still sending resets the connection, and it never sees the answer.
+        dropped, more = 0, True
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while more and dropped < LINGER_BYTES:
+                    message = await self.receive()
+                    dropped += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            pass
+
+    async def forward(self, message: Message) -> None:
+        """`send` for the other routes, with the request id added."""
+        if message["type"] == "http.response.start":
+            self._request.answered(message["status"])
+            extra = [(b"x-request-id", self._request_id)]
+            if self._close:
+                extra.append((b"connection", b"close"))
+            message["headers"] = [*message.get("headers", []), *extra]
+        elif self._head:
+            message["body"] = b""
+        await self._send(message)
+
+
+def allowed(error: HTTPException) -> list[str]:
+    """The methods that a router answers where it has refused another: HEAD wherever GET is, in one order."""
+    given = (error.headers or {}).get("Allow", "").split(", ")
+    return sorted({*given, "HEAD"} if "GET" in given else given)

@@ -1,0 +1,142 @@
+"""One request, observed: named, timed, counted and logged in the same way whichever front end it came through.
+
+with requests.observe(method, sender, given_id) as request:
+    ...
+    request.answered(200)
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from types import TracebackType
+
+from ..core.engine import Model, Signals
+from ..core.verdict import Verdict
+from ..errors import AWNetError
+from .clients import TopClients
+from .metrics import OTHER, Metrics
+from .request_log import Record, RequestLog
+
+log = logging.getLogger("awnet")
+
+CALLER_GONE, CALLER_GONE_STATUS = "caller-gone", 499  # nobody was there to be answered
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Request:
+    """What is known of one request; each layer adds its part. Counted and logged once, when the `with` ends.
+
+    Attributes:
+        id: the caller's own where that is fit to be repeated in a header and a log line, else a new one.
+        sender: address, never written.
+    """
+
+    __slots__ = ("_record", "_requests", "_started", "_token", "id", "sender")
+
+    def __init__(self, requests: Requests, method: str, sender: str | None, given_id: str, route: str) -> None:
+        self._requests = requests
+        self._started = time.perf_counter()
+        self.id = identify(given_id)
+        self.sender = sender
+        self._record = Record(self.id, route, method)
+
+    def __enter__(self) -> Request:
+        self._token = CURRENT.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        CURRENT.reset(self._token)
+        record = self._record
+        record.seconds = self.seconds
+        if not record.status:
+            # The caller left, or the server ends and has waited long enough for this one.
+            record.status, record.reason = CALLER_GONE_STATUS, CALLER_GONE
+            self._requests.metrics.rejection(CALLER_GONE)
+        self._requests.ended(record, self.sender)
+
+    @property
+    def status(self) -> int:
+        """Of the answer, as HTTP has it; 0 until one has begun."""
+        return self._record.status
+
+    @property
+    def seconds(self) -> float:
+        """Since it came in."""
+        return time.perf_counter() - self._started
+
+    def routed(self, route: str) -> None:
+        """It belongs to `route`, a template and never a path."""
+        self._record.route = route
+
+    def judged(self, model: Model, verdicts: Sequence[Verdict], signals: Signals) -> None:
+        """`model` answered its images."""
+        self._record.model, self._record.verdicts, self._record.signals = model, verdicts, signals
+
+    def answered(self, status: int) -> None:
+        """An answer has begun, with this status."""
+        self._record.status = status
+
+    def refused(self, error: Exception) -> AWNetError:
+        """It is not answered as asked.
+
+        Returns:
+            What to tell the caller: `error`, or where nobody foresaw it, one that says nothing of the inside.
+        """
+        if not isinstance(error, AWNetError):
+            log.error("request %s failed", self.id, exc_info=error)
+            error = AWNetError("something went wrong here; the log has it under the request id")
+        elif error.__cause__ is not None:
+            log.debug("request %s: %s", self.id, error.detail, exc_info=error)
+        self._record.reason = error.slug
+        self._requests.metrics.rejection(error.slug)
+        return error
+
+
+# A front end sets it, `service` adds to it, so that no layer between them has to hand it on.
+CURRENT: ContextVar[Request | None] = ContextVar("awnet_request", default=None)
+
+
+class Requests:
+    """Where requests are counted and logged.
+
+    Args:
+        clients: names senders in the log.
+    """
+
+    def __init__(self, metrics: Metrics, clients: TopClients, log: RequestLog | None = None) -> None:
+        self.metrics = metrics
+        self._clients = clients
+        self._log = log or RequestLog()
+
+    def observe(self, method: str, sender: str | None, given_id: str = "", route: str = OTHER) -> Request:
+        """A request that comes in now, for a `with`.
+
+        Args:
+            method: of HTTP in upper case; GRPC for a call of gRPC.
+            sender: address, never written.
+            given_id: what the caller calls it.
+            route: a template, if it is known already.
+        """
+        return Request(self, method, sender, given_id, route)
+
+    def ended(self, record: Record, sender: str | None) -> None:
+        """Count and log one request."""
+        self.metrics.request(record.route, record.method, record.status, record.seconds, record.request_id)
+        if self._log.wanted:
+            record.client = self._clients.name(sender) if sender else None
+            self._log.write(record)
+
+
+def identify(given: str = "") -> str:
+    """`given` if it is fit to be an id, else a new one.
+
+    New ones are no secret. `os.urandom` would release the interpreter lock in the middle of every request.
+    """
+    return given if _ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
