@@ -72,7 +72,7 @@ async def pair(bench: Bench, retries: bool = True, **settings: object) -> AsyncI
         for front in fronts:
             stack.enter_context(front)
         for front in fronts:
-            await front.ready()
+            await front.until_ready()
         haproxy = Haproxy(bench.folder, fronts, retries)
         stack.enter_context(haproxy)
         await haproxy.up(0, 1)
@@ -159,7 +159,7 @@ async def kill(bench: Bench) -> Result:
             await front.gone(10)
             gone = time.monotonic()
             front.start()
-            await front.ready()
+            await front.until_ready()
             backs.append(time.monotonic() - begun)
             await haproxy.up(turn % 2)
             await asyncio.sleep(0.5)
@@ -197,7 +197,7 @@ async def gauges(bench: Bench) -> Result:
             fronts[0].send(signal.SIGKILL)
             await fronts[0].gone(10)
             fronts[0].start()
-            await fronts[0].ready()
+            await fronts[0].until_ready()
             await haproxy.up(0)
             await asyncio.sleep(1)
         samples = await fronts[0].metrics()
@@ -223,7 +223,7 @@ async def overload(bench: Bench) -> Result:
         f"takes long to decode; queue_capacity {capacity}"
     )
     with Front(bench.folder, repository=bench.repository, queue_capacity=capacity) as front:
-        await front.ready()
+        await front.until_ready()
         async with loaded(front.port, keeping=1, opening=0, pause=0, pictures=[body]) as lone:
             await asyncio.sleep(min(10.0, bench.seconds))
         span = min(15.0, bench.seconds)
@@ -309,7 +309,7 @@ async def reload(bench: Bench) -> Result:
     shutil.rmtree(repository, ignore_errors=True)
     shutil.copytree(bench.repository, repository)
     with Front(bench.folder, repository=repository, poll_seconds=0.5) as front:
-        await front.ready()
+        await front.until_ready()
         async with loaded(front.port, keeping=2, opening=2) as load, watching(front) as unready:
             for number, (kind, spoil) in enumerate(bad_models.KINDS.items(), start=2):
                 before, begun, logged = await _refusals(front), time.monotonic(), len(front.text())
@@ -454,11 +454,11 @@ def _convert(repository: Path, out: Path) -> None:
 async def behind_triton(bench: Bench) -> AsyncIterator[tuple[Triton, Front]]:
     """A front end before a real Triton."""
     with SpoiltTriton(bench) as triton:
-        await triton.ready()
+        await triton.until_ready()
         with Front(
             bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}", timeout_seconds=2, poll_seconds=0
         ) as front:
-            await front.ready()
+            await front.until_ready()
             yield triton, front
 
 
@@ -518,7 +518,7 @@ async def triton_kill(bench: Bench) -> Result:
     async def mend(triton: Triton) -> None:
         await triton.gone(20)
         triton.start()
-        await triton.ready()
+        await triton.until_ready()
 
     return await _triton(bench, f"kill -9 of the real Triton under load, {bench.rounds} times", damage, mend)
 
@@ -539,7 +539,7 @@ async def wrong_engine(bench: Bench) -> Result:
     """A Triton that answers with status OK and wrong values: from the start, after a restart, and all of a sudden."""
     result = Result("a real Triton that answers quickly, with status OK, and with shifted outputs")
     with SpoiltTriton(bench) as triton:
-        await triton.ready()
+        await triton.until_ready()
         triton.wrong.touch()
         with Front(bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}") as front:
             asked = said = 0
@@ -554,18 +554,18 @@ async def wrong_engine(bench: Bench) -> Result:
 
     triton = SpoiltTriton(bench)
     with triton:
-        await triton.ready()
+        await triton.until_ready()
         with Front(
             bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}", timeout_seconds=2, poll_seconds=0
         ) as front:
-            await front.ready()
+            await front.until_ready()
             async with loaded(front.port, keeping=2, opening=2) as load:
                 await asyncio.sleep(2)
                 triton.wrong.touch()
                 triton.signal_server(signal.SIGKILL)
                 await triton.gone(20)
                 triton.start()
-                await triton.ready()
+                await triton.until_ready()
                 back = time.monotonic()
                 await asyncio.sleep(8)
                 counts = load.counts()

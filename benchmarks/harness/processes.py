@@ -120,16 +120,16 @@ class Process:
         """Its log so far; nothing where it has none."""
         return self.log.read_text("utf-8", "replace") if self.log else ""
 
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL where that does not end it within 20 s."""
+    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
+        """Its status after this signal, or after SIGKILL where it has not ended within `seconds`."""
         if self.running:
             self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
-            try:
-                self.popen.wait(20)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait()
+            self.popen.send_signal(sig)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +150,7 @@ class Server(Process):
     def __init__(self, folder: Path | None = None, **settings: object) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.address}"
         given = {"port": self.port, "admin_port": "none", **settings}
         environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
         log = folder / f"server-{self.port}.log" if folder else None
@@ -157,9 +158,9 @@ class Server(Process):
 
     def wait_ready(self, seconds: float = 60) -> None:
         """Wait until readiness is reported; where it is not, the server is ended."""
-        self.answering(f"http://{self.address}/v2/health/ready", seconds)
+        self.answering(f"{self.url}/v2/health/ready", seconds)
 
-    async def ready(self, seconds: float = 60) -> None:
+    async def until_ready(self, seconds: float = 60) -> None:
         """The same beside other work."""
         await until(lambda: get(self.port, "/v2/health/ready"), seconds, self)
 
@@ -184,7 +185,7 @@ class Triton(Process):
         command += ["--http-port", str(self.http), "--grpc-port", str(self.grpc), "--metrics-port", str(self.metrics)]
         super().__init__([*command, *options], log)
 
-    async def ready(self) -> None:
+    async def until_ready(self) -> None:
         """Wait until the model can be asked."""
         await until(lambda: get(self.http, "/v2/models/awnet/ready"), 90, self)
 
@@ -193,11 +194,11 @@ class Triton(Process):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii").split()
         os.kill(int(children[0]), sig)
 
-    def stop(self) -> None:
+    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
         if self.running:
             with contextlib.suppress(OSError, IndexError):
                 self.signal_server(signal.SIGCONT)
-        super().stop()
+        return super().stop(sig, seconds)
 
 
 class Haproxy(Process):

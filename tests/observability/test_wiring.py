@@ -74,8 +74,8 @@ def test_one_line_a_request_and_none_for_health_and_scrapes(running: Running) ->
     headers = {"content-type": "image/png", "x-request-id": "good-1"}
     running.http.post("/predict", content=encoded(plain(0.9)), headers=headers)
     running.http.post("/predict", content=b"nonsense", headers=headers | {"x-request-id": "bad-1"})
-    running.process.terminate()
-    log = running.process.communicate(timeout=60)[1]
+    running.stop()
+    log = running.text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [line["request_id"] for line in lines] == ["good-1", "bad-1"]
     good, bad = lines

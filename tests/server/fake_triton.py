@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from benchmarks.harness.processes import free_port
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph
 
 OUTPUTS = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS}
@@ -22,12 +22,6 @@ MODELS = {version: graph(seed=version) for version in (1, 2, 3)}
 FILES = {version: model.SerializeToString() for version, model in MODELS.items()}
 CONTRACTS = {version: contract_of(model) for version, model in MODELS.items()}
 SHA256 = {version: hashlib.sha256(data).hexdigest() for version, data in FILES.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):

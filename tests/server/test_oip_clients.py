@@ -24,6 +24,7 @@ import tritonclient.http.aio
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.harness.processes import free_port
 from server.errors import AWNetError
 from server.oip import rest
 from server.oip.grpc_front import SERVED, code_of
@@ -96,12 +97,6 @@ class Tool:
         with pytest.raises(InferenceServerException) as caught:
             self.ask(method, *arguments, **options)
         return str(caught.value.status()).removeprefix("StatusCode."), str(caught.value.message())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Site(NamedTuple):
@@ -350,14 +345,14 @@ def test_the_drain_is_seen_over_grpc(repository: Path) -> None:
         tool = Tool(tritonclient.grpc, f"127.0.0.1:{port}", False)
         with tritonclient.grpc.InferenceServerClient(tool.address) as client:
             assert client.is_server_ready()
-            server.process.send_signal(signal.SIGTERM)
+            server.popen.send_signal(signal.SIGTERM)
             eventually(lambda: not client.is_server_ready())
             assert not client.is_model_ready("awnet")
             assert client.is_server_live()
             assert client.infer("awnet", tool.image()).as_numpy("logits").shape == (3, len(LABELS))
         assert server.stop() == 0
     finally:
-        server.process.kill()
+        server.popen.kill()
 
 
 @pytest.mark.process
@@ -368,11 +363,10 @@ def test_a_grpc_port_in_use_ends_the_process(repository: Path) -> None:
         other.listen()
         server = Running(repository, grpc_port=other.getsockname()[1])
         try:
-            _, log = server.process.communicate(timeout=60)
-            assert server.process.returncode == 1
-            assert "in use" in log
+            assert server.popen.wait(60) == 1
+            assert "in use" in server.text()
         finally:
-            server.process.kill()
+            server.popen.kill()
 
 
 PAGE = (ROOT / "docs" / "protocol.md").read_text()

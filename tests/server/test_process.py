@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.harness.processes import free_port
 from server.__main__ import read_settings
 from server.settings import Settings
 from tests.server.tiny import CALL, ROOT, Running, encoded, noise, publish
@@ -193,10 +194,10 @@ def test_sighup_takes_a_new_version_under_load(tmp_path: Path) -> None:
         with Load(running) as load:
             publish(tmp_path, "2", seed=1)
             assert "2" not in load.versions
-            running.process.send_signal(signal.SIGHUP)
+            running.popen.send_signal(signal.SIGHUP)
             eventually(lambda: load.versions[-1] == "2")
             publish(tmp_path, "3", lambda contract: contract.update(labels=["one"]))
-            running.process.send_signal(signal.SIGHUP)
+            running.popen.send_signal(signal.SIGHUP)
             eventually(lambda: refused(running) == 1)
             load.more()
             assert load.versions[-1] == "2"
@@ -204,7 +205,7 @@ def test_sighup_takes_a_new_version_under_load(tmp_path: Path) -> None:
         assert load.failures == []
         assert running.stop() == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -231,12 +232,6 @@ def test_a_repository_that_changes_is_noticed(tmp_path: Path) -> None:
         running.stop()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.process
 def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
     """A rollback under load: instantly, with no failed request."""
@@ -256,7 +251,7 @@ def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
         assert load.failures == []
         assert running.stop() == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -269,7 +264,7 @@ def test_all_ports_are_given_up_together(tmp_path: Path) -> None:
         for port in ports:
             socket.create_connection(("127.0.0.1", port)).close()
         with Load(running) as load:
-            running.process.send_signal(signal.SIGTERM)
+            running.popen.send_signal(signal.SIGTERM)
             eventually(lambda: not running.ready())
             load.more()
         assert load.failures == []
@@ -278,7 +273,7 @@ def test_all_ports_are_given_up_together(tmp_path: Path) -> None:
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port))
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -306,7 +301,7 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
         for thread in threads:
             thread.start()
         eventually(lambda: answered[0] >= 20)
-        running.process.send_signal(signal.SIGTERM)
+        running.popen.send_signal(signal.SIGTERM)
         eventually(lambda: running.http.get("/v2/health/ready").status_code == 503)
         before = answered[0]
         eventually(lambda: answered[0] > before + 20)
@@ -316,7 +311,7 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
         assert failures == []
         assert running.stop() == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -329,7 +324,7 @@ def test_the_time_given_to_balancers_ends_by_itself(repository: Path) -> None:
         assert running.stop() == 0
         assert time.monotonic() - begun >= 1
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 def listens(port: int) -> bool:
@@ -351,13 +346,13 @@ def test_a_request_that_is_being_sent_when_the_end_comes_is_answered(repository:
             connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
             assert connection.recv(65536).startswith(b"HTTP/1.1 100")  # it waits for the body
             connection.sendall(PNG[:1000])
-            running.process.send_signal(signal.SIGTERM)
+            running.popen.send_signal(signal.SIGTERM)
             eventually(lambda: not listens(running.port))
             connection.sendall(PNG[1000:])
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         assert running.stop() == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -366,12 +361,12 @@ def test_a_second_signal_does_not_wait(repository: Path) -> None:
     running = Running(repository, drain_seconds=600)
     try:
         running.wait_ready()
-        running.process.send_signal(signal.SIGTERM)
+        running.popen.send_signal(signal.SIGTERM)
         eventually(lambda: not running.ready())
-        assert running.process.poll() is None
+        assert running.popen.poll() is None
         assert running.stop() == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process
@@ -382,7 +377,7 @@ def test_sigint_ends_the_server_at_once(repository: Path) -> None:
         running.wait_ready()
         assert running.stop(signal.SIGINT) == 0
     finally:
-        running.process.kill()
+        running.popen.kill()
 
 
 @pytest.mark.process

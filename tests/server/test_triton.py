@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.harness.processes import free_port
 from server.core.engine import Signals, Terms, self_test
 from server.core.images import Limits, Pixels, Upload
 from server.engines.triton import engine as engine_module
@@ -33,7 +34,7 @@ from server.errors import (
     SelfTestFailed,
     StartupError,
 )
-from tests.server.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes, free_port
+from tests.server.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import settle, until
 

@@ -18,13 +18,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 from tritonclient.grpc import InferenceServerClient
 
+from benchmarks.harness.processes import free_port
 from server.core.cpu_limits import share_of
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
 from server.workers.member import _together
 from tests.server.small import service_over, started
-from tests.server.test_process import Load, call, free_port
+from tests.server.test_process import Load, call
 from tests.server.tiny import CALL, Running, encoded, noise, plain, publish
 from tests.waiting import eventually, until
 
@@ -251,7 +252,7 @@ def test_an_operators_call_reaches_all_and_a_replacement_serves_as_the_others_do
     assert (model["serving"], model["not_taken_up_to"], crew.agrees()) == ("1", "2", True)
 
     publish(crew.repository, "3", seed=2)
-    crew.process.send_signal(signal.SIGHUP)
+    crew.popen.send_signal(signal.SIGHUP)
     eventually(lambda: crew.status()["models"][0]["serving"] == "3" and crew.agrees())
     assert {crew.predict() for _ in range(8)} == {"3"}
 
@@ -265,7 +266,7 @@ def test_sigterm_drains_all_workers(crew: Crew) -> None:
     """Nothing in flight fails, every process is gone afterwards, and the exit status is 0. The crew ends here."""
     pids = crew.pids()
     with Load(crew) as load:
-        crew.process.send_signal(signal.SIGTERM)
+        crew.popen.send_signal(signal.SIGTERM)
         eventually(lambda: not any(fresh_ready(crew) for _ in range(8)))
         load.more()
     assert load.failures == []
@@ -281,8 +282,8 @@ def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
     crew = Crew(repository)
     crew.wait_ready()
     pids = crew.pids()
-    crew.process.kill()
-    crew.process.wait()
+    crew.popen.kill()
+    crew.popen.wait()
     eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
 
 

@@ -10,11 +10,7 @@ import base64
 import hashlib
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tests.waiting import eventually
+from benchmarks.harness.processes import Server
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -171,22 +168,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-class Running:
-    """`python -m server` in a process of its own."""
+class Running(Server):
+    """A server with two threads that neither polls nor waits for balancers, and a client of it."""
 
     def __init__(self, repository: Path, **settings: object) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = tempfile.TemporaryDirectory(prefix="awnet-")
+        given = {"repository": repository, "threads": 2, "drain_seconds": 0, "poll_seconds": 0, **settings}
+        super().__init__(Path(self._folder.name), **given)
         self.http = httpx.Client(base_url=self.url, **CALL)
-        given: dict[str, object] = {"repository": repository, "port": self.port, "threads": 2, "drain_seconds": 0}
-        given |= {"admin_port": "none", "poll_seconds": 0, **settings}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
-        environment |= {f"AWNET_{key.upper()}": str(value) for key, value in given.items()}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "server"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
 
     def ready(self) -> bool:
         """What its readiness probe says; not ready where nobody answers."""
@@ -195,20 +184,5 @@ class Running:
         except httpx.TransportError:
             return False
 
-    def wait_ready(self) -> None:
-        def ready() -> bool:
-            assert self.process.poll() is None, self.process.communicate()[1]
-            return self.ready()
-
-        eventually(ready)
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """The exit status after this signal."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            self.process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-        return self.process.returncode
+    def wait_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
+        super().wait_ready(seconds)
