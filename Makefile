@@ -17,7 +17,7 @@ ENGINE ?=
 export GIT_PYTHON_REFRESH := quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test check format train-small tables-small lock clean
+.PHONY: help serve triton test test-fast check format train-small tables-small lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -30,8 +30,14 @@ triton: $(TRITON_VENV)/.locked ## Run a real Triton on 127.0.0.1:8100-8102, for 
 	$(TRITON_VENV)/bin/python -m export.triton_python --out $(TRITON_REPOSITORY)
 	$(TRITON_VENV)/bin/python deploy/triton/run.py --venv $(TRITON_VENV) --repository $(TRITON_REPOSITORY) $(ARGS)
 
-test: $(VENV)/.locked ## Run the test suite
-	$(PYTHON) -m pytest $(ARGS)
+# A test process for each core, four at most: each of them imports torch. What shares a server stays together.
+TEST_PROCESSES ?= -n auto --maxprocesses 4
+
+test: $(VENV)/.locked ## Run the whole test suite
+	$(PYTHON) -m pytest $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.locked ## Run the tests that start nothing and take no time: under a minute on two cores
+	$(PYTHON) -m pytest $(TEST_PROCESSES) --dist worksteal -m "not process and not real and not slow" $(ARGS)
 
 check: $(VENV)/.locked ## Formatting, lint, types and import rules
 	$(VENV)/bin/ruff format --check .

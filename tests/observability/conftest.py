@@ -10,12 +10,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
 from benchmarks.harness.processes import free_port
 from benchmarks.harness.prometheus import Prometheus, substitute
 from deploy.grafana.panels import ANNOTATIONS, queries
-from tests.requires import missing
 from tests.server.fake_triton import FakeTriton
 from tests.server.tiny import Running, encoded, noise, plain, publish
 from tests.waiting import eventually
@@ -161,12 +158,3 @@ def live(folder: Path) -> Iterator[Stack]:
         with suppress(AssertionError):  # the test of the panels names those that stay empty
             eventually(lambda: not empty_panels(prometheus))
         yield Stack(server, behind, prometheus, repository, admin)
-
-
-@pytest.fixture(scope="session")
-def stack(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """See `live`."""
-    if reason := missing("prometheus"):
-        pytest.skip(reason)
-    with live(tmp_path_factory.mktemp("observed")) as running:
-        yield running

@@ -13,7 +13,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from benchmarks.harness.prometheus import RULES
 from deploy.document_metrics import BEGIN, END, PAGE, page, rows
 from deploy.grafana.panels import queries
-from tests.observability.conftest import Stack
 from tests.requires import requires
 from tests.server.tiny import Running, encoded, noise, plain, publish
 
@@ -111,16 +110,6 @@ def test_the_number_of_series_stays_in_its_budget_whatever_is_sent(running: Runn
     lines = series(running.http.get("/metrics").text)
     assert len(lines) <= BUDGET, len(lines)
     assert not any("id-" in line or "127.0.0.1" in line for line in lines)
-
-
-@requires("prometheus")
-def test_prometheus_takes_the_exemplars_in(stack: Stack) -> None:
-    """The ids can be asked for by the graph that shows the bucket."""
-    import time
-
-    now = time.time()
-    found = stack.prometheus.api("query_exemplars", query="awnet_request_seconds_bucket", start=now - 600, end=now)
-    assert any(entry["exemplars"] for entry in found)
 
 
 def test_rules_and_dashboard_speak_of_metrics_that_exist() -> None:
