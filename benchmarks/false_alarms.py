@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.monitoring.detection import ALARM_IMAGES, Cusum, limit_for
+from server.monitoring.statistics import ALARM_IMAGES, Cusum, limit_for
 
 from .harness.report import publish
 

@@ -34,7 +34,7 @@ class _Cusum:
     """Bernoulli CUSUM over the images of all workers, in blocks: what one worker answered between two snapshots.
 
     Summed log-likelihood ratios of a block are one log-likelihood ratio, so Lorden's bound on false alarms (see
-    `detection.limit_for`) holds with blocks for observations, of which there are no more than images.
+    `statistics.limit_for`) holds with blocks for observations, of which there are no more than images.
     """
 
     value: float = 0.0

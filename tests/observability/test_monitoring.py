@@ -20,23 +20,12 @@ from server.core.images import Picture, Upload
 from server.core.verdict import Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
-from server.monitoring.detection import (
-    ALARM_IMAGES,
-    FLAGS,
-    MOST_WATCHES,
-    OMEGA_EVERY,
-    Cusum,
-    Monitor,
-    OmegaDrift,
-    ScoreDrift,
-    Watch,
-    limit_for,
-    score_bins,
-)
+from server.monitoring.detection import FLAGS, MOST_WATCHES, OMEGA_EVERY, Monitor, Watch
 from server.monitoring.detection_metrics import report
 from server.monitoring.exposition import Counted, as_json, from_json
 from server.monitoring.golden_probe import Canaries, canaries
 from server.monitoring.metrics import Metrics
+from server.monitoring.statistics import ALARM_IMAGES, Cusum, OmegaDrift, ScoreDrift, limit_for, score_bins
 from server.workers.metrics_merge import Totals
 from tests.server.tiny import CHANNELS, contract_of, graph
 

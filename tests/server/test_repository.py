@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness.report import bundled_model
-from server.engines.repository import LARGEST_MANIFEST, Repository, scan
+from server.engines.onnx_scan import scan
+from server.engines.repository import LARGEST_MANIFEST, Repository
 from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
 from tests.server.tiny import ROOT, graph, manifest_of, publish, write
 from tests.waiting import eventually

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from server.monitoring.detection import CUSUM_ROOM, Cusum, Monitor
+from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
+from server.monitoring.statistics import CUSUM_ROOM, Cusum
 from server.workers.metrics_merge import Totals
 
 HOW = {"sum", "livesum", "livemax", "livemin"}
