@@ -17,10 +17,11 @@ PATIENCE_SECONDS = 180.0  # for whatever a busy, slow machine may have to do fir
 
 def eventually(state: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
     """The first true value of `state`, which other threads or processes bring about."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.001
     while not (found := state()):
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
     return found
 
 

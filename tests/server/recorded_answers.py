@@ -23,9 +23,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -36,6 +35,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path(__file__).with_name("answers.json")
@@ -675,7 +676,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ports: Ports) -> None:
         # By the log: a question over HTTP would be among the answers that are counted.
         return bool(re.search(r" ready: .*\n", told())) and all(map(_listens, (ports.http, ports.grpc, ports.admin)))
 
-    _until(ready)
+    eventually(ready)
 
 
 def _listens(port: int) -> bool:
@@ -684,14 +685,6 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not so within {seconds:g} s")
-        time.sleep(0.005)
 
 
 def play(ports: Ports, stored: dict[str, bytes]) -> dict[str, Answer]:
@@ -705,7 +698,9 @@ def play(ports: Ports, stored: dict[str, bytes]) -> dict[str, Answer]:
                 logged = len(_logged(ports))
                 answers[ask.name] = _call(channel, ask)
                 if ask.path.startswith("Model") and ask.path != "ModelStatistics":
-                    _until(lambda before=logged: len(_logged(ports)) > before)  # a refused call is counted after that
+                    eventually(
+                        lambda before=logged: len(_logged(ports)) > before
+                    )  # a refused call is counted after that
             else:
                 answers[ask.name] = _exchange(ports, ask)
     answers["request log"] = {"body": [_plain_log(line) for line in _logged(ports)]}
