@@ -61,7 +61,8 @@ from training.data import Split, load_cifar10, shuffled_batches
 from training.rng import GLOBAL, Chance
 from training.trainer.adversary import Inner
 from training.trainer.build import build_optimizer, parameter_groups
-from training.trainer.objectives import Balancer, Mtard, type_loss
+from training.trainer.distillation import Balancer, Mtard
+from training.trainer.objectives import type_loss
 from training.trainer.recipe import DEFAULTS
 from training.trainer.step import Runtime, train_step
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from examples.draw import CLASSES
 from training.attacks import ATTACKS, Model, quantise
-from training.evaluate import load_surrogate
+from training.evaluation.attackers import load_surrogate
 
 HERE = Path(__file__).parent
 LABELS = list(CLASSES)  # in the order of CIFAR-10

@@ -13,7 +13,8 @@ from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.trainer.adversary import Inner
 from training.trainer.awp import perturbed
-from training.trainer.objectives import Mtard, PgdAt, Trades
+from training.trainer.distillation import Mtard
+from training.trainer.objectives import PgdAt, Trades
 from training.trainer.step import Runtime, train_step
 
 RUNTIME = Runtime(torch.device("cpu"), bf16=False)

@@ -16,7 +16,10 @@ from training.attacks import EVASIONS, Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
-from training.evaluate import Answers, Evaluation, Judge, attackers_copy, load_surrogate, main
+from training.evaluate import main
+from training.evaluation import judge
+from training.evaluation.attackers import attackers_copy, load_surrogate
+from training.evaluation.judge import Answers, Evaluation, Judge
 from training.evaluation.report import Progress, from_hex
 from training.network import Network
 
@@ -133,9 +136,9 @@ def test_a_run_killed_inside_an_attack_keeps_its_batches(
         calls.append(len(args[1]))
         return inner(*args)
 
-    inner: Any = evaluate.evade if part.startswith("T3") else attack
+    inner: Any = judge.evade if part.startswith("T3") else attack
     if part.startswith("T3"):
-        monkeypatch.setattr(evaluate, "evade", counted)
+        monkeypatch.setattr(judge, "evade", counted)
     else:
         monkeypatch.setitem(evaluate.ATTACKS, "pgd_sat", (counted, budget))
     monkeypatch.setattr(evaluate.Progress.__init__, "__defaults__", (0.0,))
@@ -343,14 +346,14 @@ def test_images_are_judged_as_8_bit(net: AWNet, monkeypatch: pytest.MonkeyPatch)
         return x + 0.4 / 255
 
     monkeypatch.setitem(evaluate.ATTACKS, "fraction", (fraction, Budget()))
-    original = evaluate.ask
+    original = judge.ask
 
     def watched(judged: nn.Module, x: Tensor, y: Tensor) -> Answers:
         seen.append(x)
         return original(judged, x, y)
 
     run = Evaluation.start(net, split, {0.05: 0.5})
-    monkeypatch.setattr(evaluate, "ask", watched)
+    monkeypatch.setattr(judge, "ask", watched)
     figures = run.white_box("T2", "fraction", Budget())
     torch.testing.assert_close(seen[0], split.images / 255, rtol=0, atol=1e-7)
     torch.testing.assert_close(seen[1], split.images / 255 + 0.4 / 255, rtol=0, atol=1e-7)

@@ -13,14 +13,11 @@ from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.trainer.adversary import Inner
+from training.trainer.distillation import Balancer, Mtard, Rslad
 from training.trainer.objectives import (
-    Balancer,
-    DetectorPretraining,
     Mart,
-    Mtard,
     Objective,
     PgdAt,
-    Rslad,
     Standard,
     Trades,
     branches,
@@ -28,6 +25,7 @@ from training.trainer.objectives import (
     sign_noise,
     type_loss,
 )
+from training.trainer.pretraining import DetectorPretraining
 
 WIDTH = 4
 

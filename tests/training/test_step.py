@@ -23,7 +23,8 @@ from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, StaticNet, build_static
 from training.rng import Keyed
 from training.trainer.adversary import Inner
-from training.trainer.objectives import Mtard, PgdAt, Standard, Trades
+from training.trainer.distillation import Mtard
+from training.trainer.objectives import PgdAt, Standard, Trades
 from training.trainer.recipe import read_recipe
 from training.trainer.step import Runtime, train_step
 

@@ -18,7 +18,9 @@ from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.rng import Keyed
 from training.trainer.adversary import Inner
-from training.trainer.objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Trades
+from training.trainer.distillation import Mtard, Rslad
+from training.trainer.objectives import Mart, Objective, PgdAt, Trades
+from training.trainer.pretraining import DetectorPretraining
 from training.trainer.recipe import read_recipe
 from training.trainer.step import Runtime, train_step
 

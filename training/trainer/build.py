@@ -20,7 +20,9 @@ from ..baselines import StaticConfig, build_static
 from ..network import Network
 from ..pretrained import FOREIGN, load_foreign
 from .adversary import Inner
-from .objectives import DetectorPretraining, Mart, Mtard, Objective, PgdAt, Rslad, Standard, Trades
+from .distillation import Mtard, Rslad
+from .objectives import Mart, Objective, PgdAt, Standard, Trades
+from .pretraining import DetectorPretraining
 from .recipe import RecipeError
 
 

@@ -1,4 +1,4 @@
-"""What is minimised.
+"""What is minimised: the interface, what objectives share, and those that learn from labels.
 
 An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
 network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
-from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network, must_detect
+from ..attacks import Budget, ascend, cross_entropy, quantise, uniform_start
+from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
 from ..rng import GLOBAL, Chance
 from .adversary import Inner
 
@@ -113,6 +113,27 @@ def both(net: Network, step: Step, together: bool = False) -> tuple[list[tuple[T
 def mean(losses: Sequence[Tensor]) -> Tensor:
     """Over the exits; of one exit exactly its own loss."""
     return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+
+
+def kl_divergence(
+    student: Tensor, teacher: Tensor, tau: float, reduction: str = "batchmean", squared: bool = True
+) -> Tensor:
+    """tau^2 KL(teacher^tau || student^tau) of logits [N,K] (Eq. 22-23), without the tau^2 where not `squared`.
+
+    reduction 'batchmean' is the paper's. 'mean' also averages over classes, as the published MTARD code
+    does with tau = 1 (it adds 1e-5 inside the logarithm of the teacher; so does this variant), and 'elements'
+    does so without the 1e-5, as the published RSLAD code.
+    """
+    log_student = F.log_softmax(student.float() / tau, dim=1)
+    target = F.softmax(teacher.float() / tau, dim=1)
+    scale = tau**2 if squared else 1.0
+    if reduction == "batchmean":
+        return scale * F.kl_div(log_student, target, reduction="batchmean")
+    if reduction == "mean":
+        return scale * (target * ((target + 1e-5).log() - log_student)).mean()
+    if reduction == "elements":
+        return scale * F.kl_div(log_student, target, reduction="batchmean") / target.shape[1]
+    raise ValueError(f"kl must be 'batchmean', 'mean' or 'elements', not {reduction!r}")
 
 
 class Standard(Objective):
@@ -266,168 +287,6 @@ class Mart(Objective):
         return boosted, (F.kl_div((p_adv + 1e-12).log(), p_nat, reduction="none").sum(1) * wrong).mean()
 
 
-def kl_divergence(
-    student: Tensor, teacher: Tensor, tau: float, reduction: str = "batchmean", squared: bool = True
-) -> Tensor:
-    """tau^2 KL(teacher^tau || student^tau) of logits [N,K] (Eq. 22-23), without the tau^2 where not `squared`.
-
-    reduction 'batchmean' is the paper's. 'mean' also averages over classes, as the published MTARD code
-    does with tau = 1 (it adds 1e-5 inside the logarithm of the teacher; so does this variant), and 'elements'
-    does so without the 1e-5, as the published RSLAD code.
-    """
-    log_student = F.log_softmax(student.float() / tau, dim=1)
-    target = F.softmax(teacher.float() / tau, dim=1)
-    scale = tau**2 if squared else 1.0
-    if reduction == "batchmean":
-        return scale * F.kl_div(log_student, target, reduction="batchmean")
-    if reduction == "mean":
-        return scale * (target * ((target + 1e-5).log() - log_student)).mean()
-    if reduction == "elements":
-        return scale * F.kl_div(log_student, target, reduction="batchmean") / target.shape[1]
-    raise ValueError(f"kl must be 'batchmean', 'mean' or 'elements', not {reduction!r}")
-
-
-class Rslad(Objective):
-    """RSLAD (Zi et al. 2021): one robust teacher's answers to clean images teach clean and adversarial ones.
-
-    5/6 KL(T(x) || S(x_adv)) + 1/6 KL(T(x) || S(x)), and x_adv ascends KL(T(x) || S(x_adv)): no labels anywhere.
-    """
-
-    def __init__(
-        self,
-        inner: Inner,
-        teacher: nn.Module,
-        adv_weight: float = 5 / 6,
-        tau: float = 1.0,
-        kl: str = "batchmean",
-        type_weight: float = 1.0,
-    ) -> None:
-        self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
-        self.teacher = teacher.eval().requires_grad_(False)
-
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        with torch.no_grad():
-            target = self.teacher(x)
-        x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
-        return Step(x, x_adv, y, (target,))
-
-    def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step)
-        (target,) = step.targets
-        nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
-        adv = mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
-        total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
-        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
-
-
-class Balancer:
-    """MTARD's automatic balance of the two distillation losses.
-
-    With Lhat = L / L(first step):  w_nat <- w_nat - eta * (w_nat - Lhat_nat / (Lhat_adv + Lhat_nat)),
-    w_adv = 1 - w_nat; both start at 0.5. The branch that lags behind its own start gains weight.
-    """
-
-    def __init__(self, eta: float = 0.025) -> None:
-        self.eta = eta
-        self.w_nat = 0.5
-        self.first: tuple[float, float] | None = None
-
-    @property
-    def w_adv(self) -> float:
-        return 1 - self.w_nat
-
-    def update(self, nat: float, adv: float) -> None:
-        """Losses of this step, before they are weighted."""
-        if self.first is None:
-            self.first = (nat, adv)
-        hat_nat, hat_adv = nat / self.first[0], adv / self.first[1]
-        self.w_nat -= self.eta * (self.w_nat - hat_nat / (hat_adv + hat_nat))
-
-
-class Mtard(Objective):
-    """Multi-teacher adversarial robustness distillation (Eq. 22-24) with automatic balance.
-
-    `nat_teacher` teaches clean images, `adv_teacher` adversarial ones; x_adv is made with labels, as the
-    published code does. An AW-Net learns each through its own branch and adds L_type, which the balance
-    leaves alone; a static network learns both through one.
-
-    Where the paper and the published code differ, or the paper is silent:
-
-    Args:
-        tau, kl, tau_squared: see `kl_divergence`; the paper's are its defaults, the code has kl = "mean".
-        kl_scale: factor of both losses; the code has 10 for CIFAR-100.
-        eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
-            tenfold where the learning rate does).
-        balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
-            code; of a batch in parts, the losses of the step before.
-        together: a static network sees both kinds of image in one batch; the code has two passes.
-        nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
-        noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
-            image without its noise.
-    """
-
-    def __init__(
-        self,
-        inner: Inner,
-        nat_teacher: nn.Module,
-        adv_teacher: nn.Module,
-        tau: float = 1.0,
-        kl: str = "batchmean",
-        eta: float = 0.025,
-        balance: bool = True,
-        type_weight: float = 1.0,
-        nat_images: float = 1.0,
-        noise: float = 0.0,
-        tau_squared: bool = True,
-        kl_scale: float = 1.0,
-        eta_decays: bool = False,
-        together: bool = True,
-    ) -> None:
-        self.inner = inner
-        self.nat_teacher = nat_teacher.eval().requires_grad_(False)
-        self.adv_teacher = adv_teacher.eval().requires_grad_(False)
-        self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
-        self.nat_images, self.noise = nat_images, noise
-        self.tau_squared, self.kl_scale, self.together = tau_squared, kl_scale, together
-        self.eta, self.eta_decays = eta, eta_decays
-        self.balancer = Balancer(eta)
-
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        x_adv = self.inner.adversaries(net, x, y, chance=chance)
-        x_nat = x[: natural_images(len(x), self.nat_images)]
-        with torch.no_grad():
-            targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
-        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
-
-    def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step, self.together)
-        nat, adv = (
-            self.kl_scale
-            * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
-            for i, target in enumerate(step.targets)
-        )
-        if self.balance and self.whole:
-            self.balancer.update(nat.item(), adv.item())
-        total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
-        parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
-        return Loss(total, parts)
-
-    def follow(self, factor: float) -> None:
-        if self.eta_decays:
-            self.balancer.eta = self.eta * factor
-
-    def settle(self, parts: Mapping[str, float]) -> None:
-        # One step later than in `loss`: a part does not know the others' losses while it is differentiated.
-        if self.balance:
-            self.balancer.update(parts["nat"], parts["adv"])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
-
-
 def natural_images(batch: int, share: float) -> int:
     """How many of `batch` images go through the natural branch: two at least, a batch norm needs them."""
     return min(batch, max(2, round(batch * share)))
@@ -440,58 +299,3 @@ def sign_noise(x: Tensor, share: float, eps: float, chance: Chance = GLOBAL) -> 
         return x
     signs = chance[:n].signs(x[:n], "noise")
     return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
-
-
-class DetectorPretraining(Objective):
-    """Stages A and C: extractor and type head learn to tell adversarial examples of the trunk from clean images.
-
-    The trunk stands still. Each step draws its attacker from `attackers`, its radius from `eps` (units of
-    1/255), so that weak examples are learnt too, its step size between a quarter of that radius and all of it, its
-    start, and 1 to 2 `steps` - 1 steps. Attackers: 'nat' and 'adv' have that branch alone, with the omega of the
-    clean image; 'detached' has the deployed network without the detector's gradient (T1), 'deployed' with it (T2).
-    `noise` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
-    without it, any noise is called an attack.
-    """
-
-    def __init__(
-        self,
-        inner: Inner,
-        eps: Sequence[float] = (8.0,),
-        noise: float = 0.0,
-        attackers: Sequence[str] = ("nat",),
-    ) -> None:
-        unknown = set(attackers) - {"nat", "adv", "detached", "deployed"}
-        if unknown or not attackers:
-            raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
-        self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
-
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        detecting = must_detect(net)
-        eps = _draw(self.eps, chance, "radius") / 255
-        steps = chance.integer(1, 2 * self.inner.budget.steps, "steps")
-        step = eps * (1.0 if steps == 1 else chance.number(max(0.25, 1 / steps), 1, "step"))
-        attacker = _draw(self.attackers, chance, "attacker")
-        net.eval()
-        with torch.no_grad():
-            signals = detecting.detect(x)
-
-        def model(z: Tensor) -> Tensor:
-            if attacker == "deployed":
-                logits: Tensor = detecting(z)
-                return logits
-            if attacker == "detached":
-                return detecting.classify(z, detecting.detect(z.detach()))
-            return detecting.classify(z, signals, "adv" if attacker == "adv" else "nat")
-
-        start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
-        x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
-        net.train()
-        return Step(sign_noise(x, self.noise, eps, chance), x_adv, y)
-
-    def loss(self, net: Network, step: Step) -> Loss:
-        loss = type_loss(must_detect(net).type_logits(torch.cat([step.x, step.x_adv])), len(step.x))
-        return Loss(loss, {"type": loss.item()})
-
-
-def _draw(choices: Sequence[Any], chance: Chance, purpose: str) -> Any:
-    return choices[chance.integer(0, len(choices), purpose)]

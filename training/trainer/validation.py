@@ -21,7 +21,8 @@ from ..data import ImageSet, Split
 from ..evaluation.detection import auroc, calibrate
 from ..network import ADVERSARIAL, DetectingNetwork, Network, must_detect
 from .distributed import SOLO, Ranks
-from .objectives import DetectorPretraining, Objective
+from .objectives import Objective
+from .pretraining import DetectorPretraining
 from .step import Runtime
 
 

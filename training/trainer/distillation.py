@@ -1,0 +1,156 @@
+"""Objectives that learn from teachers: RSLAD from one, MTARD from two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..network import Network
+from ..rng import GLOBAL, Chance
+from .adversary import Inner
+from .objectives import Loss, Objective, Step, both, kl_divergence, mean, natural_images, sign_noise
+
+
+class Rslad(Objective):
+    """RSLAD (Zi et al. 2021): one robust teacher's answers to clean images teach clean and adversarial ones.
+
+    5/6 KL(T(x) || S(x_adv)) + 1/6 KL(T(x) || S(x)), and x_adv ascends KL(T(x) || S(x_adv)): no labels anywhere.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        teacher: nn.Module,
+        adv_weight: float = 5 / 6,
+        tau: float = 1.0,
+        kl: str = "batchmean",
+        type_weight: float = 1.0,
+    ) -> None:
+        self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        with torch.no_grad():
+            target = self.teacher(x)
+        x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
+        return Step(x, x_adv, y, (target,))
+
+    def loss(self, net: Network, step: Step) -> Loss:
+        pairs, kind = both(net, step)
+        (target,) = step.targets
+        nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
+        adv = mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
+        total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
+        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+
+
+class Balancer:
+    """MTARD's automatic balance of the two distillation losses.
+
+    With Lhat = L / L(first step):  w_nat <- w_nat - eta * (w_nat - Lhat_nat / (Lhat_adv + Lhat_nat)),
+    w_adv = 1 - w_nat; both start at 0.5. The branch that lags behind its own start gains weight.
+    """
+
+    def __init__(self, eta: float = 0.025) -> None:
+        self.eta = eta
+        self.w_nat = 0.5
+        self.first: tuple[float, float] | None = None
+
+    @property
+    def w_adv(self) -> float:
+        return 1 - self.w_nat
+
+    def update(self, nat: float, adv: float) -> None:
+        """Losses of this step, before they are weighted."""
+        if self.first is None:
+            self.first = (nat, adv)
+        hat_nat, hat_adv = nat / self.first[0], adv / self.first[1]
+        self.w_nat -= self.eta * (self.w_nat - hat_nat / (hat_adv + hat_nat))
+
+
+class Mtard(Objective):
+    """Multi-teacher adversarial robustness distillation (Eq. 22-24) with automatic balance.
+
+    `nat_teacher` teaches clean images, `adv_teacher` adversarial ones; x_adv is made with labels, as the
+    published code does. An AW-Net learns each through its own branch and adds L_type, which the balance
+    leaves alone; a static network learns both through one.
+
+    Where the paper and the published code differ, or the paper is silent:
+
+    Args:
+        tau, kl, tau_squared: see `kl_divergence`; the paper's are its defaults, the code has kl = "mean".
+        kl_scale: factor of both losses; the code has 10 for CIFAR-100.
+        eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
+            tenfold where the learning rate does).
+        balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
+            code; of a batch in parts, the losses of the step before.
+        together: a static network sees both kinds of image in one batch; the code has two passes.
+        nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
+        noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
+            image without its noise.
+    """
+
+    def __init__(
+        self,
+        inner: Inner,
+        nat_teacher: nn.Module,
+        adv_teacher: nn.Module,
+        tau: float = 1.0,
+        kl: str = "batchmean",
+        eta: float = 0.025,
+        balance: bool = True,
+        type_weight: float = 1.0,
+        nat_images: float = 1.0,
+        noise: float = 0.0,
+        tau_squared: bool = True,
+        kl_scale: float = 1.0,
+        eta_decays: bool = False,
+        together: bool = True,
+    ) -> None:
+        self.inner = inner
+        self.nat_teacher = nat_teacher.eval().requires_grad_(False)
+        self.adv_teacher = adv_teacher.eval().requires_grad_(False)
+        self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
+        self.nat_images, self.noise = nat_images, noise
+        self.tau_squared, self.kl_scale, self.together = tau_squared, kl_scale, together
+        self.eta, self.eta_decays = eta, eta_decays
+        self.balancer = Balancer(eta)
+
+    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+        x_adv = self.inner.adversaries(net, x, y, chance=chance)
+        x_nat = x[: natural_images(len(x), self.nat_images)]
+        with torch.no_grad():
+            targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
+        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
+
+    def loss(self, net: Network, step: Step) -> Loss:
+        pairs, kind = both(net, step, self.together)
+        nat, adv = (
+            self.kl_scale
+            * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
+            for i, target in enumerate(step.targets)
+        )
+        if self.balance and self.whole:
+            self.balancer.update(nat.item(), adv.item())
+        total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
+        parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
+        return Loss(total, parts)
+
+    def follow(self, factor: float) -> None:
+        if self.eta_decays:
+            self.balancer.eta = self.eta * factor
+
+    def settle(self, parts: Mapping[str, float]) -> None:
+        # One step later than in `loss`: a part does not know the others' losses while it is differentiated.
+        if self.balance:
+            self.balancer.update(parts["nat"], parts["adv"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
