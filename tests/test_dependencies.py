@@ -32,6 +32,7 @@ USED_BY_NAME = {
     ("dev", "check-jsonschema"): ("tests/deploy/test_compose.py", 'files("check_jsonschema'),
     ("dev", "import-linter"): ("Makefile", "bin/lint-imports"),
     ("dev", "mypy"): ("Makefile", "bin/mypy"),
+    ("dev", "pytest-xdist"): ("Makefile", "-m pytest $(TEST_PROCESSES) --dist"),
     ("dev", "python-multipart"): ("benchmarks/server.py", "UploadFile"),  # FastAPI imports it for an upload
     ("dev", "ruff"): ("Makefile", "bin/ruff"),
     ("dev", "uv"): ("Makefile", "bin/uv"),
