@@ -2,9 +2,9 @@
 
 Nothing is configured here that the model brings with it: contract and hash come from the parameters of Triton's model
 configuration, tensors are compared with the contract, and every address proves the golden values before it gets a
-request: at the start, after each lost connection, and every few seconds from then on. Models are loaded and unloaded
-by Triton alone. `triton_client` speaks gRPC, `balance` chooses addresses, `remote` serves requests; here it is decided
-which address may be believed.
+request. Models are loaded and unloaded by Triton alone. `client` speaks gRPC, `balancer` chooses addresses, `patrol`
+decides which may be believed, `runner` serves requests; here it is decided what can be opened, and what a failed
+execution means.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.cpu_limits import usable_cores
-from ...core.engine import Model, Terms, self_test
+from ...core.engine import Model
 from ...errors import (
     AWNetError,
     ContractError,
@@ -34,12 +34,9 @@ from ...errors import (
 )
 from .balancer import Address, Balancer, Key
 from .client import CallError, Ready, TritonClient
-from .runner import At, Decoders, Description, Outputs, RemoteRunner
+from .patrol import Patrol, Peer
+from .runner import Decoders, Description, Outputs, RemoteRunner
 
-BEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
-PATROL_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
-QUIET_SECONDS = 2.0  # a busy Triton that misses a patrol is believed for this long after its last sign of life
-PROOF_SECONDS = 20.0  # longest wait for golden values
 STUCK_SECONDS = 1.0  # an execution that was given up after less than this says nothing about Triton
 
 log = logging.getLogger("awnet.triton")
@@ -54,18 +51,6 @@ def parse_metadata(text: str) -> dict[str, str]:
             raise StartupError("metadata for Triton is key=value,key=value with lower-case keys")
         found[key.strip()] = value.strip()
     return found
-
-
-class _Peer(Address):
-    """A Triton and the one channel to it."""
-
-    def __init__(self, url: str, client: TritonClient) -> None:
-        super().__init__(url)
-        self.client = client
-        self.heard = float("-inf")  # when the last sign of life came, on `time.monotonic`
-        self.answered = float("-inf")  # when the last execution was answered
-        self.nudge = asyncio.Event()  # set to have the address looked at now
-        self.reasons: dict[Ready | None, str] = {}  # what was logged last, so that it is logged once
 
 
 class TritonEngine:
@@ -114,7 +99,7 @@ class TritonEngine:
         self._capacity = capacity
         self._on_state = on_state
         self._patience_seconds = patience_seconds
-        self._peers: list[_Peer] = []
+        self._peers: list[Peer] = []
         self._runners: dict[Key, list[RemoteRunner]] = {}
         self._descriptions: dict[Key, Description] = {}  # of what is open
         self._arrivals = 0
@@ -128,15 +113,16 @@ class TritonEngine:
         if self._ca is not None and not self._ca.is_file():
             raise StartupError(f"there is no certificate {self._ca}")
         self._peers = [
-            _Peer(url, TritonClient(url, tls=self._tls, ca=self._ca, metadata=self._metadata)) for url in self._urls
+            Peer(url, TritonClient(url, tls=self._tls, ca=self._ca, metadata=self._metadata)) for url in self._urls
         ]
         self.balancer = Balancer(
             self._peers, room=self._in_flight, failures=self._failures, on_state=self._state_changed
         )
         self.decoders = Decoders(self._threads)
+        self._patrol = Patrol(self.balancer, self, self._descriptions, self._probe_seconds, self._silence_seconds)
         for peer in self._peers:
             self._on_state(peer.url, False)
-            self._tasks += [asyncio.create_task(self._tend(peer)), asyncio.create_task(self._watch(peer))]
+            self._tasks += [asyncio.create_task(watch(peer)) for watch in (self._patrol.tend, self._patrol.listen)]
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._someone_came.wait()
@@ -179,7 +165,7 @@ class TritonEngine:
         if not peers:
             raise EngineUnavailable("no Triton answers")
 
-        async def look(peer: _Peer) -> Description | AWNetError:
+        async def look(peer: Peer) -> Description | AWNetError:
             try:
                 return await peer.client.describe(wanted)
             except AWNetError as error:
@@ -189,7 +175,7 @@ class TritonEngine:
         found = next((answer for answer in told if isinstance(answer, Description)), None)
         if found is None:
             raise _gravest([answer for answer in told if isinstance(answer, AWNetError)])
-        proofs = await asyncio.gather(*(self._prove(peer, found) for peer in peers))
+        proofs = await asyncio.gather(*(self._patrol.prove(peer, found) for peer in peers))
         if None not in proofs:
             raise _gravest([proof for proof in proofs if proof is not None])
         runner = RemoteRunner(self, found)
@@ -245,7 +231,7 @@ class TritonEngine:
         self, address: Address, key: Key, model: Model, images: NDArray[np.uint8], seconds: float
     ) -> Outputs:
         """Execute at one Triton, and draw conclusions about it from how that ends."""
-        assert isinstance(address, _Peer)
+        assert isinstance(address, Peer)
         peer, started = address, time.monotonic()
         task = asyncio.ensure_future(peer.client.infer(model, images, seconds))
         peer.calls.add(task)
@@ -269,7 +255,7 @@ class TritonEngine:
         self.balancer.succeeded(peer)
         return outputs
 
-    def _judge(self, peer: _Peer, key: Key, failed: CallError, started: float) -> AWNetError:
+    def _judge(self, peer: Peer, key: Key, failed: CallError, started: float) -> AWNetError:
         """What a failed execution means for the address, and the error that means it to the caller."""
         if failed.meaning == "late":
             self._gave_up(peer, started)
@@ -282,111 +268,16 @@ class TritonEngine:
                 self.balancer.take_out(peer, str(failed))
             return EngineUnavailable("the engine takes no requests")
         if failed.meaning == "broken":
-            self._lost(peer)
+            self._patrol.lost(peer)
         else:
             self.balancer.failed(peer, str(failed))
         log.warning("%s failed on %s: %s", peer.url, key, failed)
         return EngineFault("the model failed on this request")
 
-    def _gave_up(self, peer: _Peer, started: float) -> None:
+    def _gave_up(self, peer: Peer, started: float) -> None:
         """Nobody waits any more for an execution: a failure of the address where it answered no other one meanwhile."""
         if time.monotonic() - started >= STUCK_SECONDS and peer.answered < started:
             self.balancer.failed(peer, "no answer in time")
-
-    # Watching the addresses.
-
-    async def _tend(self, peer: _Peer) -> None:
-        """Heartbeats and patrols while the address is up, half-open probes while it is not; for ever."""
-        patrolled, first = 0.0, True
-        while True:
-            if peer.state != "proving" and not first:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BEAT_SECONDS if peer.state == "up" else self._probe_seconds):
-                        await peer.nudge.wait()
-            first = False
-            peer.nudge.clear()
-            try:
-                if peer.state == "up" and time.monotonic() - patrolled < PATROL_SECONDS:
-                    await self._beat(peer)
-                else:
-                    await self._probe(peer)
-                    patrolled = time.monotonic()
-            except Exception as error:  # a fault of ours must not end the watch: the address is tried again
-                log.exception("looking at %s failed in an unforeseen way", peer.url)
-                self.balancer.take_out(peer, str(error))
-
-    async def _watch(self, peer: _Peer) -> None:
-        await peer.client.watch(lambda: self._lost(peer))
-
-    def _lost(self, peer: _Peer) -> None:
-        self.balancer.suspect(peer)
-        peer.nudge.set()
-
-    async def _beat(self, peer: _Peer) -> None:
-        """Ask for a sign of life; silence opens the breaker, long before a request's own deadline would."""
-        started = time.monotonic()
-        try:
-            await peer.client.live(self._silence_seconds)
-            peer.heard = time.monotonic()
-        except CallError as failed:
-            if failed.meaning != "late":
-                self.balancer.take_out(peer, str(failed))
-            # An answer to a request is a sign of life as well; and where our own process stood still, so did its clock.
-            elif peer.heard < started and time.monotonic() - started < 2 * self._silence_seconds:
-                self.balancer.take_out(peer, f"silent for {self._silence_seconds} s")
-
-    async def _probe(self, peer: _Peer) -> None:
-        """Have the address prove every open version; it comes in with those that it proved, or is left alone."""
-        try:
-            await peer.client.live(self._silence_seconds)
-        except CallError as failed:
-            busy = failed.meaning == "late" and peer.heard > time.monotonic() - QUIET_SECONDS
-            if not (peer.state == "up" and busy):
-                self._say(peer, None, str(failed))
-                self.balancer.take_out(peer, str(failed))
-            return
-        epoch, asked, serves = peer.epoch, dict(self._descriptions), set[Key]()
-        for key, described in asked.items():
-            fault = await self._prove(peer, described)
-            # While it is up, an answer that only came too late proves nothing against what it proved before.
-            if fault is None or (isinstance(fault, DeadlineExceeded) and key in peer.serves):
-                serves.add(key)
-        serves |= peer.serves - asked.keys()  # opened meanwhile
-        serves &= self._descriptions.keys()
-        if peer.epoch != epoch:
-            peer.nudge.set()  # the connection changed meanwhile: what was proven is void
-        elif serves or not self._descriptions:
-            peer.reasons.pop(None, None)
-            self.balancer.bring_in(peer, serves)
-        else:
-            self._say(peer, None, "serves none of the open versions")
-            self.balancer.take_out(peer, "it serves none of the open versions rightly")
-
-    async def _prove(self, peer: _Peer, wanted: Description) -> AWNetError | None:
-        """Whether `peer` has this very model and computes its golden values; None, or what is wrong."""
-        ready = Ready(wanted.key.name, wanted.key.version)
-        fault: AWNetError
-        try:
-            described = await peer.client.describe(ready)
-            if described.key != wanted.key:
-                raise ContractError(f"serves another model as {wanted.key}: SHA-256 {described.key.sha256}")
-            await self_test(At(self, peer, wanted), Terms(time.monotonic() + PROOF_SECONDS))
-        except SelfTestFailed as error:
-            fault = error.__cause__ if isinstance(error.__cause__, DeadlineExceeded) else error
-        except AWNetError as error:
-            fault = error
-        else:
-            peer.reasons.pop(ready, None)
-            return None
-        self._say(peer, ready, fault.detail)
-        return fault
-
-    def _say(self, peer: _Peer, ready: Ready | None, reason: str) -> None:
-        """Log why something is not used, once for each reason."""
-        if peer.reasons.get(ready) != reason:
-            peer.reasons[ready] = reason
-            what = f" for {ready.name} version {ready.version}" if ready else ""
-            log.warning("%s is not used%s: %s", peer.url, what, reason)
 
     def _state_changed(self, url: str, up: bool) -> None:
         if up:
@@ -396,13 +287,13 @@ class TritonEngine:
 
     # Asking about models.
 
-    def _reachable(self) -> list[_Peer]:
+    def _reachable(self) -> list[Peer]:
         return [peer for peer in self._peers if peer.state != "down"]
 
     async def _described(self) -> list[tuple[Ready, str]] | None:
         """What every Triton within reach has ready, with its hash ('' where it is no AW-Net); None if none answers."""
 
-        async def ready(peer: _Peer) -> set[Ready] | None:
+        async def ready(peer: Peer) -> set[Ready] | None:
             with contextlib.suppress(CallError):
                 return await peer.client.ready()
             return None

@@ -1,0 +1,159 @@
+"""Which Triton may be believed: every address gives signs of life and proves the golden values of what is open.
+
+It proves them at the start, after each lost connection, and every few seconds from then on; one that does not is left
+alone until it does. `balancer` keeps the outcome, `engine` asks whether a version can be opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+
+from ...core.engine import Terms, self_test
+from ...errors import AWNetError, ContractError, DeadlineExceeded, SelfTestFailed
+from .balancer import Address, Balancer, Key
+from .client import CallError, Ready, TritonClient
+from .runner import At, Description, Host
+
+BEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
+PATROL_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
+QUIET_SECONDS = 2.0  # a busy Triton that misses a patrol is believed for this long after its last sign of life
+PROOF_SECONDS = 20.0  # longest wait for golden values
+
+log = logging.getLogger("awnet.triton")
+
+
+class Peer(Address):
+    """A Triton and the one channel to it."""
+
+    def __init__(self, url: str, client: TritonClient) -> None:
+        super().__init__(url)
+        self.client = client
+        self.heard = float("-inf")  # when the last sign of life came, on `time.monotonic`
+        self.answered = float("-inf")  # when the last execution was answered
+        self.nudge = asyncio.Event()  # set to have the address looked at now
+        self.reasons: dict[Ready | None, str] = {}  # what was logged last, so that it is logged once
+
+
+class Patrol:
+    """Watches addresses, each with two tasks for the life of the engine: `tend` and `listen`.
+
+    Args:
+        balancer: is told who comes in and who is left alone.
+        host: executes the proofs.
+        open_versions: what an address has to prove; follows every change.
+        probe_seconds: how often one that is left alone is tried.
+        silence_seconds: an address that gives no sign of life for this long is left alone.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        host: Host,
+        open_versions: Mapping[Key, Description],
+        probe_seconds: float,
+        silence_seconds: float,
+    ) -> None:
+        self._balancer = balancer
+        self._host = host
+        self._open_versions = open_versions
+        self._probe_seconds = probe_seconds
+        self._silence_seconds = silence_seconds
+
+    async def tend(self, peer: Peer) -> None:
+        """Heartbeats and patrols while the address is up, half-open probes while it is not; for ever."""
+        patrolled, first = 0.0, True
+        while True:
+            if peer.state != "proving" and not first:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT_SECONDS if peer.state == "up" else self._probe_seconds):
+                        await peer.nudge.wait()
+            first = False
+            peer.nudge.clear()
+            try:
+                if peer.state == "up" and time.monotonic() - patrolled < PATROL_SECONDS:
+                    await self._beat(peer)
+                else:
+                    await self._probe(peer)
+                    patrolled = time.monotonic()
+            except Exception as error:  # a fault of ours must not end the watch: the address is tried again
+                log.exception("looking at %s failed in an unforeseen way", peer.url)
+                self._balancer.take_out(peer, str(error))
+
+    async def listen(self, peer: Peer) -> None:
+        """Suspect the address whenever its connection changes; for ever."""
+        await peer.client.watch(lambda: self.lost(peer))
+
+    def lost(self, peer: Peer) -> None:
+        """Whoever answers at the address now has to prove itself before it is believed."""
+        self._balancer.suspect(peer)
+        peer.nudge.set()
+
+    async def _beat(self, peer: Peer) -> None:
+        """Ask for a sign of life; silence opens the breaker, long before a request's own deadline would."""
+        started = time.monotonic()
+        try:
+            await peer.client.live(self._silence_seconds)
+            peer.heard = time.monotonic()
+        except CallError as failed:
+            if failed.meaning != "late":
+                self._balancer.take_out(peer, str(failed))
+            # An answer to a request is a sign of life as well; and where our own process stood still, so did its clock.
+            elif peer.heard < started and time.monotonic() - started < 2 * self._silence_seconds:
+                self._balancer.take_out(peer, f"silent for {self._silence_seconds} s")
+
+    async def _probe(self, peer: Peer) -> None:
+        """Have the address prove every open version; it comes in with those that it proved, or is left alone."""
+        try:
+            await peer.client.live(self._silence_seconds)
+        except CallError as failed:
+            busy = failed.meaning == "late" and peer.heard > time.monotonic() - QUIET_SECONDS
+            if not (peer.state == "up" and busy):
+                self._say(peer, None, str(failed))
+                self._balancer.take_out(peer, str(failed))
+            return
+        epoch, asked, serves = peer.epoch, dict(self._open_versions), set[Key]()
+        for key, described in asked.items():
+            fault = await self.prove(peer, described)
+            # While it is up, an answer that only came too late proves nothing against what it proved before.
+            if fault is None or (isinstance(fault, DeadlineExceeded) and key in peer.serves):
+                serves.add(key)
+        serves |= peer.serves - asked.keys()  # opened meanwhile
+        serves &= self._open_versions.keys()
+        if peer.epoch != epoch:
+            peer.nudge.set()  # the connection changed meanwhile: what was proven is void
+        elif serves or not self._open_versions:
+            peer.reasons.pop(None, None)
+            self._balancer.bring_in(peer, serves)
+        else:
+            self._say(peer, None, "serves none of the open versions")
+            self._balancer.take_out(peer, "it serves none of the open versions rightly")
+
+    async def prove(self, peer: Peer, wanted: Description) -> AWNetError | None:
+        """Whether `peer` has this very model and computes its golden values; None, or what is wrong."""
+        ready = Ready(wanted.key.name, wanted.key.version)
+        fault: AWNetError
+        try:
+            described = await peer.client.describe(ready)
+            if described.key != wanted.key:
+                raise ContractError(f"serves another model as {wanted.key}: SHA-256 {described.key.sha256}")
+            await self_test(At(self._host, peer, wanted), Terms(time.monotonic() + PROOF_SECONDS))
+        except SelfTestFailed as error:
+            fault = error.__cause__ if isinstance(error.__cause__, DeadlineExceeded) else error
+        except AWNetError as error:
+            fault = error
+        else:
+            peer.reasons.pop(ready, None)
+            return None
+        self._say(peer, ready, fault.detail)
+        return fault
+
+    def _say(self, peer: Peer, ready: Ready | None, reason: str) -> None:
+        """Log why something is not used, once for each reason."""
+        if peer.reasons.get(ready) != reason:
+            peer.reasons[ready] = reason
+            what = f" for {ready.name} version {ready.version}" if ready else ""
+            log.warning("%s is not used%s: %s", peer.url, what, reason)
