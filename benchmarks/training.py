@@ -58,6 +58,7 @@ from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
+from training.hardware import multiplies_bfloat16
 from training.rng import GLOBAL, Chance
 from training.trainer.adversary import Inner
 from training.trainer.build import build_optimizer, parameter_groups
@@ -89,7 +90,7 @@ class Variant:
 
     Attributes:
         loop: 'published' or 'ours'.
-        bf16: bfloat16 autocast, teachers included.
+        bf16: bfloat16 autocast, teachers included, where the device multiplies bfloat16 (`on`).
         channels_last: memory format of networks and images.
         weight_gradients: the attack's backward also goes to the weights (`loss.backward()`).
         pil: images are cropped and flipped as PIL pictures by torchvision's transforms.
@@ -102,6 +103,10 @@ class Variant:
     weight_gradients: bool = False
     pil: bool = True
     compiled: bool = False
+
+    def on(self, device: torch.device) -> Variant:
+        """This variant as a training computes it on `device`: in float32 where bfloat16 would be slower."""
+        return replace(self, bf16=self.bf16 and multiplies_bfloat16(device))
 
 
 PUBLISHED = Variant("published")
@@ -366,7 +371,7 @@ def compare(
     size: Size, names: Sequence[str], split: Split, steps: int, rounds: int, device: torch.device, clock: str
 ) -> dict[str, Any]:
     """One row a variant: images/s, ratio to the published loop, operations and their share of the ceiling."""
-    racers = {name: build(VARIANTS[name], size, split, steps, device) for name in names}
+    racers = {name: build(VARIANTS[name].on(device), size, split, steps, device) for name in names}
     ceilings = {
         "bf16" if bf16 else "float32": Ceiling(torch.bfloat16 if bf16 else torch.float32, device)
         for bf16 in sorted({racer.variant.bf16 for racer in racers.values()})
@@ -396,7 +401,7 @@ def compare(
     times = {name: [getattr(one, clock) for one in all_] for name, all_ in taken.items()}
     rows = []
     for name in names:
-        variant, median = VARIANTS[name], statistics.median(times[name])
+        variant, median = racers[name].variant, statistics.median(times[name])
         ratios = [a / b for a, b in zip(times["published"], times[name], strict=True)]
         row: dict[str, Any] = {
             "variant": name,
@@ -459,6 +464,8 @@ def _run_lines(run: Any) -> list[str]:
         f"{machine['torch']}, {run['images']}, PGD-{run['steps']}, {run['rounds']} rounds, {clock}. "
         f"Goal here: ours at least {GOALS[machine['device']]:.0f} times the published loop."
     ]
+    if not machine.get("bfloat16", True):  # results before this was asked are of CPUs that have it
+        lines += ["", "This CPU has no instructions for bfloat16: every variant is in float32."]
     for result in run["results"]:
         peaks = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in result["ceiling_gigaflops"].items())
         data = result["data_seconds"]
@@ -538,6 +545,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "name": device_name(device),
             "threads": options.threads,
             "torch": torch.__version__,
+            "bfloat16": multiplies_bfloat16(device),
         },
         "images": "CIFAR-10" if options.data_dir else "random images",
         "clock": options.clock,

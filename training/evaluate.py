@@ -47,6 +47,7 @@ from .evaluation.attackers import load_surrogate
 from .evaluation.corruptions import HONEST
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, Progress, Report
+from .hardware import multiplies_bfloat16
 from .renames import run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
@@ -101,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Every part that the options ask for and the report does not hold yet."""
+    device = torch.device(args.device)
+    if args.bf16 and not multiplies_bfloat16(device):
+        args = argparse.Namespace(**{**vars(args), "bf16": False})
+        tqdm.write("--bf16: this CPU has no instructions for bfloat16, so attackers' gradients are in float32")
     if "T0" in args.levels and not args.surrogate:
         raise ValueError("T0 needs at least one --surrogate")
     loaded = checkpoint.load(args.ckpt)
@@ -137,7 +142,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     progress = Progress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
     if args.fresh:
         progress.end()
-    device = torch.device(args.device)
     run = Evaluation.start(loaded.network, split, thresholds, args.batch_size, device, args.bf16, progress)
     for name, make in planned(run, args, device):
         if name in report.parts:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import ImageSet, load_images
 from .files import write_json
+from .hardware import multiplies_bfloat16
 from .trainer.distributed import SOLO, Ranks, joined
 from .trainer.recipe import RecipeError, read_recipe
 from .trainer.run import Run, locked
@@ -61,28 +62,33 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the run is saved as it stood after the step at hand.
     """
+
+    def say(text: str) -> None:
+        if ranks.first:
+            tqdm.write(text)
+
     clock = Clock(recipe["runtime"]["checkpoint_minutes"], stop_after_minutes)
     if (out / "last.pt").exists() and not resume:
         raise FileExistsError(f"{out} holds a run already: go on with --resume, or name another --out")
-    runtime = Runtime(torch.device(device), recipe["runtime"]["bf16"])
+    bf16 = recipe["runtime"]["bf16"]
+    if bf16 and not all(ranks.gather(multiplies_bfloat16(torch.device(device)))):
+        bf16 = False
+        say("runtime.bf16: this CPU has no instructions for bfloat16; computing in float32, which is faster here")
+    runtime = Runtime(torch.device(device), bf16)
     if recipe["runtime"]["threads"]:
         torch.set_num_threads(recipe["runtime"]["threads"])
     if runtime.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change; the fastest algorithm is found once
     run = Run(recipe, images, out, runtime, ranks)
     lock = locked(out) if ranks.first else None
-    if resume and (out / "last.pt").exists():
-        run.load()
+    if resume and (out / "last.pt").exists() and (was := run.load()) != runtime.bf16:
+        names = {True: "bfloat16", False: "float32"}
+        say(f"this run was computed in {names[was]} so far and goes on in {names[bf16]}")
     if recipe["runtime"]["compile"]:
         run.compile()
     run.agree()
     at, validation = run.at, images.validation.head(recipe["validate"]["images"])
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=run.steps) if ranks.first else None
-
-    def say(text: str) -> None:
-        if ranks.first:
-            tqdm.write(text)
-
     stop = False
     clock.start()
     with clock.heeding_signals(twice_ends=ranks.size == 1):

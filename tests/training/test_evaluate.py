@@ -240,6 +240,23 @@ def test_a_static_network_has_no_detector_figures(static_checkpoint: Path, datas
     assert parts["T0/s/fgsm"]["accuracy"] == parts["T2/fgsm"]["accuracy"]  # it attacked itself
 
 
+def test_attackers_in_bfloat16_are_in_float32_where_that_is_faster(
+    static_checkpoint: Path,
+    dataset: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a CPU without instructions for it `--bf16` says so, and the report holds what was computed."""
+    monkeypatch.setattr("training.evaluate.multiplies_bfloat16", lambda device: False)
+    options = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    plain, asked = (
+        main(command(static_checkpoint, tmp_path / f"{len(o)}.json", *options, *o)) for o in ([], ["--bf16"])
+    )
+    assert capsys.readouterr().out.count("no instructions for bfloat16") == 1
+    assert asked["setup"]["bf16"] is False and without_seconds(asked) == without_seconds(plain)
+
+
 def test_thresholds_are_taken_on_validation_images_where_none_travel(dataset: ImageSet, tmp_path: Path) -> None:
     """A checkpoint without calibration is judged by thresholds of the validation split, and the report says so."""
     ckpt = tmp_path / "bare.pt"

@@ -13,7 +13,7 @@ from torch import nn
 
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import ARCHITECTURES, StaticConfig, build_static
-from training.hardware import Conv2d
+from training.hardware import BFLOAT16, Conv2d, cpu_features, has_bfloat16, multiplies_bfloat16
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +68,38 @@ def test_no_network_has_an_unsafe_convolution(arch: str) -> None:
     for name, layer in net.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
             assert isinstance(layer, Conv2d), name
+
+
+@pytest.mark.parametrize(
+    ("features", "limit", "expected"),
+    [
+        ({"avx2", "avx512f", "avx512_bf16"}, "", True),
+        ({"avx512_bf16", "amx_bf16", "amx_tile"}, "ALL", True),
+        ({"avx512_bf16"}, "avx512_core_bf16", True),
+        ({"avx512_bf16"}, "AVX2", False),
+        ({"avx512_bf16"}, "avx512_core", False),
+        ({"avx2", "avx512f", "avx512_vnni"}, "", False),
+        ({"avx2"}, "", False),
+        (set(), "", False),
+    ],
+)
+def test_bfloat16_is_for_cpus_that_multiply_it(features: set[str], limit: str, expected: bool) -> None:
+    """By the CPU's own word, and within what oneDNN may use."""
+    assert has_bfloat16(features, limit) is expected
+
+
+def test_an_older_torch_leaves_the_question_to_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc/cpuinfo calls the same features the same; without it nothing is known, and float32 is always right."""
+    told = cpu_features()
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert cpu_features(cpuinfo) == {"fpu", "avx2", "avx512_bf16"}
+    assert cpu_features(tmp_path / "none") == set()
+    assert cpu_features() & BFLOAT16 == told & BFLOAT16
+
+
+def test_on_a_gpu_bfloat16_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU beside it is not asked."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert multiplies_bfloat16(torch.device("cuda")) and not multiplies_bfloat16(torch.device("cpu"))

@@ -182,13 +182,42 @@ def test_the_command_says_that_it_was_stopped(
 
 
 @pytest.mark.slow
+def test_without_instructions_for_bfloat16_a_run_is_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so once, its history and last.pt hold what was computed, and its bits are those of a float32 run. A run
+    from a CPU that has them goes on, and says what changes."""
+    torch.set_num_threads(1)
+    images = small_set()
+    plain, asked = (tiny_recipe(tmp_path, f"[runtime]\nbf16 = {value}\n") for value in ("false", "true"))
+    for recipe in (plain, asked):
+        recipe["optim"]["epochs"] = 1
+    monkeypatch.setattr(training.train, "multiplies_bfloat16", lambda device: True)
+    train(asked, images, tmp_path / "moved", stop_after_minutes=0)
+    assert checkpoint.read(tmp_path / "moved" / "last.pt")["run"]["bf16"] is True
+    assert "bfloat16" not in capsys.readouterr().out
+    monkeypatch.setattr(training.train, "multiplies_bfloat16", lambda device: False)
+    train(asked, images, tmp_path / "moved", resume=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bfloat16" in line]
+    assert len(lines) == 2 and "in bfloat16 so far and goes on in float32" in lines[1]
+    for name, recipe in (("asked", asked), ("plain", plain)):
+        train(recipe, images, tmp_path / name)
+        assert capsys.readouterr().out.count("bfloat16") == (name == "asked")
+        run = checkpoint.read(tmp_path / name / "last.pt")["run"]
+        assert run["bf16"] is run["history"][0]["bf16"] is False
+    assert states_equal(tmp_path / "asked" / "last.pt", tmp_path / "plain" / "last.pt")
+    assert not states_equal(tmp_path / "moved" / "last.pt", tmp_path / "plain" / "last.pt")
+    assert checkpoint.read(tmp_path / "asked" / "best.pt")["metrics"]["history"][0]["bf16"] is False
+
+
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     """Its last.pt knows epochs only."""
     recipe, images = tiny_recipe(tmp_path), small_set()
     last = tmp_path / "run" / "last.pt"
     to_the_end_of_an_epoch(recipe, images, tmp_path / "run")
     document = checkpoint.read(last)
-    for later in ("done", "sums", "seconds"):
+    for later in ("done", "sums", "seconds", "bf16"):
         del document["run"][later]
     checkpoint.save(last, document)
     train(recipe, images, tmp_path / "run", resume=True)

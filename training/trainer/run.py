@@ -108,12 +108,13 @@ class Run:
                 "optimizer": self.optimizer.state_dict(),
                 "objective": self.objective.state_dict(),
                 "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "bf16": self.runtime.bf16,
                 **asdict(self.at),
             }
             checkpoint.save(self.last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
 
-    def load(self) -> None:
-        """Go on from last.pt; see `checkpoint.read` for the errors."""
+    def load(self) -> bool:
+        """Go on from last.pt; returns whether it was computing in bfloat16. See `checkpoint.read` for the errors."""
         state = checkpoint.read(self.last)["run"]
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -122,6 +123,7 @@ class Run:
             self.averaged.load_state_dict(state["averaged"])
         known = {f.name for f in fields(Progress)}  # last.pt of older versions lacks some
         self.at = Progress(**{k: v for k, v in state.items() if k in known})
+        return bool(state.get("bf16", self.recipe["runtime"]["bf16"]))
 
     def compile(self) -> None:
         """`torch.compile` for whatever a step calls: attacks and losses go past `forward`, all that `net.compile` sees.
@@ -181,6 +183,7 @@ class Run:
         at = self.at
         row = {
             "epoch": at.epoch + 1,
+            "bf16": self.runtime.bf16,
             "train_seconds": round(at.seconds, 1),
             "images_per_second": round(self.steps_per_epoch * self.batch_size / max(at.seconds, 1e-9), 1),
             **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in at.sums.items()},
