@@ -1,4 +1,4 @@
-"""What an engine is, and what it returns. `embedded` is one; `triton` reaches one in another process.
+"""What an engine is, and what it returns. `engines.onnxruntime` is one, `engines.triton` reaches one elsewhere.
 
 An engine opens versions of models; each opened version is a `Runner` that answers on its own until it is closed, so
 that a new one can be warmed and proven while the old one serves. Which of them answers a request is decided in

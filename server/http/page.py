@@ -1,6 +1,6 @@
 """The page for people at `/`: its files, the two documents it asks for, and the headers that keep it harmless.
 
-Plain Python; `app` translates. The files of `server/assets/` are read once, at start, and served as they lie there:
+Plain Python; `app` translates. The files of `assets/` are read once, at start, and served as they lie there:
 there is no build step and nothing comes from another host. The page itself talks to `/predict` like everybody else.
 """
 

@@ -6,7 +6,7 @@ Three questions, each answered by plain values that `detection_metrics` exports 
   schemes", 1954) of each threshold, against that threshold's own false-positive rate.
 - Do scores and omega still look as on the clean validation images that the contract describes? Population stability
   index of the scores, and the distance of omega's mean for each block, over a window that decays.
-- Does the detector still see what it must see? `canaries` sends golden images; how they fared is kept here.
+- Does the detector still see what it must see? `golden_probe` sends golden images; how they fared is kept here.
 
 Who sends what is flagged is kept by `clients`.
 

@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 over gRPC: the service that `tritonclient.grpc` calls.
 
-A translation of `protocol`, like `oip` for HTTP: protobuf to its tensors, the error tree to status codes. The
+A translation of `protocol`, like `rest` for HTTP: protobuf to its tensors, the error tree to status codes. The
 messages and the service's description come with tritonclient, which is imported only where this is switched on.
 """
 
@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -32,11 +32,9 @@ from ..errors import (
 )
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import Request
+from ..service import Service
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
-
-if TYPE_CHECKING:
-    from ..service import Service
 
 log = logging.getLogger("awnet")
 

@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 on tensors: metadata, and a request of tensors to an answer of tensors.
 
-`oip` writes it in JSON over HTTP, `grpc_service` in protobuf over gRPC. Both translate and nothing more; whatever is
+`rest` writes it in JSON over HTTP, `grpc_front` in protobuf over gRPC. Both translate and nothing more; whatever is
 accepted, refused or computed is settled here, so that they cannot differ.
 """
 
@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata as packages
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +30,8 @@ from ..errors import (
     UnknownModel,
     UnsupportedMedia,
 )
+from ..service import Outcome, Service
 from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
-
-if TYPE_CHECKING:
-    from ..service import Outcome, Service
 
 NAME = "awnet-server"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")

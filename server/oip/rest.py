@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,11 +24,9 @@ from ..errors import (
     RequestError,
     UnsupportedMedia,
 )
+from ..service import Service
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
-
-if TYPE_CHECKING:
-    from ..service import Service
 
 Headers = list[tuple[bytes, bytes]]
 Reply = tuple[int, Headers, bytes]
@@ -40,7 +38,7 @@ MOST_DIMENSIONS = 8
 MOST_PARTS = 1 << 17
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|infer))?")
-_FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")
+_FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")  # health has the protocol's paths, and is not answered here
 # Paths of Triton's that its clients know. A plain 404 would read as a wrong address.
 _UNSERVED = re.compile(
     r"/v2/(?:(systemsharedmemory|cudasharedmemory|repository|trace|logging)(?:/.*)?"
@@ -80,7 +78,7 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
     if unserved:
         raise NotFound(f"the {unserved[1] or unserved[2]!r} extension is not served here")
     found = _MODEL.fullmatch(path)
-    if path not in _FIXED and found is None:
+    if path != "/v2" and found is None:
         raise NotFound("there is nothing at this path")
     if found is not None and found[3] == "infer":
         if method != "POST":
@@ -88,7 +86,7 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
     elif method != "GET":
         raise MethodNotAllowed("only GET and HEAD are answered here", READ)
     if found is None:
-        return _about_server(service, path)
+        return _json(protocol.server_metadata())
     name, version, call = found.groups()
     if call == "infer":
         return await _infer(service, name, version, headers, body)
@@ -109,14 +107,6 @@ def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
     if status == 503:
         reply[1].append((b"retry-after", b"%d" % retry_after_seconds))
     return reply
-
-
-def _about_server(service: Service, path: str) -> Reply:
-    if path == "/v2/health/live":
-        return _json({"live": True})
-    if path == "/v2/health/ready":
-        return _json({"ready": service.ready}, 200 if service.ready else 503)
-    return _json(protocol.server_metadata())
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Reply:

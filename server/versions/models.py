@@ -1,7 +1,7 @@
 """Which version of which model answers: what requests and operators may ask of the models, one change at a time.
 
 A version is read, opened, warmed and proven on its golden inputs *before* a request can reach it, so that whatever is
-wrong with it leaves the old one serving. `versions` opens and closes, `rollout` knows what each open version of a model
+wrong with it leaves the old one serving. `opened` opens and closes, `rollout` knows what each open version of a model
 is there for, `reload` takes what is new; changes are made one after the other, here.
 """
 

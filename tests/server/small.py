@@ -18,7 +18,7 @@ from server.core.images import Picture
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
-from server.service import Service
+from server.service import Fleet, Service
 from server.settings import Settings
 from tests.server.tiny import publish
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 OUTPUTS = ("logits", "p_type", "omega")
 
 
-def service_over(engine: Engine, **settings: Any) -> Service:
-    """A service of one process over `engine`, as `process.serve` builds it; it polls only where that is asked for."""
+def service_over(engine: Engine, fleet: Fleet | None = None, **settings: Any) -> Service:
+    """A service over `engine`, as `process.serve` builds it; it polls only where that is asked for."""
     given = Settings(**{"poll_seconds": 0, **settings})
     monitor = Monitor()
-    return Service(given, engine, Metrics(monitor, given.queue_capacity), monitor)
+    return Service(given, engine, Metrics(monitor, given.queue_capacity), monitor, fleet)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from server.core.images import Pixels
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import EngineFault
-from server.service import Service
-from tests.server.small import service_over
+from server.monitoring.exposition import Counted
+from server.service import CarryOut, Service
+from tests.server.small import service_over, started
 from tests.server.tiny import SIZE, publish
+from tests.waiting import until
 
 
 def flat(red: float) -> Pixels:
@@ -175,5 +177,59 @@ def test_the_series_of_a_closed_version_are_dropped(tmp_path: Path) -> None:
             text = service.metrics.text().decode()
             assert {number for number in range(1, 8) if f'version="{number}"' in text} == {7}
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="suspicious",version="7"}') == 1
+
+    run(scenario)
+
+
+class Twice:
+    """A fleet of two processes of which the other has counted the same and does the same."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def loaded(self) -> None:
+        self.heard.append("loaded")
+
+    async def counted(self, here: Counted) -> Counted:
+        return Counted(here.families, [*here.clients, *here.clients], 2 * here.flagged_images)
+
+    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
+        self.heard.append(do)
+        return {"workers": 2, **await here(do, given)}
+
+    async def stop(self) -> None:
+        self.heard.append("stop")
+
+
+def test_what_concerns_all_processes_is_asked_of_the_fleet(tmp_path: Path) -> None:
+    """Counts, reports and an operator's calls; it hears when the models are proven and, before they go, of the end."""
+
+    async def scenario() -> None:
+        fleet = Twice()
+        engine = EmbeddedEngine(Repository(publish(tmp_path)), threads=1)
+        service = service_over(engine, fleet)
+        async with started(service):
+            await until(lambda: service.ready)
+            service.monitor.clients.flagged("203.0.113.9")
+            report = await service.detection()
+            assert report["flagged_images"] == 2
+            assert len(report["clients"]) == 2  # type: ignore[arg-type]
+            assert b"awnet_flagged_clients 1.0" in (await service.exposition(""))[0]
+            status = await service.operate("status")
+            assert (status["workers"], status["models"][0]["serving"]) == (2, "1")
+            assert fleet.heard == ["loaded", "status"]
+        assert fleet.heard == ["loaded", "status", "stop"]
+
+    run(scenario)
+
+
+def test_alone_a_process_is_all_there_is(tmp_path: Path) -> None:
+    """What it has counted is the report, and a call is carried out once."""
+
+    async def scenario() -> None:
+        async with serving(publish(tmp_path)) as service:
+            service.monitor.clients.flagged("203.0.113.9")
+            assert (await service.detection())["flagged_images"] == 1
+            assert "workers" not in await service.operate("status")
 
     run(scenario)
