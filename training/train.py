@@ -15,6 +15,7 @@ Several GPUs, small GPUs, chunks: docs/training.md.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import signal
@@ -144,9 +145,10 @@ class Clock:
     def heeding_signals(self, twice_ends: bool) -> Iterator[None]:
         """Ctrl-C and SIGTERM (a scheduler's word that time is up) stop the run between two steps, not within one.
 
-        A second one does what it always did where `twice_ends`: not under torchrun, which passes on to its processes
-        what the terminal has told them already. A signal that this process was started to ignore, as a script's
-        background jobs ignore Ctrl-C, stays ignored. Other threads than the first get none and have nothing to heed.
+        A second one ends the process at once where `twice_ends`, by the kernel, even in the middle of a call to C++:
+        not under torchrun, which passes on to its processes what the terminal has told them already. A signal that
+        this process was started to ignore, as a script's background jobs ignore Ctrl-C, stays ignored. Other threads
+        than the first get none and have nothing to heed.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -155,20 +157,20 @@ class Clock:
         def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
             if twice_ends:
-                restore()
-
-        def restore() -> None:
-            for one, handler in earlier.items():
-                signal.signal(one, handler)
+                for one in earlier:
+                    signal.signal(one, signal.SIG_DFL)
 
         earlier = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
         earlier = {one: handler for one, handler in earlier.items() if handler not in (signal.SIG_IGN, None)}
         for one in earlier:
             signal.signal(one, ask)
+            if twice_ends:
+                handle_once(one)
         try:
             yield
         finally:
-            restore()
+            for one, handler in earlier.items():
+                signal.signal(one, handler)
 
     def start(self) -> None:
         """From here on there is something to save."""
@@ -188,6 +190,29 @@ class Clock:
         if due or stop:
             self.save(run)
         return stop
+
+
+class Action(ctypes.Structure):
+    """C's `struct sigaction` on Linux, in glibc and musl."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_byte * 128),
+        ("flags", ctypes.c_uint),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def handle_once(number: signal.Signals) -> None:
+    """Let the kernel take this signal's handler away as it calls it (Linux), so that the next one ends the process.
+
+    Python runs its handlers between two of its own instructions: where a call to C++ does not return, it never does.
+    """
+    if sys.platform == "linux":
+        libc, action = ctypes.CDLL(None), Action()
+        libc.sigaction(number, None, ctypes.byref(action))
+        action.flags |= 0x80000000  # SA_RESETHAND
+        libc.sigaction(number, ctypes.byref(action), None)
 
 
 def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) -> bool:

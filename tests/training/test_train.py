@@ -19,6 +19,7 @@ import torch
 
 import training.train
 import training.trainer.run
+from tests.waiting import eventually
 from training import checkpoint, data
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
@@ -148,14 +149,55 @@ def test_a_signal_stops_a_run_after_the_step_at_hand(
     assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "stopped" / "last.pt")
 
 
-@pytest.mark.usefixtures("foreground")
-def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those who will not wait for a step or a validation: the last checkpoint is what is left."""
-    send_in_step(monkeypatch, 6, signal.SIGINT, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_recipe(tmp_path), small_set(), tmp_path / "run")
-    run = checkpoint.read(tmp_path / "run" / "last.pt")["run"]
-    assert (run["epoch"], run["done"]) == (1, 0)
+STUCK = """
+import ctypes, itertools, json, runpy, signal, sys
+from pathlib import Path
+import training.trainer.run
+from training.train import train
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tiny_run, recipe, out, call = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3]), getattr(ctypes, sys.argv[4])
+train_step, taken = training.trainer.run.train_step, itertools.count(1)
+
+def stuck(*arguments, **options):
+    if next(taken) == 6:
+        Path("stuck").touch()
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):  # the second time it waits for itself
+            call(None).pthread_mutex_lock(mutex)
+    return train_step(*arguments, **options)
+
+training.trainer.run.train_step = stuck
+train(recipe, runpy.run_path(tiny_run)["images"](), out)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "call"), [(signal.SIGINT, "CDLL"), (signal.SIGTERM, "PyDLL")])
+def test_a_second_signal_ends_a_run_at_once(number: signal.Signals, call: str, tmp_path: Path) -> None:
+    """For those who will not wait for a step or a validation, even one in C++ that never returns and never lets Python
+    run (`PyDLL` keeps its lock): the last checkpoint is whole, and what goes on from it ends like any other run."""
+    recipe = tiny_recipe(tmp_path, "[runtime]\ncheckpoint_minutes = 1e-9\nthreads = 1\n")
+    tiny_run = Path(__file__).with_name("tiny_run.py")
+    command = [sys.executable, "-c", STUCK, str(tiny_run), json.dumps(recipe), str(tmp_path / "stuck_run"), call]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: (tmp_path / "stuck").exists() or process.poll() is not None)
+            process.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(number)
+            assert process.wait(30) == -number
+        finally:
+            process.kill()
+    run = checkpoint.read(tmp_path / "stuck_run" / "last.pt")["run"]
+    assert (run["epoch"], run["done"]) == (1, 1)
+    whole = runpy.run_path(str(tiny_run))["run"]
+    for name in ("stuck_run", "whole"):
+        whole(recipe, tmp_path / name)
+    assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "stuck_run" / "last.pt")
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
