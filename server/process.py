@@ -61,7 +61,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         await self._listening()
-        self._loading = asyncio.create_task(self._service.start())
+        if self._service.failure is None:
+            self._loading = asyncio.create_task(self._service.start())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
