@@ -10,7 +10,7 @@ import pytest
 # Torch's threads: test processes and what they start share the cores, and tiny networks gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["tests.marks"]
+pytest_plugins = ["tests.marks", "tests.reaper"]
 
 
 @pytest.fixture(scope="session")
