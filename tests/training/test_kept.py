@@ -114,6 +114,7 @@ def test_a_recipe_means_what_it_meant(folder: Path, name: str) -> None:
     same(steps(read_recipe(path, calm(name)), folder / name, 2), EXPECTED["first_steps"][name], LOSSES)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on(folder: Path) -> None:
     """In the middle of an epoch, with weights, averages, momentum, objective and history; and on to its end."""
     torch.set_num_threads(1)
