@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -1020,21 +1021,38 @@ def changed(recorded: dict[str, Answer], now: dict[str, Answer]) -> dict[str, An
 
 
 def compare(before: Path, after: Path) -> int:
-    """Play the list against both checkouts and say which answers are the same, byte for byte; 0 where all are."""
+    """Play the list against both checkouts and say which answers are the same, byte for byte.
+
+    Returns 0 where only those differ that `CHANGED` names.
+    """
     pictures = stored_pictures()
     old, new = renamed(played(before, pictures)), played(after, pictures)
-    equal = compared = 0
+    asked: Counter[str] = Counter()
+    equal: Counter[str] = Counter()
+    foreseen: Counter[str] = Counter()
+    compared = unforeseen = 0
     for name in new:
+        group = re.split(r"[: ]", name)[0]
+        asked[group] += 1
         texts = [json.dumps(answers.get(name), indent=1, ensure_ascii=False) for answers in (old, new)]
         if texts[0] == texts[1]:
-            equal += 1
+            equal[group] += 1
             compared += len(texts[0].encode())
+        elif meant(name):
+            foreseen[next(why for pattern, why in CHANGED.items() if fnmatchcase(name, pattern))] += 1
         else:
-            print(f"different: {name}")
+            unforeseen += 1
+            print(f"not foreseen: {name}")
             bodies = [text.splitlines() for text in texts]
             print(*difflib.unified_diff(*bodies, str(before), str(after), lineterm="", n=0), sep="\n")
-    print(f"{equal} answers of {len(new)} are equal, {compared} bytes; {len(new) - equal} differ")
-    return int(equal < len(new))
+    print("equal:", ", ".join(f"{group} {equal[group]} of {count}" for group, count in asked.items()))
+    for why, count in foreseen.items():
+        print(f"{count} differ as meant: {why}")
+    print(
+        f"{equal.total()} answers of {len(new)} are equal, byte for byte ({compared} bytes); "
+        f"{foreseen.total()} differ as CHANGED says, {unforeseen} in another way"
+    )
+    return int(bool(unforeseen))
 
 
 if __name__ == "__main__":
