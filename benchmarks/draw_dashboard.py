@@ -26,7 +26,7 @@ GRAPHS = (
     "Requests by status",
     "Seconds of a prediction",
     "Uncalibrated images",
-    "Canaries",
+    "Golden probes",
 )
 DARK, PAPER, INK, FAINT = "#111217", "#181b1f", "#d8d9da", "#34373e"
 TILES = {"green": "#1a7f37", "orange": "#b35900", "red": "#c4162a"}

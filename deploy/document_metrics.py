@@ -14,7 +14,7 @@ from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.core.verdict import VERDICTS
-from server.monitoring.detection import RESULTS as CANARIES
+from server.monitoring.detection import RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
 from server.monitoring.metrics import Metrics
@@ -30,15 +30,15 @@ LABELS = {
     "address": "a Triton from `AWNET_TRITON_URLS`",
     "block": "a block of the network, from the contract: `blocks.0` and so on",
     "calibrated": "`true` or `false`: whether the thresholds speak for the picture",
-    "code": "HTTP status; of gRPC calls the HTTP status of the same outcome; 499 where the caller left unanswered",
+    "code": "HTTP status; of gRPC calls the HTTP status of the same outcome; 499 where the client left unanswered",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
     "model": "a configured model",
-    "reason": "the type of the problem, as in [api.md](api.md), and `caller-gone`",
+    "reason": "the type of the problem, as in [api.md](api.md), and `client-gone`",
     "result": "of reloads "
     + ", ".join(f"`{result}`" for result in get_args(Result))
-    + "; of canaries "
-    + ", ".join(f"`{result}`" for result in CANARIES)
+    + "; of golden probes "
+    + ", ".join(f"`{result}`" for result in PROBES)
     + "; of the shadow `compared`, `dropped`, `failed`",
     "role": "`serving`, `canary`, `shadow` or `kept`",
     "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`",

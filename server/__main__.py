@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from .renames import SETTINGS, option
 from .settings import Settings
 
 EXAMPLES = """examples:
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
             name = ".".join(str(part) for part in line["loc"])
             print(f"setting {name} (AWNET_{name.upper()}): {line['msg']}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     # A supervisor that serves nothing itself needs little of what a server needs, and no server needs a supervisor.
     if settings.workers > 1:
         from .workers.supervisor import supervise
@@ -51,15 +55,18 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, field in Settings.model_fields.items():
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{field.description} [{field.default}]"}
+    names = [(name, name) for name in Settings.model_fields] + list(SETTINGS.items())
+    for name, now in names:
+        field = Settings.model_fields[now]
+        described = f"{field.description} [{field.default}]" if name == now else argparse.SUPPRESS
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": described}
         if field.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             if type(None) in get_args(field.annotation):
                 options["type"] = lambda text: None if text == "none" else text
             options["metavar"] = name.rpartition("_")[2].upper()
-        parser.add_argument("--" + name.replace("_", "-"), **options)
+        parser.add_argument(option(name), **options)
     return Settings(**vars(parser.parse_args(arguments)))
 
 

@@ -239,7 +239,7 @@ def begin_logging(settings: Settings, number: int | None = None) -> None:
     """Log to standard error; a worker's lines name it."""
     who = "%(name)s" if number is None else f"worker {number} %(name)s"
     logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {who}: %(message)s")
-    request_log.configure(settings.access_log)
+    request_log.configure(settings.request_log)
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
 
 

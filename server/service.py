@@ -20,7 +20,7 @@ from .errors import AWNetError, EngineFault, NotReady, UnknownModel
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, as_json, exposition
-from .monitoring.golden_probe import Canaries
+from .monitoring.golden_probe import GoldenProbes
 from .monitoring.metrics import Metrics
 from .monitoring.request import CURRENT, Requests
 from .monitoring.verdict_history import Recent
@@ -101,7 +101,7 @@ class Service:
         self.monitor = monitor
         self.requests = Requests(metrics, monitor.clients)
         metrics.known([settings.model, *settings.further_models])
-        metrics.golden_interval(settings.golden_canary_seconds)
+        metrics.golden_interval(settings.golden_probe_seconds)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.models = Models(
             engine,
@@ -119,7 +119,7 @@ class Service:
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
         self._watching: asyncio.Task[None] | None = None
-        self._canaries: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         metrics.follow(lambda: self.models.ready and engine.up(), engine.waiting)
@@ -150,10 +150,10 @@ class Service:
             1000 * (time.perf_counter() - begun),
         )
         self._fleet.loaded()
-        every = self.settings.golden_canary_seconds
+        every = self.settings.golden_probe_seconds
         if every and not self.draining:
-            canaries = Canaries(self.monitor, self._open, self.limits, every)
-            self._canaries = asyncio.create_task(canaries.run())
+            probes = GoldenProbes(self.monitor, self._open, self.limits, every)
+            self._probing = asyncio.create_task(probes.run())
         if self.settings.poll_seconds and not self.draining:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
 
@@ -176,7 +176,7 @@ class Service:
     async def stop(self) -> None:
         """Close everything; requests in flight are answered first. No front end may send any more."""
         self.drain()
-        for task in (self._watching, self._reloading, self._canaries):
+        for task in (self._watching, self._reloading, self._probing):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -275,7 +275,7 @@ class Service:
         return Counted(self.metrics.registry, clients.top(), clients.total)
 
     def _open(self) -> Iterator[Lease]:
-        """Every open version, for the canaries."""
+        """Every open version, for the golden probes."""
         for name, versions in self.models.loaded().items():
             for version in versions:
                 try:

@@ -6,11 +6,20 @@ A setting `max_batch` is the variable `AWNET_MAX_BATCH` and the option `--max-ba
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from .renames import SETTINGS, option, renamed, variable
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 CANARY = r"[0-9]{1,18}:(0|1|0?\.[0-9]+|1\.0+)"
@@ -41,7 +50,7 @@ class Settings(BaseSettings):
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
     canary: str = Field("", description="VERSION:SHARE: give this share of unversioned requests to that version.")
     shadow: str = Field("", description="VERSION that also answers every unversioned request, only to be compared.")
-    golden_canary_seconds: float = Field(
+    golden_probe_seconds: float = Field(
         10.0, ge=0, description="Send each open version a golden image of its contract this often; 0 sends none."
     )
     poll_seconds: float = Field(5.0, ge=0, description="Look for new versions this often; 0 only on SIGHUP or request.")
@@ -95,7 +104,20 @@ class Settings(BaseSettings):
         20.0, ge=0, description="Wait this long for requests in flight before closing their connections."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    access_log: bool = Field(False, description="Log one JSON line for each request.")
+    request_log: bool = Field(False, description="Log one JSON line for each request.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then variables; both also under their old names."""
+        given = renamed(init_settings(), option)
+        return InitSettingsSource(settings_cls, given), _Variables(settings_cls, given)
 
     @field_validator("version")
     @classmethod
@@ -146,3 +168,18 @@ class Settings(BaseSettings):
     @property
     def shadow_version(self) -> int | None:
         return int(self.shadow) if self.shadow else None
+
+
+class _Variables(EnvSettingsSource):
+    """`AWNET_*`, under new names and old ones. What `given` holds is not looked up: an option wins over a variable."""
+
+    def __init__(self, settings_cls: type[BaseSettings], given: Mapping[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._given = given
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        old = {
+            name: self.env_vars.get(variable(name).lower()) for name in SETTINGS if SETTINGS[name] not in self._given
+        }
+        return renamed(found | {name: value for name, value in old.items() if value is not None}, variable)

@@ -135,10 +135,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             3,
         ),
         Panel(
-            "Canaries recognised",
+            "Golden probes recognised",
             "Share of the last attacked golden images, sent through the real path, that were told for what they are.",
             "percentunit",
-            one(f"min(awnet_golden_canary_detection_ratio{{{M}}})"),
+            one(f"min(awnet_golden_probe_detection_ratio{{{M}}})"),
             "stat",
             ((1, GREEN),),
             True,
@@ -237,10 +237,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             steps=((0.5, RED),),
         ),
         Panel(
-            "Canaries",
+            "Golden probes",
             "Golden images sent through the real path, by how the answer was. They are not among the verdicts.",
             "short",
-            one(f"sum by (result) (rate(awnet_golden_canaries_total{{{M}}}{R}))", "{{result}}"),
+            one(f"sum by (result) (rate(awnet_golden_probes_total{{{M}}}{R}))", "{{result}}"),
         ),
         Panel(
             "Who sends what is flagged",

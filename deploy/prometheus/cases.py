@@ -44,9 +44,9 @@ HEALTHY = {
     f"awnet_score_drift_images{{{MODEL}}}": "5000+0x600",
     f'awnet_omega_drift{{{MODEL},block="blocks.0"}}': "0.1+0x600",
     f"awnet_omega_drift_images{{{MODEL}}}": "1000+0x600",
-    f"awnet_golden_canary_interval_seconds{{{AWNET}}}": "10+0x600",
-    f'awnet_golden_canaries_total{{{MODEL},expected="adversarial",result="right"}}': "0+3x600",
-    f'awnet_golden_canaries_total{{{MODEL},expected="adversarial",result="wrong"}}': "0+0x600",
+    f"awnet_golden_probe_interval_seconds{{{AWNET}}}": "10+0x600",
+    f'awnet_golden_probes_total{{{MODEL},expected="adversarial",result="right"}}': "0+3x600",
+    f'awnet_golden_probes_total{{{MODEL},expected="adversarial",result="wrong"}}': "0+0x600",
 }
 
 
@@ -208,22 +208,22 @@ CASES = [
         firing=(22,),
     ),
     Case(
-        "AWNetCanaryUndetected",
-        {name("awnet_golden_canaries_total", "wrong"): "0+0x60 1+1x4 5+0x60"},
+        "AWNetGoldenProbeUndetected",
+        {name("awnet_golden_probes_total", "wrong"): "0+0x60 1+1x4 5+0x60"},
         quiet=(58, 80),
         firing=(62, 66),
     ),
     Case(
-        "AWNetCanariesMissing",
-        {name("awnet_golden_canaries_total", "right"): "0+3x60 180+0x60 180+3x60"},
+        "AWNetGoldenProbesMissing",
+        {name("awnet_golden_probes_total", "right"): "0+3x60 180+0x60 180+3x60"},
         quiet=(50, 65, 125),
         firing=(85,),
     ),
     Case(
-        "AWNetCanariesMissing",  # nobody asked for any
+        "AWNetGoldenProbesMissing",  # nobody asked for any
         {
-            name("awnet_golden_canaries_total", "right"): "0+0x120",
-            name("awnet_golden_canary_interval_seconds"): "0+0x120",
+            name("awnet_golden_probes_total", "right"): "0+0x120",
+            name("awnet_golden_probe_interval_seconds"): "0+0x120",
         },
         quiet=(50, 85),
     ),

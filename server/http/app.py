@@ -33,7 +33,7 @@ from ..monitoring.request import Request
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
-from .exchange import Attention, CallerGoneError, Exchange, allowed
+from .exchange import Attention, ClientGoneError, Exchange, allowed
 from .schemas import parse_query, results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
@@ -116,7 +116,7 @@ class Front:
             asked = {**scope, "method": "GET"} if method == "HEAD" else scope
             try:
                 await self._answer(asked, headers, exchange, request)
-            except CallerGoneError:
+            except ClientGoneError:
                 pass
             except Exception as error:
                 told = request.refused(_named(error))

@@ -16,7 +16,7 @@ LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
 ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its caller has gone
 
 
-class CallerGoneError(Exception):
+class ClientGoneError(Exception):
     """Nobody is there to be answered."""
 
 
@@ -61,7 +61,7 @@ class Exchange:
         close: give the connection up after the answer.
 
     Once the body has been read, `with exchange:` gives up what it awaits if the caller hangs up meanwhile, and then
-    raises CallerGoneError.
+    raises ClientGoneError.
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Exchange:
         if self._listening is not None:
             self._listening.cancel()
             if self._gone and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
-                raise CallerGoneError from None
+                raise ClientGoneError from None
 
     def listen(self) -> None:
         """Wait for the caller to hang up."""
@@ -129,7 +129,7 @@ class Exchange:
 
         Raises:
             BodyTooLarge: before reading where that is known.
-            CallerGoneError: it left before it had sent all of it.
+            ClientGoneError: it left before it had sent all of it.
         """
         too_large = BodyTooLarge(f"the body is larger than {limit} bytes")
         if declared is not None and int(declared) > limit:
@@ -146,7 +146,7 @@ class Exchange:
                 size += len(chunks[-1])
             body = b"".join(chunks)
         if message["type"] == "http.disconnect":
-            raise CallerGoneError
+            raise ClientGoneError
         self._unread = False
         if len(body) > limit:
             raise too_large

@@ -37,7 +37,7 @@ RESULTS: tuple[Result, ...] = ("right", "wrong", "failed")
 
 OMEGA_EVERY = 8  # requests between two that omega is read from
 MOST_WATCHES = 16
-CANARIES_REMEMBERED = 32
+PROBES_REMEMBERED = 32
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Watch:
         scores, omega: drift.
         calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs and in `scores`: the
             false-positive rates do not hold for a picture that was scaled or lossily compressed.
-        canaries: (verdict that a golden image must get, how the answer was) -> how often, 0 included.
+        golden_probes: (verdict that a golden image must get, how the answer was) -> how often, 0 included.
     """
 
     def __init__(self, model: Model, alarm_images: float = ALARM_IMAGES) -> None:
@@ -67,8 +67,8 @@ class Watch:
         golden = contract.golden.outputs["p_type"][:, 0].tolist()
         expected = sorted({judge(score, contract.thresholds) for score in golden})
         # From 0 on: an alert on an increase cannot see a series that begins at 1.
-        self.canaries: dict[tuple[Verdict, Result], int] = {(e, r): 0 for e in expected for r in RESULTS}
-        self._detected: deque[bool] = deque(maxlen=CANARIES_REMEMBERED)
+        self.golden_probes: dict[tuple[Verdict, Result], int] = {(e, r): 0 for e in expected for r in RESULTS}
+        self._detected: deque[bool] = deque(maxlen=PROBES_REMEMBERED)
         self._requests = 0
 
     def answered(
@@ -92,9 +92,9 @@ class Watch:
             self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
         self._requests += 1
 
-    def canary(self, expected: Verdict, result: Result) -> None:
+    def golden_probe(self, expected: Verdict, result: Result) -> None:
         """One golden image has been sent."""
-        self.canaries[expected, result] += 1
+        self.golden_probes[expected, result] += 1
         if expected != "clean":
             self._detected.append(result == "right")
 

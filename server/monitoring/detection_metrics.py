@@ -100,16 +100,16 @@ _FAMILIES = {
         "livesum",
         "Samples that the omega drift rests on, at equal weight.",
     ),
-    "canaries": _Family(
+    "golden_probes": _Family(
         CounterMetricFamily,
-        "awnet_golden_canaries",
+        "awnet_golden_probes",
         (*_VERSION, "expected", "result"),
         "sum",
         "Golden images sent through the real path, by the verdict they must get and how the answer was.",
     ),
     "detection": _Family(
         GaugeMetricFamily,
-        "awnet_golden_canary_detection_ratio",
+        "awnet_golden_probe_detection_ratio",
         _VERSION,
         "livemin",  # one worker that has gone blind is not hidden by the others
         "Share of the last attacked golden images that were recognised.",
@@ -119,14 +119,14 @@ _FAMILIES = {
         "awnet_flagged_clients",
         (),
         "service clients",
-        "Senders of flagged images in the bounded top list.",
+        "Clients with flagged images in the bounded top list.",
     ),
     "largest": _Family(
         GaugeMetricFamily,
         "awnet_flagged_largest_client_ratio",
         (),
         "service largest",
-        "Share of flagged images that a single sender sent, at least.",
+        "Share of flagged images that a single client sent, at least.",
     ),
 }
 
@@ -165,8 +165,8 @@ class DetectionCollector(Collector):
             for block, value in watch.omega.values().items():
                 families["omega"].add_metric((*which, block), value)
             families["omega_images"].add_metric(which, watch.omega.images)
-            for (expected, result), count in watch.canaries.items():
-                families["canaries"].add_metric((*which, expected, result), count)
+            for (expected, result), count in watch.golden_probes.items():
+                families["golden_probes"].add_metric((*which, expected, result), count)
             if not math.isnan(watch.detection):
                 families["detection"].add_metric(which, watch.detection)
         families["clients"].add_metric((), len(self._monitor.clients))
@@ -190,11 +190,12 @@ def report(counted: Counted) -> dict[str, object]:
             entry = models.setdefault(
                 (model, version),
                 {"model": model, "version": version, "calibrated_images": 0, "uncalibrated_images": 0}
-                | {"cusum": {}, "score_drift": 0.0, "omega_drift": {}, "canaries": {}},
+                | {"cusum": {}, "score_drift": 0.0, "omega_drift": {}, "golden_probes": {}},
             )
             put(entry, sample.labels, sample.value)
     for entry in models.values():
-        entry["canaries"] = dict(sorted(entry["canaries"].items()))
+        entry["golden_probes"] = dict(sorted(entry["golden_probes"].items()))
+        entry["canaries"] = entry["golden_probes"]  # old name, for one release
     return {
         "models": list(models.values()),
         "clients": [
@@ -223,8 +224,8 @@ def _omega(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> No
     entry["omega_drift"][labels["block"]] = value
 
 
-def _canaries(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
-    entry["canaries"][f"{labels['expected']}:{labels['result']}"] = int(value)
+def _golden_probes(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
+    entry["golden_probes"][f"{labels['expected']}:{labels['result']}"] = int(value)
 
 
 _REPORTED: dict[str, _Put] = {
@@ -237,7 +238,7 @@ _REPORTED: dict[str, _Put] = {
         "alarms": _cusum("alarms", int),
         "score": _score,
         "omega": _omega,
-        "canaries": _canaries,
+        "golden_probes": _golden_probes,
     }.items()
 }
 

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Exemplar
 
+from ..renames import METRICS
 from .clients import Client
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,8 +38,11 @@ class Counted:
 
 
 def exposition(families: Families, accept: str) -> tuple[bytes, str]:
-    """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it."""
-    source: Any = families
+    """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it.
+
+    Renamed metrics come at the end once more, under their old names.
+    """
+    source: Any = _WithOldNames(families)
     if "application/openmetrics-text" in accept:
         text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
@@ -63,6 +67,26 @@ def from_json(document: Mapping[str, Any]) -> Counted:
     """What all workers have counted, from `workers.metrics_merge.Totals.document`."""
     clients = [Client(entry["client"], entry["flagged"], entry["most_too_many"]) for entry in document["clients"]]
     return Counted(_Merged(document["families"]), clients, document["flagged_images"])
+
+
+class _WithOldNames:
+    """Families, and those of `renames.METRICS` again under their old names."""
+
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        found = list(self._families.collect())
+        yield from found
+        by_name = {f"{family.name}_total" if family.type == "counter" else family.name: family for family in found}
+        for old, new in METRICS.items():
+            if new in by_name:
+                family = by_name[new]
+                again = Metric(
+                    old.removesuffix("_total"), f"Old name of {new}; goes with the next release.", family.type
+                )
+                again.samples = [sample._replace(name=old) for sample in family.samples]
+                yield again
 
 
 class _Merged:

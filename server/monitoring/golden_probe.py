@@ -1,7 +1,7 @@
-"""Canaries: golden images of the contract, sent through the real path now and then, to see the detector still see.
+"""Sends golden probes: golden images of the contract, through the real path while serving.
 
-The self-test at load compares values; a canary asks later, under load, and as a user would: an encoded file that is
-decoded, queued, run and judged. It is never counted among users' verdicts.
+The self-test at load compares values. A golden probe is sent under load and as a client would send it: an encoded file
+that is decoded, queued, run and judged. It is not counted among the clients' verdicts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .detection import Monitor, Result
 log = logging.getLogger("awnet")
 
 
-class Canary(NamedTuple):
+class GoldenProbe(NamedTuple):
     """A golden image as a file, and what the right answer is. `tolerance` is the largest difference in the score."""
 
     png: bytes
@@ -42,26 +42,26 @@ class Canary(NamedTuple):
         return "right" if near or judge(score, thresholds) == self.expected else "wrong"
 
 
-def canaries(golden: Golden, thresholds: Thresholds) -> list[Canary]:
+def golden_probes(golden: Golden, thresholds: Thresholds) -> list[GoldenProbe]:
     """The golden images as PNG files, clean and attacked in turn where there are both."""
     made = []
     for pixels, p_type in zip(golden.image, golden.outputs["p_type"], strict=True):
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG")
         score = float(p_type[0])
-        made.append(Canary(buffer.getvalue(), score, judge(score, thresholds), golden.tolerance["p_type"]))
-    clean = [canary for canary in made if canary.expected == "clean"]
-    other = [canary for canary in made if canary.expected != "clean"]
+        made.append(GoldenProbe(buffer.getvalue(), score, judge(score, thresholds), golden.tolerance["p_type"]))
+    clean = [probe for probe in made if probe.expected == "clean"]
+    other = [probe for probe in made if probe.expected != "clean"]
     turns = max(len(clean), len(other))
     pairs = [
         (clean[n % len(clean) :][:1] if clean else []) + (other[n % len(other) :][:1] if other else [])
         for n in range(turns)
     ]
-    return [canary for pair in pairs for canary in pair]
+    return [probe for pair in pairs for probe in pair]
 
 
 class Answering(Protocol):
-    """A version that answers users, held for as long as the canary needs it."""
+    """A version that answers users, held for as long as the probe needs it."""
 
     @property
     def model(self) -> Model: ...
@@ -70,7 +70,7 @@ class Answering(Protocol):
 
 
 @dataclass
-class Canaries:
+class GoldenProbes:
     """Sends golden images now and then, through decoding, queue and engine, as a user's picture would go.
 
     Args:
@@ -84,7 +84,7 @@ class Canaries:
     leases: Callable[[], Iterable[AbstractContextManager[Answering]]]
     limits: Limits = field(default_factory=Limits)
     every: float = 10.0
-    _sets: dict[str, list[Canary]] = field(default_factory=dict)
+    _sets: dict[str, list[GoldenProbe]] = field(default_factory=dict)
     _turn: int = 0
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Canaries:
             try:
                 await self.once()
             except Exception:
-                log.exception("a canary failed in an unforeseen way; the next one will be sent all the same")
+                log.exception("a golden probe failed in an unforeseen way; the next one will be sent all the same")
 
     async def once(self) -> None:
         """One golden image for each version."""
@@ -104,27 +104,27 @@ class Canaries:
                 model = answering.model
                 served.add(model.sha256)
                 if model.sha256 not in self._sets:
-                    self._sets[model.sha256] = canaries(model.contract.golden, model.contract.thresholds)
+                    self._sets[model.sha256] = golden_probes(model.contract.golden, model.contract.thresholds)
                 chosen = self._sets[model.sha256]
                 await self._send(answering, chosen[self._turn % len(chosen)])
         self._sets = {sha256: chosen for sha256, chosen in self._sets.items() if sha256 in served}
         self._turn += 1
 
-    async def _send(self, answering: Answering, canary: Canary) -> None:
+    async def _send(self, answering: Answering, probe: GoldenProbe) -> None:
         thresholds = answering.model.contract.thresholds
         try:
-            # A canary gives way to users, and has its answer before the next one leaves.
+            # A probe gives way to clients, and has its answer before the next one is sent.
             terms = Terms(deadline=time.monotonic() + self.every, priority="low")
-            signals = await answering.infer([Upload(canary.png, self.limits)], terms)
-            result = canary.judged(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
+            signals = await answering.infer([Upload(probe.png, self.limits)], terms)
+            result = probe.judged(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
         except AWNetError as error:
-            log.warning("canary: %s", error.detail)
+            log.warning("golden probe: %s", error.detail)
             result = "failed"
         if result == "wrong":
             log.error(
-                "canary: %s version %s did not answer a golden image as it must (%s)",
+                "golden probe: %s version %s did not answer a golden image as it must (%s)",
                 answering.model.name,
                 answering.model.version,
-                canary.expected,
+                probe.expected,
             )
-        self.monitor.watch(answering.model).canary(canary.expected, result)
+        self.monitor.watch(answering.model).golden_probe(probe.expected, result)

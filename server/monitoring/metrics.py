@@ -155,7 +155,7 @@ class Metrics(Events):
             multiprocess_mode="livesum",
         ).set(capacity)
         self._golden_interval = Gauge(
-            "awnet_golden_canary_interval_seconds",
+            "awnet_golden_probe_interval_seconds",
             "Seconds between two golden images of a version; 0 where none are sent.",
             registry=registry,
             multiprocess_mode="livemax",
@@ -184,7 +184,7 @@ class Metrics(Events):
                 self._reloads.labels(name, result)
 
     def golden_interval(self, seconds: float) -> None:
-        """How often canaries are sent; 0 is never."""
+        """How often golden probes are sent; 0 is never."""
         self._golden_interval.set(seconds)
 
     # Requests.

@@ -24,7 +24,7 @@ from .request_log import Record, RequestLog
 
 log = logging.getLogger("awnet")
 
-CALLER_GONE, CALLER_GONE_STATUS = "caller-gone", 499  # nobody was there to be answered
+CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # nobody was there to be answered
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -57,8 +57,8 @@ class Request:
         record.seconds = self.seconds
         if not record.status:
             # The caller left, or the server ends and has waited long enough for this one.
-            record.status, record.reason = CALLER_GONE_STATUS, CALLER_GONE
-            self._requests.metrics.rejection(CALLER_GONE)
+            record.status, record.reason = CLIENT_GONE_STATUS, CLIENT_GONE
+            self._requests.metrics.rejection(CLIENT_GONE)
         self._requests.ended(record, self.sender)
 
     @property

@@ -147,7 +147,7 @@ def live(folder: Path) -> Iterator[Stack]:
 
         admin = free_port()
         triton, metrics = keep(FakeTritonThread()), keep(TritonMetrics())
-        often = {"golden_canary_seconds": 0.5}
+        often = {"golden_probe_seconds": 0.5}
         server = keep(Running(repository, versions_kept=3, canary="2:0.3", shadow="1", admin_port=admin, **often))
         behind = keep(Running(repository, engine="triton", triton_urls=triton.url, **often))
         server.wait_ready()

@@ -1,4 +1,4 @@
-"""What is made of the verdicts: CUSUM, drift, canaries, the list of senders."""
+"""What is made of the verdicts: CUSUM, drift, golden probes, the list of clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.monitoring.clients import TopClients
 from server.monitoring.detection import FLAGS, MOST_WATCHES, OMEGA_EVERY, Monitor, Watch
 from server.monitoring.detection_metrics import report
 from server.monitoring.exposition import Counted, as_json, from_json
-from server.monitoring.golden_probe import Canaries, canaries
+from server.monitoring.golden_probe import GoldenProbes, golden_probes
 from server.monitoring.metrics import Metrics
 from server.monitoring.statistics import ALARM_IMAGES, Cusum, OmegaDrift, ScoreDrift, limit_for, score_bins
 from server.workers.metrics_merge import Totals
@@ -296,15 +296,15 @@ class Fake:
 
 def send(fake: Fake, times: int = 8) -> Watch:
     monitor = Monitor()
-    sender = Canaries(monitor, lambda: [fake.lease()])
+    sender = GoldenProbes(monitor, lambda: [fake.lease()])
     for _ in range(times):
         asyncio.run(sender.once())
     return monitor.watch(fake.model)
 
 
 def told(watch: Watch) -> set[str]:
-    """How the answers to canaries were."""
-    return {result for (_, result), count in watch.canaries.items() if count}
+    """How the answers to golden probes were."""
+    return {result for (_, result), count in watch.golden_probes.items() if count}
 
 
 def golden_model(contract: Contract) -> Model:
@@ -316,7 +316,7 @@ def golden_model(contract: Contract) -> Model:
     return Model("awnet", "1", "f" * 64, Contract(**{**vars(contract), "golden": golden}))
 
 
-def test_canaries_arrive_as_files_at_low_priority_and_are_never_users_verdicts(contract: Contract) -> None:
+def test_golden_probes_arrive_as_files_at_low_priority_and_are_never_users_verdicts(contract: Contract) -> None:
     """The real path: an encoded upload that gives way to users; the counters of users do not move."""
     fake = Fake(golden_model(contract))
     watch = send(fake)
@@ -325,7 +325,7 @@ def test_canaries_arrive_as_files_at_low_priority_and_are_never_users_verdicts(c
     assert (watch.calibrated, watch.uncalibrated) == (0, 0)
     assert watch.detection == 1.0
     assert told(watch) == {"right"}
-    assert {verdict for verdict, _ in watch.canaries} == {"clean", "suspicious", "adversarial"}
+    assert {verdict for verdict, _ in watch.golden_probes} == {"clean", "suspicious", "adversarial"}
 
 
 def test_a_detector_that_went_blind_is_told_from_one_that_does_not_answer(contract: Contract) -> None:
@@ -337,21 +337,21 @@ def test_a_detector_that_went_blind_is_told_from_one_that_does_not_answer(contra
     assert told(broken) == {"failed"}
 
 
-def test_a_canary_at_a_threshold_is_right_within_the_tolerance(contract: Contract) -> None:
+def test_a_golden_probe_at_a_threshold_is_right_within_the_tolerance(contract: Contract) -> None:
     """Another processor may round to the other side; that is what the tolerance of the contract allows."""
     model = golden_model(contract)
-    made = canaries(model.contract.golden, model.contract.thresholds)
+    made = golden_probes(model.contract.golden, model.contract.thresholds)
     middle: Verdict = "suspicious"
-    canary = next(c for c in made if c.expected == middle)._replace(score=0.7699, tolerance=0.001)
+    probe = next(c for c in made if c.expected == middle)._replace(score=0.7699, tolerance=0.001)
     assert judge(0.7701, model.contract.thresholds) == "adversarial"
-    assert canary.judged(0.7701, model.contract.thresholds) == "right"
-    assert canary.judged(0.9, model.contract.thresholds) == "wrong"
+    assert probe.judged(0.7701, model.contract.thresholds) == "right"
+    assert probe.judged(0.9, model.contract.thresholds) == "wrong"
 
 
-def test_clean_and_attacked_canaries_take_turns(contract: Contract) -> None:
+def test_clean_and_attacked_golden_probes_take_turns(contract: Contract) -> None:
     """So that neither kind waits for the other to be through."""
     model = golden_model(contract)
-    kinds = [c.expected != "clean" for c in canaries(model.contract.golden, model.contract.thresholds)]
+    kinds = [c.expected != "clean" for c in golden_probes(model.contract.golden, model.contract.thresholds)]
     assert kinds == [False, True] * 2
 
 

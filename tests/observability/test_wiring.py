@@ -1,4 +1,4 @@
-"""A live server watches what it answers: CUSUM, senders, canaries and the request log, from HTTP to /metrics."""
+"""A live server watches what it answers: CUSUM, clients, golden probes and the request log, from HTTP to /metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import eventually
 def running(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     repository = publish(tmp_path_factory.mktemp("repository"))
     port = free_port()
-    server = Running(repository, access_log=True, log_level="warning", admin_port=port, golden_canary_seconds=0.1)
+    server = Running(repository, request_log=True, log_level="warning", admin_port=port, golden_probe_seconds=0.1)
     server.admin_port = port
     try:
         server.wait_ready()
@@ -58,10 +58,10 @@ def test_a_scaled_picture_counts_apart(running: Running) -> None:
     assert value(running, "awnet_watched_images_total", calibrated="true") == 0
 
 
-def test_canaries_are_sent_and_never_counted_as_users_verdicts(running: Running) -> None:
+def test_golden_probes_are_sent_and_never_counted_as_users_verdicts(running: Running) -> None:
     """The first has soon been judged rightly; verdicts, stages and requests know nothing of it."""
-    eventually(lambda: value(running, "awnet_golden_canaries_total", result="right") > 0)
-    assert value(running, "awnet_golden_canaries_total", result="wrong") == 0
+    eventually(lambda: value(running, "awnet_golden_probes_total", result="right") > 0)
+    assert value(running, "awnet_golden_probes_total", result="wrong") == 0
     assert value(running, "awnet_verdicts_total") == 0
     assert value(running, "awnet_stage_seconds_count") == 0
     assert value(running, "awnet_requests_total", route="/predict") == 0
@@ -101,5 +101,5 @@ def test_counters_that_alerts_look_at_begin_at_zero(running: Running) -> None:
     """An increase from nothing to 1 is none to Prometheus: the first refused version would go unnoticed."""
     text = running.http.get("/metrics").text
     assert 'awnet_reloads_total{model="awnet",result="refused"} 0.0' in text
-    assert re.search(r'awnet_golden_canaries_total\{.*result="wrong".*\} 0\.0', text)
+    assert re.search(r'awnet_golden_probes_total\{.*result="wrong".*\} 0\.0', text)
     assert re.search(r'awnet_verdicts_total\{.*verdict="adversarial".*\} 0\.0', text)

@@ -52,11 +52,19 @@ EXAMPLES = "\n".join(
 )
 
 # What is meant to differ from the first record, and why. A name of a metric or its text, then -> now:
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "awnet_golden_canaries": "awnet_golden_probes",
+    "awnet_golden_canary": "awnet_golden_probe",
+    "Senders of flagged images in the bounded top list.": "Clients with flagged images in the bounded top list.",
+    "that a single sender sent": "that a single client sent",
+}
 # Names of answers, as patterns of fnmatch. `--write` puts the new answers beside the first ones and refuses others.
 _LIKE_ANY = "told like every other refusal: not stored, one order of headers, no close where there is no body"
 _HEAD = f"HEAD is answered wherever GET is, `Allow` names it; {_LIKE_ANY}"
-_NAMED = "the admin port tells request ids, takes them over, and has `Allow` in one order"
+_NAMED = (
+    "the admin port tells request ids, takes them over, and has `Allow` in one order; "
+    "`golden_probes` of GET /admin/detection is there under its old name `canaries`, too"
+)
 CHANGED: dict[str, str] = {
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
@@ -75,21 +83,24 @@ CHANGED: dict[str, str] = {
     "method: * /v2/models/*": _HEAD,
     "method: * (admin)": _NAMED,
     "admin: *": _NAMED,
-    "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods are counted",
+    "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods are counted; "
+    "renamed metrics come once more at the end, under their old names",
     "request log": "every refusal has its reason",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.
 SETTINGS: dict[str, object] = {
     "drain_seconds": 0,
-    "golden_canary_seconds": 0,
+    "golden_probe_seconds": 0,
     "poll_seconds": 0,
     "threads": 1,
     "max_body_bytes": 200_000,
     "max_images": 6,
     "max_pixels": 100_000,
-    "access_log": "true",
+    "request_log": "true",
 }
+# Of checkouts before they were renamed: setting -> its old name.
+OLD_SETTINGS = {"golden_probe_seconds": "golden_canary_seconds", "request_log": "access_log"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND")
 PAGE_FILES = ("page.css", "page.js", "report.js", "charts.js", "words.js", "icon.svg")
 SERVICE = "/inference.GRPCInferenceService/"
@@ -640,7 +651,9 @@ def server(root: Path = ROOT, **settings: object) -> Iterator[Ports]:
     """`python -m server` of the checkout `root` on free ports, ready; ended on the way out."""
     with tempfile.TemporaryDirectory() as folder:
         ports = Ports(*_free_ports(3), Path(folder) / "log")
-        given = SETTINGS | settings | {"port": ports.http, "grpc_port": ports.grpc, "admin_port": ports.admin}
+        names = OLD_SETTINGS if "golden_probe_seconds" not in (root / "server/settings.py").read_text("utf-8") else {}
+        wished = {names.get(name, name): value for name, value in SETTINGS.items()}
+        given = wished | settings | {"port": ports.http, "grpc_port": ports.grpc, "admin_port": ports.admin}
         environment = {k: v for k, v in os.environ.items() if not k.startswith("AWNET_") and k != "PYTHONPATH"}
         environment |= {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
         with ports.log.open("wb") as log:

@@ -346,7 +346,7 @@ def test_a_caller_that_has_gone_gives_its_place_back(repository: Path) -> None:
             engine.gate.set()
             assert (await ask(http)).status_code == 200
             text = (await http.get("/metrics")).text
-            assert 'awnet_rejections_total{reason="caller-gone"} 1.0' in text
+            assert 'awnet_rejections_total{reason="client-gone"} 1.0' in text
             assert 'code="500"' not in text
 
     run(scenario)

@@ -265,11 +265,11 @@ def test_a_caller_who_leaves_is_logged_and_counted_whichever_way_it_came(reposit
                 assert sent == []
             engine.gate.set()
         text = service.metrics.text().decode()
-        assert 'awnet_rejections_total{reason="caller-gone"} 4.0' in text
+        assert 'awnet_rejections_total{reason="client-gone"} 4.0' in text
         for route in ("/predict", "/v2/models/{model}/infer"):
             assert f'awnet_requests_total{{code="499",method="POST",route="{route}"}} 2.0' in text
         told = [json.loads(line) for line in lines]
-        assert [(line["status"], line["reason"]) for line in told] == [(499, "caller-gone")] * 4
+        assert [(line["status"], line["reason"]) for line in told] == [(499, "client-gone")] * 4
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -80,8 +80,8 @@ def test_an_option_overrules_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     """The command line is nearer than the environment."""
     monkeypatch.setenv("AWNET_PORT", "9000")
     monkeypatch.setenv("AWNET_MAX_BATCH", "3")
-    settings = read_settings(["--port", "9001", "--access-log", "--repository", "/models"])
-    assert (settings.port, settings.max_batch, settings.access_log) == (9001, 3, True)
+    settings = read_settings(["--port", "9001", "--request-log", "--repository", "/models"])
+    assert (settings.port, settings.max_batch, settings.request_log) == (9001, 3, True)
     assert settings.repository == Path("/models")
     assert read_settings(["--admin-port", "none", "--grpc-port", "8001"]).admin_port is None
     monkeypatch.setenv("AWNET_ADMIN_PORT", "none")

@@ -40,7 +40,7 @@ class Crew(Running):
         self.grpc, port = 0, free_port()
         self.repository = repository
         self.admin = f"http://127.0.0.1:{port}/admin"
-        super().__init__(repository, workers=2, admin_port=port, threads=1, golden_canary_seconds=0, **settings)
+        super().__init__(repository, workers=2, admin_port=port, threads=1, golden_probe_seconds=0, **settings)
 
     def wait_complete(self) -> None:
         self.wait_ready()
@@ -334,7 +334,7 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
 
     async def scenario() -> None:
         engine = EmbeddedEngine(Repository(repository), threads=1)
-        service = service_over(engine, golden_canary_seconds=seconds)
+        service = service_over(engine, golden_probe_seconds=seconds)
         async with started(service):
             await until(lambda: service.ready)
             begun = time.monotonic()
@@ -342,8 +342,8 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
             while right < 3 and time.monotonic() - begun < (60 if seconds else 0.5):
                 await asyncio.sleep(0.02)
                 (watch,) = service.monitor
-                right = sum(count for (_, result), count in watch.canaries.items() if result == "right")
+                right = sum(count for (_, result), count in watch.golden_probes.items() if result == "right")
             assert right >= 3 if seconds else right == 0
-            assert f"awnet_golden_canary_interval_seconds {seconds}" in service.metrics.text().decode()
+            assert f"awnet_golden_probe_interval_seconds {seconds}" in service.metrics.text().decode()
 
     asyncio.run(scenario())
