@@ -105,7 +105,8 @@ class ConvMixBN(nn.Module):
                 raise ValueError("in training MixBN selects by the known type (Eq. 15): pass branch='adv' or 'nat'")
             if omega is not None:
                 pi = pi * omega[:, :, None, None].to(pi.dtype)
-            return self.norm_for(mix)(pi)
+            normed: Tensor = self.norm_for(mix)(pi)
+            return normed
         if self.adv is None and isinstance(mix, Tensor):
             mix = "nat"
         if isinstance(mix, Tensor):
@@ -114,7 +115,8 @@ class ConvMixBN(nn.Module):
             scale = mix @ torch.stack([scale_adv, scale_nat]).to(mix.dtype)  # [N, c_out]
             shift = mix @ torch.stack([shift_adv, shift_nat]).to(mix.dtype)
         elif omega is None:
-            return self.norm_for(mix)(pi)
+            normed = self.norm_for(mix)(pi)
+            return normed
         else:
             scale, shift = (t[None] for t in fold(self.norm_for(mix)))
         if omega is not None:

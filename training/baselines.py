@@ -88,7 +88,8 @@ class ConvBN(nn.Module):
         self.norm = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        out: Tensor = self.norm(self.conv(x))
+        return out
 
 
 class BasicBlock(nn.Module):
@@ -174,7 +175,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.norm1(x))
-        out = self.conv2(F.relu(self.norm2(self.conv1(h))))
+        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(h))))
         return out + (x if self.shortcut is None else self.shortcut(h))
 
 
@@ -240,8 +241,8 @@ def mobilenet_v2(width: int, num_classes: int) -> nn.Module:
     Channels are multiples of 8, as in torchvision; the last convolution never has fewer than 1,280.
     """
     plan = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    net = MobileNetV2(num_classes, width / 32, [list(row) for row in plan])
-    stem = net.features[0][0]
+    net: nn.Module = MobileNetV2(num_classes, width / 32, [list(row) for row in plan])
+    stem = net.get_submodule("features.0.0")
     assert isinstance(stem, nn.Conv2d)
     stem.stride = (1, 1)
     return net
@@ -315,15 +316,16 @@ def reparameterised(net: StaticNet) -> StaticNet:
     Raises:
         ValueError: `net` is no RepVGG in its training form.
     """
-    if f"{net.config.arch}_fused" not in ARCHITECTURES:
+    if not isinstance(net.body, RepVGG) or f"{net.config.arch}_fused" not in ARCHITECTURES:
         raise ValueError(f"only a RepVGG in its training form has another one, not {net.config.arch}")
     other = build_static(replace(net.config, arch=f"{net.config.arch}_fused")).to(net.body.classifier.weight)
+    assert isinstance(other.body, RepVGG)
     other.body.classifier.load_state_dict(net.body.classifier.state_dict())
     with torch.no_grad():
         for mine, theirs in zip(net.body.blocks, other.body.blocks, strict=True):
-            weight, bias = mine.fused()
-            theirs[0].weight.copy_(weight)
-            theirs[0].bias.copy_(bias)
+            assert isinstance(mine, RepVGGBlock)
+            for name, value in zip(("weight", "bias"), mine.fused(), strict=True):
+                theirs.get_parameter(f"0.{name}").copy_(value)
     return other.train(net.training)
 
 

@@ -61,8 +61,8 @@ def translate(state: dict[str, Tensor], net: StaticNet) -> dict[str, Tensor]:
     """
     blocks: dict[tuple[int, int], int] = {}
     found = {m.groups() for k in state if (m := re.search(r"layer(\d+)\.(\d+)\.", k))}
-    for i, key in enumerate(sorted((int(a), int(b)) for a, b in found)):
-        blocks[key] = i
+    for i, place in enumerate(sorted((int(a), int(b)) for a, b in found)):
+        blocks[place] = i
     ours: dict[str, Tensor] = {}
     for key, value in state.items():
         key = key.removeprefix("module.")

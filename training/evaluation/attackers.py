@@ -93,4 +93,4 @@ def load_surrogate(spec: str, device: torch.device) -> Surrogate:
 
 def prepared(net: Network, device: torch.device) -> Network:
     """Evaluation mode, no weight gradients (only the image's is wanted), channels last."""
-    return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)

@@ -195,7 +195,10 @@ class Evaluation:
                 done.append(tuple(t for answers in work(i, x, y) for t in (answers.correct, answers.scores)))
                 if self.progress:
                     self.progress.keep(done)
-        answers = [[Answers(b[k], b[k + 1]) for k in range(0, len(b), 2)] for b in done if b[0] is not None]
+        answers = [
+            [Answers(right, scores) for right, scores in zip(b[::2], b[1::2], strict=True) if right is not None]
+            for b in done
+        ]
         return tuple(joined(parts) for parts in zip(*answers, strict=True))
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:

@@ -56,6 +56,9 @@ def build_row(results: Results, title: str, attack: str, level: str, printed: Se
         "verdict": "not tried",
     }
 
+    def accuracy(level: str) -> Figure:
+        return lambda run: run.accuracy(level, attack)
+
     def figure(kind: str) -> Figure:
         return lambda run: (run.figures(level, attack) or {}).get(kind)
 
@@ -66,7 +69,7 @@ def build_row(results: Results, title: str, attack: str, level: str, printed: Se
     row["ours"] = {k: vars(v) for k, v in ours.items() if v is not None}
     row["levels"] = {}
     for other in LEVELS:
-        found = results.interval(title, lambda run, o=other: run.accuracy(o, attack))  # type: ignore[misc]
+        found = results.interval(title, accuracy(other))
         if found is not None:
             row["levels"][other] = round(found.value, 2)
     auroc = results.interval(title, lambda run: run.detection(level, attack, "auroc"))

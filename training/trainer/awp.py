@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..network import Network
 from .distributed import SOLO, Ranks
 from .objectives import Objective, Step
 
 
 @contextmanager
 def perturbed(
-    net: nn.Module,
+    net: Network,
     objective: Objective,
     step: Step | Sequence[Step],
     gamma: float,

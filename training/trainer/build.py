@@ -47,7 +47,9 @@ def starting_network(
 
 def build_network(spec: Mapping[str, Any], num_classes: int) -> Network:
     """The network of a recipe's [network] table, freshly initialised; RecipeError for an unknown key."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")
+    }
     try:
         if spec["kind"] == "awnet":
             net: Network = AWNet(AWNetConfig(num_classes=num_classes, **fields))
@@ -118,7 +120,7 @@ def load_teacher(spec: str, folder: Path, device: torch.device) -> Network:
         net: Network = load_foreign(name, folder / file)
     else:
         net = checkpoint.load(folder / spec).network
-    return net.to(device, memory_format=torch.channels_last)
+    return net.to(device).to(memory_format=torch.channels_last)
 
 
 def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, device: torch.device) -> Objective:
@@ -156,7 +158,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The trunk at `lr`, the adversarial weight regulator (the heads) at `regulator_lr` (sec. 5.1)."""
-    heads, trunk = [], []
+    heads: list[nn.Parameter] = []
+    trunk: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             (heads if name.startswith(("type_head.", "signal_heads.")) else trunk).append(parameter)

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # rank 0 writes best.pt and measures thresholds while the others wait
 
 
@@ -49,11 +50,10 @@ class Ranks:
         dist.all_reduce(sums)
         return [float(s) / self.size for s in sums]
 
-    def gather(self, thing: Any) -> list[Any]:
+    def gather(self, thing: T) -> list[T]:
         """What every process has, in their order, for all of them."""
-        things = [thing]
+        things = [thing] * self.size
         if self.size > 1:
-            things = [None] * self.size
             dist.all_gather_object(things, thing)
         return things
 

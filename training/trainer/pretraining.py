@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from ..network import Network, must_detect
 from ..rng import GLOBAL, Chance
 from .adversary import Inner
 from .objectives import Loss, Objective, Step, sign_noise, type_loss
+
+T = TypeVar("T")
 
 
 class DetectorPretraining(Objective):
@@ -66,5 +68,5 @@ class DetectorPretraining(Objective):
         return Loss(loss, {"type": loss.item()})
 
 
-def _draw(choices: Sequence[Any], chance: Chance, purpose: str) -> Any:
+def _draw(choices: Sequence[T], chance: Chance, purpose: str) -> T:
     return choices[chance.integer(0, len(choices), purpose)]

@@ -70,7 +70,7 @@ class Run:
             if runtime.device.type != "cuda":
                 raise RecipeError("runtime.sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        self.net = net.to(runtime.device, memory_format=torch.channels_last)
+        self.net = net.to(runtime.device).to(memory_format=torch.channels_last)
         self.objective = build_objective(recipe, out.parent, runtime.device)
         self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim)
         self.averaged = (
@@ -98,7 +98,11 @@ class Run:
     @property
     def judged(self) -> Network:
         """The network that is measured and published: the averaged one where there is one."""
-        return self.net if self.averaged is None else self.averaged.module
+        if self.averaged is None:
+            return self.net
+        averaged = self.averaged.module
+        assert isinstance(averaged, Network)
+        return averaged
 
     def save(self) -> None:
         """Write last.pt; only the first process does."""

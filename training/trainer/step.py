@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..network import Network
 from ..rng import GLOBAL, Chance
 from .awp import perturbed
 from .distributed import SOLO, Ranks
@@ -67,7 +68,7 @@ class Statistics:
 
 
 def train_step(
-    net: nn.Module,
+    net: Network,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     x: Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def validate(
 
     def judge(x: Tensor, kind: str) -> Tensor:
         if detecting is None:
-            return net(x).argmax(1)
+            logits: Tensor = net(x)
+            return logits.argmax(1)
         signals = detecting.detect(x)
         scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
         return detecting.classify(x, signals).argmax(1)
@@ -100,8 +102,8 @@ def detector_figures(net: DetectingNetwork, split: Split, runtime: Runtime, rank
     for x, y in shared_batches(split, 250, runtime, ranks):
         with runtime.autocast():
             signals = net.detect(x).detach()
-            budget = Budget(8 / 255, 2 / 255, 10)
-            x_adv = pgd_trades(lambda z, s=signals: net.classify(z, s, "nat"), x, y, budget)  # type: ignore[misc]
+            naturally = partial(net.classify, signals=signals, branch="nat")
+            x_adv = pgd_trades(naturally, x, y, Budget(8 / 255, 2 / 255, 10))
             with torch.no_grad():
                 nat.append(signals.p_type[:, ADVERSARIAL].cpu())
                 adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL].cpu())
@@ -160,7 +162,7 @@ def finish(
     if net.detecting is not None:
         rounded = must_detect(checkpoint.BUILDERS[net.kind](document["config"])).eval()
         rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in document["state"].items()})
-        rounded.to(device or torch.device("cpu"), memory_format=torch.channels_last)
+        rounded.to(device or torch.device("cpu")).to(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 as the server has it, on a GPU too
             document["calibration"] = asdict(calibrate(rounded, images.validation.images.split(500)))
     return document
