@@ -1,4 +1,4 @@
-"""Writing into a repository that others read: files whole or not at all, names that survive a power cut, one writer.
+"""Writing where others read: files whole or not at all, names that survive a power cut, one writer at a time.
 
 Standard library only: `export.triton_python` runs in the small environment of Triton itself.
 """

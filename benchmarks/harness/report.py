@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from export.files import replace
 from server.core.cpu_limits import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +57,7 @@ def publish(out: Path, report: Any, text: str) -> None:
 def write(path: Path, text: str) -> None:
     """Write `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    replace(path, text.encode())
 
 
 def machine(**more: Any) -> dict[str, Any]:
