@@ -1,13 +1,13 @@
 """A staged attack, timed: attack traffic -> alert pending -> firing -> Alertmanager -> webhook, and back again.
 
 A server with the bundled model, a Prometheus with the committed rules, an Alertmanager and a webhook, all on the
-loopback. An hour of mixed traffic goes through them, four times as fast: clean pictures, honest ones that were scaled
+loopback. An hour of mixed traffic goes through them, four times as fast: clean images, honest ones that were scaled
 or lossily compressed, broken uploads, and two attacks at threat level T0 (made on networks that had no part in training
-the model), a small one with the example pictures' twins and a large one with CIFAR-10 test images. Only the traffic is
+the model), a small one with the example images' twins and a large one with CIFAR-10 test images. Only the traffic is
 faster: windows, thresholds and `for` of the rules are the committed ones, scrapes and evaluations come every five
 seconds, and Alertmanager waits 1 s where its default is 30 s.
 
-    python -m benchmarks.alerts                                  # the example pictures and their twins alone
+    python -m benchmarks.alerts                                  # the example images and their twins alone
     python -m benchmarks.alerts --data-dir data --t0 DELTA.pt    # CIFAR-10 test images; DELTA.pt is what
                                                                  # `python -m training.evaluate --cache DIR` kept
     python -m benchmarks.alerts ... --keep DIR                   # keep what Prometheus has seen, and
@@ -51,12 +51,12 @@ BROKEN_SHARE, OTHER_SHARE = 0.03, 0.05
 
 
 class Phase(NamedTuple):
-    """A part of the hour: how long it takes here, and which share of the pictures is attacked, with what."""
+    """A part of the hour: how long it takes here, and which share of the images is attacked, with what."""
 
     name: str
     seconds: float
     share: float = 0.0
-    pictures: str = ""
+    images: str = ""
 
 
 PHASES = (
@@ -75,14 +75,14 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def example_pictures() -> tuple[list[bytes], list[bytes]]:
+def example_images() -> tuple[list[bytes], list[bytes]]:
     """Clean examples and their adversarial twins, as files."""
     twins = sorted(EXAMPLES.glob("*-adversarial.png"))
     clean = [path.with_name(path.name.replace("-adversarial", "")) for path in twins]
     return [path.read_bytes() for path in clean], [path.read_bytes() for path in twins]
 
 
-def cifar_pictures(data_dir: Path, kept: Sequence[Path]) -> tuple[list[bytes], list[bytes]]:
+def cifar_images(data_dir: Path, kept: Sequence[Path]) -> tuple[list[bytes], list[bytes]]:
     """Clean test images, and T0 images of other ones, as files."""
     import torch
 
@@ -98,34 +98,34 @@ def cifar_pictures(data_dir: Path, kept: Sequence[Path]) -> tuple[list[bytes], l
         attacked += list((x_adv * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
         used = max(used, len(delta))
     clean = test.images[used : used + 4000].permute(0, 2, 3, 1).numpy()
-    return [png(picture) for picture in clean], [png(picture) for picture in attacked]
+    return [png(image) for image in clean], [png(image) for image in attacked]
 
 
 def honest_changes(clean: Sequence[bytes]) -> list[bytes]:
-    """What honest people also send: the same pictures as JPEG, and four times as large."""
+    """What honest people also send: the same images as JPEG, and four times as large."""
     changed = []
     for n, file in enumerate(clean):
-        with Image.open(BytesIO(file)) as picture:
+        with Image.open(BytesIO(file)) as image:
             buffer = BytesIO()
             if n % 2:
-                picture.resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
+                image.resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
             else:
-                picture.convert("RGB").save(buffer, "JPEG", quality=85)
+                image.convert("RGB").save(buffer, "JPEG", quality=85)
         changed.append(buffer.getvalue())
     return changed
 
 
 class Traffic:
-    """`rate` pictures a second from one caller, as `phase` says; `sent` counts them by kind.
+    """`rate` images a second from one caller, as `phase` says; `sent` counts them by kind.
 
     Args:
-        pictures: files by kind: clean, other, examples, attacked.
+        images: files by kind: clean, other, examples, attacked.
     """
 
-    def __init__(self, port: int, pictures: Mapping[str, Sequence[bytes]], rate: float) -> None:
+    def __init__(self, port: int, images: Mapping[str, Sequence[bytes]], rate: float) -> None:
         self.phase = PHASES[0]
-        self.sent = dict.fromkeys((*pictures, "broken"), 0)
-        self._port, self._pictures, self._rate = port, {**pictures, "broken": [b"no picture"]}, rate
+        self.sent = dict.fromkeys((*images, "broken"), 0)
+        self._port, self._images, self._rate = port, {**images, "broken": [b"no image"]}, rate
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -135,7 +135,7 @@ class Traffic:
         if chance < BROKEN_SHARE:
             return "broken"
         if rng.random() < phase.share:
-            return phase.pictures
+            return phase.images
         return "other" if chance > 1 - OTHER_SHARE else "clean"
 
     def _run(self) -> None:
@@ -144,7 +144,7 @@ class Traffic:
         following = time.monotonic()
         while not self._over.is_set():
             kind = self._kind(rng)
-            body = rng.choice(self._pictures[kind])
+            body = rng.choice(self._images[kind])
             connection.request("POST", "/predict", body, {"content-type": "image/png"})
             connection.getresponse().read()
             self.sent[kind] += 1
@@ -190,14 +190,14 @@ class Timeline:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole staged attack; Prometheus's data stay in `folder`."""
-    examples, twins = example_pictures()
+    examples, twins = example_images()
     if options.data_dir and options.t0:
         names = sorted({path.stem.partition("-")[0] for path in options.t0})
         source = f"CIFAR-10 test images, T0 images of {' and '.join(names)}, and the twins of examples/"
-        clean, attacked = cifar_pictures(options.data_dir, options.t0)
+        clean, attacked = cifar_images(options.data_dir, options.t0)
     else:
-        source, clean, attacked = "the pictures of examples/ and their twins", examples, twins
-    pictures = {"clean": clean, "other": honest_changes(clean[:400]), "examples": twins, "attacked": attacked}
+        source, clean, attacked = "the images of examples/ and their twins", examples, twins
+    images = {"clean": clean, "other": honest_changes(clean[:400]), "examples": twins, "attacked": attacked}
     with ExitStack() as open_things:
 
         def keep(thing: Any) -> Any:
@@ -216,7 +216,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 alertmanager=alertmanager.address,
             )
         )
-        traffic = keep(Traffic(server.port, pictures, options.rate))
+        traffic = keep(Traffic(server.port, images, options.rate))
         timeline = Timeline(prometheus, webhook)
         phases, ends = [], 0.0
         for phase in PHASES:
@@ -228,7 +228,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 {
                     "name": phase.name,
                     "share": phase.share,
-                    "pictures": phase.pictures,
+                    "images": phase.images,
                     "begins": round(begins, 1),
                     "ends": round(ends, 1),
                     "sent": during,
@@ -236,7 +236,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             print(f"{phase.name}: {during}", file=sys.stderr)
         return {
-            "pictures": source,
+            "images": source,
             "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
             "prometheus": version("prometheus"),
             "alertmanager": version("prometheus-alertmanager"),
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--data-dir", type=Path, help="folder that holds cifar-10-batches-py/")
     add("--t0", type=Path, nargs="+", help="kept T0 differences of the first test images")
-    add("--rate", type=float, default=16.0, help="pictures a second [16]")
+    add("--rate", type=float, default=16.0, help="images a second [16]")
     add("--scale", type=float, default=1.0, help="make every phase longer or shorter; the rules are not [1]")
     add("--keep", type=Path, help="folder for the data of Prometheus and what was noted")
     add("--again", type=Path, help="run nothing: read a kept folder once more")

@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime as ort
 
 from server.core.engine import Terms
-from server.core.images import Pixels
+from server.core.images import PixelArray
 from server.engines.batching import Batcher
 from server.engines.scheduling import Batch, Job, Lane, Scheduler, buckets
 
@@ -160,11 +160,11 @@ async def cpu_microseconds(clients: int, requests: int = 4000) -> float:
     nothing = np.zeros((MOST, 10), np.float32)
     batcher = Batcher(workers=WORKERS, most=MOST, capacity=256, delay=0.001)
     feed = batcher.open(lambda images, alone: (nothing, nothing, nothing), 4)
-    picture = Pixels(np.zeros((3, 4, 4), np.uint8))
+    image = PixelArray(np.zeros((3, 4, 4), np.uint8))
 
     async def client() -> None:
         for _ in range(requests // clients):
-            await feed.submit([picture], Terms(time.monotonic() + 10))
+            await feed.submit([image], Terms(time.monotonic() + 10))
 
     spent = []
     for _ in range(5):

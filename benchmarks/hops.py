@@ -130,7 +130,7 @@ def image(root: Path) -> dict[str, list[str]]:
         os.environ[f"AWNET_{name}"] = str(value)
     trace = Trace(root)
     seen: list[tuple[set[Function], set[Handover]]] = []
-    picture = (root / "examples/ship.png").read_bytes()
+    image = (root / "examples/ship.png").read_bytes()
 
     def ask() -> None:
         sys.setprofile(None)  # a client is no part of the way
@@ -144,7 +144,7 @@ def image(root: Path) -> dict[str, list[str]]:
         for turn in range(REQUESTS + 2):  # the first two warm up what is made once
             trace.functions, trace.handovers = set(), set()
             trace.recording = turn > 1
-            request = urllib.request.Request(f"{url}/predict", picture, {"Content-Type": "image/png"})
+            request = urllib.request.Request(f"{url}/predict", image, {"Content-Type": "image/png"})
             urllib.request.urlopen(request, timeout=60).read()
             time.sleep(0.02)  # what is counted after the answer has gone
             trace.recording = False

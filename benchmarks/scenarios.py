@@ -15,7 +15,7 @@ from typing import Any
 
 from .harness import bad_models
 from .harness.exchange import Link, exchange, get, post, until
-from .harness.load import PICTURES, Load, drawing, loaded, quantile
+from .harness.load import IMAGES, Load, drawing, loaded, quantile
 from .harness.processes import Haproxy, Server, Triton
 from .harness.report import ROOT
 
@@ -127,7 +127,7 @@ async def _roll(
     seconds = [sample.ended - sample.begun for sample in load.samples]
     result = Result(
         f"{restarts} rolling restarts of two front ends behind haproxy; 4 callers that keep their connection and "
-        f"4 that open one for each request; pictures of {_sizes()}; drain_seconds {drain_seconds:g}"
+        f"4 that open one for each request; images of {_sizes()}; drain_seconds {drain_seconds:g}"
         + ("" if retries else ", haproxy without retries")
     )
     result.figures = {
@@ -170,7 +170,7 @@ async def kill(bench: Bench) -> Result:
     surplus = sum(max(0, errors - room) for errors, room in zip(failed, flying, strict=True))
     result = Result(
         f"kill -9 of a front end, {bench.kills} times, alternating; started again at once; 8 callers through haproxy; "
-        f"pictures of {_sizes()}, the large one too large to be sent again; in flight is what had begun "
+        f"images of {_sizes()}, the large one too large to be sent again; in flight is what had begun "
         f"{TAKEOVER_SECONDS:g} s after the process was gone"
     )
     result.figures = {
@@ -219,15 +219,15 @@ async def overload(bench: Bench) -> Result:
     capacity = 16
     body = drawing()
     result = Result(
-        f"open-loop overload of one front end for {bench.seconds:g} s each; a picture of {len(body) // 1000} kB that "
+        f"open-loop overload of one front end for {bench.seconds:g} s each; an image of {len(body) // 1000} kB that "
         f"takes long to decode; queue_capacity {capacity}"
     )
     with Front(bench.folder, repository=bench.repository, queue_capacity=capacity) as front:
         await front.until_ready()
-        async with loaded(front.port, keeping=1, opening=0, pause=0, pictures=[body]) as lone:
+        async with loaded(front.port, keeping=1, opening=0, pause=0, images=[body]) as lone:
             await asyncio.sleep(min(10.0, bench.seconds))
         span = min(15.0, bench.seconds)
-        async with loaded(front.port, keeping=8, opening=0, pause=0, pictures=[body]) as full:
+        async with loaded(front.port, keeping=8, opening=0, pause=0, images=[body]) as full:
             await asyncio.sleep(span)
         peak = full.counts()["ok"] / (full.samples[-1].ended - full.samples[0].begun)
         alone = quantile([s.ended - s.begun for s in lone.samples], 0.99)
@@ -278,7 +278,7 @@ async def overload(bench: Bench) -> Result:
 
 async def _open_loop(port: int, body: bytes, rate: float, seconds: float) -> Load:
     """`rate` requests a second, each from a caller of its own."""
-    load = Load(port, pictures=[body])
+    load = Load(port, images=[body])
     await load.learn()
     idle: list[Link] = []  # opening a connection costs both sides as much as refusing a request
 
@@ -613,7 +613,7 @@ SCENARIOS: dict[str, tuple[Callable[[Bench], Awaitable[Result]], tuple[str, ...]
 
 
 def _sizes() -> str:
-    return " and ".join(f"{len(data) / 1000:.0f} kB" for data in PICTURES[1:])
+    return " and ".join(f"{len(data) / 1000:.0f} kB" for data in IMAGES[1:])
 
 
 def _rate(load: Load) -> float:

@@ -14,7 +14,7 @@ from .harness.chromium import launch
 from .harness.processes import Server
 from .harness.report import ROOT
 
-# name, the last card that is on the picture, the browser
+# name, the last card that is on the image, the browser
 SHOTS: list[tuple[str, str, dict[str, Any]]] = [
     ("page-light", "Regulation signals", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}}),
     ("page-dark", "Classes of ship, attacked", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1000}}),

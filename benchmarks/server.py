@@ -49,7 +49,7 @@ from .harness.report import ROOT
 EXAMPLES = """examples:
   python -m benchmarks.server                                  the bundled model, about four minutes
   python -m benchmarks.server --rounds 1 --seconds 1 --out /tmp/server   a quick look
-  python -m benchmarks.server --clients 1 8 --image examples/cat.png     another picture
+  python -m benchmarks.server --clients 1 8 --image examples/cat.png     another image
 """
 SERVERS = ("server", "plain", "plain-1")
 GOALS = {1: 0.95, 8: 1.3, 32: 1.3}
@@ -68,13 +68,13 @@ def main() -> int:
     if options.plain:
         serve_plain(model, int(options.plain[0]), int(options.plain[1]))
         return 0
-    picture = uploaded(options.image)
+    image = uploaded(options.image)
     if options.raw:
-        print(json.dumps(raw_loop(model, picture, options.raw, options.seconds)))
+        print(json.dumps(raw_loop(model, image, options.raw, options.seconds)))
         return 0
     if report.missing("wrk"):
         return 0
-    found = measure(options, model, picture)
+    found = measure(options, model, image)
     text = markdown(found)
     report.publish(options.out, found, text)
     print(text)
@@ -92,7 +92,7 @@ def find(repository: Path, name: str, version: str) -> Path:
     return path
 
 
-def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[str, Any]:
+def measure(options: argparse.Namespace, model: Path, image: bytes) -> dict[str, Any]:
     """All rounds; returns the report."""
     facts = report.loaded_machine()
     samples: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in options.clients} for name in SERVERS}
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[st
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = folder / "post.lua"
-        script.write_bytes(lua(picture))
+        script.write_bytes(lua(image))
         ports, processes, started = {}, {}, {}
         for name in SERVERS:
             begin = time.perf_counter()
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace, model: Path, picture: bytes) -> dict[st
         "what": "closed loop of POST /predict, multipart, medians over interleaved rounds",
         "machine": facts,
         "model": {"file": str(model.relative_to(options.repository)), "bytes": model.stat().st_size},
-        "picture_bytes": len(picture),
+        "picture_bytes": len(image),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "servers": table(samples),
@@ -147,7 +147,7 @@ def markdown(found: dict[str, Any]) -> str:
         "# /predict under a closed loop",
         "",
         f"{found['machine']['cpu']}, {found['machine']['cores']} cores shared by client and server; "
-        f"{found['picture_bytes']} byte picture; medians of {found['rounds']} interleaved rounds of "
+        f"{found['picture_bytes']} byte image; medians of {found['rounds']} interleaved rounds of "
         f"{found['seconds']:g} s. Made by `python -m benchmarks.server`.",
         "",
         "| clients | contestant | req/s | p50 ms | p99 ms | CPU ms a request | failed |",
@@ -219,7 +219,7 @@ def serve_plain(model: Path, port: int, threads: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def raw_loop(model: Path, picture: bytes, batch: int, seconds: float) -> dict[str, float]:
+def raw_loop(model: Path, image: bytes, batch: int, seconds: float) -> dict[str, float]:
     """Images a second of decoding and inference alone, one thread with a session call of its own on every core."""
     import onnxruntime as ort
 
@@ -229,7 +229,7 @@ def raw_loop(model: Path, picture: bytes, batch: int, seconds: float) -> dict[st
     size = session.get_inputs()[0].shape[2]
 
     def one() -> Any:
-        opened: Image.Image = Image.open(io.BytesIO(picture)).convert("RGB")
+        opened: Image.Image = Image.open(io.BytesIO(image)).convert("RGB")
         if opened.size != (size, size):
             opened = opened.resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(opened).transpose(2, 0, 1)

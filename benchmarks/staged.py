@@ -117,11 +117,11 @@ def markdown(report: dict[str, Any]) -> str:
         "Made by `python -m benchmarks.alerts`; how stands at the top of that file. Everything ran on the loopback of",
         "one machine, which other work was using as well.",
         "",
-        f"- An hour of mixed traffic in {minutes:.0f} minutes: {report['rate']:g} pictures a second, {faster} times as",
+        f"- An hour of mixed traffic in {minutes:.0f} minutes: {report['rate']:g} images a second, {faster} times as",
         f"  fast as {report['rate'] / faster:g} a second would be. {100 * report['other_share']:g} % are honest "
-        "pictures that were scaled or lossily compressed,",
+        "images that were scaled or lossily compressed,",
         f"  {100 * report['broken_share']:g} % are broken uploads.",
-        f"- Pictures: {report['pictures']}.",
+        f"- Images: {report['images']}.",
         "  T0 means that the attacker had other networks only.",
         f"- Model: the bundled one, `{report['model_sha256'][:12]}`.",
         f"- Prometheus {report['prometheus']} scrapes and evaluates every {report['interval_seconds']:g} s; rules as "
@@ -149,8 +149,8 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             f"## Who was told of the {title}, and when",
             "",
-            f"Seconds after the first attacked picture could have been sent; the {title} lasted "
-            f"{phase['ends'] - phase['begins']:.0f} s and {100 * phase['share']:g} % of the pictures.",
+            f"Seconds after the first attacked image could have been sent; the {title} lasted "
+            f"{phase['ends'] - phase['begins']:.0f} s and {100 * phase['share']:g} % of the images.",
             "",
             "| alert | pending | firing | webhook told | resting again | webhook told |",
             "|---|---|---|---|---|---|",

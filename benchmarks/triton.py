@@ -60,13 +60,13 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds; returns the report."""
     facts = report.loaded_machine()
-    picture = uploaded(options.image)
+    image = uploaded(options.image)
     samples: dict[str, dict[int, list[dict[str, float]]]] = {name: {c: [] for c in options.clients} for name in ENGINES}
     memory: dict[str, float] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         script = folder / "post.lua"
-        script.write_bytes(lua(picture))
+        script.write_bytes(lua(image))
         convert = [sys.executable, "-m", "export.triton_python", "--repository", str(options.repository)]
         subprocess.run([*convert, "--out", str(folder / "triton")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         backend = stack.enter_context(Triton(folder / "triton", options.venv, folder / "triton.log"))
@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "closed loop of POST /predict, multipart, through Triton and embedded; medians over interleaved rounds",
         "machine": facts,
-        "picture_bytes": len(picture),
+        "picture_bytes": len(image),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "memory_mb": memory,
@@ -166,7 +166,7 @@ def markdown(found: dict[str, Any]) -> str:
         "# /predict through Triton, against the embedded engine",
         "",
         f"{facts['cpu']}, {facts['cores']} cores shared by client, server and Triton (load before: "
-        f"{facts['load_before'][0]:.1f}); {found['picture_bytes']} byte picture; medians of {found['rounds']} "
+        f"{facts['load_before'][0]:.1f}); {found['picture_bytes']} byte image; medians of {found['rounds']} "
         f"interleaved rounds of {found['seconds']:g} s. Triton is that of the nvidia-pytriton wheel, with its Python "
         "backend. Made by `python -m benchmarks.triton`.",
         "",

@@ -97,13 +97,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def kill(options: argparse.Namespace) -> dict[str, Any]:
     """Workers killed in turn: {workers, callers, answered, kills: [{failed, seconds}]}."""
     workers, done = max(options.workers), threading.Event()
-    picture = uploaded(None)
+    image = uploaded(None)
     counts = {"answered": 0, "failed": 0}
     lock = threading.Lock()
 
     def call() -> None:
         request = urllib.request.Request(
-            f"http://{server.address}/predict", data=picture, headers={"content-type": "image/png"}
+            f"http://{server.address}/predict", data=image, headers={"content-type": "image/png"}
         )
         while not done.is_set():
             try:

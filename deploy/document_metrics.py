@@ -29,7 +29,7 @@ LABELS = {
     "about": "`class` or `verdict`",
     "address": "a Triton from `AWNET_TRITON_URLS`",
     "block": "a block of the network, from the contract: `blocks.0` and so on",
-    "calibrated": "`true` or `false`: whether the thresholds speak for the picture",
+    "calibrated": "`true` or `false`: whether the thresholds speak for the image",
     "code": "HTTP status; of gRPC calls the HTTP status of the same outcome; 499 where the client left unanswered",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",

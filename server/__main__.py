@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python -m server --workers 4                       four processes behind one port
   AWNET_MAX_BATCH=8 python -m server                 every option is also a variable
 
-  curl -F image=@picture.png http://127.0.0.1:8000/predict
+  curl -F image=@image.png http://127.0.0.1:8000/predict
 """
 
 

@@ -15,7 +15,7 @@ class AWNetError(Exception):
     """Base of the tree.
 
     Args:
-        detail: one sentence for the caller; holds no path, no trace and nothing that the caller did not send or
+        detail: one sentence for the client; holds no path, no trace and nothing that the client did not send or
             cannot look up.
         image: the place of the offending image in the request, from 0, where there is one.
     """
@@ -34,7 +34,7 @@ class AWNetError(Exception):
 
 
 class RequestError(AWNetError):
-    """The caller can mend it."""
+    """The client can mend it."""
 
     slug, title = "bad-request", "Bad request"
 
@@ -144,7 +144,7 @@ class LinkLost(Unavailable):
 
 
 class StartupError(AWNetError):
-    """The server cannot start or the model cannot be served; told to whoever runs it, never to a caller."""
+    """The server cannot start or the model cannot be served; told to whoever runs it, never to a client."""
 
     slug, title = "startup", "Startup failed"
 

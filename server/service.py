@@ -1,7 +1,7 @@
 """What every front end shares: which model answers, the answer, its verdicts, and what is counted about them.
 
 `/predict` and the Open Inference Protocol, over HTTP and gRPC, all go through `lease` and `run`, so that canary,
-shadow, verdicts and metrics are the same whichever way a picture comes in.
+shadow, verdicts and metrics are the same whichever way an image comes in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .core.engine import Engine, Model, Priority, Signals, Terms
-from .core.images import Limits, Picture, Upload
+from .core.images import EncodedImage, ImageInput, Limits
 from .core.verdict import Verdict, judge
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
 from .monitoring.detection import Monitor
@@ -36,7 +36,7 @@ CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An answer with its verdicts, one for each picture, in their order."""
+    """An answer with its verdicts, one for each image, in their order."""
 
     model: Model
     signals: Signals
@@ -229,13 +229,13 @@ class Service:
         seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
         return Terms(time.monotonic() + seconds, priority)
 
-    async def run(self, lease: Lease, pictures: Sequence[Picture], terms: Terms) -> Outcome:
+    async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms) -> Outcome:
         """Answer and judge; counts verdicts, scores and stages.
 
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `engine.Runner.infer`.
         """
-        signals = await lease.infer(pictures, terms)
+        signals = await lease.infer(images, terms)
         if not signals.finite():
             raise EngineFault("the model gave an answer that is not finite")
         model = lease.model
@@ -245,30 +245,30 @@ class Service:
         self.metrics.judged(model, verdicts, scores)
         self.metrics.stages(signals)
         self.recent.add(verdicts)
-        self._watch(model, pictures, verdicts, scores, signals)
+        self._watch(model, images, verdicts, scores, signals)
         return Outcome(model, signals, verdicts)
 
     def _watch(
         self,
         model: Model,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         verdicts: Sequence[Verdict],
         scores: Sequence[float],
         signals: Signals,
     ) -> None:
         # Tensors come as the model takes them: no filter and no codec of ours has touched them.
         calibrated = [
-            picture.decoded is None or picture.decoded.calibrated if isinstance(picture, Upload) else True
-            for picture in pictures
+            image.decoded is None or image.decoded.calibrated if isinstance(image, EncodedImage) else True
+            for image in images
         ]
         self.monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
         request = CURRENT.get()
         if request is not None:
             request.judged(model, verdicts, signals)
-            if request.sender is not None:
+            if request.client_address is not None:
                 for verdict in verdicts:
                     if verdict != "clean":
-                        self.monitor.clients.flagged(request.sender)
+                        self.monitor.clients.flagged(request.client_address)
 
     def _counted(self) -> Counted:
         clients = self.monitor.clients

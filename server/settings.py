@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     )
 
     timeout_seconds: float = Field(
-        10.0, gt=0, description="Give a request up after this long; a caller may ask for less."
+        10.0, gt=0, description="Give a request up after this long; a client may ask for less."
     )
     batch_delay_ms: float = Field(
         1.0, ge=0, description="Longest wait for more images while others run; an idle server never waits."
@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     breaker_seconds: float = Field(1.0, gt=0, description="How often a Triton that is left alone is tried again.")
 
     max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
-    max_pixels: int = Field(16_000_000, ge=1, description="Largest picture, width times height.")
-    min_side: int = Field(8, ge=1, description="Smallest width or height of a picture, pixels.")
+    max_pixels: int = Field(16_000_000, ge=1, description="Largest image, width times height.")
+    min_side: int = Field(8, ge=1, description="Smallest width or height of an image, pixels.")
     max_images: int = Field(32, ge=1, description="Most images in one request.")
 
     workers: int = Field(

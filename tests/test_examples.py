@@ -1,4 +1,4 @@
-"""The example pictures: made by the committed script, the size the model knows, each with an honest twin."""
+"""The example images: made by the committed script, the size the model knows, each with an honest twin."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from examples.draw import CHOSEN, draw
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EPS = 8  # levels of 255
-PICTURES = sorted(EXAMPLES.glob("*.png"))
-TWINS = [p for p in PICTURES if p.stem.endswith("-adversarial")]
-CLEAN = [p for p in PICTURES if p not in TWINS]
+IMAGES = sorted(EXAMPLES.glob("*.png"))
+TWINS = [p for p in IMAGES if p.stem.endswith("-adversarial")]
+CLEAN = [p for p in IMAGES if p not in TWINS]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -24,13 +24,13 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image, dtype=int)
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=lambda p: p.stem)
-def test_an_example_is_a_small_rgb_png_without_metadata(picture):
+@pytest.mark.parametrize("image", IMAGES, ids=lambda p: p.stem)
+def test_an_example_is_a_small_rgb_png_without_metadata(image):
     """The server takes it as it is: nothing to resize, nothing lossy, nothing hidden in it."""
-    with Image.open(picture) as image:
-        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (32, 32))
-        assert not image.info
-    assert picture.stat().st_size < 4096
+    with Image.open(image) as opened:
+        assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (32, 32))
+        assert not opened.info
+    assert image.stat().st_size < 4096
 
 
 def test_there_are_at_least_six_examples_of_different_classes():
@@ -38,17 +38,17 @@ def test_there_are_at_least_six_examples_of_different_classes():
     assert len({p.stem for p in CLEAN}) >= 6
 
 
-@pytest.mark.parametrize("picture", [p for p in CLEAN if p.stem != "chelsea"], ids=lambda p: p.stem)
-def test_the_script_draws_the_committed_picture_again(picture):
+@pytest.mark.parametrize("image", [p for p in CLEAN if p.stem != "chelsea"], ids=lambda p: p.stem)
+def test_the_script_draws_the_committed_image_again(image):
     """`examples/draw.py` is where it comes from; another processor may round a pixel one or two levels differently."""
-    again = np.asarray(draw(picture.stem, CHOSEN[picture.stem]), dtype=int)
-    assert np.abs(again - pixels(picture)).max() <= 2
+    again = np.asarray(draw(image.stem, CHOSEN[image.stem]), dtype=int)
+    assert np.abs(again - pixels(image)).max() <= 2
 
 
-@pytest.mark.parametrize("picture", CLEAN, ids=lambda p: p.stem)
-def test_a_twin_differs_by_at_most_eight_levels_and_does_differ(picture):
-    """A person sees the same picture twice: the change stays within eps 8/255."""
-    change = np.abs(pixels(picture.with_name(f"{picture.stem}-adversarial.png")) - pixels(picture))
+@pytest.mark.parametrize("image", CLEAN, ids=lambda p: p.stem)
+def test_a_twin_differs_by_at_most_eight_levels_and_does_differ(image):
+    """A person sees the same image twice: the change stays within eps 8/255."""
+    change = np.abs(pixels(image.with_name(f"{image.stem}-adversarial.png")) - pixels(image))
     assert 0 < change.max() <= EPS
 
 
@@ -66,7 +66,7 @@ def test_a_twin_is_made_that_fools_the_network_it_was_made_on():
     assert fooled.float().mean() > 0.8
 
 
-def test_a_picture_that_is_named_after_no_class_is_refused():
+def test_an_image_that_is_named_after_no_class_is_refused():
     """An attack needs the true class; guessing it from the surrogate would make a twin of the wrong thing."""
     assert attack.LABELS[attack.label(Path("chelsea.png"))] == "cat"
     with pytest.raises(ValueError, match="named after no class"):

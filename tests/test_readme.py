@@ -80,7 +80,7 @@ def test_the_readme_shows_the_two_commands_and_a_question_with_its_answer():
     assert asked and all(c.answer for c in asked)
 
 
-def test_the_readme_shows_a_picture_called_clean_and_its_twin_called_adversarial():
+def test_the_readme_shows_an_image_called_clean_and_its_twin_called_adversarial():
     """Both halves of the promise stand there: the right class, and the alarm."""
     answers = {re.search(r"examples/([\w-]+)\.png", c.text)[1]: c.answer["results"][0] for c in COMMANDS if c.answer}
     clean, twin = answers["ship"], answers["ship-adversarial"]

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, as tests of the page and its pictures start it."""
+"""A real Chromium without a window, as tests of the page and its images start it."""
 
 from __future__ import annotations
 

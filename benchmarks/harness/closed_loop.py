@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .load import picture
+from .load import noise_png
 from .processes import cpu_seconds
 from .report import ROOT
 
@@ -42,13 +42,13 @@ def chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:
-    """Which picture is sent, as `uploaded` reads it."""
-    parser.add_argument("--image", type=Path, help="the picture to upload [a 32 px PNG of noise, 3 kB]")
+    """Which image is sent, as `uploaded` reads it."""
+    parser.add_argument("--image", type=Path, help="the image to upload [a 32 px PNG of noise, 3 kB]")
 
 
 def uploaded(image: Path | None) -> bytes:
-    """The picture to send: one that compresses no better than a photograph, if none is given."""
-    return image.read_bytes() if image else picture(32, 0)
+    """The image to send: one that compresses no better than a photograph, if none is given."""
+    return image.read_bytes() if image else noise_png(32, 0)
 
 
 def add_rounds(parser: argparse.ArgumentParser, clients: list[int]) -> None:
@@ -80,14 +80,14 @@ def kept(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Sequence[Figur
     return {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()}
 
 
-def lua(picture: bytes) -> bytes:
-    """The wrk script that posts `picture` as a browser would and prints its figures as JSON."""
+def lua(image: bytes) -> bytes:
+    """The wrk script that posts `image` as a browser would and prints its figures as JSON."""
     boundary = "awnet-benchmark"
     body = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="picture.png"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n'
         "Content-Type: image/png\r\n\r\n"
     ).encode()
-    body += picture + f"\r\n--{boundary}--\r\n".encode()
+    body += image + f"\r\n--{boundary}--\r\n".encode()
     text = "".join(f"\\{byte:03d}" for byte in body)
     return f"""wrk.method = "POST"
 wrk.body = "{text}"

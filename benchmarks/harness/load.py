@@ -1,6 +1,6 @@
 """Steady load from callers that check every answer.
 
-A caller counts as failed whatever is not a whole answer of status 200 with the values that the same picture got before
+A caller counts as failed whatever is not a whole answer of status 200 with the values that the same image got before
 the fault: a wrong answer is worse than none and is counted apart.
 """
 
@@ -24,7 +24,7 @@ from .exchange import Link, exchange, post, read_answer
 TOLERANCE = 1e-3  # of a score; the model's own golden tolerance is of this order
 
 
-def picture(side: int, seed: int) -> bytes:
+def noise_png(side: int, seed: int) -> bytes:
     """A PNG of noise: 3 kB at 32 pixels, 20 kB at 96."""
     pixels = np.clip(np.random.default_rng(seed).normal(128, 30, (side, side, 3)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def drawing() -> bytes:
 
 
 # Small ones fit haproxy's buffer and can be sent to the other front end again; the large ones cannot.
-PICTURES = (picture(32, 0), picture(32, 1), picture(96, 2))
+IMAGES = (noise_png(32, 0), noise_png(32, 1), noise_png(96, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Load:
     keeping: int = 4
     opening: int = 4
     pause: float = 0.02
-    pictures: Sequence[bytes] = PICTURES
+    images: Sequence[bytes] = IMAGES
     seconds: float = 20.0
     samples: list[Sample] = field(default_factory=list)
     flying: int = 0
@@ -77,8 +77,8 @@ class Load:
     _ending: bool = False
 
     async def learn(self) -> None:
-        """Ask each picture once, before any fault: these are the right answers."""
-        for which, data in enumerate(self.pictures):
+        """Ask each image once, before any fault: these are the right answers."""
+        for which, data in enumerate(self.images):
             status, body = await exchange(self.port, post(data, keep=False), self.seconds)
             if status != 200:
                 raise RuntimeError(f"status {status} before any fault: {body[:300]!r}")
@@ -106,7 +106,7 @@ class Load:
         turn = number
         await asyncio.sleep(self.pause * number / (self.keeping + self.opening))
         while not self._ending:
-            link = await self.once(turn % len(self.pictures), keep, link)
+            link = await self.once(turn % len(self.images), keep, link)
             turn += 1
             await asyncio.sleep(self.pause)
         if link is not None:
@@ -121,7 +121,7 @@ class Load:
             async with asyncio.timeout(self.seconds):
                 if link is None:
                     link = await asyncio.open_connection("127.0.0.1", self.port)
-                link[1].write(post(self.pictures[which], keep))
+                link[1].write(post(self.images[which], keep))
                 status, body, closes = await read_answer(link[0])
             outcome, version = self._judge(which, status, body)
         except (OSError, EOFError, TimeoutError, ValueError) as error:

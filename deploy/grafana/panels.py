@@ -244,7 +244,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Who sends what is flagged",
-            "Share of flagged images that one sender sent, at least. The list itself, under salted hashes, is on the "
+            "Share of flagged images that one client sent, at least. The list itself, under salted hashes, is on the "
             "admin port.",
             "percentunit",
             one(f"max by (instance) (awnet_flagged_largest_client_ratio{{{S}}})", "{{instance}}"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the image that build.sh made, twice, and uploads a picture to it each time:
+# Runs the image that build.sh made, twice, and uploads an example image to it each time:
 #   1. `buildah run`, as user 10001, with its own health check;
 #   2. in a mount namespace whose root is read-only but for a tmpfs on /tmp, without any capability.
 # It prints what held and ends with a failing status at the first thing that does not. It proves that the image starts,

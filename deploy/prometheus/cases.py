@@ -122,7 +122,7 @@ CASES = [
     ),
     Case(
         "AWNetErrorBudgetBurn",
-        {name("awnet_requests_total", 'code="422"'): "0+600x600"},  # the callers' own mistakes
+        {name("awnet_requests_total", 'code="422"'): "0+600x600"},  # the clients' own mistakes
         quiet=(60, 120, 300, 500),
     ),
     Case("AWNetLatencyBudgetBurn", SLOW, quiet=(60, 130), firing=(90, 119), labels='burn="14.4"'),

@@ -33,7 +33,7 @@ _UNDERSTOOD = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the model's input. `size` is the side of the square input, pixels."""
+    """How an image becomes the model's input. `size` is the side of the square input, pixels."""
 
     size: int
     resize: str

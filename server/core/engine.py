@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import AWNetError, SelfTestFailed
 from .contract import Contract
-from .images import Picture, Pixels
+from .images import ImageInput, PixelArray
 
 Priority = Literal["normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("normal", "low")
@@ -52,10 +52,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """The answer to a request of N pictures, rows in their order.
+    """The answer to a request of N images, rows in their order.
 
     logits [N,K], p_type [N,2] = (P(adversarial), P(natural)), omega [N,C], all float32. Of the seconds, `decode` is
-    the work on all pictures of the request, `inference` the executions that they took part in, `queue` the rest.
+    the work on all images of the request, `inference` the executions that they took part in, `queue` the rest.
     """
 
     logits: NDArray[np.float32]
@@ -82,13 +82,13 @@ class Runner(Protocol):
         Raises EngineFault.
         """
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = ...) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = ...) -> Signals:
         """Answer one request; decoding happens here too, off the event loop.
 
         Raises:
             QueueFull: no room; nothing has been done.
             DeadlineExceeded: the answer would come too late, or did.
-            RequestError: a picture cannot be decoded.
+            RequestError: an image cannot be decoded.
             EngineUnavailable: the engine cannot be reached; nothing has been done.
             EngineFault: the model failed.
         """
@@ -138,8 +138,8 @@ async def self_test(runner: Runner, terms: Terms | None = None) -> None:
     rows = len(golden.image)
     for first, count in [(0, rows), *((row, 1) for row in range(rows))]:
         try:
-            pictures = [Pixels(image) for image in golden.image[first : first + count]]
-            signals = await runner.infer(pictures, terms or Terms())
+            images = [PixelArray(image) for image in golden.image[first : first + count]]
+            signals = await runner.infer(images, terms or Terms())
         except AWNetError as error:
             raise SelfTestFailed(f"the engine failed on the golden inputs: {error.detail}") from error
         for name, expected in golden.outputs.items():

@@ -1,6 +1,6 @@
-"""Bytes to a validated uint8 array. Every size and format limit of a picture lives here.
+"""Bytes to a validated uint8 array. Every size and format limit of an image lives here.
 
-Only PNG, JPEG and WebP are opened, by their first bytes and never by what the caller says they are. Dimensions are
+Only PNG, JPEG and WebP are opened, by their first bytes and never by what the client says they are. Dimensions are
 checked before pixels are decoded. What the network sees: orientation by EXIF, transparency over white, RGB, the
 centre square of the short side, scaled to the model's size by an antialiased bilinear filter (the contract's
 `preprocessing`).
@@ -26,7 +26,7 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_PNG_CHUNKS = 4096  # a valid 8 MiB file has about a thousand; more is an attempt to keep the parser busy
 DRAFT_GAP = 4  # a JPEG is decoded at no less than this many times the target size, then filtered
-LARGE_BYTES, LARGE_PIXELS = 64 << 10, 512 * 512  # beyond either a picture may take milliseconds to decode
+LARGE_BYTES, LARGE_PIXELS = 64 << 10, 512 * 512  # beyond either an image may take milliseconds to decode
 _ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
 
 # What Pillow's three readers raise on broken input, found by corrupting files (see the tests).
@@ -60,7 +60,7 @@ class Limits:
     min_side: int = 8
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """pixels [3,S,S] uint8 RGB; width and height as a viewer would show the file; see `calibrated`."""
 
     pixels: NDArray[np.uint8]
@@ -76,7 +76,7 @@ class Decoded(NamedTuple):
         return not (self.resized or self.lossy)
 
 
-class Picture(Protocol):
+class ImageInput(Protocol):
     """One image on its way to an engine.
 
     An engine calls `pixels` once, on a thread of its own, because it may decode; `large` tells beforehand that this
@@ -90,8 +90,8 @@ class Picture(Protocol):
         """[3, size, size] uint8 RGB. Raises an `errors.RequestError`."""
 
 
-class Pixels:
-    """A picture that is already decoded: golden inputs, tensors."""
+class PixelArray:
+    """An image that is already decoded: golden inputs, tensors."""
 
     large = False
 
@@ -104,8 +104,8 @@ class Pixels:
         return self._pixels
 
 
-class Upload:
-    """An encoded picture as it came in. `decoded` is set once `pixels` has been called."""
+class EncodedImage:
+    """An encoded image as it came in. `decoded` is set once `pixels` has been called."""
 
     __slots__ = ("_data", "_index", "_limits", "decoded", "large")
 
@@ -113,7 +113,7 @@ class Upload:
         self._data: bytes | None = data
         self._limits = limits
         self._index = index
-        self.decoded: Decoded | None = None
+        self.decoded: DecodedImage | None = None
         self.large = len(data) > LARGE_BYTES or (
             data.startswith(PNG_SIGNATURE)
             and len(data) >= 24
@@ -143,8 +143,8 @@ def sniff(data: bytes) -> Format:
     raise UnsupportedMedia("the image is none of PNG, JPEG, WebP")
 
 
-def decode(data: bytes, size: int, limits: Limits) -> Decoded:
-    """An encoded picture as the network sees it, [3, size, size].
+def decode(data: bytes, size: int, limits: Limits) -> DecodedImage:
+    """An encoded image as the network sees it, [3, size, size].
 
     Raises:
         UnsupportedMedia: another format.
@@ -159,7 +159,7 @@ def decode(data: bytes, size: int, limits: Limits) -> Decoded:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             stored = image.size
             _check_size(stored, limits)
-            # A JPEG of several pictures (MPO) is one photograph and its previews; the others are animations.
+            # A JPEG of several images (MPO) is one photograph and its previews; the others are animations.
             if kind != "JPEG" and getattr(image, "is_animated", False):
                 raise AnimatedImage("the image has more than one frame")
             if kind == "JPEG":
@@ -179,7 +179,7 @@ def decode(data: bytes, size: int, limits: Limits) -> Decoded:
     # A copy in the layout of the network: one image is small, and Pillow's memory is freed at once.
     pixels = np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
     lossy = kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data))
-    return Decoded(pixels, kind, width, height, resized, lossy)
+    return DecodedImage(pixels, kind, width, height, resized, lossy)
 
 
 def check_png(data: bytes) -> None:
@@ -222,7 +222,7 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; the common picture without EXIF is not searched."""
+    """The EXIF orientation, 1 (upright) to 8; the common image without EXIF is not searched."""
     if "exif" not in image.info and "Raw profile type exif" not in image.info and "xmp" not in image.info:
         return 1
     orientation = image.getexif().get(_ORIENTATION, 1)
@@ -246,7 +246,7 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
     """The centre square of the short side, scaled to `size`; antialiased, because Pillow widens the filter.
 
-    One step in place of scaling and then cropping: a ribbon of 60,000 x 8 pixels never becomes a large picture.
+    One step in place of scaling and then cropping: a ribbon of 60,000 x 8 pixels never becomes a large image.
     """
     width, height = image.size
     side = min(width, height)

@@ -1,6 +1,6 @@
 """Threads that feed models from one bounded queue. What runs when is decided by `scheduling`; here it is done.
 
-Worker threads, as many as cores, serve all opened models: they take a batch, decode its pictures and run the model, so
+Worker threads, as many as cores, serve all opened models: they take a batch, decode its images and run the model, so
 that an image is handed over once on its way in and once on its way out. The scheduler's state is touched under one
 lock, held for microseconds: once a request, once a batch. All else that is shared belongs to the event loop's thread.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Signals, Terms
-from ..core.images import Picture
+from ..core.images import ImageInput
 from ..errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
 from .scheduling import Batch, Job, Lane, Scheduler
 
@@ -29,19 +29,19 @@ log = logging.getLogger("awnet.batching")
 
 
 class _Ticket(Job):
-    """One request: its pictures, their rows as they come in, and the future that waits for all of them."""
+    """One request: its images, their rows as they come in, and the future that waits for all of them."""
 
-    __slots__ = ("decode", "feed", "future", "inference", "missing", "pictures", "rows")
+    __slots__ = ("decode", "feed", "future", "images", "inference", "missing", "rows")
 
-    def __init__(self, feed: Feed, pictures: Sequence[Picture], future: asyncio.Future[Signals], terms: Terms) -> None:
-        super().__init__(feed.lane, len(pictures), terms.deadline, terms.priority == "low")
+    def __init__(self, feed: Feed, images: Sequence[ImageInput], future: asyncio.Future[Signals], terms: Terms) -> None:
+        super().__init__(feed.lane, len(images), terms.deadline, terms.priority == "low")
         self.feed = feed
         self.future = future
-        self.pictures = pictures
-        self.rows: list[tuple[Outputs, int] | None] = [None] * len(pictures)
-        self.missing = len(pictures)
+        self.images = images
+        self.rows: list[tuple[Outputs, int] | None] = [None] * len(images)
+        self.missing = len(images)
         self.decode = 0.0
-        self.inference: dict[int, float] = {}  # seconds by execution: pictures of one request may share one
+        self.inference: dict[int, float] = {}  # seconds by execution: images of one request may share one
 
 
 class _Piece:
@@ -69,17 +69,17 @@ class Feed:
         self._open = 0  # requests that were accepted and are not answered
         self._emptied = asyncio.Event()  # everybody is answered and nothing runs
 
-    async def submit(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+    async def submit(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
         """Run one request. Raises MissingImage, QueueFull, DeadlineExceeded, EngineFault, or what decoding raises.
 
-        All of the pictures are answered or none. A caller that goes away takes what still waits out of the queue.
+        All of the images are answered or none. A client that goes away takes what still waits out of the queue.
         """
         if self.closing:
             raise EngineUnavailable("this version of the model has been closed")
-        if not pictures:
+        if not images:
             raise MissingImage("the request holds no image")
         batcher = self._batcher
-        ticket = _Ticket(self, pictures, batcher.loop.create_future(), terms)
+        ticket = _Ticket(self, images, batcher.loop.create_future(), terms)
         batcher.enter(ticket)
         self._open += 1
         try:
@@ -273,7 +273,7 @@ class Batcher:
             if batch is not None:
                 # Only now, so that whoever has an answer finds its room free.
                 self._post(batch, last)
-            batch = last = None  # a worker that rests holds no pictures and no model
+            batch = last = None  # a worker that rests holds no images and no model
             if isinstance(work, Batch):
                 batch = work
                 last, executions = self._run(batch)
@@ -291,12 +291,12 @@ class Batcher:
     def _run(self, batch: Batch[_Ticket]) -> tuple[_Piece | None, list[tuple[int, float]]]:
         """Decode and execute. All pieces are posted but the last, which is returned with (size, seconds) of all.
 
-        Large pictures come after the small ones, each by itself, so that 48 ms of decoding hold up nobody who waits
+        Large images come after the small ones, each by itself, so that 48 ms of decoding hold up nobody who waits
         for 1.
         """
         groups = [batch.parts]
         if len(batch.parts) > 1:
-            large = [part for part in batch.parts if part[0].pictures[part[1]].large]
+            large = [part for part in batch.parts if part[0].images[part[1]].large]
             if large:
                 groups = [[part for part in batch.parts if part not in large], *([part] for part in large)]
         executions: list[tuple[int, float]] = []
@@ -307,7 +307,7 @@ class Batcher:
                 last = None
             images, parts, decode = self._decode(batch, group)
             at = 0
-            # One size, unless a picture was broken or nobody waits for it any more.
+            # One size, unless an image was broken or nobody waits for it any more.
             for size in self._scheduler.pieces(len(images)):
                 if last is not None:
                     self._post(batch, last)
@@ -330,7 +330,7 @@ class Batcher:
             error: AWNetError
             started = time.perf_counter()
             try:
-                images.append(ticket.pictures[index].pixels(ticket.feed.size))
+                images.append(ticket.images[index].pixels(ticket.feed.size))
             except AWNetError as fault:
                 error = fault
             except Exception:  # a fault of ours: the request fails, the worker and its neighbours live on
@@ -397,6 +397,6 @@ def _signals(ticket: _Ticket) -> Signals:
         logits, p_type, omega = (np.stack([outputs[k][at] for outputs, at in rows]) for k in range(3))
     inference = sum(ticket.inference.values())
     total = time.monotonic() - ticket.arrived
-    # Several pictures are decoded side by side, so that the stages may add up to more than the time that passed.
+    # Several images are decoded side by side, so that the stages may add up to more than the time that passed.
     queue = max(0.0, total - ticket.decode - inference)
     return Signals(logits, p_type, omega, ticket.decode, queue, inference)

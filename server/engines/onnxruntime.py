@@ -15,7 +15,7 @@ from ..core import contract
 from ..core.contract import Contract
 from ..core.cpu_limits import usable_cores
 from ..core.engine import Model, Runner, Signals, Terms
-from ..core.images import Picture
+from ..core.images import ImageInput
 from ..errors import ContractError, NotReady
 from .batching import FOREVER, Batcher, Feed, Outputs, Run
 from .repository import Repository
@@ -125,8 +125,8 @@ class _Opened:
         await self._feed.warm(self._model.contract.golden.image)
         await asyncio.to_thread(_return_memory)
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
-        return await self._feed.submit(pictures, terms)
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
+        return await self._feed.submit(images, terms)
 
     async def close(self) -> None:
         await self._feed.close()

@@ -12,7 +12,7 @@ The rules:
 * *Delay.* None while a second worker is idle or nothing else runs. Otherwise the last idle worker may wait for the
   next bucket to fill, if by the rate of arrivals it will have filled before the wait costs more than running together
   saves, and never beyond `delay` after the oldest image came. Where such waits end in vain (the next to come are those
-  that now run: their callers send again only when answered), they are left off for a while.
+  that now run: their clients send again only when answered), they are left off for a while.
 * *Room.* At most `capacity` images wait or run, and low ones are let in only up to half of it.
 * *Deadlines.* An image is not started past its deadline, nor when it would be late and another waits; a request that
   the line ahead would make late is refused on arrival.

@@ -1,7 +1,7 @@
 """HTTP for the engine: routes, and one way to tell every error. It translates and decides nothing.
 
 `/predict` is answered by `Front`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
-decoding of a small picture; health, metrics and the documents are ordinary FastAPI routes behind the same layer.
+decoding of a small image; health, metrics and the documents are ordinary FastAPI routes behind the same layer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..core.images import Upload
+from ..core.images import EncodedImage
 from ..errors import (
     READ,
     AWNetError,
@@ -44,7 +44,7 @@ def create_app(service: Service) -> Front:
     """The application on top of `service`, which whoever runs it starts and stops."""
     app = _Routes(
         title="AW-Net server",
-        description="Which class, and was the picture tampered with?",
+        description="Which class, and was the image tampered with?",
         docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
     )
@@ -121,7 +121,7 @@ class Front:
             except Exception as error:
                 told = request.refused(_named(error))
                 if request.status:
-                    raise  # half an answer is out: only closing the connection tells the caller
+                    raise  # half an answer is out: only closing the connection tells the client
                 await exchange.respond(*self._refusal(scope["path"], told, request.id))
 
     async def _answer(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request: Request) -> None:
@@ -163,8 +163,8 @@ class Front:
 
         body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
         content_type = headers.get(b"content-type", b"").decode("latin-1")
-        files = upload.pictures(content_type, body, settings.max_images)
-        pictures = [Upload(file, service.limits, index) for index, file in enumerate(files)]
+        files = upload.encoded_images(content_type, body, settings.max_images)
+        images = [EncodedImage(file, service.limits, index) for index, file in enumerate(files)]
         del body, files
         terms = service.terms(query.timeout_seconds, query.priority)
         with service.lease(query.model, query.version) as lease:
@@ -172,9 +172,9 @@ class Front:
             if query.top_k is not None:
                 query.classes(len(model.contract.labels))  # refused before any work is done
             with exchange:
-                outcome = await service.run(lease, pictures, terms)
+                outcome = await service.run(lease, images, terms)
         signals = outcome.signals
-        decoded = [picture.decoded for picture in pictures if picture.decoded is not None]
+        decoded = [image.decoded for image in images if image.decoded is not None]
         answers = results(model, signals, outcome.verdicts, decoded, query)
         timing = {
             "decode": round(1000 * signals.decode_seconds, 3),

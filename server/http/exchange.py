@@ -1,4 +1,4 @@
-"""One request's exchange over HTTP: its body comes in, its answer goes out, and its caller may leave in between."""
+"""One request's exchange over HTTP: its body comes in, its answer goes out, and its client may leave in between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import BodyTooLarge
 from ..monitoring.request import Request
 
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
-ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its caller has gone
+ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
 
 
 class ClientGoneError(Exception):
@@ -21,7 +21,7 @@ class ClientGoneError(Exception):
 
 
 class Attention:
-    """Has those listen for their caller who are still at work after a while: listening costs a task each.
+    """Has those listen for their client who are still at work after a while: listening costs a task each.
 
     One timer looks at all of them, because setting one for each request costs more than the rest of this.
     """
@@ -55,12 +55,12 @@ class Exchange:
 
     Args:
         request: is told the status once the answer has begun.
-        attention: who listens for callers that leave.
+        attention: who listens for clients that leave.
         headers: of the request, names in lower case.
         head: the method is HEAD.
         close: give the connection up after the answer.
 
-    Once the body has been read, `with exchange:` gives up what it awaits if the caller hangs up meanwhile, and then
+    Once the body has been read, `with exchange:` gives up what it awaits if the client hangs up meanwhile, and then
     raises ClientGoneError.
     """
 
@@ -114,7 +114,7 @@ class Exchange:
                 raise ClientGoneError from None
 
     def listen(self) -> None:
-        """Wait for the caller to hang up."""
+        """Wait for the client to hang up."""
         self._listening = asyncio.create_task(self._until_gone())
 
     async def _until_gone(self) -> None:
@@ -153,7 +153,7 @@ class Exchange:
         return body
 
     async def respond(self, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Send a whole answer. Where the request's body was not read, let the caller finish sending it."""
+        """Send a whole answer. Where the request's body was not read, let the client finish sending it."""
         headers = [(b"x-request-id", self._request_id), *told]
         given = {name for name, _ in told}
         if b"cache-control" not in given:
@@ -173,7 +173,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def _linger(self) -> None:
-        # Closing on a caller that is still sending resets the connection, and it never sees the answer.
+        # Closing on a client that is still sending resets the connection, and it never sees the answer.
         dropped, more = 0, True
         try:
             async with asyncio.timeout(LINGER_SECONDS):

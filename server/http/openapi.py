@@ -51,7 +51,7 @@ def document_predict(openapi: dict[str, Any]) -> dict[str, Any]:
         }
     openapi.setdefault("paths", {})["/predict"] = {
         "post": {
-            "summary": "Which class, and was the picture tampered with?",
+            "summary": "Which class, and was the image tampered with?",
             "operationId": "predict",
             "parameters": [
                 {

@@ -38,7 +38,7 @@ MEDIA = {
 }
 JSON = b"application/json"
 
-# Nothing inline, nothing from elsewhere; `blob:` is the preview of the visitor's own picture.
+# Nothing inline, nothing from elsewhere; `blob:` is the preview of the visitor's own image.
 POLICY = b"; ".join(
     (
         b"default-src 'none'",
@@ -82,7 +82,7 @@ class Page:
         loaded: the models that can answer now, name -> version -> model.
         default: the model that answers where a request names none.
         recent: the verdicts of the last minutes.
-        examples: a folder with pictures to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
+        examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
             offers none.
     """
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core.contract import OmegaSlice
 from ..core.engine import PRIORITIES, Model, Priority, Signals
-from ..core.images import Decoded
+from ..core.images import DecodedImage
 from ..core.verdict import Verdict, probabilities, shown, significant, top
 from ..errors import InvalidQuery
 
@@ -29,13 +29,13 @@ _Word = TypeVar("_Word", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the caller asks for.
+    """What the client asks for.
 
     Attributes:
         top_k: how many classes to name; None is five, or all where there are fewer.
         signals: how much of omega to add.
         model, version: which one is to answer; None is the default model and its latest version.
-        timeout_seconds: how long the caller will wait; None is as long as the server allows.
+        timeout_seconds: how long the client will wait; None is as long as the server allows.
         priority: see `engine.Terms`.
     """
 
@@ -102,7 +102,7 @@ def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default
 
 
 def results(
-    model: Model, signals: Signals, verdicts: Sequence[Verdict], decoded: Sequence[Decoded], query: Query
+    model: Model, signals: Signals, verdicts: Sequence[Verdict], decoded: Sequence[DecodedImage], query: Query
 ) -> list[dict[str, Any]]:
     """The `results` of the answer. Raises InvalidQuery where more classes are asked for than there are."""
     labels, thresholds = model.contract.labels, model.contract.thresholds
@@ -111,7 +111,7 @@ def results(
     classes = query.classes(len(labels))
     answers = []
     likely = probabilities(signals.logits)
-    for n, (score, picture) in enumerate(zip(signals.p_type[:, 0].tolist(), decoded, strict=True)):
+    for n, (score, image) in enumerate(zip(signals.p_type[:, 0].tolist(), decoded, strict=True)):
         row = likely[n]
         answer: dict[str, Any] = {
             "predictions": [
@@ -122,13 +122,13 @@ def results(
                 "verdict": verdicts[n],
                 "thresholds": limits,
                 "target_fpr": rates,
-                "calibrated": picture.calibrated,
+                "calibrated": image.calibrated,
             },
             "image": {
-                "format": picture.format,
-                "width": picture.width,
-                "height": picture.height,
-                "resized": picture.resized,
+                "format": image.format,
+                "width": image.width,
+                "height": image.height,
+                "resized": image.resized,
             },
         }
         if query.signals != "none":

@@ -1,4 +1,4 @@
-"""A request body to the encoded pictures in it: `multipart/form-data`, or one raw `image/*`.
+"""A request body to the encoded images in it: `multipart/form-data`, or one raw `image/*`.
 
 The whole body is in memory already (its size is limited), so a part is found by searching for the boundary; there is
 no streaming parser to pay for or to confuse. File names are read to tell a file from a plain field, and never used.
@@ -21,8 +21,8 @@ _DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:[ \t]*form-data[ \t]*
 _PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)=("(?:[^"\\]|\\.)*"|[^;\s"]*)')
 
 
-def pictures(content_type: str, body: bytes, most: int) -> list[bytes]:
-    """The encoded pictures of a request, one or more, at most `most`.
+def encoded_images(content_type: str, body: bytes, most: int) -> list[bytes]:
+    """The encoded images of a request, one or more, at most `most`.
 
     Raises:
         UnsupportedMedia: neither multipart/form-data nor PNG, JPEG, WebP.

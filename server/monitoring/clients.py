@@ -1,4 +1,4 @@
-"""Who sends what is flagged: the largest senders, in bounded memory, under names that tell nothing of the address."""
+"""Who sends what is flagged: the largest clients, in bounded memory, under names that tell nothing of the address."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 MOST_CLIENTS = 256
 HALF_LIFE_SECONDS = 3600.0
-TOP = 20  # senders in a report
+TOP = 20  # clients in a report
 
 
 @dataclass
 class Client:
-    """One sender in the list. The true count lies between `flagged - most_too_many` and `flagged`."""
+    """One client in the list. The true count lies between `flagged - most_too_many` and `flagged`."""
 
     name: str
     flagged: int
@@ -27,7 +27,7 @@ class TopClients:
     Method: A. Metwally et al., "Efficient computation of frequent and top-k elements in data streams", 2005.
 
     Whoever holds more than 1 / `most` of all flagged images is in the list for certain. Counts halve every
-    `half_life` seconds, so that yesterday's sender leaves.
+    `half_life` seconds, so that yesterday's client leaves.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Watch:
         cusums: one for each threshold.
         scores, omega: drift.
         calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs and in `scores`: the
-            false-positive rates do not hold for a picture that was scaled or lossily compressed.
+            false-positive rates do not hold for an image that was scaled or lossily compressed.
         golden_probes: (verdict that a golden image must get, how the answer was) -> how often, 0 included.
     """
 

@@ -180,7 +180,7 @@ def modes() -> dict[str, str]:
 
 
 def report(counted: Counted) -> dict[str, object]:
-    """For the admin port: what is exported of each version, and the senders that no label may name."""
+    """For the admin port: what is exported of each version, and the clients that no label may name."""
     models: dict[tuple[str, str], dict[str, Any]] = {}
     for family in counted.families.collect():
         if (put := _REPORTED.get(family.name)) is None:

@@ -28,8 +28,8 @@ class Counted:
     """What one process or several have counted until now: metrics, and what no label may name.
 
     Attributes:
-        clients: senders of flagged images, largest first.
-        flagged_images: of all senders.
+        clients: clients of flagged images, largest first.
+        flagged_images: of all clients.
     """
 
     families: Families

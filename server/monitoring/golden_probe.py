@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..core.contract import Golden, Thresholds
 from ..core.engine import Model, Signals, Terms
-from ..core.images import Limits, Picture, Upload
+from ..core.images import EncodedImage, ImageInput, Limits
 from ..core.verdict import Verdict, judge
 from ..errors import AWNetError
 from .detection import Monitor, Result
@@ -66,17 +66,17 @@ class Answering(Protocol):
     @property
     def model(self) -> Model: ...
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms) -> Signals: ...
+    async def infer(self, images: Sequence[ImageInput], terms: Terms) -> Signals: ...
 
 
 @dataclass
 class GoldenProbes:
-    """Sends golden images now and then, through decoding, queue and engine, as a user's picture would go.
+    """Sends golden images now and then, through decoding, queue and engine, as a user's image would go.
 
     Args:
         monitor: where the outcome goes; nothing reaches the counters of users' verdicts.
         leases: of the versions that answer users at this moment.
-        limits: of pictures, as for users.
+        limits: of images, as for users.
         every: seconds between two images of a version, over 0.
     """
 
@@ -115,7 +115,7 @@ class GoldenProbes:
         try:
             # A probe gives way to clients, and has its answer before the next one is sent.
             terms = Terms(deadline=time.monotonic() + self.every, priority="low")
-            signals = await answering.infer([Upload(probe.png, self.limits)], terms)
+            signals = await answering.infer([EncodedImage(probe.png, self.limits)], terms)
             result = probe.judged(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
         except AWNetError as error:
             log.warning("golden probe: %s", error.detail)

@@ -1,6 +1,6 @@
 """One request, observed: named, timed, counted and logged in the same way whichever front end it came through.
 
-with requests.observe(method, sender, given_id) as request:
+with requests.observe(method, client_address, given_id) as request:
     ...
     request.answered(200)
 """
@@ -32,17 +32,17 @@ class Request:
     """What is known of one request; each layer adds its part. Counted and logged once, when the `with` ends.
 
     Attributes:
-        id: the caller's own where that is fit to be repeated in a header and a log line, else a new one.
-        sender: address, never written.
+        id: the client's own where that is fit to be repeated in a header and a log line, else a new one.
+        client_address: address, never written.
     """
 
-    __slots__ = ("_record", "_requests", "_started", "_token", "id", "sender")
+    __slots__ = ("_record", "_requests", "_started", "_token", "client_address", "id")
 
-    def __init__(self, requests: Requests, method: str, sender: str | None, given_id: str, route: str) -> None:
+    def __init__(self, requests: Requests, method: str, client_address: str | None, given_id: str, route: str) -> None:
         self._requests = requests
         self._started = time.perf_counter()
         self.id = identify(given_id)
-        self.sender = sender
+        self.client_address = client_address
         self._record = Record(self.id, route, method)
 
     def __enter__(self) -> Request:
@@ -56,10 +56,10 @@ class Request:
         record = self._record
         record.seconds = self.seconds
         if not record.status:
-            # The caller left, or the server ends and has waited long enough for this one.
+            # The client left, or the server ends and has waited long enough for this one.
             record.status, record.reason = CLIENT_GONE_STATUS, CLIENT_GONE
             self._requests.metrics.rejection(CLIENT_GONE)
-        self._requests.ended(record, self.sender)
+        self._requests.ended(record, self.client_address)
 
     @property
     def status(self) -> int:
@@ -87,7 +87,7 @@ class Request:
         """It is not answered as asked.
 
         Returns:
-            What to tell the caller: `error`, or where nobody foresaw it, one that says nothing of the inside.
+            What to tell the client: `error`, or where nobody foresaw it, one that says nothing of the inside.
         """
         if not isinstance(error, AWNetError):
             log.error("request %s failed", self.id, exc_info=error)
@@ -107,7 +107,7 @@ class Requests:
     """Where requests are counted and logged.
 
     Args:
-        clients: names senders in the log.
+        clients: names clients in the log.
     """
 
     def __init__(self, metrics: Metrics, clients: TopClients, log: RequestLog | None = None) -> None:
@@ -115,22 +115,22 @@ class Requests:
         self._clients = clients
         self._log = log or RequestLog()
 
-    def observe(self, method: str, sender: str | None, given_id: str = "", route: str = OTHER) -> Request:
+    def observe(self, method: str, client_address: str | None, given_id: str = "", route: str = OTHER) -> Request:
         """A request that comes in now, for a `with`.
 
         Args:
             method: of HTTP in upper case; GRPC for a call of gRPC.
-            sender: address, never written.
-            given_id: what the caller calls it.
+            client_address: address, never written.
+            given_id: what the client calls it.
             route: a template, if it is known already.
         """
-        return Request(self, method, sender, given_id, route)
+        return Request(self, method, client_address, given_id, route)
 
-    def ended(self, record: Record, sender: str | None) -> None:
+    def ended(self, record: Record, client_address: str | None) -> None:
         """Count and log one request."""
         self.metrics.request(record.route, record.method, record.status, record.seconds, record.request_id)
         if self._log.wanted:
-            record.client = self._clients.name(sender) if sender else None
+            record.client = self._clients.name(client_address) if client_address else None
             self._log.write(record)
 
 

@@ -1,7 +1,7 @@
 """One JSON line for each request, on the logger `awnet.requests`. Quiet for health checks and scrapes.
 
-A line holds no image, no file name, no score and no address: senders stand under the salted hash that `clients` gives
-them, so that lines of one sender can be found together while the process lives.
+A line holds no image, no file name, no score and no address: clients stand under the salted hash that `clients` gives
+them, so that lines of one client can be found together while the process lives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Record:
         status: of the answer, as HTTP has it; 0 until one has begun.
         seconds: request to answer.
         reason: slug of the error, where there was one.
-        client: salted hash of the sender.
+        client: salted hash of the client.
     """
 
     request_id: str

@@ -157,7 +157,7 @@ def _handlers(service: Service) -> Any:
     """Handlers of all methods that tritonclient's description of the service has; those not in `SERVED` say so.
 
     They take and give bytes. With the generated servicer a message that is no protobuf would be INTERNAL with a
-    trace in the log, for every caller who cares to send one.
+    trace in the log, for every client who cares to send one.
     """
     handlers = {}
     for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
@@ -174,7 +174,7 @@ def _handlers(service: Service) -> Any:
 
 
 async def _answer(service: Service, name: str, kind: Any, body: bytes, context: Any) -> bytes | None:
-    """One call: count and time it, tell its errors as a status. The caller's leaving cancels it."""
+    """One call: count and time it, tell its errors as a status. The client's leaving cancels it."""
     with _observed(service, name, context) as request:
         try:
             try:
@@ -192,14 +192,14 @@ async def _answer(service: Service, name: str, kind: Any, body: bytes, context: 
 async def _unserved(service: Service, name: str, messages: Any, context: Any) -> None:
     with _observed(service, name, context) as request:
         if hasattr(messages, "__aiter__"):
-            # A caller whose first message of a stream meets a closed call sees its own failure to send, not the status.
+            # A client whose first message of a stream meets a closed call sees its own failure to send, not the status.
             async for _ in messages:
                 break
         await _refuse(request, NotFound("this extension of the protocol is not served here"), context)
 
 
 def _observed(service: Service, name: str, context: Any) -> Request:
-    """The call, to be counted and logged. Its id is told to the caller as HTTP does, in the trailing metadata."""
+    """The call, to be counted and logged. Its id is told to the client as HTTP does, in the trailing metadata."""
     given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
     route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
     request = service.requests.observe(METHOD, _address(context.peer()), given, route)
@@ -214,7 +214,7 @@ async def _refuse(request: Request, error: Exception, context: Any) -> None:
 
 
 def _address(peer: str) -> str | None:
-    """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that caller."""
+    """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that client."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 

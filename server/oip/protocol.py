@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import errors
 from ..core.engine import Model, Terms
-from ..core.images import Picture, Pixels, Upload
+from ..core.images import EncodedImage, ImageInput, PixelArray
 from ..errors import (
     AWNetError,
     ImageError,
@@ -82,7 +82,7 @@ async def infer(service: Service, request: Request, most_seconds: float = math.i
     Args:
         service: see `server.service`.
         request: what is asked.
-        most_seconds: the caller stops waiting after this long, as the transport says (the deadline of a gRPC call).
+        most_seconds: the client stops waiting after this long, as the transport says (the deadline of a gRPC call).
 
     Raises:
         UnknownModel, NotReady: no such model or version, or not yet.
@@ -93,14 +93,14 @@ async def infer(service: Service, request: Request, most_seconds: float = math.i
     names = _wanted(request.outputs)
     with service.lease(request.model, request.version) as lease:
         size = lease.model.contract.preprocessing.size
-        pictures, uploads = _pictures(service, request.inputs, size)
+        images, uploads = _images(service, request.inputs, size)
         try:
-            outcome = await service.run(lease, pictures, terms)
+            outcome = await service.run(lease, images, terms)
         except (ImageError, UnsupportedMedia) as error:
             raise _blamed(error) from error
     calibrated = np.array([upload.decoded is not None and upload.decoded.calibrated for upload in uploads], np.bool_)
     if not uploads:
-        calibrated = np.ones(len(pictures), np.bool_)
+        calibrated = np.ones(len(images), np.bool_)
     return Answer(
         outcome.model,
         [_output(name, outcome, calibrated) for name in names],
@@ -230,19 +230,19 @@ def _no_shared_memory(where: str, parameters: Mapping[str, Scalar]) -> None:
         raise InvalidTensor(f"{where}: the shared memory extensions are not served here")
 
 
-def _pictures(service: Service, inputs: Sequence[Tensor], size: int) -> tuple[Sequence[Picture], list[Upload]]:
-    """The pictures of a request, and those of them that are files."""
+def _images(service: Service, inputs: Sequence[Tensor], size: int) -> tuple[Sequence[ImageInput], list[EncodedImage]]:
+    """The images of a request, and those of them that are files."""
     if len(inputs) != 1:
         raise InvalidTensor(f"{len(inputs)} inputs; a request has exactly one of {IMAGE!r} and {IMAGE_BYTES!r}")
     tensor = inputs[0]
     _no_shared_memory(f"input {quoted(tensor.name)}", tensor.parameters)
     if tensor.name == IMAGE:
         _check(tensor, "UINT8", (3, size, size), service.settings.max_images)
-        return [Pixels(image) for image in pixels(tensor)], []
+        return [PixelArray(image) for image in pixels(tensor)], []
     if tensor.name == IMAGE_BYTES:
         _check(tensor, "BYTES", (), service.settings.max_images)
         files = _files(tensor)
-        uploads = [Upload(file, service.limits, index) for index, file in enumerate(files)]
+        uploads = [EncodedImage(file, service.limits, index) for index, file in enumerate(files)]
         return uploads, uploads
     raise InvalidTensor(f"there is no input {quoted(tensor.name)}; there are {IMAGE!r} and {IMAGE_BYTES!r}")
 
@@ -271,7 +271,7 @@ def _files(tensor: Tensor) -> list[bytes]:
                 raise InvalidTensor(f"input {tensor.name!r}, element {index}: not base64") from None
         elif isinstance(element, str):
             raise InvalidTensor(
-                f"input {tensor.name!r}: a picture is not text. Send binary tensor data, "
+                f"input {tensor.name!r}: an image is not text. Send binary tensor data, "
                 f"or base64 with the input's parameter content_type={BASE64!r}"
             )
         else:
@@ -280,7 +280,7 @@ def _files(tensor: Tensor) -> list[bytes]:
 
 
 def _blamed(error: RequestError) -> AWNetError:
-    """`error` of one picture as a fault of the tensor that it is in."""
+    """`error` of one image as a fault of the tensor that it is in."""
     detail = error.detail if error.image is None else f"input {IMAGE_BYTES!r}, element {error.image}: {error.detail}"
     kind = ImageTooLarge if isinstance(error, ImageTooLarge) else InvalidTensor
     return kind(detail, image=error.image)

@@ -1,6 +1,6 @@
 """Tensors as the Open Inference Protocol carries them: JSON data, or raw bytes (row-major, little-endian).
 
-Nothing here allocates by what a caller claims: shapes are checked against what the model takes before `pixels` or
+Nothing here allocates by what a client claims: shapes are checked against what the model takes before `pixels` or
 `elements` look at the data, and data of another length than its shape is refused before it is copied.
 """
 
@@ -19,7 +19,7 @@ from ..errors import InvalidTensor
 
 Scalar = bool | int | float | str  # what a `parameters` object of the protocol may hold
 LENGTH_BYTES = 4  # of one element of a BYTES tensor, before its bytes
-LONGEST_QUOTE = 40  # of a caller's own text in an error message
+LONGEST_QUOTE = 40  # of a client's own text in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Output:
 
 
 def quoted(text: object) -> str:
-    """A caller's own text, fit for an error message: short, with what is unprintable escaped."""
+    """A client's own text, fit for an error message: short, with what is unprintable escaped."""
     escaped = ascii(str(text)[: LONGEST_QUOTE + 1])
     return escaped if len(escaped) <= LONGEST_QUOTE + 2 else escaped[: LONGEST_QUOTE + 1] + "..." + escaped[0]
 

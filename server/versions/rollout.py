@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..core.engine import Signals, Terms
-from ..core.images import Picture
+from ..core.images import ImageInput
 from ..errors import UnknownModel
 from .events import Events, Role
 from .opened import Opened, Versions
@@ -52,12 +52,12 @@ class Lease:
     ) -> None:
         self._entry.release()
 
-    def infer(self, pictures: Sequence[Picture], terms: Terms) -> Coroutine[Any, Any, Signals]:
+    def infer(self, images: Sequence[ImageInput], terms: Terms) -> Coroutine[Any, Any, Signals]:
         """`Runner.infer` of the leased version, to be awaited; the shadow, if any, is asked after it has answered."""
         beside = self._beside
         if beside is None or beside.retired:
-            return self._entry.runner.infer(pictures, terms)
-        return self._shadow.infer(self._entry, beside, pictures, terms)
+            return self._entry.runner.infer(images, terms)
+        return self._shadow.infer(self._entry, beside, images, terms)
 
 
 class Rollout:

@@ -1,6 +1,6 @@
-"""A second version that answers the same pictures, only to be compared: nobody waits for it and nobody sees it.
+"""A second version that answers the same images, only to be compared: nobody waits for it and nobody sees it.
 
-It is asked after the caller has been answered, with the pixels that were decoded for that answer, at low priority, and
+It is asked after the client has been answered, with the pixels that were decoded for that answer, at low priority, and
 for a bounded number of images; beyond that they are dropped and counted.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Engine, Model, Runner, Signals, Terms
-from ..core.images import Picture, Pixels
+from ..core.images import ImageInput, PixelArray
 from ..core.verdict import judge
 from ..errors import AWNetError, EngineFault, QueueFull
 from .events import Events
@@ -58,9 +58,9 @@ class Shadow:
         self._images = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def infer(self, answering: Held, shadow: Held, pictures: Sequence[Picture], terms: Terms) -> Signals:
+    async def infer(self, answering: Held, shadow: Held, images: Sequence[ImageInput], terms: Terms) -> Signals:
         """The answer of `answering`, as its runner gives or refuses it; `shadow` is asked afterwards."""
-        kept = [_Kept(picture) for picture in pictures]
+        kept = [_Kept(image) for image in images]
         try:
             signals = await answering.runner.infer(kept, terms)
         except QueueFull:
@@ -69,7 +69,7 @@ class Shadow:
             # Nobody is refused for the shadow's sake: what it holds is given back first.
             await self.stop()
             signals = await answering.runner.infer(kept, terms)
-        self._begin(answering.model, shadow, [picture.kept for picture in kept], signals)
+        self._begin(answering.model, shadow, [image.kept for image in kept], signals)
         return signals
 
     async def stop(self) -> None:
@@ -82,14 +82,14 @@ class Shadow:
 
     def _begin(self, model: Model, shadow: Held, kept: list[NDArray[np.uint8] | None], signals: Signals) -> None:
         count, size = len(kept), shadow.model.contract.preprocessing.size
-        pictures = [Pixels(pixels) for pixels in kept if pixels is not None and pixels.shape[-1] == size]
+        images = [PixelArray(pixels) for pixels in kept if pixels is not None and pixels.shape[-1] == size]
         room = self._images + count <= self._most and self._engine.waiting() + count <= self._busiest
-        if not room or len(pictures) < count:
+        if not room or len(images) < count:
             self._events.shadow(shadow.model, "dropped", count)
             return
         shadow.hold()
         self._images += count
-        task = asyncio.create_task(self._compare(model, signals, shadow, pictures))
+        task = asyncio.create_task(self._compare(model, signals, shadow, images))
         self._tasks.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
@@ -104,10 +104,10 @@ class Shadow:
 
         task.add_done_callback(done)
 
-    async def _compare(self, model: Model, signals: Signals, shadow: Held, pictures: Sequence[Picture]) -> None:
-        count = len(pictures)
+    async def _compare(self, model: Model, signals: Signals, shadow: Held, images: Sequence[ImageInput]) -> None:
+        count = len(images)
         try:
-            other = await shadow.runner.infer(pictures, Terms(time.monotonic() + PATIENCE_SECONDS, "low"))
+            other = await shadow.runner.infer(images, Terms(time.monotonic() + PATIENCE_SECONDS, "low"))
             if not (other.finite() and signals.finite()):
                 raise EngineFault("an answer is not finite")
         except AWNetError as error:
@@ -129,15 +129,15 @@ class Shadow:
 
 
 class _Kept:
-    """A picture that remembers its pixels, so that they are decoded once."""
+    """An image that remembers its pixels, so that they are decoded once."""
 
-    __slots__ = ("_picture", "kept", "large")
+    __slots__ = ("_image", "kept", "large")
 
-    def __init__(self, picture: Picture) -> None:
-        self._picture = picture
-        self.large = picture.large
+    def __init__(self, image: ImageInput) -> None:
+        self._image = image
+        self.large = image.large
         self.kept: NDArray[np.uint8] | None = None
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
-        self.kept = self._picture.pixels(size)
+        self.kept = self._image.pixels(size)
         return self.kept

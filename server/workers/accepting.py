@@ -18,7 +18,7 @@ FULL_SECONDS = 1.0  # no connection is taken for this long where there is no des
 class Accepting:
     """Takes one connection at a time, and leaves it to another worker while that one has fewer.
 
-    A caller's connection stays where it is, and with it the caller's load.
+    A client's connection stays where it is, and with it the client's load.
 
     Args:
         listening: the shared sockets; closed at the end.

@@ -144,7 +144,7 @@ class Place:
         settings: of the server, this worker's share of what is shared out.
         listening, admin: sockets of all workers.
         board: how many connections each worker has.
-        salt: of the senders' names, the same in all workers.
+        salt: of the clients' names, the same in all workers.
     """
 
     settings: dict[str, Any]

@@ -67,7 +67,7 @@ def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket
 def reserve_shared(host: str, port: int) -> socket.socket:
     """A socket that holds a port, so that each worker may listen on it itself, with SO_REUSEPORT. Raises StartupError.
 
-    It does not listen, so the kernel sends it no caller. The port is asked for alone first: a stranger must not be
+    It does not listen, so the kernel sends it no client. The port is asked for alone first: a stranger must not be
     shared with.
     """
     (alone, *others) = bind(host, port, "--grpc-port")
@@ -89,7 +89,7 @@ def url(bound: Any) -> str:
 class Board:
     """How many connections each worker has, in memory that all of them see.
 
-    Left to the kernel, the first worker to wake takes all callers who come together, and keeps them. What is written
+    Left to the kernel, the first worker to wake takes all clients who come together, and keeps them. What is written
     here is a hint: a number that is out of date costs a connection a few milliseconds, never more.
 
     Args:

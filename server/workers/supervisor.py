@@ -271,7 +271,7 @@ class Supervisor:
     def _shut(self, seconds: float) -> None:
         if not self._leaving.is_set():
             self._leaving.set()
-            # The workers have their own; when the last of them closes, callers are refused, not left to wait.
+            # The workers have their own; when the last of them closes, clients are refused, not left to wait.
             for ours in (*self._listening, *self._admin, *([self._grpc] if self._grpc else [])):
                 ours.close()
             asyncio.get_running_loop().call_later(seconds, self._kill)
@@ -298,7 +298,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if worker.up_since is not None]
 
     def _asked(self) -> list[tuple[int, _Worker]]:
-        """Those that serve; while there are none yet, whoever may be asked by a caller."""
+        """Those that serve; while there are none yet, whoever may be asked by a client."""
         known = sorted(self._workers.items())
         return [(number, worker) for number, worker in known if worker.up_since is not None] or known
 

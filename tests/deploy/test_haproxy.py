@@ -60,6 +60,6 @@ def test_only_requests_that_got_no_answer_are_repeated() -> None:
 
 
 def test_the_front_end_gives_up_first_and_haproxy_closes_first() -> None:
-    """So that the caller reads the front end's reason, and no request meets a connection that is being closed."""
+    """So that the client reads the front end's reason, and no request meets a connection that is being closed."""
     assert timeout("server") > Settings().timeout_seconds
     assert timeout("http-keep-alive") < Settings().keep_alive_seconds

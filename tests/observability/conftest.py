@@ -76,7 +76,7 @@ class FakeTritonThread:
 
 
 class Load:
-    """Callers who send clean pictures, attacked ones and nonsense, a few each second, until told to stop."""
+    """Clients who send clean images, attacked ones and nonsense, a few each second, until told to stop."""
 
     def __init__(self, *servers: Running) -> None:
         self._over = threading.Event()
@@ -85,14 +85,14 @@ class Load:
             thread.start()
 
     def _send(self, server: Running) -> None:
-        pictures = [encoded(plain(red)) for red in (0.1, 0.2, 0.3, 0.5, 0.9)] + [encoded(noise(64, 48), "JPEG")]
+        images = [encoded(plain(red)) for red in (0.1, 0.2, 0.3, 0.5, 0.9)] + [encoded(noise(64, 48), "JPEG")]
         turn = 0
         while not self._over.is_set():
             turn += 1
             post = server.http.post
-            post("/predict", content=pictures[turn % len(pictures)], headers={"content-type": "image/png"})
+            post("/predict", content=images[turn % len(images)], headers={"content-type": "image/png"})
             if turn % 5 == 0:
-                post("/predict", content=b"not a picture", headers={"content-type": "image/png"})
+                post("/predict", content=b"not an image", headers={"content-type": "image/png"})
                 post("/predict", files={"image": ("a.png", b"")})
                 server.http.get("/nowhere")
                 server.http.get("/v2/models/awnet")

@@ -84,7 +84,7 @@ def test_openmetrics_has_request_ids_as_exemplars(running: Running) -> None:
 def test_the_number_of_series_stays_in_its_budget_whatever_is_sent(running: Running) -> None:
     """No path, method, name, id or score becomes a label: after a fuzz run there are at most 500 series."""
     rng = random.Random(0)
-    pictures = [encoded(plain(n / 20)) for n in range(20)] + [encoded(noise(40, 30), kind) for kind in ("JPEG", "WEBP")]
+    images = [encoded(plain(n / 20)) for n in range(20)] + [encoded(noise(40, 30), kind) for kind in ("JPEG", "WEBP")]
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "BREW", "TRACE"]
     for n in range(400):
         path = rng.choice(
@@ -99,15 +99,15 @@ def test_the_number_of_series_stays_in_its_budget_whatever_is_sent(running: Runn
                 f"/predict?model={rng.randbytes(3).hex()}&top_k={n}",
             ]
         )
-        body = rng.choice([*pictures, rng.randbytes(50), json.dumps({"inputs": n}).encode(), b""])
+        body = rng.choice([*images, rng.randbytes(50), json.dumps({"inputs": n}).encode(), b""])
         headers = {
             "content-type": rng.choice(["image/png", f"x/{n}", "application/json"]),
             "x-request-id": f"id-{n}",
             "accept": rng.choice(["*/*", "text/html", f"a/{n}"]),
         }
         running.http.request(rng.choice(methods), path, content=body, headers=headers)
-    for picture in pictures:
-        running.http.post("/predict", content=picture, headers={"content-type": "image/png"})
+    for image in images:
+        running.http.post("/predict", content=image, headers={"content-type": "image/png"})
     lines = series(running.http.get("/metrics").text)
     assert len(lines) <= BUDGET, len(lines)
     assert not any("id-" in line or "127.0.0.1" in line for line in lines)

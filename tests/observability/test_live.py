@@ -36,7 +36,7 @@ def test_prometheus_takes_the_exemplars_in(stack: Stack) -> None:
 
 
 def test_a_reload_and_an_alert_are_annotated(stack: Stack) -> None:
-    """The load holds attacked pictures, so an alert fires; nothing was reloaded until a version is published."""
+    """The load holds attacked images, so an alert fires; nothing was reloaded until a version is published."""
     expressions = {name: substitute(expression, "10s", "30s") for name, expression, _, _ in ANNOTATIONS}
 
     def alerts() -> set[str]:

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.false_alarms import counted, images_between_alarms, images_until_alarm
 from server.core.contract import Contract, Reference, Threshold, Thresholds, parse
 from server.core.engine import Model, Signals, Terms
-from server.core.images import Picture, Upload
+from server.core.images import EncodedImage, ImageInput
 from server.core.verdict import Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
@@ -158,7 +158,7 @@ def test_nothing_is_claimed_before_the_first_image(model: Model) -> None:
 
 
 def test_uncalibrated_images_do_not_raise_the_alarm(model: Model) -> None:
-    """The targets say nothing of a scaled or lossy picture; it is counted apart."""
+    """The targets say nothing of a scaled or lossy image; it is counted apart."""
     watch = Watch(model)
     omega = np.zeros((1, CHANNELS), np.float32)
     for _ in range(200):
@@ -219,7 +219,7 @@ def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> N
     assert len(list(monitor)) == MOST_WATCHES - 1
 
 
-def test_the_heavy_sender_is_found_among_many_in_bounded_memory() -> None:
+def test_the_heavy_client_is_found_among_many_in_bounded_memory() -> None:
     """One that sends more than its share is in the list, and its true count is bracketed."""
     clients = TopClients(most=32)
     rng = random.Random(0)
@@ -257,7 +257,7 @@ def test_no_address_is_kept_and_names_differ_between_processes() -> None:
     assert "203.0.113.9" not in repr(vars(one))
 
 
-def test_yesterdays_sender_leaves_the_list() -> None:
+def test_yesterdays_client_leaves_the_list() -> None:
     """Counts halve; and the list still counts rightly afterwards."""
     clients = TopClients(most=4, half_life=0.0)
     clients.flagged("once", now=math.inf)
@@ -267,25 +267,25 @@ def test_yesterdays_sender_leaves_the_list() -> None:
 
 
 class Fake:
-    """Answers every picture with a score that the test chooses, through real decoding."""
+    """Answers every image with a score that the test chooses, through real decoding."""
 
     def __init__(self, model: Model, right: bool = True, fault: bool = False) -> None:
         self.model = model
         self.right = right
         self.fault = fault
-        self.asked: list[tuple[Picture, Terms]] = []
+        self.asked: list[tuple[ImageInput, Terms]] = []
 
     @contextmanager
     def lease(self) -> Iterator[Fake]:
         yield self
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = Terms()) -> Signals:  # noqa: B008
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = Terms()) -> Signals:  # noqa: B008
         if self.fault:
             raise EngineFault("out of order")
-        self.asked += [(picture, terms) for picture in pictures]
+        self.asked += [(image, terms) for image in images]
         golden = self.model.contract.golden
-        [picture] = pictures
-        pixels = picture.pixels(golden.image.shape[-1])
+        [image] = images
+        pixels = image.pixels(golden.image.shape[-1])
         row = next(n for n, image in enumerate(golden.image) if np.array_equal(image, pixels))
         p_type = golden.outputs["p_type"][row : row + 1].copy()
         if not self.right:
@@ -296,9 +296,9 @@ class Fake:
 
 def send(fake: Fake, times: int = 8) -> Watch:
     monitor = Monitor()
-    sender = GoldenProbes(monitor, lambda: [fake.lease()])
+    prober = GoldenProbes(monitor, lambda: [fake.lease()])
     for _ in range(times):
-        asyncio.run(sender.once())
+        asyncio.run(prober.once())
     return monitor.watch(fake.model)
 
 
@@ -321,7 +321,7 @@ def test_golden_probes_arrive_as_files_at_low_priority_and_are_never_users_verdi
     fake = Fake(golden_model(contract))
     watch = send(fake)
     assert len(fake.asked) == 8
-    assert all(isinstance(picture, Upload) and terms.priority == "low" for picture, terms in fake.asked)
+    assert all(isinstance(image, EncodedImage) and terms.priority == "low" for image, terms in fake.asked)
     assert (watch.calibrated, watch.uncalibrated) == (0, 0)
     assert watch.detection == 1.0
     assert told(watch) == {"right"}

@@ -65,5 +65,5 @@ def test_both_attacks_are_where_the_report_looks_for_them() -> None:
 
 
 def test_every_example_has_its_twin() -> None:
-    clean, attacked = alerts.example_pictures()
+    clean, attacked = alerts.example_images()
     assert len(clean) == len(attacked) >= 10

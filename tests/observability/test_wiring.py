@@ -35,8 +35,8 @@ def value(server: Running, name: str, **labels: str) -> float:
     return total
 
 
-def test_an_attack_raises_the_cusum_and_names_no_sender(running: Running) -> None:
-    """Clean pictures do not; the list of senders grows by one and its address is nowhere in the exposition."""
+def test_an_attack_raises_the_cusum_and_names_no_client(running: Running) -> None:
+    """Clean images do not; the list of clients grows by one and its address is nowhere in the exposition."""
     clean, attacked = encoded(plain(0.1)), encoded(plain(0.9))
     for _ in range(30):
         running.http.post("/predict", content=clean, headers={"content-type": "image/png"})
@@ -51,7 +51,7 @@ def test_an_attack_raises_the_cusum_and_names_no_sender(running: Running) -> Non
     assert "127.0.0.1" not in running.http.get("/metrics").text
 
 
-def test_a_scaled_picture_counts_apart(running: Running) -> None:
+def test_a_scaled_image_counts_apart(running: Running) -> None:
     """The thresholds do not speak for it."""
     running.http.post("/predict", content=encoded(noise(64, 64)), headers={"content-type": "image/png"})
     assert value(running, "awnet_watched_images_total", calibrated="false") == 1
@@ -86,7 +86,7 @@ def test_one_line_a_request_and_none_for_health_and_scrapes(running: Running) ->
     assert "127.0.0.1" not in "".join(line for line in log.splitlines() if line.startswith("{"))
 
 
-def test_the_admin_port_lists_senders_under_hashes_and_tells_the_hash_of_an_address(running: Running) -> None:
+def test_the_admin_port_lists_clients_under_hashes_and_tells_the_hash_of_an_address(running: Running) -> None:
     """Whoever has an address from a balancer's log finds its line in the list; the list itself tells no address."""
     running.http.post("/predict", content=encoded(plain(0.9)), headers={"content-type": "image/png"})
     admin = running.http.get(f"http://127.0.0.1:{running.admin_port}/admin/detection?address=127.0.0.1")

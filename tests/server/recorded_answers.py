@@ -57,6 +57,8 @@ RENAMED: dict[str, str] = {
     "awnet_golden_canary": "awnet_golden_probe",
     "Senders of flagged images in the bounded top list.": "Clients with flagged images in the bounded top list.",
     "that a single sender sent": "that a single client sent",
+    "was the picture tampered with?": "was the image tampered with?",
+    "a picture is not text.": "an image is not text.",
 }
 # Names of answers, as patterns of fnmatch. `--write` puts the new answers beside the first ones and refuses others.
 _LIKE_ANY = "told like every other refusal: not stored, one order of headers, no close where there is no body"
@@ -123,7 +125,7 @@ class Ask:
     seconds: float | None = None  # the deadline of a gRPC call
 
 
-# Pictures.
+# Images.
 
 
 @cache
@@ -739,7 +741,7 @@ def _exchange(ports: Ports, ask: Ask) -> Answer:
         answer.begin()
         body = answer.read()
         if answer.getheader("connection") == "close":
-            # A server that lets its caller finish sending counts the request after that.
+            # A server that lets its client finish sending counts the request after that.
             while link.recv(65536):
                 pass
         told = [(name.lower(), value) for name, value in answer.getheaders()]
@@ -870,13 +872,13 @@ def _call(channel: Any, ask: Ask) -> Answer:
 # The record.
 
 
-def stored_pictures() -> dict[str, bytes]:
+def stored_images() -> dict[str, bytes]:
     """The lossy files of the record."""
     return {name: base64.b64decode(text) for name, text in json.loads(RECORD.read_text("utf-8"))["files"].items()}
 
 
 def kept(answers: dict[str, Answer]) -> dict[str, Answer]:
-    """`answers` as the record keeps them: of what is prose or a picture, no body, no length and no tag."""
+    """`answers` as the record keeps them: of what is prose or an image, no body, no length and no tag."""
     found = {}
     for name, answer in answers.items():
         headers = "\n".join(answer.get("headers", []))
@@ -977,19 +979,19 @@ def main() -> int:
     if given.compare:
         return compare(given.compare.resolve(), ROOT)
     if given.write_all:
-        pictures = lossy()
+        images = lossy()
         document = {
             "commit": subprocess.run(
                 ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
             ).stdout.strip(),
-            "files": {name: text64(content) for name, content in pictures.items()},
-            "answers": kept(played(ROOT, pictures)),
+            "files": {name: text64(content) for name, content in images.items()},
+            "answers": kept(played(ROOT, images)),
             "changed": {},
         }
         RECORD.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
         return 0
     document = json.loads(RECORD.read_text("utf-8"))
-    now = kept(played(ROOT, stored_pictures()))
+    now = kept(played(ROOT, stored_images()))
     recorded = renamed(document["answers"])
     if given.write:
         found = changed(recorded, now)
@@ -1038,8 +1040,8 @@ def compare(before: Path, after: Path) -> int:
 
     Returns 0 where only those differ that `CHANGED` names.
     """
-    pictures = stored_pictures()
-    old, new = renamed(played(before, pictures)), played(after, pictures)
+    images = stored_images()
+    old, new = renamed(played(before, images)), played(after, images)
     asked: Counter[str] = Counter()
     equal: Counter[str] = Counter()
     foreseen: Counter[str] = Counter()

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from server.core import contract
 from server.core.engine import Engine, Model, Signals, Terms
-from server.core.images import Picture
+from server.core.images import ImageInput
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
@@ -97,7 +97,7 @@ class SmallRunner:
 
     async def warm(self) -> None: ...
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = Terms()) -> Signals:  # noqa: B008 - frozen
+    async def infer(self, inputs: Sequence[ImageInput], terms: Terms = Terms()) -> Signals:  # noqa: B008 - frozen
         self._engine.asked.append(terms)
         if self._engine.fault is not None:
             raise self._engine.fault
@@ -107,7 +107,7 @@ class SmallRunner:
             self._engine.cancelled += 1
             raise
         size = self.model.contract.preprocessing.size
-        images = np.stack([picture.pixels(size) for picture in pictures])
+        images = np.stack([image.pixels(size) for image in inputs])
         logits, p_type, omega = self._session.run(OUTPUTS, {"image": images})
         return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
 

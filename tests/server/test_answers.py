@@ -22,7 +22,7 @@ from tests.server.recorded_answers import (
     meant,
     played,
     renamed,
-    stored_pictures,
+    stored_images,
 )
 
 DOCUMENT: dict[str, Any] = json.loads(RECORD.read_text("utf-8"))
@@ -32,7 +32,7 @@ EXPECTED: dict[str, Answer] = FIRST | DOCUMENT["changed"]
 
 @pytest.fixture(scope="module")
 def now(process: None) -> dict[str, Answer]:
-    return kept(played(ROOT, stored_pictures()))
+    return kept(played(ROOT, stored_images()))
 
 
 def test_every_answer_is_as_recorded(now: dict[str, Answer]) -> None:

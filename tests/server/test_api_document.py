@@ -32,9 +32,9 @@ def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     try:
         running.wait_ready()
         headers = {"content-type": "image/png"}
-        picture = (ROOT / "examples/ship.png").read_bytes()
-        reply = running.http.post("/predict?top_k=2&signals=summary", content=picture, headers=headers)
-        problem = running.http.post("/predict", files={"other": ("ship.png", picture)})
+        image = (ROOT / "examples/ship.png").read_bytes()
+        reply = running.http.post("/predict?top_k=2&signals=summary", content=image, headers=headers)
+        problem = running.http.post("/predict", files={"other": ("ship.png", image)})
     finally:
         running.stop()
     answer = reply.json()
@@ -57,7 +57,7 @@ def close(shown: Any, given: Any) -> bool:
 
 
 def test_every_problem_is_listed_with_its_status() -> None:
-    """Those of the error tree that a caller can see."""
+    """Those of the error tree that a client can see."""
 
     def below(kind: type[AWNetError]) -> set[type[AWNetError]]:
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))

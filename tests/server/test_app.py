@@ -1,4 +1,4 @@
-"""The application over engines that are slow, that fail or that are wrong: what a caller sees of it."""
+"""The application over engines that are slow, that fail or that are wrong: what a client sees of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from server.core.engine import Model, Runner, Signals, Terms
-from server.core.images import Picture
+from server.core.images import ImageInput
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, StartupError, problem, status_of
@@ -80,13 +80,13 @@ class _Gated:
     async def warm(self) -> None:
         await self.inner.warm()
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
         self.engine.terms.append(terms)
         try:
             await self.engine.gate.wait()
             if self.engine.fault:
                 raise self.engine.fault
-            signals = await self.inner.infer(pictures, terms)
+            signals = await self.inner.infer(images, terms)
         except asyncio.CancelledError:
             self.engine.cancelled += 1
             raise
@@ -211,7 +211,7 @@ def test_an_engine_that_fails_is_503_and_says_nothing_about_itself(repository: P
 
 
 def test_an_unforeseen_error_is_a_500_without_its_trace(repository: Path) -> None:
-    """The caller gets the request id, the log gets the rest."""
+    """The client gets the request id, the log gets the rest."""
 
     async def scenario() -> None:
         engine = Engine(repository)
@@ -292,7 +292,7 @@ def test_a_deadline_that_passes_is_504_without_retry_after(repository: Path) -> 
 
 
 def test_deadline_and_priority_reach_the_engine(repository: Path) -> None:
-    """A caller may ask for less time than the server allows, never for more."""
+    """A client may ask for less time than the server allows, never for more."""
 
     async def scenario() -> None:
         engine = Engine(repository)
@@ -313,7 +313,7 @@ def test_deadline_and_priority_reach_the_engine(repository: Path) -> None:
     run(scenario)
 
 
-def test_a_caller_that_has_gone_gives_its_place_back(repository: Path) -> None:
+def test_a_client_that_has_gone_gives_its_place_back(repository: Path) -> None:
     """Its work is cancelled, no answer is counted, and the next request is served."""
 
     async def scenario() -> None:

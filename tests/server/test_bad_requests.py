@@ -170,7 +170,7 @@ def test_an_encoded_body_is_unsupported(served: Running) -> None:
     problem(answer)
 
 
-def test_a_caller_that_cannot_read_json_is_told(served: Running) -> None:
+def test_a_client_that_cannot_read_json_is_told(served: Running) -> None:
     """406; the usual wildcards are fine."""
     for accept, status in [("text/html", 406), ("image/png", 406), ("*/*", 200), ("text/html, application/json", 200)]:
         answer = served.http.post("/predict", files={"image": ("a", PNG)}, headers={"accept": accept})
@@ -236,7 +236,7 @@ def test_contradictory_lengths_are_refused(served: Running, headers: bytes) -> N
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-def test_a_caller_that_leaves_in_the_middle_of_its_upload_does_no_harm(served: Running) -> None:
+def test_a_client_that_leaves_in_the_middle_of_its_upload_does_no_harm(served: Running) -> None:
     """No 5xx is counted, and the next request is answered."""
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:

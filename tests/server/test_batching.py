@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from server.core.engine import Terms
-from server.core.images import Pixels
+from server.core.images import PixelArray
 from server.engines.batching import Batcher, Outputs
 from server.errors import (
     AWNetError,
@@ -31,12 +31,12 @@ from tests.waiting import settle, until
 SIZE = 4
 
 
-def picture(value: int) -> Pixels:
-    return Pixels(np.full((3, SIZE, SIZE), value, np.uint8))
+def image(value: int) -> PixelArray:
+    return PixelArray(np.full((3, SIZE, SIZE), value, np.uint8))
 
 
 class Broken:
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
     large = False
 
@@ -44,13 +44,13 @@ class Broken:
         raise ImageError("broken", image=0)
 
 
-class Slow(Pixels):
-    """A picture whose decoding lasts as long as `wait` does, and that says so."""
+class Slow(PixelArray):
+    """An image whose decoding lasts as long as `wait` does, and that says so."""
 
     large = True
 
     def __init__(self, value: int, wait: Callable[[], object]) -> None:
-        super().__init__(picture(value).pixels(SIZE))
+        super().__init__(image(value).pixels(SIZE))
         self.wait = wait
 
     def pixels(self, size: int) -> Any:
@@ -111,7 +111,7 @@ def test_every_request_gets_its_own_rows() -> None:
         model = Model()
         queue = batcher(model, capacity=10_000)
         wanted = [[(7 * n + k) % 250 for k in range(1 + n % 5)] for n in range(200)]
-        got = await asyncio.gather(*[queue.submit([picture(v) for v in values]) for values in wanted])
+        got = await asyncio.gather(*[queue.submit([image(v) for v in values]) for values in wanted])
         for values, signals in zip(wanted, got, strict=True):
             assert signals.logits[:, 0].tolist() == values
             assert signals.p_type.shape == (len(values), 2)
@@ -131,9 +131,9 @@ def test_what_is_waiting_runs_together_and_nothing_waits_to_be_joined() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([picture(1)]))
+        first = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
-        others = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4, 5)]
+        others = [asyncio.create_task(queue.submit([image(v)])) for v in (2, 3, 4, 5)]
         await until(lambda: queue.pending == 5)
         model.gate.set()
         await asyncio.gather(first, *others)
@@ -149,10 +149,10 @@ def test_a_lone_image_is_told_that_it_is_alone() -> None:
     async def scenario() -> None:
         model = Model()
         queue = batcher(model)
-        await queue.submit([picture(1)])
+        await queue.submit([image(1)])
         assert model.alone == [True]
         model.gate.clear()
-        both = [asyncio.create_task(queue.submit([picture(v)])) for v in (1, 2)]
+        both = [asyncio.create_task(queue.submit([image(v)])) for v in (1, 2)]
         await until(lambda: len(model.batches) == 3)
         model.gate.set()
         await asyncio.gather(*both)
@@ -169,7 +169,7 @@ def test_all_workers_run_at_once() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model)
-        task = asyncio.create_task(queue.submit([picture(v) for v in range(8)]))
+        task = asyncio.create_task(queue.submit([image(v) for v in range(8)]))
         await until(lambda: model.most_running == 2)
         model.gate.set()
         await task
@@ -185,14 +185,14 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, capacity=4)
-        accepted = [asyncio.create_task(queue.submit([picture(v)])) for v in range(4)]
+        accepted = [asyncio.create_task(queue.submit([image(v)])) for v in range(4)]
         await asyncio.sleep(0)
         assert queue.pending == 4
         with pytest.raises(QueueFull):
-            await queue.submit([picture(9)])
+            await queue.submit([image(9)])
         model.gate.set()
         assert [s.logits[0, 0] for s in await asyncio.gather(*accepted)] == [0, 1, 2, 3]
-        assert (await queue.submit([picture(9)])).logits[0, 0] == 9
+        assert (await queue.submit([image(9)])).logits[0, 0] == 9
         await queue.close()
 
     run(scenario)
@@ -203,23 +203,23 @@ def test_a_request_larger_than_the_queue_is_answered_when_nothing_else_waits() -
 
     async def scenario() -> None:
         queue = batcher(Model(), capacity=2)
-        assert (await queue.submit([picture(v) for v in range(5)])).logits[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert (await queue.submit([image(v) for v in range(5)])).logits[:, 0].tolist() == [0, 1, 2, 3, 4]
         await queue.close()
 
     run(scenario)
 
 
-def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only() -> None:
+def test_an_image_that_cannot_be_decoded_fails_its_own_request_only() -> None:
     """Its neighbours in the batch are answered."""
 
     async def scenario() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([picture(1)]))
+        first = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
-        good = asyncio.create_task(queue.submit([picture(2)]))
-        bad = asyncio.create_task(queue.submit([picture(3), Broken()]))
+        good = asyncio.create_task(queue.submit([image(2)]))
+        bad = asyncio.create_task(queue.submit([image(3), Broken()]))
         await until(lambda: queue.pending == 4)
         model.gate.set()
         with pytest.raises(ImageError, match="broken"):
@@ -233,7 +233,7 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only() -> None:
 
 
 class Exploding:
-    """A picture whose decoding fails in a way that nobody foresaw."""
+    """An image whose decoding fails in a way that nobody foresaw."""
 
     large = False
 
@@ -250,7 +250,7 @@ def test_an_unforeseen_fault_in_decoding_does_not_end_the_worker() -> None:
             await queue.submit([Exploding()])
         assert "private" not in fault.value.detail
         assert status_of(fault.value) == 500
-        assert (await queue.submit([picture(5)])).logits[0, 0] == 5
+        assert (await queue.submit([image(5)])).logits[0, 0] == 5
         assert queue.pending == 0
         await queue.close()
 
@@ -263,32 +263,32 @@ def test_a_model_that_fails_fails_the_request_and_not_the_worker() -> None:
     async def scenario() -> None:
         queue = batcher(Model(), workers=1)
         with pytest.raises(EngineFault) as fault:
-            await queue.submit([picture(255)])
+            await queue.submit([image(255)])
         assert "runtime" not in fault.value.detail
-        assert (await queue.submit([picture(5)])).logits[0, 0] == 5
+        assert (await queue.submit([image(5)])).logits[0, 0] == 5
         assert queue.pending == 0
         await queue.close()
 
     run(scenario)
 
 
-def test_a_caller_that_left_costs_no_inference_and_no_room() -> None:
+def test_a_client_that_left_costs_no_inference_and_no_room() -> None:
     """Its images are dropped where they wait."""
 
     async def scenario() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([picture(1)]))
+        first = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
-        gone = asyncio.create_task(queue.submit([picture(2)]))
+        gone = asyncio.create_task(queue.submit([image(2)]))
         await until(lambda: queue.pending == 2)
         gone.cancel()
         await settle()
         assert queue.pending == 1, "room is free at once, while the first is still running"
         model.gate.set()
         await first
-        await queue.submit([picture(3)])
+        await queue.submit([image(3)])
         assert sum(model.batches) == 2
         assert queue.pending == 0
         await queue.close()
@@ -296,7 +296,7 @@ def test_a_caller_that_left_costs_no_inference_and_no_room() -> None:
     run(scenario)
 
 
-def test_a_request_without_pictures_is_refused() -> None:
+def test_a_request_without_images_is_refused() -> None:
     """It would never be complete."""
 
     async def scenario() -> None:
@@ -308,18 +308,18 @@ def test_a_request_without_pictures_is_refused() -> None:
     run(scenario)
 
 
-def test_a_slow_picture_does_not_hold_up_small_ones_beside_it() -> None:
+def test_a_slow_image_does_not_hold_up_small_ones_beside_it() -> None:
     """In the same batch the small ones go first."""
 
     async def scenario() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([picture(1)]))
+        first = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
         decode = threading.Event()
         slow = asyncio.create_task(queue.submit([Slow(2, decode.wait)]))
-        small = asyncio.create_task(queue.submit([picture(3)]))
+        small = asyncio.create_task(queue.submit([image(3)]))
         await until(lambda: queue.pending == 3)
         model.gate.set()
         await asyncio.gather(first, small)
@@ -337,12 +337,12 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
     async def scenario() -> None:
         model = Model()
         queue = batcher(model)
-        tasks = [asyncio.create_task(queue.submit([picture(v)])) for v in range(10)]
+        tasks = [asyncio.create_task(queue.submit([image(v)])) for v in range(10)]
         await asyncio.sleep(0)
         await queue.close()
         assert [s.logits[0, 0] for s in await asyncio.gather(*tasks)] == list(range(10))
         with pytest.raises(EngineUnavailable):
-            await queue.submit([picture(1)])
+            await queue.submit([image(1)])
 
     run(scenario)
 
@@ -370,7 +370,7 @@ def test_every_execution_is_reported_with_its_size() -> None:
         sizes: list[int] = []
         model = Model()
         queue = batcher(model, on_batch=sizes.append)
-        await queue.submit([picture(v) for v in range(9)])
+        await queue.submit([image(v) for v in range(9)])
         assert sum(sizes) == 9
         assert sorted(sizes) == sorted(model.batches)
         await queue.close()
@@ -378,16 +378,16 @@ def test_every_execution_is_reported_with_its_size() -> None:
     run(scenario)
 
 
-def test_executions_are_buckets_though_a_picture_of_the_batch_is_broken() -> None:
-    """Of four pictures taken together three are left: they run as two and one."""
+def test_executions_are_buckets_though_an_image_of_the_batch_is_broken() -> None:
+    """Of four images taken together three are left: they run as two and one."""
 
     async def scenario() -> None:
         model = Model()
         model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([picture(1)]))
+        first = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
-        good = [asyncio.create_task(queue.submit([picture(v)])) for v in (2, 3, 4)]
+        good = [asyncio.create_task(queue.submit([image(v)])) for v in (2, 3, 4)]
         bad = asyncio.create_task(queue.submit([Broken()]))
         await until(lambda: queue.pending == 5)
         model.gate.set()
@@ -401,7 +401,7 @@ def test_executions_are_buckets_though_a_picture_of_the_batch_is_broken() -> Non
 
 
 def test_a_late_request_is_answered_at_its_deadline_while_its_execution_still_runs() -> None:
-    """The caller is not held by a slow model, and what was not started never is."""
+    """The client is not held by a slow model, and what was not started never is."""
 
     async def scenario() -> None:
         model = Model()
@@ -409,15 +409,15 @@ def test_a_late_request_is_answered_at_its_deadline_while_its_execution_still_ru
         queue = batcher(model, workers=1)
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded) as late:
-            await queue.submit([picture(v) for v in range(6)], Terms(deadline=started + 0.5))
+            await queue.submit([image(v) for v in range(6)], Terms(deadline=started + 0.5))
         assert 0.5 <= time.monotonic() - started < 20, "the model would hold it for 30 s"
         assert status_of(late.value) == 504
         assert queue.pending == 4, "four are running, two were taken out of the queue"
         model.gate.set()
-        assert (await queue.submit([picture(9)])).logits[0, 0] == 9
+        assert (await queue.submit([image(9)])).logits[0, 0] == 9
         assert model.batches == [4, 1]
         with pytest.raises(DeadlineExceeded):
-            await queue.submit([picture(1)], Terms(deadline=time.monotonic()))
+            await queue.submit([image(1)], Terms(deadline=time.monotonic()))
         await queue.close()
 
     run(scenario)
@@ -436,10 +436,10 @@ def test_normal_requests_go_before_low_ones() -> None:
             return model(images, alone)
 
         queue = batcher(noted, workers=1)
-        tasks = [asyncio.create_task(queue.submit([picture(1)]))]
+        tasks = [asyncio.create_task(queue.submit([image(1)]))]
         await until(lambda: model.batches)
-        tasks += [asyncio.create_task(queue.submit([picture(2)], Terms(priority="low")))]
-        tasks += [asyncio.create_task(queue.submit([picture(3)]))]
+        tasks += [asyncio.create_task(queue.submit([image(2)], Terms(priority="low")))]
+        tasks += [asyncio.create_task(queue.submit([image(3)]))]
         await until(lambda: queue.pending == 3)
         model.gate.set()
         await asyncio.gather(*tasks)
@@ -461,7 +461,7 @@ def test_images_of_two_models_never_share_a_batch_and_each_gets_its_own_answer()
             return logits + 1000, p_type, omega
 
         other = queue.batcher.open(run_two, SIZE)
-        asked = [(queue.submit if n % 3 else other.submit)([picture(n % 200)]) for n in range(300)]
+        asked = [(queue.submit if n % 3 else other.submit)([image(n % 200)]) for n in range(300)]
         got = [signals.logits[0, 0] for signals in await asyncio.gather(*asked)]
         assert got == [n % 200 + (0 if n % 3 else 1000) for n in range(300)]
         assert sum(one.batches) == 200
@@ -478,14 +478,14 @@ def test_closing_one_model_answers_what_it_accepted_and_lets_go_of_it() -> None:
         queue = batcher(old, workers=1, capacity=100)
         other = queue.batcher.open(new, SIZE)
         old.gate.clear()
-        asked = [asyncio.create_task(queue.submit([picture(v)])) for v in range(10)]
-        beside = [asyncio.create_task(other.submit([picture(v)])) for v in range(10)]
+        asked = [asyncio.create_task(queue.submit([image(v)])) for v in range(10)]
+        beside = [asyncio.create_task(other.submit([image(v)])) for v in range(10)]
         await until(lambda: queue.pending == 20)
         closing = asyncio.create_task(queue.feed.close())
         await settle()
         assert not closing.done()
         with pytest.raises(EngineUnavailable):
-            await queue.submit([picture(1)])
+            await queue.submit([image(1)])
         old.gate.set()
         await closing
         gone = weakref.ref(old)
@@ -493,7 +493,7 @@ def test_closing_one_model_answers_what_it_accepted_and_lets_go_of_it() -> None:
         assert [s.logits[0, 0] for s in await asyncio.gather(*asked)] == list(range(10))
         assert [s.logits[0, 0] for s in await asyncio.gather(*beside)] == list(range(10))
         del old, queue.submit
-        assert (await other.submit([picture(7)])).logits[0, 0] == 7
+        assert (await other.submit([image(7)])).logits[0, 0] == 7
         await until(lambda: gone() is None)
         await queue.close()
 
@@ -523,7 +523,7 @@ def test_warming_runs_every_size_and_a_fault_there_is_told() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_storm_every_request_has_one_end(seed: int) -> None:
-    """Real threads, two models, failures, broken and slow pictures, callers that leave, deadlines, both priorities."""
+    """Real threads, two models, failures, broken and slow inputs, clients that leave, deadlines, both priorities."""
     rng = random.Random(seed)
 
     async def scenario() -> None:
@@ -540,19 +540,19 @@ def test_in_a_storm_every_request_has_one_end(seed: int) -> None:
             values = [
                 rng.randrange(256) if rng.random() < 0.02 else rng.randrange(250) for _ in range(rng.choice([1, 1, 5]))
             ]
-            pictures: list[Any] = [
-                picture(v) if rng.random() < 0.97 else Slow(v, lambda: time.sleep(0.005)) for v in values
+            inputs: list[Any] = [
+                image(v) if rng.random() < 0.97 else Slow(v, lambda: time.sleep(0.005)) for v in values
             ]
             if rng.random() < 0.03:
-                pictures.append(Broken())
+                inputs.append(Broken())
             deadline = time.monotonic() + rng.choice([0.0, 0.01, 0.05, 10, float("inf")])
             terms = Terms(deadline, rng.choice(["normal", "low"]))
-            asked = asyncio.ensure_future(rng.choice(feeds).submit(pictures, terms))
+            asked = asyncio.ensure_future(rng.choice(feeds).submit(inputs, terms))
             if rng.random() < 0.1:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 0.02), asked.cancel)
             try:
                 signals = await asked
-                assert signals.logits[:, 0].tolist() == values and len(pictures) == len(values)
+                assert signals.logits[:, 0].tolist() == values and len(inputs) == len(values)
                 end = "answered"
             except (AWNetError, asyncio.CancelledError) as error:
                 end = type(error).__name__

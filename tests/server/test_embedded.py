@@ -19,7 +19,7 @@ from onnx import helper
 
 from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.core.engine import Runner, Signals, Terms, self_test
-from server.core.images import Picture, Pixels
+from server.core.images import ImageInput, PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
@@ -51,8 +51,8 @@ def test_answers_are_those_of_the_graph(repository: Path) -> None:
     async def use(engine: EmbeddedEngine) -> None:
         runner = await engine.open("awnet", 1)
         await runner.warm()
-        together = await runner.infer([Pixels(image) for image in images])
-        one = await runner.infer([Pixels(images[4])])
+        together = await runner.infer([PixelArray(image) for image in images])
+        one = await runner.infer([PixelArray(images[4])])
         for name, want in zip(("logits", "p_type", "omega"), expected, strict=True):
             np.testing.assert_allclose(getattr(together, name), want, atol=1e-4)
             np.testing.assert_allclose(getattr(one, name), want[4:5], atol=1e-4)
@@ -87,15 +87,15 @@ def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: 
         old, new = await engine.open("awnet", 1), await engine.open("awnet", 2)
         workers = [thread for thread in threading.enumerate() if thread.name.startswith("awnet-")]
         assert len(workers) == 2
-        asked = [(runner, runner.infer([Pixels(image[0])])) for runner in (old, new) for _ in range(20)]
+        asked = [(runner, runner.infer([PixelArray(image[0])])) for runner in (old, new) for _ in range(20)]
         for (runner, _), signals in zip(asked, await asyncio.gather(*(a for _, a in asked)), strict=True):
             np.testing.assert_allclose(signals.omega, expected[runner.model.version], atol=1e-4)
         await old.close()
-        np.testing.assert_allclose((await new.infer([Pixels(image[0])])).omega, expected["2"], atol=1e-4)
+        np.testing.assert_allclose((await new.infer([PixelArray(image[0])])).omega, expected["2"], atol=1e-4)
         with pytest.raises(EngineUnavailable):
-            await old.infer([Pixels(image[0])])
+            await old.infer([PixelArray(image[0])])
         again = await engine.open("awnet", 1)
-        np.testing.assert_allclose((await again.infer([Pixels(image[0])])).omega, expected["1"], atol=1e-4)
+        np.testing.assert_allclose((await again.infer([PixelArray(image[0])])).omega, expected["1"], atol=1e-4)
 
     with_engine(tmp_path, use)
 
@@ -216,8 +216,8 @@ class Falsified:
     async def warm(self) -> None:
         await self._runner.warm()
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
-        signals = await self._runner.infer(pictures, terms or Terms())
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
+        signals = await self._runner.infer(images, terms or Terms())
         for name in ("logits", "p_type", "omega"):
             object.__setattr__(signals, name, getattr(signals, name).copy())
         self._change(signals)

@@ -1,4 +1,4 @@
-"""The instruments of the fault table: callers that notice every kind of failure, bad versions that are bad."""
+"""The instruments of the fault table: clients that notice every kind of failure, bad versions that are bad."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ async def for_ever(writer: asyncio.StreamWriter) -> None:
         (for_ever, "TimeoutError"),
     ],
 )
-def test_a_caller_tells_right_answers_from_every_kind_of_failure(fault: Answer, outcome: str) -> None:
-    """A table of faults is worth as much as the callers that look."""
+def test_a_client_tells_right_answers_from_every_kind_of_failure(fault: Answer, outcome: str) -> None:
+    """A table of faults is worth as much as the clients that look."""
 
     async def run() -> list[str]:
         turns = [answer(), fault]
@@ -69,7 +69,7 @@ def test_a_caller_tells_right_answers_from_every_kind_of_failure(fault: Answer, 
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        load = Load(server.sockets[0].getsockname()[1], pictures=[b"a picture"], seconds=60)
+        load = Load(server.sockets[0].getsockname()[1], images=[b"an image"], seconds=60)
         await load.learn()
         load.seconds = 0.1 if fault is for_ever else 60
         await load.once(0)

@@ -74,7 +74,7 @@ def image(images: Any = IMAGES, **changes: Any) -> Any:
 
 
 def files(*contents: bytes) -> Any:
-    """A request with encoded pictures in `contents`, not raw."""
+    """A request with encoded images in `contents`, not raw."""
     given = {"name": "image_bytes", "datatype": "BYTES", "shape": [len(contents)]}
     return service_pb2.ModelInferRequest(
         model_name="awnet", inputs=[given | {"contents": {"bytes_contents": list(contents)}}]
@@ -261,8 +261,8 @@ def test_a_call_that_is_too_large_is_refused_by_its_length(served: Served) -> No
     served.infer(image(), compression=grpc.Compression.Gzip)
 
 
-def test_the_callers_deadline_reaches_the_engine(served: Served) -> None:
-    """And a caller that goes away takes its request along."""
+def test_the_clients_deadline_reaches_the_engine(served: Served) -> None:
+    """And a client that goes away takes its request along."""
     engine, longest = served.small.engine, served.small.settings.timeout_seconds
 
     def within(seconds: float, message: Any, timeout: float | None) -> bool:
@@ -427,13 +427,13 @@ def test_malformed_messages_never_break_the_server(served: Served, caplog: pytes
 
 
 def test_a_call_leaves_one_log_line_without_the_address(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    """What is watched over HTTP is watched here too: verdicts and a salted sender, or why it was refused."""
+    """What is watched over HTTP is watched here too: verdicts and a salted client, or why it was refused."""
 
     def lines(status: int) -> list[dict[str, Any]]:
         every = [json.loads(record.getMessage()) for record in caplog.records if record.name == "awnet.requests"]
         return [line for line in every if line["status"] == status]
 
-    async def written() -> None:  # after the answer has left, so a caller may be quicker
+    async def written() -> None:  # after the answer has left, so a client may be quicker
         await until(lambda: lines(200) and lines(404))
         await settle()  # a second line of the same call would be written now
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from server.core.images import MOST_PNG_CHUNKS, PNG_SIGNATURE, Decoded, Limits, Upload, decode
+from server.core.images import MOST_PNG_CHUNKS, PNG_SIGNATURE, DecodedImage, EncodedImage, Limits, decode
 from server.errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, RequestError, UnsupportedMedia
 from tests.server.tiny import SIZE, encoded, noise
 
 LIMITS = Limits(max_pixels=1_000_000, min_side=8)
 
 
-def seen(data: bytes) -> Decoded:
+def seen(data: bytes) -> DecodedImage:
     return decode(data, SIZE, LIMITS)
 
 
@@ -38,7 +38,7 @@ def png(width: int, height: int, *, rows: bytes | None = None, extra: bytes = b"
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_a_lossless_picture_of_the_right_size_arrives_bit_for_bit(kind: str, options: dict[str, bool]) -> None:
+def test_a_lossless_image_of_the_right_size_arrives_bit_for_bit(kind: str, options: dict[str, bool]) -> None:
     """Thresholds are calibrated for exactly these pixels, in the order channel, row, column."""
     image = noise()
     got = seen(encoded(image, kind, **options))
@@ -49,7 +49,7 @@ def test_a_lossless_picture_of_the_right_size_arrives_bit_for_bit(kind: str, opt
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 90})])
-def test_a_lossy_picture_is_not_calibrated(kind: str, options: dict[str, int]) -> None:
+def test_a_lossy_image_is_not_calibrated(kind: str, options: dict[str, int]) -> None:
     """The codec changed the pixels, so the thresholds do not speak for them."""
     got = seen(encoded(noise(), kind, **options))
     assert got.lossy
@@ -105,7 +105,7 @@ def test_a_large_jpeg_read_at_a_fraction_looks_like_the_whole() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_exif_orientation_is_honoured(kind: str, orientation: int) -> None:
-    """A phone's picture is judged as its owner sees it."""
+    """A phone's image is judged as its owner sees it."""
     image = Image.new("RGB", (32, 32), "black")
     image.paste("red", (0, 0, 16, 16))
     image.paste("blue", (16, 16, 32, 24))
@@ -117,8 +117,8 @@ def test_exif_orientation_is_honoured(kind: str, orientation: int) -> None:
     np.testing.assert_array_equal(seen(data).pixels, expected)
 
 
-def test_a_turned_picture_is_reported_as_a_viewer_shows_it() -> None:
-    """Width and height are those of the upright picture."""
+def test_a_turned_image_is_reported_as_a_viewer_shows_it() -> None:
+    """Width and height are those of the upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     got = seen(encoded(noise(40, 60), "JPEG", exif=exif))
@@ -148,7 +148,7 @@ def test_sixteen_bit_colour_keeps_its_tones() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_grey_and_palette_pictures_become_rgb(mode: str) -> None:
+def test_grey_and_palette_images_become_rgb(mode: str) -> None:
     """The pixels are those of Pillow's exact conversion."""
     image = noise().convert(mode)
     np.testing.assert_array_equal(seen(encoded(image)).pixels, chw(image.convert("RGB")))
@@ -195,7 +195,7 @@ def test_other_formats_are_refused_whatever_pillow_could_read(kind: str) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04zip", b"%PDF-1.7", b"<svg/>", b"%!PS", b"RIFF1234WAVE"])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_image_is_refused(data: bytes) -> None:
     """Neither by name nor by content type can it become one."""
     with pytest.raises(UnsupportedMedia):
         seen(data)
@@ -203,7 +203,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_every_truncation_is_noticed(kind: str) -> None:
-    """Wherever the file is cut, no picture is made up for the rest."""
+    """Wherever the file is cut, no image is made up for the rest."""
     data = encoded(noise(40, 40), kind)
     for length in [*range(12, len(data) - 2, max(1, len(data) // 60)), len(data) - 2, len(data) - 1]:
         with pytest.raises(ImageError):
@@ -212,7 +212,7 @@ def test_every_truncation_is_noticed(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_corruption_never_raises_anything_but_our_own_errors(kind: str) -> None:
-    """Whatever Pillow raises inside, the caller gets an answer."""
+    """Whatever Pillow raises inside, the client gets an answer."""
     data = encoded(noise(40, 40), kind)
     rng = np.random.default_rng(0)
     for _ in range(400):
@@ -247,12 +247,12 @@ def test_a_bad_checksum_of_pixel_data_is_noticed() -> None:
 
 
 def test_too_many_chunks_are_refused_quickly() -> None:
-    """Empty chunks cost the sender twelve bytes each."""
+    """Empty chunks cost the client twelve bytes each."""
     with pytest.raises(ImageError, match="chunks"):
         seen(png(SIZE, SIZE, extra=chunk(b"teXt", b"") * (MOST_PNG_CHUNKS + 1)))
 
 
-def test_a_picture_over_the_pixel_limit_is_refused_before_it_is_decoded() -> None:
+def test_an_image_over_the_pixel_limit_is_refused_before_it_is_decoded() -> None:
     """The file's pixels are missing, so that decoding would have said something else."""
     with pytest.raises(ImageTooLarge):
         seen(png(1001, 1000, rows=b""))
@@ -261,7 +261,7 @@ def test_a_picture_over_the_pixel_limit_is_refused_before_it_is_decoded() -> Non
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (65535, 1), (7, 40), (0, 0), (0, 40)])
-def test_a_picture_with_too_short_a_side_is_refused(width: int, height: int) -> None:
+def test_an_image_with_too_short_a_side_is_refused(width: int, height: int) -> None:
     """Nothing can be said about seven pixels blown up to thirty-two."""
     with pytest.raises(ImageError) as refused:
         seen(png(width, height))
@@ -269,7 +269,7 @@ def test_a_picture_with_too_short_a_side_is_refused(width: int, height: int) -> 
         assert isinstance(refused.value, ImageTooSmall)
 
 
-def test_a_ribbon_does_not_become_a_large_picture_on_the_way() -> None:
+def test_a_ribbon_does_not_become_a_large_image_on_the_way() -> None:
     """100,000 x 8 scaled by its short side would be 400,000 x 32."""
     assert seen(png(100_000, 8)).pixels.shape == (3, SIZE, SIZE)
 
@@ -281,7 +281,7 @@ def test_an_animation_is_refused(kind: str) -> None:
         seen(encoded(noise(), kind, save_all=True, append_images=[noise(seed=1)]))
 
 
-def test_a_photograph_with_previews_is_one_picture() -> None:
+def test_a_photograph_with_previews_is_one_image() -> None:
     """Phones write MPO files, a JPEG with more of them behind it."""
     data = encoded(noise(), "MPO", save_all=True, append_images=[noise(seed=1)], quality=95)
     got = seen(data)
@@ -302,27 +302,27 @@ def test_a_bomb_in_the_metadata_does_not_go_off(name: bytes) -> None:
     assert (got.pixels == 0).all()
 
 
-def test_a_huge_text_chunk_does_not_change_the_picture() -> None:
+def test_a_huge_text_chunk_does_not_change_the_image() -> None:
     """Unread metadata is unread."""
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 200_000)
     np.testing.assert_array_equal(seen(encoded(noise(), pnginfo=info)).pixels, chw(noise()))
 
 
-def test_bytes_behind_the_picture_are_ignored() -> None:
-    """A polyglot is judged as the picture that it is."""
+def test_bytes_behind_the_image_are_ignored() -> None:
+    """A polyglot is judged as the image that it is."""
     np.testing.assert_array_equal(seen(encoded(noise()) + b"PK\x03\x04 and more").pixels, chw(noise()))
 
 
 def test_an_upload_tells_beforehand_that_it_may_take_long() -> None:
     """By bytes, and by pixels where the header has them at a fixed place."""
-    assert not Upload(encoded(noise()), LIMITS).large
-    assert Upload(png(900, 900), LIMITS).large
-    assert Upload(encoded(noise(300, 300)), LIMITS).large
+    assert not EncodedImage(encoded(noise()), LIMITS).large
+    assert EncodedImage(png(900, 900), LIMITS).large
+    assert EncodedImage(encoded(noise(300, 300)), LIMITS).large
 
 
 def test_an_error_names_the_image_that_it_is_about() -> None:
-    """Among several uploads the caller must know which."""
+    """Among several uploads the client must know which."""
     with pytest.raises(UnsupportedMedia) as refused:
-        Upload(b"nothing", LIMITS, 3).pixels(SIZE)
+        EncodedImage(b"nothing", LIMITS, 3).pixels(SIZE)
     assert refused.value.image == 3

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from onnx import TensorProto, helper, numpy_helper
 
 from server.core.engine import Engine, Model, Runner, Signals, Terms
-from server.core.images import Picture, Pixels
+from server.core.images import ImageInput, PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import (
@@ -38,7 +38,7 @@ from server.versions.models import Models
 from tests.server.tiny import SIZE, graph, manifest_of, publish, tensor, write
 from tests.waiting import settle, until
 
-PICTURE = np.random.default_rng(3).integers(0, 256, (3, SIZE, SIZE), np.uint8)
+IMAGE = np.random.default_rng(3).integers(0, 256, (3, SIZE, SIZE), np.uint8)
 FOREVER = Terms()
 
 
@@ -126,12 +126,12 @@ class _Book:
     async def warm(self) -> None:
         await self.inner.warm()
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms = FOREVER) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
         version = self.model.version
         self.shelf.asked.append(version)
         if version in self.shelf.before:
             await self.shelf.before[version]()
-        return await self.inner.infer(pictures, terms)
+        return await self.inner.infer(images, terms)
 
     async def close(self) -> None:
         await self.inner.close()
@@ -155,13 +155,13 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
 async def answer(models: Models, name: str | None = None, version: str | None = None) -> str:
     """Ask once; the version that answered."""
     with models.lease(name, version) as lease:
-        signals = await lease.infer([Pixels(PICTURE)], FOREVER)
+        signals = await lease.infer([PixelArray(IMAGE)], FOREVER)
         assert signals.finite()
         return lease.model.version
 
 
 class Load:
-    """Four callers that ask all the time. Leaving it raises what any of them met, and checks every answer's values."""
+    """Four clients that ask all the time. Leaving it raises what any of them met, and checks every answer's values."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
@@ -190,7 +190,7 @@ class Load:
     async def ask(self) -> None:
         while not self.leaving:
             with self.models.lease() as lease:
-                signals = await lease.infer([Pixels(PICTURE)], FOREVER)
+                signals = await lease.infer([PixelArray(IMAGE)], FOREVER)
                 version = lease.model.version
             known = self.values.setdefault(version, signals.logits[0].tolist())
             assert signals.logits[0].tolist() == pytest.approx(known, abs=1e-4)
@@ -711,7 +711,7 @@ def test_a_version_is_not_closed_while_a_request_holds_it(tmp_path: Path) -> Non
                 assert await answer(models) == "2"
                 await settle()
                 assert shelf.closed == []
-                assert (await lease.infer([Pixels(PICTURE)], FOREVER)).finite()
+                assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
                 assert lease.model.version == "1"
             await until(lambda: shelf.closed == ["1"])
 
@@ -772,7 +772,7 @@ def test_the_canary_can_be_changed_ended_and_promoted(tmp_path: Path) -> None:
 
 
 def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path) -> None:
-    """Other weights give another class, other thresholds another verdict; the caller gets the old answer."""
+    """Other weights give another class, other thresholds another verdict; the client gets the old answer."""
 
     def stricter(contract: dict[str, Any]) -> None:
         contract["thresholds"]["suspicious"]["score"] = 0.0
@@ -799,14 +799,14 @@ def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path
 
     async def lease_class(models: Models, version: str) -> int:
         with models.lease(version=version) as lease:
-            return int((await lease.infer([Pixels(PICTURE)], FOREVER)).logits.argmax())
+            return int((await lease.infer([PixelArray(IMAGE)], FOREVER)).logits.argmax())
 
     run(scenario)
 
 
 @pytest.mark.parametrize("fault", [EngineFault("broken"), DeadlineExceeded("late"), RuntimeError("unforeseen")])
 def test_a_shadow_that_fails_is_only_counted(tmp_path: Path, fault: Exception) -> None:
-    """The caller is answered as if there were none."""
+    """The client is answered as if there were none."""
 
     async def scenario() -> None:
         publish(tmp_path)
@@ -970,7 +970,7 @@ def test_closing_waits_for_those_who_are_being_answered(tmp_path: Path) -> None:
             assert shelf.closed == []
             with pytest.raises(NotReady):
                 models.lease()
-            assert (await lease.infer([Pixels(PICTURE)], FOREVER)).finite()
+            assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
         await closing
         assert shelf.closed == ["1"]
 

@@ -109,7 +109,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_refusal_is_logged_with_its_reason_and_counted_once(observed: Observed, what: str) -> None:
-    """Whatever refuses it; under the route that it was for, and the caller's own id."""
+    """Whatever refuses it; under the route that it was for, and the client's own id."""
     method, path, body, status, reason = REFUSED[what]
     headers = IMAGE_TYPE | {b"x-request-id": b"mine"}
     (got, told, _), line, moved = observed.of(lambda: observed.small.http(method, path, headers, body))
@@ -200,7 +200,7 @@ GRPC_REFUSED = {
 
 @pytest.mark.parametrize("what", GRPC_REFUSED)
 def test_grpc_tells_and_takes_request_ids_and_logs_reasons_as_http_does(called: Called, what: str) -> None:
-    """A caller finds its call in the server's log whichever way it came; what is served nowhere is one series."""
+    """A client finds its call in the server's log whichever way it came; what is served nowhere is one series."""
     method, message, status, reason = GRPC_REFUSED[what]
     ask = lambda: called.refused(method, message, metadata=(("x-request-id", "mine"),))  # noqa: E731
     error, line, moved = called.observed.of(ask)
@@ -231,10 +231,10 @@ def test_an_unforeseen_fault_of_grpc_is_counted_as_one(called: Called) -> None:
     assert moved['awnet_rejections_total{reason="internal"}'] == 1
 
 
-# Callers who leave.
+# Clients who leave.
 
 
-def test_a_caller_who_leaves_is_logged_and_counted_whichever_way_it_came(repository: Path, lines: list[str]) -> None:
+def test_a_client_who_leaves_is_logged_and_counted_whichever_way_it_came(repository: Path, lines: list[str]) -> None:
     """In the middle of its upload or while it waits: 499 and a reason, as for gRPC."""
 
     async def scenario() -> None:
@@ -328,7 +328,7 @@ def test_a_405_names_the_methods_that_are_answered(observed: Observed, method: s
 
 
 def test_the_admin_port_answers_head_and_names_its_methods(repository: Path) -> None:
-    """HEAD before the models are there as well, as GET; an id of the caller comes back with every answer."""
+    """HEAD before the models are there as well, as GET; an id of the client comes back with every answer."""
 
     async def look(http: httpx.AsyncClient) -> None:
         for path in ("/admin/models", "/admin/detection"):

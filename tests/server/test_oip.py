@@ -76,7 +76,7 @@ def image(values: Any = None, **changes: Any) -> dict[str, Any]:
 
 
 def files(*contents: bytes, **changes: Any) -> tuple[dict[str, Any], bytes]:
-    """A request with encoded pictures, as binary data."""
+    """A request with encoded images, as binary data."""
     raw = b"".join(len(content).to_bytes(4, "little") + content for content in contents)
     parameters = {"binary_data_size": len(raw)}
     given = {"name": "image_bytes", "datatype": "BYTES", "shape": [len(contents)], "parameters": parameters}
@@ -311,7 +311,7 @@ def test_a_canary_gets_its_share_and_is_named(tmp_path: Path) -> None:
 def test_a_shadow_changes_no_answer(tmp_path: Path) -> None:
     """Files are decoded once, and the answer is the serving version's."""
     running = Small(tmp_path, shadow="1")
-    document, raw = files(PICTURES["PNG"], PICTURES["larger"])
+    document, raw = files(ENCODED["PNG"], ENCODED["larger"])
     try:
         answer = answered(running, document | {"outputs": [{"name": "calibrated"}]}, raw)
         assert answer["model_version"] == "2"
@@ -339,7 +339,7 @@ def test_before_the_model_is_loaded_it_is_not_ready(tmp_path: Path) -> None:
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
-PICTURES = {
+ENCODED = {
     "PNG": encoded(noise()),
     "JPEG": encoded(noise(), "JPEG"),
     "WebP": encoded(noise(), "WEBP", lossless=True),
@@ -352,15 +352,15 @@ PICTURES = {
 def test_files_are_decoded_as_predict_decodes_them(small: Small) -> None:
     """Scaled, turned and laid out alike, so that no verdict depends on the way in; `calibrated` is told for each."""
     wanted = [{"name": name} for name in ("p_type", "verdict", "calibrated")]
-    for name, content in PICTURES.items():
+    for name, content in ENCODED.items():
         document, raw = files(content)
         answer = answered(small, document | {"outputs": wanted}, raw)
-        picture = decode(content, SIZE, Limits())
-        same = answered(small, image(picture.pixels[None]) | {"outputs": wanted})
+        decoded = decode(content, SIZE, Limits())
+        same = answered(small, image(decoded.pixels[None]) | {"outputs": wanted})
         assert answer["outputs"][:2] == same["outputs"][:2], name
-        assert answer["outputs"][2]["data"] == [picture.calibrated] == [name in ("PNG", "WebP", "attacked")], name
-        assert answer["parameters"]["calibrated"] == picture.calibrated
-    document, raw = files(PICTURES["PNG"], PICTURES["attacked"], PICTURES["larger"])
+        assert answer["outputs"][2]["data"] == [decoded.calibrated] == [name in ("PNG", "WebP", "attacked")], name
+        assert answer["parameters"]["calibrated"] == decoded.calibrated
+    document, raw = files(ENCODED["PNG"], ENCODED["attacked"], ENCODED["larger"])
     answer = answered(small, document | {"outputs": wanted}, raw)
     assert answer["outputs"][1]["data"][1] == "adversarial"
     assert answer["outputs"][2]["data"] == [True, True, False]
@@ -369,9 +369,9 @@ def test_files_are_decoded_as_predict_decodes_them(small: Small) -> None:
 
 def test_files_in_json_need_base64(small: Small) -> None:
     """JSON strings hold no bytes; the input's parameter says that they are encoded."""
-    text = base64.b64encode(PICTURES["PNG"]).decode()
+    text = base64.b64encode(ENCODED["PNG"]).decode()
     given = {"name": "image_bytes", "datatype": "BYTES", "shape": [1], "data": [text]}
-    document, raw = files(PICTURES["PNG"])
+    document, raw = files(ENCODED["PNG"])
     encoded_so = given | {"parameters": {"content_type": "base64"}}
     assert answered(small, {"inputs": [encoded_so]})["outputs"] == answered(small, document, raw)["outputs"]
     assert "content_type='base64'" in refused(small, {"inputs": [given]})
@@ -380,7 +380,7 @@ def test_files_in_json_need_base64(small: Small) -> None:
 
 
 def test_timeout_and_priority_reach_the_engine(small: Small) -> None:
-    """Microseconds and levels as Triton counts them; no caller waits longer than the server's own limit."""
+    """Microseconds and levels as Triton counts them; no client waits longer than the server's own limit."""
 
     def terms(**parameters: Any) -> Terms:
         answered(small, image() | {"parameters": parameters})
@@ -435,7 +435,7 @@ WRONG_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "one image without N": ({"shape": [3, SIZE, SIZE], "data": IMAGES[0].ravel().tolist()}, "expected [N, 3"),
     "channels last": ({"shape": [3, SIZE, SIZE, 3]}, "expected [N, 3"),
     "a thousand dimensions": ({"shape": [1] * 1000}, "at most"),
-    "another name": ({"name": "picture"}, "there is no input"),
+    "another name": ({"name": "photo"}, "there is no input"),
     "no name": ({"name": None}, "name"),
     "shared memory": ({"data": None, "parameters": {"shared_memory_region": "a"}}, "shared memory"),
     "parameters of no kind": ({"parameters": [1]}, "object"),
@@ -497,7 +497,7 @@ def test_a_wrong_request_is_refused_and_told(small: Small, document: Any, word: 
 
 def test_a_wrong_header_length_is_refused(small: Small) -> None:
     """Where the JSON part ends must be told, and true."""
-    document, raw = files(PICTURES["PNG"])
+    document, raw = files(ENCODED["PNG"])
     for length in ("-1", "x", "", "1e3", "999999", "9" * 5000, "10"):
         assert "Inference-Header-Content-Length" in refused(
             small, document, raw, inference_header_content_length=length
@@ -508,7 +508,7 @@ def test_a_wrong_header_length_is_refused(small: Small) -> None:
 
 def test_wrong_bytes_tensors_are_refused(small: Small) -> None:
     """Lengths inside the data are checked like those outside."""
-    png = PICTURES["PNG"]
+    png = ENCODED["PNG"]
     document, raw = files(png)
 
     def changed(data: bytes, **changes: Any) -> str:
@@ -536,7 +536,7 @@ def test_wrong_bytes_tensors_are_refused(small: Small) -> None:
 
 def test_an_undecodable_file_is_named_by_its_place(small: Small) -> None:
     """400, and 413 where it is too large; the others of the request are not answered either."""
-    document, raw = files(PICTURES["PNG"], PICTURES["PNG"][:-20])
+    document, raw = files(ENCODED["PNG"], ENCODED["PNG"][:-20])
     assert "element 1" in refused(small, document, raw)
     document, raw = files(b"")
     assert "none of PNG, JPEG, WebP" in refused(small, document, raw)
@@ -546,7 +546,7 @@ def test_an_undecodable_file_is_named_by_its_place(small: Small) -> None:
 
 def test_encoded_bodies_are_unpacked_within_the_limit(small: Small) -> None:
     """gzip and deflate as the clients send them; a bomb costs no more than a body of the largest size."""
-    document, raw = files(PICTURES["PNG"])
+    document, raw = files(ENCODED["PNG"])
     head = json.dumps(document).encode()
     length = {"inference_header_content_length": str(len(head))}
     plainly = answered(small, document, raw)
@@ -610,7 +610,7 @@ def test_a_refusal_before_the_body_is_read_looks_alike() -> None:
 
 
 def test_messages_are_short_and_hold_nothing_unprintable(small: Small) -> None:
-    """A caller's own words are cut and escaped: they end in headers and logs."""
+    """A client's own words are cut and escaped: they end in headers and logs."""
     for name in ("x" * 100_000, "\x1b[31m\n\r\0", "\u202e\U0001f600" * 50):
         for document in (image(name=name), image(datatype=name), image() | {"outputs": [{"name": name}]}):
             message = refused(small, document)
@@ -656,7 +656,7 @@ def test_malformed_bodies_never_break_the_server(small: Small) -> None:
     """Thousands of seeded corruptions of good requests: each is answered, refused in form, and soon."""
     rng = random.Random(17)
     seeds: list[tuple[bytes, bytes]] = []
-    for document, raw in (files(PICTURES["PNG"]), files(PICTURES["JPEG"], PICTURES["WebP"]), (image(IMAGES[:1]), b"")):
+    for document, raw in (files(ENCODED["PNG"]), files(ENCODED["JPEG"], ENCODED["WebP"]), (image(IMAGES[:1]), b"")):
         document = document | {"id": "a", "outputs": [{"name": "score", "parameters": {"binary_data": True}}]}
         seeds.append((json.dumps(document | {"parameters": {"timeout": 10**7, "priority": 1}}).encode(), raw))
     pieces = [

@@ -36,7 +36,7 @@ IMAGES = np.random.default_rng(11).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8
 ALL = ["logits", "p_type", "omega", "score", "verdict", "label", "calibrated"]
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
-PICTURES = {
+ENCODED = {
     "PNG": encoded(noise()),
     "JPEG": encoded(noise(), "JPEG"),
     "WebP": encoded(noise(), "WEBP"),
@@ -221,7 +221,7 @@ def test_json_and_binary_give_the_same(running: Site, sent: bool, returned: bool
 def test_a_file_gets_the_verdict_of_predict(tool: Tool, running: Site) -> None:
     """Scaled, turned, transparent or lossy: the way in makes no difference."""
     seen = set()
-    for name, content in PICTURES.items():
+    for name, content in ENCODED.items():
         answer = running.server.http.post("/predict?top_k=1", files={"image": ("x", content)})
         (told,) = answer.json()["results"]
         result = tool.ask("infer", "awnet", tool.files(content), outputs=tool.wanted(*ALL))
@@ -232,7 +232,7 @@ def test_a_file_gets_the_verdict_of_predict(tool: Tool, running: Site) -> None:
         assert tool.parameters(result)["calibrated"] == told["adversarial"]["calibrated"], name
         seen.add(told["adversarial"]["verdict"])
     assert seen == {"clean", "suspicious", "adversarial"}
-    many = tool.ask("infer", "awnet", tool.files(*list(PICTURES.values())[:8]), outputs=tool.wanted("calibrated"))
+    many = tool.ask("infer", "awnet", tool.files(*list(ENCODED.values())[:8]), outputs=tool.wanted("calibrated"))
     assert many.as_numpy("calibrated").tolist() == [True, False, False, True, False, False, True, True]
     assert tool.parameters(many)["calibrated"] is False
 
@@ -250,9 +250,9 @@ def test_errors_become_exceptions_with_the_servers_words(tool: Tool) -> None:
     for inputs, word in (
         (tool.image(IMAGES.astype(np.float32), "FP32"), "datatype 'FP32', expected 'UINT8'"),
         (tool.image(IMAGES[:, :, :16]), "expected [N, 3, 32, 32]"),
-        (tool.image() + tool.files(PICTURES["PNG"]), "exactly one"),
-        (tool.files(PICTURES["PNG"], b"GIF89a"), "element 1: the image is none of PNG, JPEG, WebP"),
-        (tool.files(PICTURES["PNG"][:-9]), "element 0: the PNG image is truncated"),
+        (tool.image() + tool.files(ENCODED["PNG"]), "exactly one"),
+        (tool.files(ENCODED["PNG"], b"GIF89a"), "element 1: the image is none of PNG, JPEG, WebP"),
+        (tool.files(ENCODED["PNG"][:-9]), "element 0: the PNG image is truncated"),
     ):
         status, message = tool.refused("infer", "awnet", inputs)
         assert (status, word in message) == (bad, True), message
@@ -313,9 +313,9 @@ def test_one_client_goes_on_after_refusals(running: Site) -> None:
                     with pytest.raises(InferenceServerException):
                         await client.infer("awnet", tool.files(b"none"))
                     return True
-                picture = IMAGES[place % 2 : place % 2 + 1]
-                result = await client.infer("awnet", tool.image(picture), outputs=tool.wanted("score"))
-                return bool(np.isclose(result.as_numpy("score")[0], picture[0, 0].mean() / 255, atol=1e-5))
+                image = IMAGES[place % 2 : place % 2 + 1]
+                result = await client.infer("awnet", tool.image(image), outputs=tool.wanted("score"))
+                return bool(np.isclose(result.as_numpy("score")[0], image[0, 0].mean() / 255, atol=1e-5))
 
             return list(await asyncio.gather(*(one(place) for place in range(60))))
 
@@ -324,15 +324,15 @@ def test_one_client_goes_on_after_refusals(running: Site) -> None:
 
 
 def test_calls_are_counted_by_templates(running: Site) -> None:
-    """HTTP by route, gRPC by method; nothing that a caller chose becomes a label."""
+    """HTTP by route, gRPC by method; nothing that a client chose becomes a label."""
     for module, port in ((tritonclient.http, running.server.port), (tritonclient.grpc, running.grpc_port)):
         tool = Tool(module, f"127.0.0.1:{port}", False)
         tool.ask("infer", "awnet", tool.image())
-        tool.refused("infer", "chosen-by-a-caller", tool.image())
+        tool.refused("infer", "chosen-by-a-client", tool.image())
     text = running.server.http.get("/metrics").text
     assert 'route="/v2/models/{model}/infer"' in text
     assert 'route="/inference.GRPCInferenceService/ModelInfer"' in text
-    assert "chosen-by-a-caller" not in text
+    assert "chosen-by-a-client" not in text
 
 
 @pytest.mark.process

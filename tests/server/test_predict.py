@@ -194,7 +194,7 @@ def test_metrics_count_what_happened(served: Running) -> None:
 
 
 def test_the_number_of_series_is_bounded(served: Running) -> None:
-    """Paths, methods and ids that callers invent make no series of their own."""
+    """Paths, methods and ids that clients invent make no series of their own."""
     for n in range(50):
         served.http.request(f"M{n}", f"/p{n}", headers={"X-Request-ID": f"id-{n}"})
         ask(served, b"nothing", query=f"?q{n}={n}")
@@ -227,7 +227,7 @@ def test_the_api_document_is_readable_without_another_host(served: Running) -> N
             assert all(f"<code>{given['name']}</code>" in answer.text for given in told.get("parameters", []))
 
 
-def test_many_callers_at_once_get_their_own_answers(served: Running) -> None:
+def test_many_clients_at_once_get_their_own_answers(served: Running) -> None:
     """Rows of shared batches go back to those who asked."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -49,7 +49,7 @@ def test_serving_imports_no_training_library() -> None:
 
 @pytest.mark.process
 def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
-    """All of Pillow's formats together cost 10 MB and the first caller's time, and are none of ours."""
+    """All of Pillow's formats together cost 10 MB and the first client's time, and are none of ours."""
     for kind in ("PNG", "JPEG", "WEBP"):
         (tmp_path / kind).write_bytes(encoded(noise(), kind))
     code = (
@@ -140,14 +140,14 @@ def test_a_signing_key_that_cannot_be_read_ends_the_process(repository: Path) ->
 
 
 class Load:
-    """Callers in threads, until left; `failures` holds every answer that was not 200."""
+    """Clients in threads, until left; `failures` holds every answer that was not 200."""
 
-    def __init__(self, running: Running, callers: int = 4) -> None:
+    def __init__(self, running: Running, clients: int = 4) -> None:
         self.url = f"{running.url}/predict?top_k=1"
         self.failures: list[str] = []
         self.versions: list[str] = []
         self.leaving = threading.Event()
-        self.threads = [threading.Thread(target=self.ask) for _ in range(callers)]
+        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
 
     def __enter__(self) -> Load:
         for thread in self.threads:
@@ -246,7 +246,7 @@ def test_the_admin_port_answers_beside_the_public_one(tmp_path: Path) -> None:
             assert answer.json()["models"][0]["serving"] == "1"
             switched = len(load.versions)
             load.more()
-            # One answer a caller may have been on its way, and its thread may be slower than the others to note it.
+            # One answer a client may have been on its way, and its thread may be slower than the others to note it.
             assert load.versions[switched:].count("2") <= len(load.threads)
         assert load.failures == []
         assert running.stop() == 0
@@ -289,7 +289,7 @@ def test_sigterm_takes_readiness_off_and_answers_what_is_in_flight(repository: P
         def load() -> None:
             while not leaving.is_set():
                 try:
-                    # A connection for each request, as from callers that a balancer still sends here.
+                    # A connection for each request, as from clients that a balancer still sends here.
                     answer = httpx.post(f"{running.url}/predict", files={"image": ("a.png", PNG)}, **CALL)
                     answered[0] += 1
                     if answer.status_code != 200:

@@ -96,7 +96,7 @@ def test_the_fingerprint_changes_with_every_file_and_with_nothing_else(tmp_path:
 
 @pytest.mark.parametrize("name", ["", "..", "../awnet", "a/b", ".hidden", "a" * 200])
 def test_a_name_does_not_leave_the_repository(tmp_path: Path, name: str) -> None:
-    """Whatever a caller makes up."""
+    """Whatever a client makes up."""
     publish(tmp_path)
     with pytest.raises(ModelNotFound):
         Repository(tmp_path / "awnet").read(name, 1)

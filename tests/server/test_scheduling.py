@@ -452,7 +452,7 @@ def test_under_twice_the_load_most_of_the_capacity_still_answers_in_time(cost: C
 
 
 def test_a_request_that_the_line_makes_late_is_refused_at_once() -> None:
-    """Its caller may try elsewhere while there is time; with more patience it would have been let in."""
+    """Its client may try elsewhere while there is time; with more patience it would have been let in."""
     place, (lane,) = world(workers=1, most=1, capacity=100)
     for _ in range(20):
         place.submit(Request(lane, 1))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.core.images import Pixels
+from server.core.images import PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import EngineFault
@@ -23,11 +23,11 @@ from tests.server.tiny import SIZE, publish
 from tests.waiting import until
 
 
-def flat(red: float) -> Pixels:
-    """A picture whose score is `red`."""
+def flat(red: float) -> PixelArray:
+    """An image whose score is `red`."""
     pixels = np.zeros((3, SIZE, SIZE), np.uint8)
     pixels[0] = round(255 * red)
-    return Pixels(pixels)
+    return PixelArray(pixels)
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ def value(service: Service, line: str) -> float | None:
     return None
 
 
-def test_an_outcome_has_a_verdict_for_each_picture_and_is_counted(tmp_path: Path) -> None:
+def test_an_outcome_has_a_verdict_for_each_image_and_is_counted(tmp_path: Path) -> None:
     """By the thresholds of the version that answered, under its name."""
 
     def stricter(contract: dict[str, Any]) -> None:
@@ -63,12 +63,12 @@ def test_an_outcome_has_a_verdict_for_each_picture_and_is_counted(tmp_path: Path
         publish(tmp_path)
         publish(tmp_path, "2", stricter)
         async with serving(tmp_path, version="1", canary="2:0") as service:
-            pictures = [flat(red) for red in (0.2, 0.5, 0.9)]
+            images = [flat(red) for red in (0.2, 0.5, 0.9)]
             with service.lease() as lease:
-                outcome = await service.run(lease, pictures, service.terms())
+                outcome = await service.run(lease, images, service.terms())
             assert (outcome.model.version, outcome.verdicts) == ("1", ["clean", "suspicious", "adversarial"])
             with service.lease("awnet", "2") as lease:
-                outcome = await service.run(lease, pictures, service.terms())
+                outcome = await service.run(lease, images, service.terms())
             assert (outcome.model.version, outcome.verdicts) == ("2", ["adversarial"] * 3)
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 1
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="adversarial",version="2"}') == 3
@@ -103,7 +103,7 @@ def test_an_answer_that_is_not_finite_is_a_fault_and_counts_no_verdict(tmp_path:
 
 
 def test_nobody_waits_longer_than_the_setting_allows(tmp_path: Path) -> None:
-    """A caller can only ask for less."""
+    """A client can only ask for less."""
 
     async def scenario() -> None:
         async with serving(publish(tmp_path), timeout_seconds=2) as service:

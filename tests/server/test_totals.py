@@ -147,7 +147,7 @@ def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
     assert values(totals, "awnet_cusum") == before
 
 
-def test_a_sender_who_met_two_workers_is_one() -> None:
+def test_a_client_who_met_two_workers_is_one() -> None:
     totals = Totals()
     totals.update(0, snapshot(clients=[["aa", 6, 1], ["bb", 1, 0]]))
     totals.update(1, snapshot(clients=[["aa", 3, 0]]))

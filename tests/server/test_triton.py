@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.harness.processes import free_port
 from server.core.engine import Signals, Terms, self_test
-from server.core.images import Limits, Pixels, Upload
+from server.core.images import EncodedImage, Limits, PixelArray
 from server.engines.triton import engine as engine_module
 from server.engines.triton import patrol
 from server.engines.triton.engine import TritonEngine, parse_metadata
@@ -47,8 +47,8 @@ def images(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (count, 3, SIZE, SIZE), np.uint8)
 
 
-def pictures(count: int, seed: int = 0) -> list[Pixels]:
-    return [Pixels(image) for image in images(count, seed)]
+def inputs(count: int, seed: int = 0) -> list[PixelArray]:
+    return [PixelArray(image) for image in images(count, seed)]
 
 
 def right(signals: Signals, given: np.ndarray[Any, Any]) -> bool:
@@ -112,7 +112,7 @@ async def test_answers_are_those_of_the_model() -> None:
         await runner.warm()
         await self_test(runner)
         for count in (1, 5):
-            signals = await runner.infer(pictures(count), soon())
+            signals = await runner.infer(inputs(count), soon())
             assert right(signals, images(count))
             assert signals.inference_seconds > 0 and signals.decode_seconds >= 0 and signals.queue_seconds >= 0
         assert engine.waiting() == 0 and engine.up()
@@ -162,7 +162,7 @@ async def test_every_call_carries_the_metadata_and_none_controls_models() -> Non
     fake = FakeTriton()
     async with opened(fake, metadata={"authorization": "Bearer abc"}) as (engine, runner):
         await runner.warm()
-        await runner.infer(pictures(1), soon())
+        await runner.infer(inputs(1), soon())
         await engine.catalogue()
         await until(lambda: len([name for name, _ in fake.seen if name == "ServerLive"]) > 2)
     assert fake.calls() == {"ServerLive", "ModelStatistics", "ModelConfig", "ModelMetadata", "ModelInfer"}
@@ -203,7 +203,7 @@ async def test_tls_is_spoken_with_the_authority_that_is_named(certificate: tuple
     try:
         async with engine_of(fake, tls=True, ca=pem) as engine:
             runner = await engine.open("awnet", 1)
-            assert right(await runner.infer(pictures(1), soon()), images(1))
+            assert right(await runner.infer(inputs(1), soon()), images(1))
             await runner.close()
         for wrong in ({"tls": True}, {"tls": False}):
             with pytest.raises(StartupError, match="no Triton answers"):
@@ -264,7 +264,7 @@ async def test_a_version_that_is_not_as_promised_is_not_opened() -> None:
         fake.parameters["contract.2"] = fake.parameters["contract.1"]  # other golden values than this model's
         with pytest.raises(SelfTestFailed, match="off by"):
             await engine.open("awnet", 2)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
         assert state(engine) == "up"
 
 
@@ -288,25 +288,25 @@ async def test_a_large_request_is_sent_in_parts_and_comes_back_whole() -> None:
     fake = FakeTriton(most=4)
     async with opened(fake) as (_, runner):
         fake.rows.clear()
-        assert right(await runner.infer(pictures(10), soon()), images(10))
+        assert right(await runner.infer(inputs(10), soon()), images(10))
         assert sorted(fake.rows) == [2, 4, 4]
 
 
 @plays
-async def test_a_bad_picture_is_named_and_nothing_is_sent() -> None:
+async def test_a_bad_image_is_named_and_nothing_is_sent() -> None:
     """The first bad one of several, by its place."""
     fake = FakeTriton()
     async with opened(fake) as (engine, runner):
         fake.rows.clear()
         good, bad = encoded(noise()), encoded(noise())[:500]
         with pytest.raises(ImageError) as error:
-            await runner.infer([Upload(data, Limits(), i) for i, data in enumerate((good, bad, bad))], soon())
+            await runner.infer([EncodedImage(data, Limits(), i) for i, data in enumerate((good, bad, bad))], soon())
         assert error.value.image == 1 and not fake.rows and engine.waiting() == 0
-        assert (await runner.infer([Upload(good, Limits())], soon())).decode_seconds > 0
+        assert (await runner.infer([EncodedImage(good, Limits())], soon())).decode_seconds > 0
 
 
 class Slow:
-    """A picture whose decoding takes as long as the test wants, or fails in a way that nobody foresaw."""
+    """An image whose decoding takes as long as the test wants, or fails in a way that nobody foresaw."""
 
     def __init__(self, large: bool, done: threading.Event, fault: Exception | None = None) -> None:
         self.large, self._done, self._fault = large, done, fault
@@ -321,13 +321,13 @@ class Slow:
 
 
 @plays
-async def test_a_small_picture_does_not_wait_for_large_ones() -> None:
+async def test_a_small_image_does_not_wait_for_large_ones() -> None:
     """Two large ones on two threads: one of the threads stays free for what takes a millisecond."""
     async with opened(FakeTriton()) as (_, runner):
         decoded = threading.Event()
         slow = [Slow(True, decoded) for _ in range(2)]
-        large = [asyncio.create_task(runner.infer([picture], soon())) for picture in slow]
-        await until(lambda: any(picture.begun.is_set() for picture in slow))
+        large = [asyncio.create_task(runner.infer([image], soon())) for image in slow]
+        await until(lambda: any(image.begun.is_set() for image in slow))
         small = threading.Event()
         small.set()
         assert right(await runner.infer([Slow(False, small)], soon()), images(1))
@@ -345,26 +345,26 @@ async def test_a_fault_in_decoding_fails_that_request_only() -> None:
         with pytest.raises(AWNetError, match="something went wrong") as error:
             await runner.infer([Slow(False, ready, RuntimeError("secret"))], soon())
         assert type(error.value) is AWNetError and engine.waiting() == 0
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @plays
 async def test_a_deadline_is_kept_and_says_nothing_about_triton() -> None:
-    """An answer that would come too late is not waited for; a caller's short deadlines do not open the breaker."""
+    """An answer that would come too late is not waited for; a client's short deadlines do not open the breaker."""
     fake = FakeTriton()
     async with opened(fake) as (engine, runner):
         fake.gate.clear()
         for _ in range(5):
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
-                await runner.infer(pictures(1), soon(0.1))
+                await runner.infer(inputs(1), soon(0.1))
             assert time.monotonic() - started < 20, "the gate stays closed for longer"
         with pytest.raises(DeadlineExceeded):
-            await runner.infer(pictures(1), Terms(time.monotonic() - 1))
+            await runner.infer(inputs(1), Terms(time.monotonic() - 1))
         assert state(engine) == "up" and engine.waiting() == 0
         fake.gate.set()
         await until(lambda: fake.at_once == 0)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @plays
@@ -376,7 +376,7 @@ async def test_a_stuck_execution_opens_the_breaker_though_the_process_lives(monk
         fake.gate.clear()
         for _ in range(2):
             with pytest.raises(DeadlineExceeded):
-                await runner.infer(pictures(1), soon(0.5))
+                await runner.infer(inputs(1), soon(0.5))
         assert state(engine) == "down"
 
 
@@ -392,14 +392,14 @@ async def test_a_stopped_triton_is_noticed() -> None:
         fake.thawed.clear()
         started = time.monotonic()
         with pytest.raises(EngineFault):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         assert time.monotonic() - started < 20, "the deadline is 60 s"
         assert not engine.up()
         with pytest.raises(EngineUnavailable):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         fake.thawed.set()
         await until(engine.up)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
         assert changes == [False, True, False, True]
 
 
@@ -413,11 +413,11 @@ async def test_a_refused_connection_opens_the_breaker_at_once() -> None:
         started = time.monotonic()
         for _ in range(20):
             with pytest.raises(EngineUnavailable):
-                await runner.infer(pictures(1), soon())
+                await runner.infer(inputs(1), soon())
         assert time.monotonic() - started < 20, "one that waited would wait for 60 s"
         await fake.start()
         await until(engine.up)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @plays
@@ -430,23 +430,23 @@ async def test_failures_in_a_row_open_the_breaker_and_proven_values_close_it() -
             fake.error = (grpc.StatusCode.INTERNAL, "the backend fell over")
             for _ in range(times):
                 with pytest.raises(EngineFault):
-                    await runner.infer(pictures(1), soon())
+                    await runner.infer(inputs(1), soon())
             fake.error = None
 
         await fail(2)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
         await fail(2)
         assert state(engine) == "up"
         fake.error = (grpc.StatusCode.INTERNAL, "the backend fell over")
         with pytest.raises(EngineFault):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         assert state(engine) == "down"
         fake.seen.clear()
         await until(lambda: [name for name, _ in fake.seen].count("ModelInfer") > 2)
         assert state(engine) == "down"  # it lives, and its golden answers still fail
         fake.error = None
         await until(engine.up)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @pytest.mark.parametrize("what", ["values", "hash", "model"])
@@ -470,10 +470,10 @@ def test_a_triton_that_comes_back_with_another_model_is_not_used(what: str) -> N
             await until(lambda: len([name for name, _ in fake.seen if name == "ModelConfig"]) > 2)
             assert not engine.up()
             with pytest.raises(EngineUnavailable):
-                await runner.infer(pictures(1), soon())
+                await runner.infer(inputs(1), soon())
             fake.off, fake.parameters, fake.versions = 0.0, told, [1]
             await until(engine.up)
-            assert right(await runner.infer(pictures(1), soon()), images(1))
+            assert right(await runner.infer(inputs(1), soon()), images(1))
 
     asyncio.run(play())
 
@@ -533,7 +533,7 @@ async def test_a_new_process_behind_the_address_proves_itself_before_it_answers(
             nonlocal answers, wrong, faults
             while not leaving.is_set():
                 try:
-                    signals = await runner.infer(pictures(1, seed), soon())
+                    signals = await runner.infer(inputs(1, seed), soon())
                     answers += 1
                     wrong += not right(signals, images(1, seed))
                 except (EngineUnavailable, EngineFault):
@@ -572,7 +572,7 @@ async def test_a_connection_that_is_renewed_to_the_same_triton_costs_what_was_in
             epoch = address.epoch
             switch.move(good)
             await until(lambda epoch=epoch: address.epoch > epoch)  # type: ignore[misc]
-            assert right(await runner.infer(pictures(1, seed), soon()), images(1, seed))
+            assert right(await runner.infer(inputs(1, seed), soon()), images(1, seed))
         assert changes == [False, True]
         await runner.close()
         await engine.close()
@@ -599,14 +599,14 @@ async def test_a_request_goes_elsewhere_only_where_nothing_was_executed() -> Non
         first.error = (grpc.StatusCode.UNAVAILABLE, "Request for unknown model: 'awnet' is not at ready state")
         second.rows.clear()
         for _ in range(6):
-            assert right(await runner.infer(pictures(1), soon()), images(1))
+            assert right(await runner.infer(inputs(1), soon()), images(1))
         assert len(second.rows) == 6 and state(engine, 0) == "up"
     first, second = FakeTriton(), FakeTriton()
     async with opened(first, second, failures=100) as (_, runner):
         first.error = second.error = (grpc.StatusCode.INTERNAL, "failed halfway")
         first.rows.clear(), second.rows.clear()
         with pytest.raises(EngineFault):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         assert len(first.rows) + len(second.rows) == 1
 
 
@@ -617,7 +617,7 @@ async def test_the_death_of_one_of_two_costs_at_most_what_was_in_flight_there() 
     async with opened(first, second) as (engine, runner):
         first.gate.clear()
         second.gate.clear()
-        asked = [asyncio.create_task(runner.infer(pictures(1, seed), soon())) for seed in range(8)]
+        asked = [asyncio.create_task(runner.infer(inputs(1, seed), soon())) for seed in range(8)]
         await until(lambda: first.at_once == 4 and second.at_once == 4)
         await first.stop()
         second.gate.set()
@@ -625,7 +625,7 @@ async def test_the_death_of_one_of_two_costs_at_most_what_was_in_flight_there() 
         assert sum(isinstance(a, EngineFault) for a in answers) == 4
         assert sum(isinstance(a, Signals) for a in answers) == 4
         for seed in range(8):
-            assert right(await runner.infer(pictures(1, seed), soon()), images(1, seed))
+            assert right(await runner.infer(inputs(1, seed), soon()), images(1, seed))
         assert engine.up()
         first.gate.set()
         await first.start()
@@ -639,10 +639,10 @@ async def test_the_least_loaded_triton_is_asked() -> None:
     async with opened(first, second) as (_, runner):
         first.gate.clear()
         second.gate.clear()
-        large = asyncio.create_task(runner.infer(pictures(8), soon()))
+        large = asyncio.create_task(runner.infer(inputs(8), soon()))
         await until(lambda: first.at_once + second.at_once == 8)
         loaded, other = (first, second) if first.at_once else (second, first)
-        small = [asyncio.create_task(runner.infer(pictures(1), soon())) for _ in range(8)]
+        small = [asyncio.create_task(runner.infer(inputs(1), soon())) for _ in range(8)]
         await until(lambda: other.at_once == 8)
         assert loaded.at_once == 8
         first.gate.set()
@@ -650,7 +650,7 @@ async def test_the_least_loaded_triton_is_asked() -> None:
         await asyncio.gather(large, *small)
         first.rows.clear(), second.rows.clear()
         for _ in range(10):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         assert len(first.rows) == len(second.rows) == 5  # idle ones take turns
 
 
@@ -661,12 +661,12 @@ async def test_images_at_a_triton_are_bounded_and_the_rest_waits_in_order() -> N
     async with opened(fake, in_flight=4) as (engine, runner):
         fake.gate.clear()
         fake.most = 0
-        held = [asyncio.create_task(runner.infer(pictures(1), soon())) for _ in range(4)]
+        held = [asyncio.create_task(runner.infer(inputs(1), soon())) for _ in range(4)]
         await until(lambda: fake.at_once == 4)
         fake.order.clear()
 
-        def flat(value: int) -> list[Pixels]:
-            return [Pixels(np.full((3, SIZE, SIZE), value, np.uint8))]
+        def flat(value: int) -> list[PixelArray]:
+            return [PixelArray(np.full((3, SIZE, SIZE), value, np.uint8))]
 
         later = []
         for value, priority in ((1, "low"), (2, "normal"), (3, "low"), (4, "normal"), (5, "normal"), (6, "normal")):
@@ -687,18 +687,18 @@ async def test_a_full_queue_refuses_and_a_request_given_up_frees_its_place() -> 
     fake = FakeTriton()
     async with opened(fake, in_flight=2, capacity=4) as (engine, runner):
         fake.gate.clear()
-        asked = [asyncio.create_task(runner.infer(pictures(1), soon())) for _ in range(4)]
+        asked = [asyncio.create_task(runner.infer(inputs(1), soon())) for _ in range(4)]
         await until(lambda: engine.waiting() == 4)
         with pytest.raises(QueueFull):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         asked[3].cancel()
         await until(lambda: engine.waiting() == 3)
         with pytest.raises(DeadlineExceeded):
-            await runner.infer(pictures(1), soon(0.1))
+            await runner.infer(inputs(1), soon(0.1))
         assert engine.waiting() == 3
         fake.gate.set()
         assert all(right(signals, images(1)) for signals in await asyncio.gather(*asked[:3]))
-        assert right(await runner.infer(pictures(6), soon()), images(6))  # more than the whole queue, when it is empty
+        assert right(await runner.infer(inputs(6), soon()), images(6))  # more than the whole queue, when it is empty
 
 
 @plays
@@ -707,13 +707,13 @@ async def test_a_version_answers_what_it_accepted_before_it_closes() -> None:
     fake = FakeTriton()
     async with opened(fake) as (engine, runner):
         fake.gate.clear()
-        asked = asyncio.create_task(runner.infer(pictures(1), soon()))
+        asked = asyncio.create_task(runner.infer(inputs(1), soon()))
         await until(lambda: fake.at_once == 1)
         closing = asyncio.create_task(runner.close())
         await settle()
         assert not closing.done()
         with pytest.raises(EngineUnavailable):
-            await runner.infer(pictures(1), soon())
+            await runner.infer(inputs(1), soon())
         fake.gate.set()
         await closing
         assert right(asked.result(), images(1))
@@ -726,7 +726,7 @@ async def test_a_version_opened_twice_serves_until_both_are_closed() -> None:
     async with opened(FakeTriton()) as (engine, runner):
         again = await engine.open("awnet", 1)
         await again.close()
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @plays
@@ -739,13 +739,13 @@ async def test_a_version_replaced_in_place_is_another_model() -> None:
         assert await engine.fingerprint() != before
         new = await engine.open("awnet", 1)
         assert new.model.sha256 == SHA256[2]
-        assert not right(await new.infer(pictures(1), soon()), images(1))
+        assert not right(await new.infer(inputs(1), soon()), images(1))
         assert await engine.catalogue() == {"awnet": (1,)}
         await new.close()
         engine.balancer.addresses[0].nudge.set()  # type: ignore[attr-defined]
         fake.replace(1, 1)
         await until(engine.up)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
 
 
 @plays
@@ -754,7 +754,7 @@ async def test_versions_are_served_side_by_side() -> None:
     fake = FakeTriton(1, 2)
     async with opened(fake) as (engine, first):
         second = await engine.open("awnet", 2)
-        a, b = await asyncio.gather(first.infer(pictures(2), soon()), second.infer(pictures(2), soon()))
+        a, b = await asyncio.gather(first.infer(inputs(2), soon()), second.infer(inputs(2), soon()))
         assert right(a, images(2)) and not np.allclose(a.logits, b.logits, atol=0.01)
         await second.close()
-        assert right(await first.infer(pictures(1), soon()), images(1))
+        assert right(await first.infer(inputs(1), soon()), images(1))

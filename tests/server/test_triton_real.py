@@ -24,7 +24,7 @@ from server.errors import AWNetError, EngineFault, EngineUnavailable, ModelNotFo
 from tests.requires import ROOT, requires, triton_venv
 from tests.server.fake_triton import SHA256
 from tests.server.real_triton import RealTriton
-from tests.server.test_triton import images, pictures, plays, right, soon
+from tests.server.test_triton import images, inputs, plays, right, soon
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import eventually, until
 
@@ -74,10 +74,10 @@ async def test_concurrent_requests_are_batched_and_never_mixed_up(triton: RealTr
             return int(client.get_inference_statistics("awnet", "1").model_stats[0].execution_count)
 
     before = executions()
-    answers = await asyncio.gather(*(runner.infer(pictures(1 + seed % 7, seed), soon(60)) for seed in range(200)))
+    answers = await asyncio.gather(*(runner.infer(inputs(1 + seed % 7, seed), soon(60)) for seed in range(200)))
     assert all(right(signals, images(1 + seed % 7, seed)) for seed, signals in enumerate(answers))
     assert executions() - before < 190
-    assert right(await runner.infer(pictures(150), soon(60)), images(150))  # more than Triton's largest batch
+    assert right(await runner.infer(inputs(150), soon(60)), images(150))  # more than Triton's largest batch
     await closed(engine, runner)
 
 
@@ -91,7 +91,7 @@ class Load:
         self._tasks = [asyncio.create_task(self._client(runner, seed)) for seed in range(clients)]
 
     async def _client(self, runner: RemoteRunner, seed: int) -> None:
-        given, expected = pictures(1, seed), images(1, seed)
+        given, expected = inputs(1, seed), images(1, seed)
         while not self._leaving:
             try:
                 self.wrong += not right(await runner.infer(given, soon(30)), expected)
@@ -149,7 +149,7 @@ def test_triton_ends_at_once_after_the_engine_closed_and_leaves_no_memory(tmp_pa
 
     async def play() -> None:
         engine, runner = await opened(triton)
-        assert right(await runner.infer(pictures(1), soon()), images(1))
+        assert right(await runner.infer(inputs(1), soon()), images(1))
         assert triton.shared_memory()
         await closed(engine, runner)
 
@@ -182,14 +182,14 @@ def test_a_spoilt_model_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_predict_answers_alike_through_triton_and_embedded(triton: RealTriton) -> None:
-    """The same picture, the same model: the same verdict, score and class."""
-    picture = encoded(noise(60, 40))
+    """The same image, the same model: the same verdict, score and class."""
+    image = encoded(noise(60, 40))
     answers = []
     for settings in ({}, {"engine": "triton", "triton_urls": triton.url}):
         server = Running(triton.exported, **settings)
         try:
             server.wait_ready()
-            answer = server.http.post("/predict", files={"image": picture}, timeout=60)
+            answer = server.http.post("/predict", files={"image": image}, timeout=60)
             assert answer.status_code == 200, answer.text
             answers.append(answer.json())
         finally:
@@ -206,12 +206,12 @@ def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> No
     """Triton finds it in its repository, the server finds it at Triton, and traffic moves."""
     triton = RealTriton(tmp_path, "--mode", "poll", "--poll-seconds", "1")
     server = Running(triton.exported, engine="triton", triton_urls=triton.url, poll_seconds=0.5)
-    picture, statuses, versions = encoded(noise()), [], []
+    image, statuses, versions = encoded(noise()), [], []
     leaving = threading.Event()
 
     def client() -> None:
         while not leaving.is_set():
-            answer = server.http.post("/predict", files={"image": picture}, timeout=60)
+            answer = server.http.post("/predict", files={"image": image}, timeout=60)
             statuses.append(answer.status_code)
             versions.append(answer.json().get("model", {}).get("version"))
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from server.errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMedia
-from server.http.upload import pictures
+from server.http.upload import encoded_images
 
 FORM = "multipart/form-data; boundary=X"
 
@@ -21,14 +21,14 @@ def form(*parts: bytes) -> bytes:
 
 def test_one_and_several_files_come_out_in_their_order() -> None:
     """Results are matched to uploads by position."""
-    assert pictures(FORM, form(part(b"one")), 8) == [b"one"]
-    assert pictures(FORM, form(part(b"one"), part(b"two"), part(b"three")), 8) == [b"one", b"two", b"three"]
+    assert encoded_images(FORM, form(part(b"one")), 8) == [b"one"]
+    assert encoded_images(FORM, form(part(b"one"), part(b"two"), part(b"three")), 8) == [b"one", b"two", b"three"]
 
 
 def test_any_bytes_survive() -> None:
     """Line ends, dashes and almost-boundaries inside a file are its own."""
     data = b"\r\n--Y\r\n\r\n--\r\n--" + bytes(range(256)) + b"\r\n"
-    assert pictures(FORM, form(part(data)), 8) == [data]
+    assert encoded_images(FORM, form(part(data)), 8) == [data]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -37,7 +37,9 @@ def test_what_a_usual_client_sends_is_understood(count: int) -> None:
     files = [("image", ('na;me "quoted" ü.png', bytes([n]) * 100, "image/png")) for n in range(count)]
     request = httpx.Request("POST", "http://x", files=files, data={"note": "hello"})
     request.read()
-    assert pictures(request.headers["content-type"], request.content, 8) == [bytes([n]) * 100 for n in range(count)]
+    assert encoded_images(request.headers["content-type"], request.content, 8) == [
+        bytes([n]) * 100 for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,28 +52,28 @@ def test_what_a_usual_client_sends_is_understood(count: int) -> None:
 )
 def test_the_boundary_is_found_however_it_is_written(content_type: str) -> None:
     """Quotes, case and further parameters are allowed."""
-    assert pictures(content_type, form(part()), 8) == [b"data"]
+    assert encoded_images(content_type, form(part()), 8) == [b"data"]
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\0b.png", "x" * 3000, "a.exe"])
 def test_the_file_name_does_not_matter(name: str) -> None:
     """It is never used, so it cannot hurt."""
-    assert pictures(FORM, form(part(disposition=f'form-data; name="image"; filename="{name}"')), 8) == [b"data"]
+    assert encoded_images(FORM, form(part(disposition=f'form-data; name="image"; filename="{name}"')), 8) == [b"data"]
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "IMAGE/JPEG", "image/webp; q=1", "image/jpg"])
-def test_a_raw_body_is_the_picture(content_type: str) -> None:
-    """No form is needed for one picture."""
-    assert pictures(content_type, b"data", 8) == [b"data"]
+def test_a_raw_body_is_the_image(content_type: str) -> None:
+    """No form is needed for one image."""
+    assert encoded_images(content_type, b"data", 8) == [b"data"]
 
 
 @pytest.mark.parametrize(
     "content_type", ["", "image/gif", "application/json", "text/plain", "multipart/mixed; boundary=X"]
 )
 def test_other_content_types_are_unsupported(content_type: str) -> None:
-    """Told apart from a picture that is broken."""
+    """Told apart from an image that is broken."""
     with pytest.raises(UnsupportedMedia):
-        pictures(content_type, form(part()), 8)
+        encoded_images(content_type, form(part()), 8)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_other_content_types_are_unsupported(content_type: str) -> None:
 def test_a_form_that_is_not_well_built_is_malformed(body: bytes) -> None:
     """Nothing is guessed."""
     with pytest.raises(MalformedUpload):
-        pictures(FORM, body, 8)
+        encoded_images(FORM, body, 8)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_form_that_is_not_well_built_is_malformed(body: bytes) -> None:
 def test_a_missing_or_overlong_boundary_is_malformed(content_type: str) -> None:
     """RFC 2046 allows 1 to 70 characters."""
     with pytest.raises(MalformedUpload):
-        pictures(content_type, form(part()), 8)
+        encoded_images(content_type, form(part()), 8)
 
 
 @pytest.mark.parametrize(
@@ -125,20 +127,20 @@ def test_a_missing_or_overlong_boundary_is_malformed(content_type: str) -> None:
         (FORM, form(part(b"one"), part(b""))),
     ],
 )
-def test_a_request_without_a_picture_says_so(content_type: str, body: bytes) -> None:
+def test_a_request_without_an_image_says_so(content_type: str, body: bytes) -> None:
     """An empty body, another field's name, a plain field, an empty file name, an empty file."""
     with pytest.raises(MissingImage):
-        pictures(content_type, body, 8)
+        encoded_images(content_type, body, 8)
 
 
 def test_more_files_than_allowed_are_too_many() -> None:
     """The limit itself is allowed."""
-    assert len(pictures(FORM, form(*[part()] * 8), 8)) == 8
+    assert len(encoded_images(FORM, form(*[part()] * 8), 8)) == 8
     for count in (9, 10, 1500):
         with pytest.raises(TooManyImages):
-            pictures(FORM, form(*[part()] * count), 8)
+            encoded_images(FORM, form(*[part()] * count), 8)
 
 
-def test_other_fields_beside_the_picture_are_ignored() -> None:
+def test_other_fields_beside_the_image_are_ignored() -> None:
     """A form may carry a note or a token."""
-    assert pictures(FORM, form(part(b"n", 'form-data; name="note"'), part(b"one")), 8) == [b"one"]
+    assert encoded_images(FORM, form(part(b"n", 'form-data; name="note"'), part(b"one")), 8) == [b"one"]

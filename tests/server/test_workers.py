@@ -55,9 +55,9 @@ class Crew(Running):
     def agrees(self) -> bool:
         return [worker["agrees"] for worker in self.status()["workers"]] == [True, True]
 
-    def predict(self, picture: bytes = PNG) -> str:
+    def predict(self, image: bytes = PNG) -> str:
         headers = {"content-type": "image/png"}
-        answer = httpx.post(f"{self.url}/predict", content=picture, headers=headers, **CALL)
+        answer = httpx.post(f"{self.url}/predict", content=image, headers=headers, **CALL)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["model"]["version"])
 
@@ -130,7 +130,7 @@ def open_connections(port: int) -> int:
 
 
 def test_connections_are_shared_out(crew: Crew) -> None:
-    """A caller's connection stays where it is: the worker that wakes first must not take them all."""
+    """A client's connection stays where it is: the worker that wakes first must not take them all."""
     pids = crew.pids()
 
     def descriptors() -> list[int]:
@@ -150,8 +150,8 @@ def test_connections_are_shared_out(crew: Crew) -> None:
     crew.http = httpx.Client(base_url=crew.url, **CALL)
 
 
-def test_senders_and_the_cusum_are_those_of_the_whole_service(crew: Crew) -> None:
-    """One sender is one, whichever workers it met; the alarm is raised once, on the images of all."""
+def test_clients_and_the_cusum_are_those_of_the_whole_service(crew: Crew) -> None:
+    """One client is one, whichever workers it met; the alarm is raised once, on the images of all."""
     attacked = encoded(plain(0.9))
     for _ in range(30):
         crew.predict(attacked)
@@ -179,12 +179,12 @@ def test_the_page_shows_recent_verdicts_of_all(crew: Crew) -> None:
 
 def test_a_worker_that_is_killed_takes_its_gauges_and_leaves_its_counts(crew: Crew) -> None:
     """Under load: only what it had in flight fails, no counter ever goes back, and the worker is replaced."""
-    callers = 4
+    clients = 4
     predicted = {"route": "/predict", "code": "200"}
     scrapes: list[Series] = [crew.series()]
     pids, restarts = crew.pids(), crew.value("awnet_worker_restarts_total")
     before = total(scrapes[0], "awnet_requests_total", **predicted)
-    with Load(crew, callers) as load:
+    with Load(crew, clients) as load:
         eventually(lambda: crew.value("awnet_requests_total", **predicted) > before)
         os.kill(pids[0], signal.SIGKILL)
 
@@ -194,7 +194,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_and_leaves_its_counts(crew: Cr
 
         eventually(lambda: back() and total(scrapes[-1], "awnet_workers_up") == 2)
         load.more()
-    assert len(load.failures) <= callers, load.failures
+    assert len(load.failures) <= clients, load.failures
     scrapes.append(crew.series())
     assert scrapes[-1]["awnet_queue_images", ()] == 0
     assert total(scrapes[-1], "awnet_queue_capacity_images") == 256

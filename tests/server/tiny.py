@@ -122,7 +122,7 @@ def publish(
 ) -> Path:
     """Write the tiny model into `repository`; `change` may spoil its contract first. Returns the repository.
 
-    Models of other seeds give other logits and omega for the same picture, and the same score.
+    Models of other seeds give other logits and omega for the same image, and the same score.
     """
     model = graph(seed)
     contract = contract_of(model)
@@ -152,12 +152,12 @@ def manifest_of(folder: Path, model: bytes) -> dict[str, Any]:
 
 
 def plain(red: float, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    """A flat picture whose score is `red`."""
+    """A flat image whose score is `red`."""
     return Image.new("RGB", size, (round(255 * red), 60, 120))
 
 
 def noise(width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
-    """A picture in which no two pixels can be swapped unnoticed."""
+    """An image in which no two pixels can be swapped unnoticed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 

@@ -64,7 +64,7 @@ class TritonEngine:
         failures: in a row, after which a Triton is left alone until it proves its values again.
         probe_seconds: how often one that is left alone is tried.
         silence_seconds: an address that gives no sign of life for this long is left alone.
-        decode_threads: pictures decoded at the same time; 0 takes `cores.usable_cores()`.
+        decode_threads: images decoded at the same time; 0 takes `cores.usable_cores()`.
         capacity: images that may be accepted and unanswered.
         on_state: told (url, up) whenever a Triton comes in or is left alone.
         patience_seconds: `start` waits this long for the first Triton.
@@ -244,7 +244,7 @@ class TritonEngine:
             raise
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if current is not None and current.cancelling():  # the deadline, or the caller left
+            if current is not None and current.cancelling():  # the deadline, or the client left
                 self._gave_up(peer, started)
                 raise
             # Not us: the breaker opened under this call. Perhaps it was executed, so it is not sent elsewhere.
@@ -256,7 +256,7 @@ class TritonEngine:
         return outputs
 
     def _judge(self, peer: Peer, key: Key, failed: CallError, started: float) -> AWNetError:
-        """What a failed execution means for the address, and the error that means it to the caller."""
+        """What a failed execution means for the address, and the error that means it to the client."""
         if failed.meaning == "late":
             self._gave_up(peer, started)
             return DeadlineExceeded("the engine did not answer in time")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.engine import Model, Signals, Terms
-from ...core.images import Picture
+from ...core.images import ImageInput
 from ...errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
 from .balancer import Address, Balancer, Key
 
@@ -39,16 +39,16 @@ class Description(NamedTuple):
 
 
 class Decoders:
-    """Threads that decode pictures; one is kept for small ones, so that nobody who waits for 1 ms waits behind 48."""
+    """Threads that decode images; one is kept for small ones, so that nobody who waits for 1 ms waits behind 48."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="awnet-decode")
         self._large = asyncio.Semaphore(max(1, threads - 1))
 
-    async def decode(self, picture: Picture, size: int) -> tuple[NDArray[np.uint8], float]:
+    async def decode(self, image: ImageInput, size: int) -> tuple[NDArray[np.uint8], float]:
         """Pixels [3,size,size], and the seconds that they took."""
-        job, loop = functools.partial(_pixels, picture, size), asyncio.get_running_loop()
-        if not picture.large:
+        job, loop = functools.partial(_pixels, image, size), asyncio.get_running_loop()
+        if not image.large:
             return await loop.run_in_executor(self._pool, job)
         async with self._large:
             return await loop.run_in_executor(self._pool, job)
@@ -117,9 +117,9 @@ class RemoteRunner:
                 log.warning("%s could not be warmed for %s: %s", peer.url, self.key, result)
                 balancer.withdraw(peer, self.key)
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
         """Decode here, execute at the least loaded address, elsewhere where that one executed nothing."""
-        terms, count = terms or Terms(), len(pictures)
+        terms, count = terms or Terms(), len(images)
         if self._closed:
             raise EngineUnavailable("this version is not served any more")
         if terms.remaining() <= 0:
@@ -129,7 +129,7 @@ class RemoteRunner:
         self._idle.clear()
         try:
             async with asyncio.timeout(min(terms.remaining(), LONGEST_SECONDS)):
-                return await self._infer(pictures, terms)
+                return await self._infer(images, terms)
         except TimeoutError:
             raise DeadlineExceeded("the request was not answered in time") from None
         finally:
@@ -144,17 +144,17 @@ class RemoteRunner:
         await self._idle.wait()
         self._host.forget(self)
 
-    async def _infer(self, pictures: Sequence[Picture], terms: Terms) -> Signals:
+    async def _infer(self, images: Sequence[ImageInput], terms: Terms) -> Signals:
         started = time.perf_counter()
         size, decoders = self._model.contract.preprocessing.size, self._host.decoders
-        decoded = await asyncio.gather(*(decoders.decode(p, size) for p in pictures), return_exceptions=True)
-        for result in decoded:  # of several bad pictures the first is named
+        decoded = await asyncio.gather(*(decoders.decode(p, size) for p in images), return_exceptions=True)
+        for result in decoded:  # of several bad images the first is named
             if isinstance(result, BaseException):
                 raise result
-        images = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
-        parts = [images[first : first + self._most] for first in range(0, len(images), self._most)]
+        batch = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
+        parts = [batch[first : first + self._most] for first in range(0, len(batch), self._most)]
         if len(parts) == 1:
-            (logits, p_type, omega), inference = await self._execute(images, terms)
+            (logits, p_type, omega), inference = await self._execute(batch, terms)
         else:
             with _first_error():
                 async with asyncio.TaskGroup() as group:
@@ -197,10 +197,10 @@ class At:
         self.model = described.model
         self._call = functools.partial(host.call, address, described.key, described.model)
 
-    async def infer(self, pictures: Sequence[Picture], terms: Terms | None = None) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
         size = self.model.contract.preprocessing.size
-        images = np.stack([picture.pixels(size) for picture in pictures])
-        logits, p_type, omega = await self._call(images, (terms or Terms()).remaining())
+        batch = np.stack([image.pixels(size) for image in images])
+        logits, p_type, omega = await self._call(batch, (terms or Terms()).remaining())
         return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
 
     async def warm(self) -> None: ...
@@ -208,10 +208,10 @@ class At:
     async def close(self) -> None: ...
 
 
-def _pixels(picture: Picture, size: int) -> tuple[NDArray[np.uint8], float]:
+def _pixels(image: ImageInput, size: int) -> tuple[NDArray[np.uint8], float]:
     started = time.perf_counter()
     try:
-        pixels = picture.pixels(size)
+        pixels = image.pixels(size)
     except AWNetError:
         raise
     except Exception as error:  # a fault of ours: this request fails, its neighbours live on
