@@ -652,6 +652,7 @@ def test_the_largest_bodies_are_refused_in_no_time(tmp_path: Path) -> None:
     small.close()
 
 
+@pytest.mark.slow
 def test_malformed_bodies_never_break_the_server(small: Small) -> None:
     """Thousands of seeded corruptions of good requests: each is answered, refused in form, and soon."""
     rng = random.Random(17)

@@ -141,6 +141,7 @@ def test_a_page_without_the_ledger_s_place_is_refused_before_anything_is_written
     assert claims.main(options) == 2 and page.read_text() == "a page" and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path, data: None, tmp_path: Path) -> None:
     """The others are made, and the program says so by its status."""
     broken = SMALL.replace(

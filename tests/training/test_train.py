@@ -200,6 +200,7 @@ def test_a_second_signal_ends_a_run_at_once(number: signal.Signals, call: str, t
     assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "stuck_run" / "last.pt")
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at the terminal is not meant for a script's background jobs."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
