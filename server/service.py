@@ -143,7 +143,7 @@ class Service:
             return
         model = self.models.latest()
         log.info(
-            "ready: %s version %s, sha256 %s, golden self-test passed, %.0f ms",
+            "ready: %s version %d, sha256 %s, golden self-test passed, %.0f ms",
             model.name,
             model.version,
             model.sha256[:12],
@@ -219,7 +219,7 @@ class Service:
         }
         return await calls[do](*given)
 
-    def lease(self, name: str | None = None, version: str | None = None) -> Lease:
+    def lease(self, name: str | None = None, version: int | None = None) -> Lease:
         """The version that answers, for a `with`. Raises UnknownModel, NotReady."""
         return self.models.lease(name, version)
 

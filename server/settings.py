@@ -19,10 +19,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from .core.version import WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
-CANARY = r"[0-9]{1,18}:(0|1|0?\.[0-9]+|1\.0+)"
+SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
 
 class Settings(BaseSettings):
@@ -122,8 +123,8 @@ class Settings(BaseSettings):
     @field_validator("version")
     @classmethod
     def _version(cls, value: str) -> str:
-        if value != "latest" and not (value.isascii() and value.isdigit()):
-            raise ValueError("must be a number or 'latest'")
+        if value != "latest" and parse_version(value) is None:
+            raise ValueError(f"must be a version or 'latest': {WHAT}")
         return value
 
     @field_validator("models")
@@ -137,15 +138,16 @@ class Settings(BaseSettings):
     @field_validator("canary")
     @classmethod
     def _canary(cls, value: str) -> str:
-        if value and not re.fullmatch(CANARY, value):
+        version, _, share = value.partition(":")
+        if value and (parse_version(version) is None or not re.fullmatch(SHARE, share)):
             raise ValueError("must be VERSION:SHARE with a share from 0 to 1, such as 2:0.05")
         return value
 
     @field_validator("shadow")
     @classmethod
     def _shadow(cls, value: str) -> str:
-        if value and not (value.isascii() and value.isdigit()):
-            raise ValueError("must be a version number")
+        if value and parse_version(value) is None:
+            raise ValueError(f"must be a version: {WHAT}")
         return value
 
     @property

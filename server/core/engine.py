@@ -28,7 +28,7 @@ class Model:
     """Which model answers. `sha256` is that of `model.onnx`, hexadecimal."""
 
     name: str
-    version: str
+    version: int
     sha256: str
     contract: Contract
 

@@ -79,7 +79,7 @@ class EmbeddedEngine:
             raise NotReady("the engine has not been started")
         run, promise, sha256 = await asyncio.to_thread(self._load, name, version)
         feed = self._batcher.open(run, promise.preprocessing.size)
-        return _Opened(Model(name, str(version), sha256, promise), feed)
+        return _Opened(Model(name, version, sha256, promise), feed)
 
     def _load(self, name: str, version: int) -> tuple[Run, Contract, str]:
         artifact = self._repository.read(name, version)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..core.version import parse_version
 from ..errors import ContractError, ManifestError, ModelNotFound
 from .onnx_scan import scan
 
@@ -29,7 +30,6 @@ SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 LARGEST_MANIFEST, LARGEST_SIGNATURE = 64 << 10, 1 << 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 Mark = tuple[str, int, tuple[tuple[int, int, int, int] | None, ...]]
 
@@ -124,7 +124,7 @@ class Repository:
         for name in models:
             home = self._root / name
             try:
-                numbers = sorted(int(p.name) for p in os.scandir(home) if _VERSION.fullmatch(p.name) and p.is_dir())
+                numbers = sorted(n for p in os.scandir(home) if (n := parse_version(p.name)) is not None and p.is_dir())
             except OSError:
                 continue  # gone since it was listed
             for number in numbers:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..core.version import parse_version
 from ..errors import (
     READ,
     AWNetError,
@@ -166,9 +167,10 @@ async def _fields(request: Request, *names: str) -> dict[str, Any]:
 def _version(value: object) -> int:
     """A version as a number or its text. Raises InvalidQuery."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):
+    version = parse_version(text)
+    if version is None:
         raise InvalidQuery("'version' must be the number of a version")
-    return int(text)
+    return version
 
 
 def _json(document: dict[str, Any]) -> Response:

@@ -184,7 +184,7 @@ class Front:
         }
         answer = {
             "request_id": request.id,
-            "model": {"name": model.name, "version": model.version, "sha256": model.sha256},
+            "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
             "results": answers,
             "timing_ms": timing,
         }

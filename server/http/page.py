@@ -63,7 +63,7 @@ HEADERS = [
 REVALIDATE, NO_STORE = b"no-cache", b"no-store"
 
 Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
-Loaded = Callable[[], Mapping[str, Mapping[str, Model]]]
+Loaded = Callable[[], Mapping[str, Mapping[int, Model]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Page:
         """What the page shows of each loaded model; the default one first, its newest version first."""
         listed = []
         for name, versions in sorted(self._loaded().items(), key=lambda item: (item[0] != self._default, item[0])):
-            for model in sorted(versions.values(), key=_age):
+            for model in sorted(versions.values(), key=lambda model: -model.version):
                 told = self._told.setdefault(f"{model.sha256} {name} {model.version}", _told(model))
                 listed.append({**told, "default": name == self._default})
         alive = {f"{told['sha256']} {told['name']} {told['version']}" for told in listed}
@@ -145,7 +145,7 @@ def _told(model: Model) -> dict[str, Any]:
     points = {"suspicious": contract.thresholds.suspicious, "adversarial": contract.thresholds.adversarial}
     return {
         "name": model.name,
-        "version": model.version,
+        "version": str(model.version),
         "sha256": model.sha256,
         "labels": list(contract.labels),
         "size": contract.preprocessing.size,
@@ -162,11 +162,6 @@ def _told(model: Model) -> dict[str, Any]:
             ],
         },
     }
-
-
-def _age(model: Model) -> tuple[int, str]:
-    """Sorts the newest version first; versions are numbers everywhere but, perhaps, in a foreign repository."""
-    return (-int(model.version), "") if model.version.isdecimal() else (1, model.version)
 
 
 def _examples(folder: Path) -> dict[str, tuple[Path, Path]]:

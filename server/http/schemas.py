@@ -19,7 +19,8 @@ from ..core.contract import OmegaSlice
 from ..core.engine import PRIORITIES, Model, Priority, Signals
 from ..core.images import DecodedImage
 from ..core.verdict import Verdict, probabilities, shown, significant, top
-from ..errors import InvalidQuery
+from ..core.version import WHAT, parse_version
+from ..errors import InvalidQuery, UnknownModel
 
 SignalsLevel = Literal["none", "summary", "all"]
 DEFAULT_TOP_K = 5
@@ -42,7 +43,7 @@ class Query:
     top_k: int | None = None
     signals: SignalsLevel = "none"
     model: str | None = None
-    version: str | None = None
+    version: int | None = None
     timeout_seconds: float | None = None
     priority: Priority = "normal"
 
@@ -60,7 +61,12 @@ PARAMETERS = ("top_k", "signals", "model", "version", "timeout_ms", "priority")
 
 
 def parse_query(raw: bytes) -> Query:
-    """The query string of /predict. Raises InvalidQuery for unknown names, repeated names and unknown values."""
+    """The query string of /predict.
+
+    Raises:
+        InvalidQuery: unknown names, repeated names and unknown values.
+        UnknownModel: a version that is none.
+    """
     if not raw:
         return NOTHING_ASKED
     if len(raw) > LONGEST_QUERY:
@@ -72,13 +78,12 @@ def parse_query(raw: bytes) -> Query:
         if name in given:
             raise InvalidQuery(f"the query parameter {name!r} is given twice")
         given[name] = value
-    version = given.get("version")
     milliseconds = _count(given, "timeout_ms")
     return Query(
         top_k=_count(given, "top_k"),
         signals=_one_of(given, "signals", get_args(SignalsLevel), "none"),
         model=given.get("model"),
-        version=None if version == "latest" else version,
+        version=_version(given.get("version", "latest")),
         timeout_seconds=None if milliseconds is None else milliseconds / 1000,
         priority=_one_of(given, "priority", PRIORITIES, "normal"),
     )
@@ -91,6 +96,15 @@ def _count(given: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise InvalidQuery(f"{name} must be a number from 1 on, not {text[:40]!r}")
     return int(text)
+
+
+def _version(text: str) -> int | None:
+    if text == "latest":
+        return None
+    version = parse_version(text)
+    if version is None:
+        raise UnknownModel(f"there is no version {text[:40]!r}: {WHAT}, or 'latest'")
+    return version
 
 
 def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default: _Word) -> _Word:

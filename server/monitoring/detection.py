@@ -109,7 +109,7 @@ class Monitor(Events):
 
     def __init__(self, clients: TopClients | None = None, alarm_images: float = ALARM_IMAGES) -> None:
         self._alarm_images = alarm_images
-        self._watches: dict[tuple[str, str], Watch] = {}
+        self._watches: dict[tuple[str, int], Watch] = {}
         self.clients = TopClients() if clients is None else clients
 
     def opened(self, model: Model) -> None:
@@ -136,7 +136,7 @@ class Monitor(Events):
         return {
             "cusums": [
                 [
-                    *(watch.model.name, watch.model.version, watch.model.sha256, flag),
+                    *(watch.model.name, str(watch.model.version), watch.model.sha256, flag),
                     *(*cusum.steps, cusum.limit, CUSUM_ROOM),
                     *(watch.calibrated, cusum.flagged),
                 ]
@@ -147,5 +147,5 @@ class Monitor(Events):
                 "total": self.clients.total,
                 "largest": [[c.name, c.flagged, c.most_too_many] for c in self.clients.top(len(self.clients))],
             },
-            "open": [[watch.model.name, watch.model.version] for watch in self],
+            "open": [[watch.model.name, str(watch.model.version)] for watch in self],
         }

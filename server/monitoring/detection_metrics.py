@@ -149,7 +149,7 @@ class DetectionCollector(Collector):
         """Every value as it is now."""
         families = _empty()
         for watch in self._monitor:
-            which = (watch.model.name, watch.model.version)
+            which = (watch.model.name, str(watch.model.version))
             thresholds = watch.model.contract.thresholds
             for flag in FLAGS:
                 cusum = watch.cusums[flag]

@@ -122,7 +122,7 @@ class GoldenProbes:
             result = "failed"
         if result == "wrong":
             log.error(
-                "golden probe: %s version %s did not answer a golden image as it must (%s)",
+                "golden probe: %s version %d did not answer a golden image as it must (%s)",
                 answering.model.name,
                 answering.model.version,
                 probe.expected,

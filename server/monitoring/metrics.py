@@ -174,8 +174,8 @@ class Metrics(Events):
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._judgements: dict[tuple[str, str], tuple[dict[Verdict, Counter], Histogram]] = {}
-        self._info: dict[str, dict[str, Role]] = {}
+        self._judgements: dict[tuple[str, int], tuple[dict[Verdict, Counter], Histogram]] = {}
+        self._info: dict[str, dict[int, Role]] = {}
 
     def known(self, names: Sequence[str]) -> None:
         """The configured models. Their counters begin at 0: no alert on an increase sees a series that begins at 1."""
@@ -257,7 +257,7 @@ class Metrics(Events):
                 _remove(family, model.name, model.version, value)
         _remove(self._scores, model.name, model.version)
 
-    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+    def roles(self, name: str, roles: Mapping[int, Role]) -> None:
         for version, role in self._info.get(name, {}).items():
             _remove(self._model_info, name, version, role)
         self._info[name] = dict(roles)
@@ -267,7 +267,7 @@ class Metrics(Events):
     def reload(self, name: str, result: Result) -> None:
         self._reloads.labels(name, result).inc()
 
-    def canary(self, name: str, version: str | None, share: float) -> None:
+    def canary(self, name: str, version: int | None, share: float) -> None:
         self._canary.clear()
         if version is not None:
             self._canary.labels(name, version).set(share)
@@ -308,7 +308,7 @@ class Metrics(Events):
         return found
 
 
-def _remove(family: Counter | Gauge | Histogram, *labels: str) -> None:
+def _remove(family: Counter | Gauge | Histogram, *labels: str | int) -> None:
     """Drop a series, there or not; older releases of the client mind if it is not."""
     with contextlib.suppress(KeyError):
         family.remove(*labels)

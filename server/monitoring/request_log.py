@@ -78,7 +78,7 @@ class RequestLog:
             "seconds": round(record.seconds, 6),
         }
         if record.model is not None:
-            line["model"], line["version"] = record.model.name, record.model.version
+            line["model"], line["version"] = record.model.name, str(record.model.version)
         if record.verdicts:
             line["images"] = len(record.verdicts)
             line["verdicts"] = dict(Counter(record.verdicts))

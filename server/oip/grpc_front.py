@@ -120,19 +120,19 @@ async def _server_metadata(service: Service, message: Any, context: Any) -> Any:
 
 async def _model_ready(service: Service, message: Any, context: Any) -> Any:
     try:
-        ready = protocol.model_ready(service, message.name, message.version or None)
+        ready = protocol.model_ready(service, message.name, protocol.version_of(message.version, message.name))
     except UnknownModel:
         ready = False  # a probe wants yes or no; over HTTP the client makes the same of a 404
     return service_pb2.ModelReadyResponse(ready=ready)
 
 
 async def _model_metadata(service: Service, message: Any, context: Any) -> Any:
-    found = protocol.model_metadata(service, message.name, message.version or None)
+    found = protocol.model_metadata(service, message.name, protocol.version_of(message.version, message.name))
     return service_pb2.ModelMetadataResponse(**found)
 
 
 async def _model_config(service: Service, message: Any, context: Any) -> Any:
-    found = protocol.model_config(service, message.name, message.version or None)
+    found = protocol.model_config(service, message.name, protocol.version_of(message.version, message.name))
     return service_pb2.ModelConfigResponse(config=json_format.ParseDict(found, model_config_pb2.ModelConfig()))
 
 
@@ -238,7 +238,11 @@ def _request(message: Any) -> protocol.Request:
         inputs.append(Tensor(given.name, given.datatype, tuple(given.shape), data, parameters))
     wanted = [protocol.Wanted(output.name, _parameters(output.parameters)) for output in message.outputs]
     return protocol.Request(
-        message.model_name, message.model_version or None, inputs, wanted, _parameters(message.parameters)
+        message.model_name,
+        protocol.version_of(message.model_version, message.model_name),
+        inputs,
+        wanted,
+        _parameters(message.parameters),
     )
 
 
@@ -268,7 +272,7 @@ def _response(request_id: str, answer: protocol.Answer) -> Any:
     """`answer` as ModelInferResponse; always raw, as the clients expect."""
     response = service_pb2.ModelInferResponse(
         model_name=answer.model.name,
-        model_version=answer.model.version,
+        model_version=str(answer.model.version),
         id=request_id,
         outputs=[
             {"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in answer.outputs

@@ -19,6 +19,7 @@ import numpy as np
 from .. import errors
 from ..core.engine import Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
+from ..core.version import parse_version
 from ..errors import (
     AWNetError,
     ImageError,
@@ -61,7 +62,7 @@ class Request:
     """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `ALWAYS`."""
 
     model: str
-    version: str | None
+    version: int | None
     inputs: Sequence[Tensor]
     outputs: Sequence[Wanted] = ()
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
@@ -123,20 +124,20 @@ def server_metadata() -> dict[str, Any]:
     return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(service: Service, name: str, version: str | None) -> dict[str, Any]:
+def model_metadata(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """What a model takes and gives. Of the two inputs a request has exactly one. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
     inputs, outputs = _specifications(model)
     return {
         "name": name,
-        "versions": sorted(service.models.loaded()[name], key=int),
+        "versions": [str(number) for number in sorted(service.models.loaded()[name])],
         "platform": PLATFORM,
         "inputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in inputs],
         "outputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in outputs],
     }
 
 
-def model_config(service: Service, name: str, version: str | None) -> dict[str, Any]:
+def model_config(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """The same as Triton's model configuration. `max_batch_size` 0: shapes are whole. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
     inputs, outputs = _specifications(model)
@@ -155,7 +156,7 @@ def model_config(service: Service, name: str, version: str | None) -> dict[str, 
     }
 
 
-def model_ready(service: Service, name: str, version: str | None) -> bool:
+def model_ready(service: Service, name: str, version: int | None) -> bool:
     """Whether a request to it would be answered, and the server is not leaving. Raises UnknownModel."""
     try:
         find(service, name, version)
@@ -164,7 +165,17 @@ def model_ready(service: Service, name: str, version: str | None) -> bool:
     return service.ready
 
 
-def find(service: Service, name: str, version: str | None) -> Model:
+def version_of(text: str | None, name: str) -> int | None:
+    """The version that a path or a message names; None where it names none. Raises UnknownModel for what is none."""
+    if not text:
+        return None
+    version = parse_version(text)
+    if version is None:
+        raise UnknownModel(f"there is no version {quoted(text)} of {quoted(name)} here")
+    return version
+
+
+def find(service: Service, name: str, version: int | None) -> Model:
     """The loaded model that `version`, or None, means; takes no part in a canary. Raises UnknownModel, NotReady."""
     versions = service.models.loaded().get(name)
     if versions is None:

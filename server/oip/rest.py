@@ -87,7 +87,8 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
         raise MethodNotAllowed("only GET and HEAD are answered here", READ)
     if found is None:
         return _json(protocol.server_metadata())
-    name, version, call = found.groups()
+    name, call = found[1], found[3]
+    version = protocol.version_of(found[2], name)
     if call == "infer":
         return await _infer(service, name, version, headers, body)
     if call == "ready":
@@ -123,13 +124,13 @@ class _Read(NamedTuple):
 
 
 async def _infer(
-    service: Service, name: str, version: str | None, headers: Mapping[bytes, bytes], body: bytes
+    service: Service, name: str, version: int | None, headers: Mapping[bytes, bytes], body: bytes
 ) -> Reply:
     body = _unpacked(headers.get(b"content-encoding", b"identity"), body, service.settings.max_body_bytes)
     read = _read(name, version, headers.get(HEADER_LENGTH), body)
     answer = await protocol.infer(service, read.request)
 
-    document: dict[str, Any] = {"model_name": answer.model.name, "model_version": answer.model.version}
+    document: dict[str, Any] = {"model_name": answer.model.name, "model_version": str(answer.model.version)}
     if read.id is not None:
         document["id"] = read.id
     document["parameters"] = answer.parameters
@@ -172,7 +173,7 @@ def _unpacked(encoding: bytes, body: bytes, most: int) -> bytes:
     return unpacked
 
 
-def _read(name: str, version: str | None, header_length: bytes | None, body: bytes) -> _Read:
+def _read(name: str, version: int | None, header_length: bytes | None, body: bytes) -> _Read:
     """The body of an inference request. Raises RequestError, InvalidTensor."""
     end = len(body)
     if header_length is not None:

@@ -22,7 +22,7 @@ class Events:
     def closed(self, model: Model) -> None:
         """A version is gone; nothing will be told about it any more."""
 
-    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+    def roles(self, name: str, roles: Mapping[int, Role]) -> None:
         """What each open version of the model `name` is there for, after every change."""
 
     def reload(self, name: str, result: Result) -> None:
@@ -32,7 +32,7 @@ class Events:
         'unavailable': it could not be tried and will be again. 'absent': files are gone.
         """
 
-    def canary(self, name: str, version: str | None, share: float) -> None:
+    def canary(self, name: str, version: int | None, share: float) -> None:
         """The split of unversioned requests; None where there is none."""
 
     def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
@@ -56,7 +56,7 @@ class Broadcast(Events):
         for other in self._others:
             other.closed(model)
 
-    def roles(self, name: str, roles: Mapping[str, Role]) -> None:
+    def roles(self, name: str, roles: Mapping[int, Role]) -> None:
         for other in self._others:
             other.roles(name, roles)
 
@@ -64,7 +64,7 @@ class Broadcast(Events):
         for other in self._others:
             other.reload(name, result)
 
-    def canary(self, name: str, version: str | None, share: float) -> None:
+    def canary(self, name: str, version: int | None, share: float) -> None:
         for other in self._others:
             other.canary(name, version, share)
 

@@ -73,7 +73,7 @@ class Models:
         """Whether all that is configured has been tried and the default model answers."""
         return self._started and not self._closed
 
-    def lease(self, name: str | None = None, version: str | None = None) -> Lease:
+    def lease(self, name: str | None = None, version: int | None = None) -> Lease:
         """The version that answers this request; enter it at once.
 
         Raises:
@@ -82,10 +82,10 @@ class Models:
         """
         return self._answering(name).lease(version)
 
-    def loaded(self) -> dict[str, dict[str, Model]]:
+    def loaded(self) -> dict[str, dict[int, Model]]:
         """The open versions of each model, ascending."""
         return {
-            name: {version: rollout.open[version].model for version in sorted(rollout.open, key=int)}
+            name: {version: rollout.open[version].model for version in sorted(rollout.open)}
             for name, rollout in self._rollouts.items()
         }
 
@@ -159,7 +159,7 @@ class Models:
         """
         async with self._changing:
             rollout = self._answering(name)
-            left = rollout.current().number
+            left = rollout.current().model.version
             target = rollout.previous()
             rollout.go_back(await self._reload.ensure(rollout, target))
             log.warning("%s rolled back from version %d to %d", rollout.name, left, target)
@@ -211,7 +211,7 @@ class Models:
         """Open what is to be canary or shadow. Raises RequestError, StartupError."""
         if version is None:
             return
-        if str(version) == self.latest().version:
+        if version == self.latest().version:
             raise RequestError(f"version {version} of {self._main.name} is the one that serves")
         await self._reload.ensure(self._main, version)
 
@@ -232,7 +232,7 @@ class Models:
         return {
             "models": {
                 name: {
-                    "serving": rollout.serving.number if rollout.serving else None,
+                    "serving": rollout.serving.model.version if rollout.serving else None,
                     "passed": rollout.passed,
                     "before": list(rollout.before),
                 }
@@ -272,7 +272,7 @@ class Models:
                 log.error("canary or shadow of the other workers: %s", error.detail)
 
     def status(self) -> dict[str, Any]:
-        """All of it, for whoever operates the server."""
+        """All of it, for whoever operates the server; a JSON document, so versions are text."""
         canary, shadow = self._main.canary, self._main.shadow
         return {
             "models": [self._status(rollout) for rollout in self._rollouts.values()],
@@ -286,15 +286,15 @@ class Models:
         return {
             "name": rollout.name,
             "default": rollout is self._main,
-            "serving": rollout.serving.model.version if rollout.serving else None,
+            "serving": str(rollout.serving.model.version) if rollout.serving else None,
             "versions": [
                 {
-                    "version": version,
+                    "version": str(version),
                     "role": roles[version],
                     "sha256": rollout.open[version].model.sha256,
                     "leases": rollout.open[version].leases,
                 }
-                for version in sorted(rollout.open, key=int)
+                for version in sorted(rollout.open)
             ],
             "refused": [
                 {"version": str(version), "detail": why} for version, why in self._reload.refused(rollout.name)

@@ -33,10 +33,6 @@ class Opened:
     unused: asyncio.Event | None = None  # set once it is retired and the last lease has ended
 
     @property
-    def number(self) -> int:
-        return int(self.model.version)
-
-    @property
     def retired(self) -> bool:
         return self.unused is not None
 
@@ -58,11 +54,11 @@ class Versions:
     def __init__(self, engine: Engine, events: Events) -> None:
         self._engine = engine
         self._events = events
-        self._open: defaultdict[str, dict[str, Opened]] = defaultdict(dict)  # by model and version
-        self._retiring: dict[asyncio.Task[None], tuple[str, str]] = {}
+        self._open: defaultdict[str, dict[int, Opened]] = defaultdict(dict)  # by model and version
+        self._retiring: dict[asyncio.Task[None], tuple[str, int]] = {}
 
-    def of(self, name: str) -> Mapping[str, Opened]:
-        """The open versions of the model `name`, by their own names; follows every change."""
+    def of(self, name: str) -> Mapping[int, Opened]:
+        """The open versions of the model `name`; follows every change."""
         return self._open[name]
 
     @property
@@ -73,7 +69,7 @@ class Versions:
     async def open(self, name: str, version: int, mark: object) -> Opened:
         """Read, load, warm and prove a version that is not open. Raises AWNetError, and then nothing has changed."""
         opened = await self._proven(name, version, mark)
-        self._open[name][str(version)] = opened
+        self._open[name][version] = opened
         return opened
 
     async def replace(self, old: Opened, mark: object) -> Opened:
@@ -86,7 +82,7 @@ class Versions:
             AWNetError: the files are no good; `old` stays.
         """
         name = old.model.name
-        new = await self._proven(name, old.number, mark)
+        new = await self._proven(name, old.model.version, mark)
         if new.model.sha256 == old.model.sha256:
             old.mark = mark
             await new.runner.close()
@@ -114,7 +110,7 @@ class Versions:
 
     async def _proven(self, name: str, version: int, mark: object) -> Opened:
         """A version that can be asked. Raises AWNetError; a fault that nobody foresaw becomes one."""
-        leaving = [task for task, key in self._retiring.items() if key == (name, str(version))]
+        leaving = [task for task, key in self._retiring.items() if key == (name, version)]
         if leaving:
             await asyncio.wait(leaving)  # an engine need not tell two of one version apart
         begun = time.perf_counter()
@@ -146,10 +142,10 @@ class Versions:
         try:
             await opened.runner.close()
         except Exception:
-            log.exception("closing version %s of %s failed", version, name)
+            log.exception("closing version %d of %s failed", version, name)
         if version not in self._open[name]:  # it may have been opened again meanwhile
             self._events.closed(opened.model)
-        log.info("closed: %s version %s", name, version)
+        log.info("closed: %s version %d", name, version)
 
 
 async def _prove(runner: Runner) -> None:

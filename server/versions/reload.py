@@ -99,7 +99,7 @@ class Reload:
 
     async def ensure(self, rollout: Rollout, version: int) -> Opened:
         """The version, open; asked for by a person, so also one that was refused. Raises StartupError."""
-        opened = rollout.open.get(str(version))
+        opened = rollout.open.get(version)
         if opened is not None:
             return opened
         mark = _mark(await self._engine.fingerprint(), rollout.name, version)
@@ -117,12 +117,12 @@ class Reload:
         tried = self._tried[rollout.name]
         for gone in set(tried.refused) - set(listed):
             del tried.refused[gone]
-        for version in sorted(map(int, rollout.open)):
-            opened = rollout.open[str(version)]
+        for version in sorted(rollout.open):
+            opened = rollout.open[version]
             if version in listed and opened.mark != (mark := _mark(marks, rollout.name, version)):
                 await self._replace(rollout, opened, mark, changes)
 
-        serving = rollout.serving.number if rollout.serving else 0
+        serving = rollout.serving.model.version if rollout.serving else 0
         if serving in listed:
             tried.told.pop((serving, "absent"), None)
         elif serving:
@@ -148,8 +148,8 @@ class Reload:
     async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> Opened | None:
         """The open version, opened if need be; None where it cannot be, which is told once for each state of its
         files."""
-        if str(version) in rollout.open:
-            return rollout.open[str(version)]
+        if version in rollout.open:
+            return rollout.open[version]
         mark = _mark(marks, rollout.name, version)
         if self._known_bad(rollout, version, mark):
             return None
@@ -163,7 +163,7 @@ class Reload:
 
     async def _replace(self, rollout: Rollout, old: Opened, mark: object, changes: list[Change]) -> None:
         """The files of an open version have changed: take them if they are good, else keep what is open."""
-        version = old.number
+        version = old.model.version
         if self._known_bad(rollout, version, mark):
             return
         try:

@@ -93,7 +93,7 @@ class Rollout:
         shadow: int | None = None,
     ) -> None:
         self.name = name
-        self.open: Mapping[str, Opened] = versions.of(name)
+        self.open: Mapping[int, Opened] = versions.of(name)
         self.serving: Opened | None = None
         self.before: list[int] = []
         self.passed = 0
@@ -118,7 +118,7 @@ class Rollout:
         assert self.serving is not None
         return self.serving
 
-    def lease(self, version: str | None = None) -> Lease:
+    def lease(self, version: int | None = None) -> Lease:
         """The version that answers this request; enter it at once, and only where there is one that serves.
 
         Raises UnknownModel: the version that is asked for is not open.
@@ -127,8 +127,8 @@ class Rollout:
         if version is not None:
             opened = self.open.get(version)
             if opened is None:
-                known = ", ".join(sorted(self.open, key=int))
-                raise UnknownModel(f"version {version[:40]!r} of {self.name} is not served; there are {known}")
+                known = ", ".join(map(str, sorted(self.open)))
+                raise UnknownModel(f"version '{version}' of {self.name} is not served; there are {known}")
             return Lease(opened, self._comparer)
         if self._canary is not None:
             # Error diffusion: after n requests the canary has had n times its share, rounded down.
@@ -138,9 +138,9 @@ class Rollout:
                 return Lease(self._canary, self._comparer)
         return Lease(serving, self._comparer, self._shadow)
 
-    def roles(self) -> dict[str, Role]:
+    def roles(self) -> dict[int, Role]:
         """Each open version and what it is there for."""
-        roles: dict[str, Role] = {}
+        roles: dict[int, Role] = {}
         for version, opened in self.open.items():
             if opened is self.serving:
                 roles[version] = "serving"
@@ -166,7 +166,7 @@ class Rollout:
 
     def candidates(self, listed: Sequence[int]) -> list[int]:
         """Of the versions `listed`, ascending, those that should serve instead of the present one, the best first."""
-        serving = self.serving.number if self.serving else 0
+        serving = self.serving.model.version if self.serving else 0
         if self._pinned is not None:
             return [] if serving else [self._pinned]
         apart = self.apart
@@ -177,32 +177,32 @@ class Rollout:
 
     def reserves(self, listed: Sequence[int]) -> list[int]:
         """Of the versions `listed`, ascending, those that may be kept to go back to, the best first."""
-        serving, apart = self.current().number, self.apart
+        serving, apart = self.current().model.version, self.apart
         return [v for v in reversed(listed) if v < serving and v not in apart]
 
     @property
     def full(self) -> bool:
         """Whether as many versions are open as are to be kept."""
         apart = self.apart
-        return len([v for v in self.open if int(v) not in apart]) >= self._kept
+        return len([v for v in self.open if v not in apart]) >= self._kept
 
     def previous(self) -> int:
         """The version to go back to: the last that answered and is open, else the highest open one that is lower than
         what serves, else the last that answered. Raises UnknownModel where there is none.
         """
-        serving, apart = self.current().number, self.apart
-        lower = sorted((v for v in map(int, self.open) if v < serving and v not in apart), reverse=True)
+        serving, apart = self.current().model.version, self.apart
+        lower = sorted((v for v in self.open if v < serving and v not in apart), reverse=True)
         earlier = [*reversed(self.before), *lower]
         if not earlier:
             raise UnknownModel(f"{self.name} has no version before {serving} to go back to")
-        return next((version for version in earlier if str(version) in self.open), earlier[0])
+        return next((version for version in earlier if version in self.open), earlier[0])
 
     # Changes, to versions that are open. After `switch`, `replaced`, `split` or `compare` the caller settles.
 
     def switch(self, opened: Opened) -> None:
         """From here on `opened` answers."""
         if self.serving is not None and self.serving is not opened:
-            self.before.append(self.serving.number)
+            self.before.append(self.serving.model.version)
             del self.before[:-REMEMBERED]
         self._serve(opened)
 
@@ -220,8 +220,8 @@ class Rollout:
 
     def go_back(self, opened: Opened) -> None:
         """As `promote`, to the `previous` version; that those after it answered is forgotten."""
-        if opened.number in self.before:
-            del self.before[len(self.before) - 1 - self.before[::-1].index(opened.number) :]
+        if opened.model.version in self.before:
+            del self.before[len(self.before) - 1 - self.before[::-1].index(opened.model.version) :]
         self._trust(opened)
         self._serve(opened)
         self.settle()
@@ -244,18 +244,18 @@ class Rollout:
 
     def tell_split(self) -> None:
         """Tell `Events.canary` how requests are split."""
-        self._events.canary(self.name, None if self.canary is None else str(self.canary), self.share)
+        self._events.canary(self.name, self.canary, self.share)
 
     def settle(self) -> None:
         """Bring canary and shadow to what is open, and retire what nobody needs."""
         serving, apart = self.current(), self.apart
         self._aim()
-        others = [int(v) for v in self.open if int(v) != serving.number and int(v) not in apart]
+        others = [v for v in self.open if v != serving.model.version and v not in apart]
         # Those that answered before come first, the last one foremost: going back to it must not need the disk.
         recent = {version: place for place, version in enumerate(self.before)}
         others.sort(key=lambda v: (recent.get(v, -1), v), reverse=True)
         for version in others[self._kept - 1 :]:
-            self._versions.retire(self.open[str(version)])
+            self._versions.retire(self.open[version])
         self._events.roles(self.name, self.roles())
 
     def close(self) -> None:
@@ -267,18 +267,19 @@ class Rollout:
     def _serve(self, opened: Opened) -> None:
         if self.serving is not opened:
             self.serving = opened
-            log.info("%s is served by version %s", self.name, opened.model.version)
+            log.info("%s is served by version %d", self.name, opened.model.version)
 
     def _trust(self, opened: Opened) -> None:
         """It is to serve, and so is canary and shadow no longer; what serves until then is passed."""
-        self.passed = max(self.passed, self.current().number)
-        if opened.number == self.canary:
+        self.passed = max(self.passed, self.current().model.version)
+        if opened.model.version == self.canary:
             self.split(None, 0)
-        if opened.number == self.shadow:
+        if opened.model.version == self.shadow:
             self.shadow = None
 
     def _aim(self) -> None:
         """Bring canary and shadow to what is open; in one go with whatever changed that."""
-        canary, shadow = self.open.get(str(self.canary)), self.open.get(str(self.shadow))
+        canary = None if self.canary is None else self.open.get(self.canary)
+        shadow = None if self.shadow is None else self.open.get(self.shadow)
         self._canary = canary if canary is not self.serving else None
         self._shadow = shadow if shadow is not self.serving else None

@@ -47,7 +47,7 @@ def contract() -> Contract:
 
 @pytest.fixture
 def model(contract: Contract) -> Model:
-    return Model("awnet", "1", "0" * 64, contract)
+    return Model("awnet", 1, "0" * 64, contract)
 
 
 def clean_scores(count: int, seed: int = 0) -> list[float]:
@@ -209,13 +209,13 @@ def test_omega_is_sampled(model: Model) -> None:
 def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> None:
     """Its thresholds are other ones; and however many versions come, memory stays bounded."""
     monitor = Monitor()
-    first = monitor.watch(Model("awnet", "1", "a", contract))
-    assert monitor.watch(Model("awnet", "1", "a", contract)) is first
-    assert monitor.watch(Model("awnet", "1", "b", contract)) is not first
+    first = monitor.watch(Model("awnet", 1, "a", contract))
+    assert monitor.watch(Model("awnet", 1, "a", contract)) is first
+    assert monitor.watch(Model("awnet", 1, "b", contract)) is not first
     for n in range(100):
-        monitor.watch(Model("awnet", str(n), "c", contract))
+        monitor.watch(Model("awnet", n, "c", contract))
     assert len(list(monitor)) == MOST_WATCHES
-    monitor.closed(Model("awnet", "99", "c", contract))
+    monitor.closed(Model("awnet", 99, "c", contract))
     assert len(list(monitor)) == MOST_WATCHES - 1
 
 
@@ -313,7 +313,7 @@ def golden_model(contract: Contract) -> Model:
     outputs = dict(contract.golden.outputs)
     outputs["p_type"] = np.array([[0.1, 0.9], [0.5, 0.5], [0.98, 0.02]], np.float32)
     golden = type(contract.golden)(image, outputs, contract.golden.tolerance)
-    return Model("awnet", "1", "f" * 64, Contract(**{**vars(contract), "golden": golden}))
+    return Model("awnet", 1, "f" * 64, Contract(**{**vars(contract), "golden": golden}))
 
 
 def test_golden_probes_arrive_as_files_at_low_priority_and_are_never_users_verdicts(contract: Contract) -> None:

@@ -27,7 +27,7 @@ def written(request: pytest.FixtureRequest) -> tuple[RequestLog, io.StringIO]:
 def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple[RequestLog, io.StringIO]) -> None:
     """One line, JSON from its first byte, so that a collector needs no pattern."""
     log, stream = written
-    model = Model("awnet", "1", "0" * 64, None)  # type: ignore[arg-type]
+    model = Model("awnet", 1, "0" * 64, None)  # type: ignore[arg-type]
     record = Record("r1", "/predict", "POST", 200, 0.0041234567, model, client="9f3a")
     record.verdicts = ["clean", "adversarial", "clean"]
     record.signals = Signals(EMPTY, EMPTY, EMPTY, 0.001, 0.0002, 0.002)

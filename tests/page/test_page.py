@@ -21,12 +21,12 @@ NAMES = sorted(path.name for path in ASSETS.iterdir())
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model("awnet", "2", "ab" * 32, parse(json.dumps(contract_of(graph()))))
+    return Model("awnet", 2, "ab" * 32, parse(json.dumps(contract_of(graph()))))
 
 
 @pytest.fixture
 def page(model: Model) -> Page:
-    return Page(lambda: {"awnet": {"2": model}}, "awnet", Recent())
+    return Page(lambda: {"awnet": {2: model}}, "awnet", Recent())
 
 
 def header(reply: tuple[int, list[tuple[bytes, bytes]], bytes] | None, name: bytes) -> bytes:
@@ -111,8 +111,8 @@ def test_the_model_is_told_as_its_contract_has_it(page: Page, model: Model) -> N
 
 
 def test_the_default_model_comes_first_and_its_newest_version_before_the_others(model: Model) -> None:
-    loaded: dict[str, dict[str, Model]] = {}
-    for name, version in (("aaa", "1"), ("awnet", "9"), ("awnet", "10")):
+    loaded: dict[str, dict[int, Model]] = {}
+    for name, version in (("aaa", 1), ("awnet", 9), ("awnet", 10)):
         loaded.setdefault(name, {})[version] = Model(name, version, model.sha256, model.contract)
     reply = Page(lambda: loaded, "awnet", Recent()).answer("/page/model.json", {})
     assert reply is not None

@@ -68,6 +68,7 @@ _NAMED = (
     "`golden_probes` of GET /admin/detection is there under its old name `canaries`, too"
 )
 CHANGED: dict[str, str] = {
+    "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,

@@ -93,7 +93,7 @@ class SmallRunner:
         self._engine = engine
         self._session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
         text = self._session.get_modelmeta().custom_metadata_map[contract.METADATA_KEY]
-        self.model = Model(name, str(version), hashlib.sha256(data).hexdigest(), contract.parse(text))
+        self.model = Model(name, version, hashlib.sha256(data).hexdigest(), contract.parse(text))
 
     async def warm(self) -> None: ...
 

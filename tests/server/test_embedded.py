@@ -67,7 +67,7 @@ def test_the_model_is_named_by_what_was_loaded(repository: Path) -> None:
     async def use(engine: EmbeddedEngine) -> None:
         model = (await engine.open("awnet", 1)).model
         sha256 = hashlib.sha256(file_of(repository).read_bytes()).hexdigest()
-        assert (model.name, model.version, model.sha256) == ("awnet", "1", sha256)
+        assert (model.name, model.version, model.sha256) == ("awnet", 1, sha256)
 
     with_engine(repository, use)
 
@@ -78,8 +78,8 @@ def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: 
     publish(tmp_path, "2", seed=1)
     image = np.random.default_rng(3).integers(0, 256, (1, 3, SIZE, SIZE), np.uint8)
     expected = {
-        version: ort.InferenceSession(str(file_of(tmp_path, version))).run(["omega"], {"image": image})[0]
-        for version in ("1", "2")
+        version: ort.InferenceSession(str(file_of(tmp_path, str(version)))).run(["omega"], {"image": image})[0]
+        for version in (1, 2)
     }
 
     async def use(engine: EmbeddedEngine) -> None:
@@ -91,11 +91,11 @@ def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: 
         for (runner, _), signals in zip(asked, await asyncio.gather(*(a for _, a in asked)), strict=True):
             np.testing.assert_allclose(signals.omega, expected[runner.model.version], atol=1e-4)
         await old.close()
-        np.testing.assert_allclose((await new.infer([PixelArray(image[0])])).omega, expected["2"], atol=1e-4)
+        np.testing.assert_allclose((await new.infer([PixelArray(image[0])])).omega, expected[2], atol=1e-4)
         with pytest.raises(EngineUnavailable):
             await old.infer([PixelArray(image[0])])
         again = await engine.open("awnet", 1)
-        np.testing.assert_allclose((await again.infer([PixelArray(image[0])])).omega, expected["1"], atol=1e-4)
+        np.testing.assert_allclose((await again.infer([PixelArray(image[0])])).omega, expected[1], atol=1e-4)
 
     with_engine(tmp_path, use)
 

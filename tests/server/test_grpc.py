@@ -220,7 +220,8 @@ def test_wrong_messages_are_refused_and_told(served: Served) -> None:
 def test_an_unknown_model_or_version_is_not_found(served: Served) -> None:
     """For inference and for metadata."""
     served.refused(image(model_name="other"), Status.NOT_FOUND)
-    served.refused(image(model_version="9"), Status.NOT_FOUND)
+    for text in ("9", "x", "01", "+1", "²", "9" * 30):
+        served.refused(image(model_version=text), Status.NOT_FOUND)
     for method, message in (
         ("ModelMetadata", service_pb2.ModelMetadataRequest(name="other")),
         ("ModelConfig", service_pb2.ModelConfigRequest(name="awnet", version="9")),

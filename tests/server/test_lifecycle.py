@@ -47,8 +47,8 @@ class Told(Events):
 
     def __init__(self) -> None:
         self.reloads: list[str] = []
-        self.open: dict[str, set[str]] = {}
-        self.now: dict[str, dict[str, str]] = {}
+        self.open: dict[str, set[int]] = {}
+        self.now: dict[str, dict[int, str]] = {}
         self.shadows: dict[str, int] = {}
         self.disagreements: dict[str, int] = {}
 
@@ -58,7 +58,7 @@ class Told(Events):
     def closed(self, model: Model) -> None:
         self.open[model.name].remove(model.version)
 
-    def roles(self, name: str, roles: Mapping[str, str]) -> None:
+    def roles(self, name: str, roles: Mapping[int, str]) -> None:
         self.now[name] = dict(roles)
 
     def reload(self, name: str, result: str) -> None:
@@ -85,7 +85,7 @@ class Shelf:
         self.closed: list[str] = []
         self.asked: list[str] = []
         self.looks = 0
-        self.before: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.before: dict[int, Callable[[], Awaitable[None]]] = {}
         self.opening: Callable[[], Awaitable[None]] | None = None
 
     async def start(self) -> None:
@@ -99,7 +99,7 @@ class Shelf:
         return await self.inner.fingerprint()
 
     async def open(self, name: str, version: int) -> Runner:
-        self.opened.append(str(version))
+        self.opened.append(version)
         if self.opening is not None:
             await self.opening()
         return _Book(self, await self.inner.open(name, version))
@@ -152,7 +152,7 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-async def answer(models: Models, name: str | None = None, version: str | None = None) -> str:
+async def answer(models: Models, name: str | None = None, version: int | None = None) -> int:
     """Ask once; the version that answered."""
     with models.lease(name, version) as lease:
         signals = await lease.infer([PixelArray(IMAGE)], FOREVER)
@@ -166,7 +166,7 @@ class Load:
     def __init__(self, models: Models) -> None:
         self.models = models
         self.versions: list[str] = []
-        self.values: dict[str, list[float]] = {}
+        self.values: dict[int, list[float]] = {}
         self.leaving = False
 
     async def __aenter__(self) -> Load:
@@ -211,9 +211,9 @@ def test_a_new_version_is_taken_without_a_request_noticing(tmp_path: Path) -> No
             assert [change["result"] for change in report["changes"]] == ["loaded"]
             switched = len(load.versions)
             await load.more()
-            assert set(load.versions[switched + 4 :]) == {"2"}  # four were on their way
-            assert set(load.versions[:20]) == {"1"}
-            assert load.values["1"] != load.values["2"]
+            assert set(load.versions[switched + 4 :]) == {2}  # four were on their way
+            assert set(load.versions[:20]) == {1}
+            assert load.values[1] != load.values[2]
             assert models.status()["models"][0]["serving"] == "2"
 
     run(scenario)
@@ -339,17 +339,17 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one_serving(
             for _ in range(3):
                 await models.reload()
             await load.more()
-            assert set(load.versions) == {"1"}
+            assert set(load.versions) == {1}
             assert told.reloads.count(result) == 1
             (line,) = errors(caplog)
             assert word in line
             assert "version 1 serves on" in line
-            assert told.open == {"awnet": {"1"}}
+            assert told.open == {"awnet": {1}}
             shutil.rmtree(tmp_path / "awnet/2")
             publish(tmp_path, "2", seed=1)
             await models.reload()
             await load.more()
-            assert load.versions[-1] == "2"
+            assert load.versions[-1] == 2
             assert models.status()["models"][0]["refused"] == []
 
     run(scenario)
@@ -381,11 +381,11 @@ def test_a_version_that_cannot_be_trusted_leaves_the_old_one_serving(tmp_path: P
             manifest.write_text(right + "\n")
             await models.reload()
             assert models._events.reloads == ["loaded", "refused", "refused", "refused"]
-            assert set(load.versions) == {"1"}
+            assert set(load.versions) == {1}
             manifest.write_text(right)
             await models.reload()
             await load.more()
-            assert load.versions[-1] == "2"
+            assert load.versions[-1] == 2
 
     run(scenario)
 
@@ -399,13 +399,13 @@ def test_a_refused_version_is_not_tried_again_until_its_files_change(tmp_path: P
             bit_flipped(tmp_path)
             await models.reload()
             await models.reload()
-            assert shelf.opened == ["1", "2"]
+            assert shelf.opened == [1, 2]
             publish(tmp_path, "3", seed=2)
             await models.reload()
-            assert shelf.opened == ["1", "2", "3"]
+            assert shelf.opened == [1, 2, 3]
             (tmp_path / "awnet/2/manifest.json").touch()
             await models.reload()
-            assert shelf.opened == ["1", "2", "3"]  # 3 serves; nobody needs 2
+            assert shelf.opened == [1, 2, 3]  # 3 serves; nobody needs 2
 
     run(scenario)
 
@@ -425,12 +425,12 @@ def test_requests_are_answered_while_a_version_loads(tmp_path: Path) -> None:
             publish(tmp_path, "2", seed=1)
             loading = asyncio.create_task(models.reload())
             for _ in range(20):
-                assert await answer(models) == "1"
+                assert await answer(models) == 1
             assert models.ready
             assert not loading.done()
             gate.set()
             await loading
-            assert await answer(models) == "2"
+            assert await answer(models) == 2
 
     run(scenario)
 
@@ -449,9 +449,9 @@ def test_the_golden_test_waits_for_a_full_queue(tmp_path: Path) -> None:
                     full[0] -= 1
                     raise QueueFull("full")
 
-            shelf.before["2"] = refuse
+            shelf.before[2] = refuse
             await models.reload()
-            assert await answer(models) == "2"
+            assert await answer(models) == 2
             assert models._events.reloads == ["loaded", "loaded"]
 
     run(scenario)
@@ -477,10 +477,10 @@ def test_an_engine_that_is_away_is_asked_again(tmp_path: Path, caplog: pytest.Lo
             assert len(errors(caplog)) == 1
             watching = asyncio.create_task(models.watch(0.01))
             await until(lambda: models._events.reloads.count("unavailable") > 3)
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
             away[0] = False
-            await until(lambda: models.latest().version == "2")
-            assert await answer(models) == "2"
+            await until(lambda: models.latest().version == 2)
+            assert await answer(models) == 2
             watching.cancel()
 
     run(scenario)
@@ -499,7 +499,7 @@ def test_polling_takes_what_appears_and_outlives_what_goes_wrong(tmp_path: Path)
             await until(lambda: shelf.looks > looks + 2)
             (tmp_path / "elsewhere").rename(home)
             publish(home, "2", seed=1)
-            while load.versions[-1] != "2":
+            while load.versions[-1] != 2:
                 await load.more(1)
             opened, looks = list(shelf.opened), shelf.looks
             await until(lambda: shelf.looks > looks + 5)
@@ -518,7 +518,7 @@ def test_a_version_whose_files_are_gone_serves_on(tmp_path: Path, caplog: pytest
             shutil.rmtree(tmp_path / "awnet/2")
             await models.reload()
             await models.reload()
-            assert await answer(models) == "2"
+            assert await answer(models) == 2
             assert models._events.reloads.count("absent") == 1
             assert len(errors(caplog)) == 1
 
@@ -550,8 +550,8 @@ def test_files_that_are_replaced_are_taken_only_if_they_are_good(tmp_path: Path)
             write(tmp_path / "awnet/1", other.read_bytes())
             await models.reload()
             assert models.latest().sha256 != first
-            assert await answer(models) == "1"
-            assert models._events.open == {"awnet": {"1"}}
+            assert await answer(models) == 1
+            assert models._events.open == {"awnet": {1}}
 
     run(scenario)
 
@@ -564,7 +564,7 @@ def test_a_canary_whose_files_are_replaced_fails_nobody(tmp_path: Path) -> None:
         publish(tmp_path, "2", seed=1)
         shelf = Shelf(tmp_path)
         async with serving(shelf, canary=(2, 0.5), shadow=3) as models:
-            before = models.loaded()["awnet"]["2"].sha256
+            before = models.loaded()["awnet"][2].sha256
             publish(tmp_path, "3", seed=3)
             other = publish(tmp_path / "other", "2", seed=5) / "awnet/2/model.onnx"
             write(tmp_path / "awnet/2", other.read_bytes())
@@ -580,10 +580,10 @@ def test_a_canary_whose_files_are_replaced_fails_nobody(tmp_path: Path) -> None:
             while not reloading.done():
                 asked.append(await answer(models))
                 await asyncio.sleep(0)
-            assert {"1", "2"} <= set(asked)
-            assert models.loaded()["awnet"]["2"].sha256 != before
-            assert models._events.now["awnet"] == {"1": "serving", "2": "canary", "3": "shadow"}
-            assert shelf.closed == ["2"]
+            assert {1, 2} <= set(asked)
+            assert models.loaded()["awnet"][2].sha256 != before
+            assert models._events.now["awnet"] == {1: "serving", 2: "canary", 3: "shadow"}
+            assert shelf.closed == [2]
 
     run(scenario)
 
@@ -593,7 +593,7 @@ def test_what_lasts_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
     async def scenario() -> None:
         async with serving(Shelf(publish(tmp_path)), shadow=8, canary=(9, 0.1)) as models:
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
             shutil.rmtree(tmp_path / "awnet/1")
             before = len(errors(caplog))
             for _ in range(5):
@@ -601,7 +601,7 @@ def test_what_lasts_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             assert len(errors(caplog)) == before + 1
             publish(tmp_path, "8", seed=8)
             await models.reload()
-            assert models._events.now["awnet"] == {"1": "serving", "8": "shadow"}
+            assert models._events.now["awnet"] == {1: "serving", 8: "shadow"}
 
     run(scenario)
 
@@ -618,19 +618,19 @@ def test_a_rollback_needs_no_disk_and_holds(tmp_path: Path) -> None:
             shutil.rmtree(tmp_path / "awnet/1")
             opened = list(shelf.opened)
             await models.rollback()
-            assert await answer(models) == "1"
-            assert await answer(models, version="2") == "2"
+            assert await answer(models) == 1
+            assert await answer(models, version=2) == 2
             (tmp_path / "awnet/2/manifest.json").touch()
             await models.reload()
-            assert await answer(models) == "1"
-            assert shelf.opened == [*opened, "2"]  # touched, so read again, and not taken
+            assert await answer(models) == 1
+            assert shelf.opened == [*opened, 2]  # touched, so read again, and not taken
             publish(tmp_path, "3", seed=2)
             await models.reload()
-            assert await answer(models) == "3"
+            assert await answer(models) == 3
             await models.rollback()
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
             await models.promote(None, 3)
-            assert await answer(models) == "3"
+            assert await answer(models) == 3
 
     run(scenario)
 
@@ -642,7 +642,7 @@ def test_there_is_no_rollback_from_the_first_version(tmp_path: Path) -> None:
         async with serving(Shelf(publish(tmp_path))) as models:
             with pytest.raises(UnknownModel, match="no version before 1"):
                 await models.rollback()
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
 
     run(scenario)
 
@@ -655,13 +655,13 @@ def test_after_a_start_the_next_lower_version_can_be_gone_back_to(tmp_path: Path
             publish(tmp_path, version, seed=int(version))
         shelf = Shelf(tmp_path)
         async with serving(shelf, kept=2) as models:
-            assert shelf.opened == ["3", "2"]
-            assert models._events.now == {"awnet": {"3": "serving", "2": "kept"}}
+            assert shelf.opened == [3, 2]
+            assert models._events.now == {"awnet": {3: "serving", 2: "kept"}}
             with pytest.raises(UnknownModel):
-                models.lease(version="1")
+                models.lease(version=1)
             await models.rollback()
-            assert await answer(models) == "2"
-            assert shelf.opened == ["3", "2"]
+            assert await answer(models) == 2
+            assert shelf.opened == [3, 2]
 
     run(scenario)
 
@@ -676,7 +676,7 @@ def test_a_promotion_that_fails_changes_nothing(tmp_path: Path) -> None:
                 await models.promote(None, 2)
             with pytest.raises(StartupError, match="no version 7"):
                 await models.promote(None, 7)
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
 
     run(scenario)
 
@@ -691,10 +691,10 @@ def test_only_the_newest_versions_are_kept_open(tmp_path: Path) -> None:
                 publish(tmp_path, version, seed=int(version))
                 await models.reload()
                 await load.more()
-            assert sorted(models.loaded()["awnet"]) == ["3", "4"]
+            assert sorted(models.loaded()["awnet"]) == [3, 4]
             await until(lambda: not models.status()["closing"])
-            assert shelf.closed == ["1", "2"]
-            assert models._events.open == {"awnet": {"3", "4"}}
+            assert shelf.closed == [1, 2]
+            assert models._events.open == {"awnet": {3, 4}}
 
     run(scenario)
 
@@ -708,12 +708,12 @@ def test_a_version_is_not_closed_while_a_request_holds_it(tmp_path: Path) -> Non
             with models.lease() as lease:
                 publish(tmp_path, "2", seed=1)
                 await models.reload()
-                assert await answer(models) == "2"
+                assert await answer(models) == 2
                 await settle()
                 assert shelf.closed == []
                 assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
-                assert lease.model.version == "1"
-            await until(lambda: shelf.closed == ["1"])
+                assert lease.model.version == 1
+            await until(lambda: shelf.closed == [1])
 
     run(scenario)
 
@@ -729,11 +729,11 @@ def test_the_canary_gets_exactly_its_share(tmp_path: Path, share: float) -> None
         async with serving(Shelf(tmp_path), canary=(2, share), others=["other"]) as models:
             given = 0
             for n in range(1, 5001):
-                given += models.lease().model.version == "2"
-                models.lease(version="1")
+                given += models.lease().model.version == 2
+                models.lease(version=1)
                 models.lease("other")
                 assert -1e-2 < n * share - given < 1 + 1e-2
-            assert models._events.now["awnet"] == {"1": "serving", "2": "canary"}
+            assert models._events.now["awnet"] == {1: "serving", 2: "canary"}
 
     run(scenario)
 
@@ -748,21 +748,21 @@ def test_the_canary_can_be_changed_ended_and_promoted(tmp_path: Path) -> None:
             with pytest.raises(RequestError, match="serves"):
                 await models.set_canary(1, 0.5)
             await models.set_canary(2, 0.5)
-            assert [await answer(models, version="2"), models.status()["canary"]["share"]] == ["2", 0.5]
+            assert [await answer(models, version=2), models.status()["canary"]["share"]] == [2, 0.5]
             before = len(load.versions)
             await load.more(200)
-            share = load.versions[before:].count("2") / len(load.versions[before:])
+            share = load.versions[before:].count(2) / len(load.versions[before:])
             assert share == pytest.approx(0.5, abs=0.05)
             await models.reload()
-            assert models.latest().version == "1"  # a canary is not taken by itself
+            assert models.latest().version == 1  # a canary is not taken by itself
             await models.set_canary(None)
             await models.reload()
-            assert models.latest().version == "2"
+            assert models.latest().version == 2
             publish(tmp_path, "3", seed=2)
             await models.set_canary(3, 0.1)
             await models.promote(None, 3)
             assert models.status()["canary"] is None
-            assert await answer(models) == "3"
+            assert await answer(models) == 3
             with pytest.raises(StartupError):
                 await models.set_canary(9, 0.1)
             with pytest.raises(ValueError, match="share"):
@@ -784,20 +784,20 @@ def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path
         shelf = Shelf(tmp_path)
         async with serving(shelf, shadow=2) as models:
             told = models._events
-            assert told.now["awnet"] == {"1": "serving", "2": "shadow"}
+            assert told.now["awnet"] == {1: "serving", 2: "shadow"}
             for n in range(5):
-                assert await answer(models) == "1"
+                assert await answer(models) == 1
                 await until(lambda n=n: told.shadows.get("compared", 0) > n)  # type: ignore[misc]
             assert told.disagreements["verdict"] == 5
-            expected = [await lease_class(models, version) for version in ("1", "2")]
+            expected = [await lease_class(models, version) for version in (1, 2)]
             assert told.disagreements.get("class", 0) == 5 * (expected[0] != expected[1])
             await models.set_shadow(None)
             shelf.asked.clear()
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
             await settle()
-            assert (shelf.asked, told.shadows) == (["1"], {"compared": 5})
+            assert (shelf.asked, told.shadows) == ([1], {"compared": 5})
 
-    async def lease_class(models: Models, version: str) -> int:
+    async def lease_class(models: Models, version: int) -> int:
         with models.lease(version=version) as lease:
             return int((await lease.infer([PixelArray(IMAGE)], FOREVER)).logits.argmax())
 
@@ -817,9 +817,9 @@ def test_a_shadow_that_fails_is_only_counted(tmp_path: Path, fault: Exception) -
             async def fail() -> None:
                 raise fault
 
-            shelf.before["2"] = fail
+            shelf.before[2] = fail
             for _ in range(3):
-                assert await answer(models) == "1"
+                assert await answer(models) == 1
             await until(lambda: models._events.shadows == {"failed": 3})
 
     run(scenario)
@@ -837,9 +837,9 @@ def test_a_slow_shadow_delays_nobody_and_is_dropped_beyond_its_room(tmp_path: Pa
             async def wait() -> None:
                 await asyncio.Event().wait()
 
-            shelf.before["2"] = wait
+            shelf.before[2] = wait
             for _ in range(40):
-                assert await answer(models) == "1"
+                assert await answer(models) == 1
             await asyncio.sleep(0)
             assert models._events.shadows == {"dropped": 24}
         assert models._events.shadows == {"dropped": 40}  # what was under way ended with the server
@@ -868,9 +868,9 @@ def test_nobody_is_refused_for_the_shadows_sake(tmp_path: Path) -> None:
                 if held[0]:
                     raise QueueFull("full")
 
-            shelf.before = {"1": full_while_held, "2": hold}
+            shelf.before = {1: full_while_held, 2: hold}
             for _ in range(5):
-                assert await answer(models) == "1"
+                assert await answer(models) == 1
                 await asyncio.sleep(0)
             assert held[0] == 1
 
@@ -884,23 +884,23 @@ def test_several_models_are_served_side_by_side(tmp_path: Path) -> None:
         publish(tmp_path)
         publish(tmp_path, "4", name="other", seed=3)
         async with serving(Shelf(tmp_path), others=["other", "third"]) as models:
-            assert await answer(models) == "1"
-            assert await answer(models, "other") == "4"
-            assert await answer(models, "other", "4") == "4"
+            assert await answer(models) == 1
+            assert await answer(models, "other") == 4
+            assert await answer(models, "other", 4) == 4
             assert {name: list(found) for name, found in models.loaded().items()} == {
-                "awnet": ["1"],
-                "other": ["4"],
+                "awnet": [1],
+                "other": [4],
                 "third": [],
             }
             with pytest.raises(UnknownModel):
                 models.lease("nobody")
             with pytest.raises(UnknownModel):
-                models.lease("other", "1")
+                models.lease("other", 1)
             with pytest.raises(NotReady):
                 models.lease("third")
             publish(tmp_path, "1", name="third")
             await models.reload()
-            assert await answer(models, "third") == "1"
+            assert await answer(models, "third") == 1
 
     run(scenario)
 
@@ -914,7 +914,7 @@ def test_a_start_falls_back_to_the_newest_version_that_can_be_served(
         publish(tmp_path)
         bit_flipped(tmp_path)
         async with serving(Shelf(tmp_path)) as models:
-            assert await answer(models) == "1"
+            assert await answer(models) == 1
             assert models._events.reloads == ["refused", "loaded"]
             (line,) = errors(caplog)
             assert "version 2 refused" in line
@@ -929,11 +929,11 @@ def test_a_pinned_version_is_served_and_nothing_else_is_taken(tmp_path: Path) ->
         for version in ("1", "2", "3"):
             publish(tmp_path, version, seed=int(version))
         async with serving(Shelf(tmp_path), pinned=2) as models:
-            assert await answer(models) == "2"
+            assert await answer(models) == 2
             publish(tmp_path, "4", seed=4)
             await models.reload()
-            assert await answer(models) == "2"
-            assert sorted(models.loaded()["awnet"]) == ["1", "2"]
+            assert await answer(models) == 2
+            assert sorted(models.loaded()["awnet"]) == [1, 2]
 
     run(scenario)
 
@@ -972,7 +972,7 @@ def test_closing_waits_for_those_who_are_being_answered(tmp_path: Path) -> None:
                 models.lease()
             assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
         await closing
-        assert shelf.closed == ["1"]
+        assert shelf.closed == [1]
 
     run(scenario)
 

@@ -150,7 +150,10 @@ def test_model_configuration_agrees_with_the_metadata(small: Small) -> None:
     assert {part["data_type"] for part in config["output"]} == {"TYPE_FP32", "TYPE_STRING", "TYPE_BOOL"}
 
 
-@pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/awnet/versions/9", "/v2/models/awnet/versions/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/models/other", *(f"/v2/models/awnet/versions/{text}" for text in ("9", "x", "01", "+1", "²", "9" * 30))],
+)
 @pytest.mark.parametrize("call", ["", "/ready", "/config"])
 def test_an_unknown_model_or_version_is_404(small: Small, path: str, call: str) -> None:
     """For every question about it."""

@@ -74,7 +74,15 @@ def test_a_version_can_be_asked_for_by_name(served: Running) -> None:
         assert ask(served, encoded(noise()), query=query).json()["model"]["version"] == "1"
 
 
-@pytest.mark.parametrize("query", ["?model=other", "?model=", "?version=2", "?version=01", "?version=x", "?version=-1"])
+@pytest.mark.parametrize("text", ["01", "x", "-1", "%2B1", "0", "", "1.0", "%C2%B2", "1%20", "9" * 30])
+def test_a_version_that_is_none_is_404_and_told_apart_from_one_that_is_not_served(served: Running, text: str) -> None:
+    """Text becomes a number at the edge, in the one way in which versions are written."""
+    answer = ask(served, encoded(noise()), query=f"?version={text}")
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:awnet:problem:unknown-model")
+    assert "a version is a number from 1 on" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("query", ["?model=other", "?model=", "?version=2", f"?version={10**17}"])
 def test_what_is_not_served_is_404(served: Running, query: str) -> None:
     """With what there is instead."""
     answer = ask(served, encoded(noise()), query=query)

@@ -23,7 +23,7 @@ from tests.server.tiny import contract_of, graph
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUES = {"access_log": ("true", True), "golden_canary_seconds": ("2.5", 2.5)}
-MODEL = Model("awnet", "1", "f" * 64, parse(json.dumps(contract_of(graph()))))
+MODEL = Model("awnet", 1, "f" * 64, parse(json.dumps(contract_of(graph()))))
 OPENMETRICS = "application/openmetrics-text"
 
 

@@ -66,10 +66,10 @@ def test_an_outcome_has_a_verdict_for_each_image_and_is_counted(tmp_path: Path) 
             images = [flat(red) for red in (0.2, 0.5, 0.9)]
             with service.lease() as lease:
                 outcome = await service.run(lease, images, service.terms())
-            assert (outcome.model.version, outcome.verdicts) == ("1", ["clean", "suspicious", "adversarial"])
-            with service.lease("awnet", "2") as lease:
+            assert (outcome.model.version, outcome.verdicts) == (1, ["clean", "suspicious", "adversarial"])
+            with service.lease("awnet", 2) as lease:
                 outcome = await service.run(lease, images, service.terms())
-            assert (outcome.model.version, outcome.verdicts) == ("2", ["adversarial"] * 3)
+            assert (outcome.model.version, outcome.verdicts) == (2, ["adversarial"] * 3)
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 1
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="adversarial",version="2"}') == 3
             assert value(service, 'awnet_score_count{model="awnet",version="1"}') == 3
@@ -124,7 +124,7 @@ def test_readiness_holds_during_a_reload_and_ends_with_the_server(tmp_path: Path
             assert service.ready
             publish(tmp_path, "2", seed=1)
             service.reload_soon()
-            while service.models.latest().version == "1":
+            while service.models.latest().version == 1:
                 assert service.ready
                 await asyncio.sleep(0)
             service.draining = True
@@ -144,7 +144,7 @@ def test_reloads_asked_for_while_one_runs_are_not_lost(tmp_path: Path) -> None:
                 publish(tmp_path, version, seed=int(version))
                 service.reload_soon()
                 await asyncio.sleep(0)
-            while service.models.latest().version != "4":
+            while service.models.latest().version != 4:
                 await asyncio.sleep(0.01)
 
     run(scenario)
@@ -156,7 +156,7 @@ def test_polling_takes_a_new_version(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(publish(tmp_path), poll_seconds=0.02) as service:
             publish(tmp_path, "2", seed=1)
-            while service.models.latest().version == "1":
+            while service.models.latest().version == 1:
                 await asyncio.sleep(0.01)
 
     run(scenario)

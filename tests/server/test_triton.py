@@ -122,7 +122,7 @@ async def test_answers_are_those_of_the_model() -> None:
 async def test_contract_and_hash_come_from_the_models_configuration() -> None:
     """No file of the model is needed beside the server."""
     async with opened(FakeTriton()) as (_, runner):
-        assert (runner.model.name, runner.model.version, runner.model.sha256) == ("awnet", "1", SHA256[1])
+        assert (runner.model.name, runner.model.version, runner.model.sha256) == ("awnet", 1, SHA256[1])
         assert runner.model.contract.thresholds.adversarial.score == 0.77
 
 

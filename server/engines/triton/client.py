@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from ...core import contract
 from ...core.contract import Contract
 from ...core.engine import Model
+from ...core.version import parse_version
 from ...errors import ContractError, DeadlineExceeded, EngineFault, EngineUnavailable, ModelNotFound
 from .balancer import Key
 from .runner import Description, Outputs
@@ -105,7 +106,8 @@ class TritonClient:
         Read from the statistics, which list what is ready; the repository index is a model-control call.
         """
         told = await self._ask("get_inference_statistics")
-        return {Ready(found.name, int(found.version)) for found in told.model_stats if found.version.isdecimal()}
+        found = ((model.name, parse_version(model.version)) for model in told.model_stats)
+        return {Ready(name, version) for name, version in found if version is not None}
 
     async def sha256(self, ready: Ready) -> str:
         """The hash that the configuration names for a version; '' where it is no AW-Net. Raises CallError."""
@@ -146,7 +148,7 @@ class TritonClient:
         found = {t.name: (t.datatype, list(t.shape)) for t in (*tensors.inputs, *tensors.outputs)}
         if found != wanted:
             raise ContractError(f"Triton's tensors of {key} are {found}; the contract asks for {wanted}")
-        return Description(key, Model(key.name, str(key.version), sha256, promise), config.max_batch_size)
+        return Description(key, Model(key.name, key.version, sha256, promise), config.max_batch_size)
 
     async def infer(self, model: Model, images: NDArray[np.uint8], seconds: float) -> Outputs:
         """Outputs of images [N,3,S,S]. Raises CallError; EngineFault where the answer is not whole."""
@@ -156,7 +158,7 @@ class TritonClient:
             "infer",
             model.name,
             [image],
-            model_version=model.version,
+            model_version=str(model.version),
             outputs=[InferRequestedOutput(name) for name in OUTPUTS],
             seconds=seconds,
         )

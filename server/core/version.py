@@ -1,0 +1,13 @@
+"""Versions of a model: integers inside, text at the edges (folders, paths, JSON, labels, protobuf, settings)."""
+
+from __future__ import annotations
+
+import re
+
+_TEXT = re.compile(r"[1-9][0-9]{0,17}")
+WHAT = "a version is a number from 1 on, of at most 18 digits, without sign or leading zeros"
+
+
+def parse_version(text: str) -> int | None:
+    """The version that `text` names, in the one way in which it is written (see `WHAT`); None where it names none."""
+    return int(text) if _TEXT.fullmatch(text) else None
