@@ -95,7 +95,9 @@ def closed_loop(cost: dict[int, float], clients: int, rule: str, seconds: float)
     kind, _, length = rule.partition(" ")
     delay = float(length.split()[0]) / 1000 if length else 0.0
     window = delay if kind == "window" else 0.0
-    scheduler: Scheduler[Job] = Scheduler(workers=WORKERS, most=MOST, capacity=10_000, delay=0.0 if window else delay)
+    scheduler: Scheduler[Job] = Scheduler(
+        workers=WORKERS, max_batch=MOST, capacity=10_000, delay=0.0 if window else delay
+    )
     lane: Lane[Job] = Lane()
     scheduler.open(lane)
     for size, spent in cost.items():
@@ -122,7 +124,7 @@ def closed_loop(cost: dict[int, float], clients: int, rule: str, seconds: float)
     def work() -> None:
         nonlocal idle
         while idle:
-            oldest = next((job.arrived for line in lane.lines for job in line), now)
+            oldest = next((job.arrived for line in lane.queues for job in line), now)
             # The window: the last idle worker waits it out beside a busy one, unless the batch is full.
             if window and idle == 1 and lane.waiting[0] < MOST and now < oldest + window - 1e-9:
                 at(oldest + window, work)
@@ -158,7 +160,7 @@ def closed_loop(cost: dict[int, float], clients: int, rule: str, seconds: float)
 async def cpu_microseconds(clients: int, requests: int = 4000) -> float:
     """CPU time of the whole path through `Batcher`, least of five runs."""
     nothing = np.zeros((MOST, 10), np.float32)
-    batcher = Batcher(workers=WORKERS, most=MOST, capacity=256, delay=0.001)
+    batcher = Batcher(workers=WORKERS, max_batch=MOST, capacity=256, delay=0.001)
     feed = batcher.open(lambda images, alone: (nothing, nothing, nothing), 4)
     image = PixelArray(np.zeros((3, 4, 4), np.uint8))
 

@@ -31,8 +31,8 @@ from .monitoring.detection import Monitor
 from .monitoring.metrics import Metrics
 from .service import Service
 from .settings import Settings
-from .workers.accepting import Accepting
-from .workers.member import Place, take_place
+from .workers.acceptor import Acceptor
+from .workers.member import Assignment, receive_assignment
 from .workers.sockets import bind, url
 
 if TYPE_CHECKING:
@@ -142,17 +142,17 @@ class Server(uvicorn.Server):
 class Worker(Server):
     """One of several servers behind one port. The sockets are the supervisor's, which also tells when to use them."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, place: Place) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, assignment: Assignment) -> None:
         super().__init__(config, service)
-        self._place = place
-        self._accepting = Accepting(
-            place.listening, place.board, lambda: len(self.server_state.connections), self._protocol
+        self._assignment = assignment
+        self._accepting = Acceptor(
+            assignment.listening, assignment.load_table, lambda: len(self.server_state.connections), self._protocol
         )
         self._accepts = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # First: when the models have been loaded the supervisor is told.
-        await self._place.member.attach(self._service, self._accept, self._abandoned)
+        await self._assignment.member.attach(self._service, self._accept, self._abandoned)
         await super().startup([])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -164,7 +164,7 @@ class Worker(Server):
         return await super().on_tick(counter)
 
     async def _listening(self) -> None:
-        if self._place.member.first:
+        if self._assignment.member.first:
             await self._accept()
 
     async def _accept(self) -> None:
@@ -172,7 +172,7 @@ class Worker(Server):
         if self._accepts or self.should_exit:
             return
         self._accepts = True
-        await self._start_others(list(self._place.admin), shared=True)
+        await self._start_others(list(self._assignment.admin), shared=True)
         self._accepting.begin()
 
     def _abandoned(self) -> None:
@@ -194,21 +194,21 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, place: Place | None = None) -> int:
+def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     """Serve until told to stop. Returns the exit status.
 
     Args:
-        place: this process's place among several; None where it is the only one.
+        assignment: what the supervisor gave this process as one of several; None where it is the only one.
     """
-    begin_logging(settings, place.member.number if place else None)
-    monitor = Monitor(TopClients(salt=place.salt) if place else None)
+    begin_logging(settings, assignment.member.number if assignment else None)
+    monitor = Monitor(TopClients(salt=assignment.salt) if assignment else None)
     metrics = Metrics(monitor, settings.queue_capacity)
     try:
         engine = make_engine(settings, metrics)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
-    service = Service(settings, engine, metrics, monitor, place.member if place else None)
+    service = Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
@@ -224,7 +224,7 @@ def serve(settings: Settings, place: Place | None = None) -> int:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )
-    server = Server(config, service) if place is None else Worker(config, service, place)
+    server = Server(config, service) if assignment is None else Worker(config, service, assignment)
     # What is alive now stays alive; leaving it out of collections keeps their pauses short.
     gc.collect()
     gc.freeze()
@@ -267,7 +267,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     return EmbeddedEngine(
         Repository(settings.repository, settings.signing_key),
         threads=settings.threads,
-        most=settings.max_batch,
+        max_batch=settings.max_batch,
         capacity=settings.queue_capacity,
         delay=settings.batch_delay_ms / 1000,
         on_batch=metrics.batch,
@@ -278,10 +278,10 @@ def work(descriptor: int) -> int:
     """Serve as a worker of the supervisor behind this descriptor. Returns the exit status."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor passes reloads on in its own way
     try:
-        place = take_place(descriptor)
+        assignment = receive_assignment(descriptor)
     except EOFError:
         return 1
-    return serve(Settings(**place.settings), place)
+    return serve(Settings(**assignment.settings), assignment)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .monitoring.exposition import Counted, as_json, exposition
 from .monitoring.golden_probe import GoldenProbes
 from .monitoring.metrics import Metrics
 from .monitoring.request import CURRENT, Requests
-from .monitoring.verdict_history import Recent
+from .monitoring.verdict_history import VerdictHistory
 from .settings import Settings
 from .versions.events import Broadcast
 from .versions.models import Models
@@ -87,7 +87,7 @@ class Service:
     Attributes:
         models: which versions there are and what each is for.
         requests: where front ends have each request counted and logged.
-        recent: verdicts of the last minutes, for the page.
+        verdict_history: verdicts of the last minutes, for the page.
         draining: readiness is off, requests are still answered.
         failure: why the service cannot be what it was asked to be, if so; the process ends then.
     """
@@ -114,7 +114,7 @@ class Service:
             events=Broadcast(metrics, monitor),
             capacity=settings.queue_capacity,
         )
-        self.recent = Recent()
+        self.verdict_history = VerdictHistory()
         self.draining = False
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
@@ -199,9 +199,9 @@ class Service:
         """What this process has counted and what it serves, for the other processes; plain lists and dicts for JSON."""
         return {
             "families": as_json(self.metrics.registry, self.metrics.modes),
-            **self.monitor.told(),
-            "course": self.models.course(),
-            "recent": self.recent.told(),
+            **self.monitor.state(),
+            "models": self.models.state(),
+            "verdict_history": self.verdict_history.state(),
         }
 
     async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Service:
         verdicts = [judge(score, thresholds) for score in scores]
         self.metrics.judged(model, verdicts, scores)
         self.metrics.stages(signals)
-        self.recent.add(verdicts)
+        self.verdict_history.add(verdicts)
         self._watch(model, images, verdicts, scores, signals)
         return Outcome(model, signals, verdicts)
 

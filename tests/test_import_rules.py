@@ -54,7 +54,7 @@ def test_the_import_rules_hold(house):
         ("server/http/app.py", "from ..workers import member"),
         ("server/workers/member.py", "from .. import process"),
         ("server/errors.py", "from .core import images"),
-        ("server/versions/opened.py", "from . import rollout"),
+        ("server/versions/open_versions.py", "from . import rollout"),
         ("server/core/images.py", "import fastapi"),
         ("server/engines/batching.py", "import uvicorn"),
         ("server/versions/models.py", "import starlette"),

@@ -21,7 +21,7 @@ from ..errors import ContractError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "awnet.contract"
-LARGEST_TOLERANCE = 0.1  # a golden test that accepts anything is no test
+MAX_TOLERANCE = 0.1  # a golden test that accepts anything is no test
 
 _UNDERSTOOD = {
     "resize": "short_side",
@@ -194,8 +194,8 @@ def _golden(part: dict[str, Any], size: int, classes: int, channels: int) -> Gol
     outputs = {k: tensor(part.get(k), f"golden.{k}", np.float32, (rows, width)) for k, width in widths.items()}
     given = _object(part.get("tolerance"), "golden.tolerance")
     tolerance = {key: _number(given, key, "golden.tolerance") for key in widths}
-    if not all(0 < value <= LARGEST_TOLERANCE for value in tolerance.values()):
-        _refuse("golden.tolerance", f"must lie in (0, {LARGEST_TOLERANCE}]")
+    if not all(0 < value <= MAX_TOLERANCE for value in tolerance.values()):
+        _refuse("golden.tolerance", f"must lie in (0, {MAX_TOLERANCE}]")
     return Golden(image, outputs, tolerance)
 
 

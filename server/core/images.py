@@ -24,7 +24,7 @@ from ..errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, Un
 Format = Literal["PNG", "JPEG", "WEBP"]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MOST_PNG_CHUNKS = 4096  # a valid 8 MiB file has about a thousand; more is an attempt to keep the parser busy
+MAX_PNG_CHUNKS = 4096  # a valid 8 MiB file has about a thousand; more is an attempt to keep the parser busy
 DRAFT_GAP = 4  # a JPEG is decoded at no less than this many times the target size, then filtered
 LARGE_BYTES, LARGE_PIXELS = 64 << 10, 512 * 512  # beyond either an image may take milliseconds to decode
 _ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
@@ -188,12 +188,12 @@ def check_png(data: bytes) -> None:
     Pillow skips the checksum of pixel data and does not miss the end of a file that was cut there.
 
     Raises:
-        ImageError: cut, corrupt, or made of more than MOST_PNG_CHUNKS chunks.
+        ImageError: cut, corrupt, or made of more than MAX_PNG_CHUNKS chunks.
         AnimatedImage: an APNG.
     """
     at, end = len(PNG_SIGNATURE), len(data)
     view = memoryview(data)
-    for _ in range(MOST_PNG_CHUNKS):
+    for _ in range(MAX_PNG_CHUNKS):
         if at + 12 > end:
             break
         length = int.from_bytes(view[at : at + 4], "big")
@@ -209,7 +209,7 @@ def check_png(data: bytes) -> None:
             raise AnimatedImage("the image is animated")
         at = after
     else:
-        raise ImageError(f"the PNG image has more than {MOST_PNG_CHUNKS} chunks")
+        raise ImageError(f"the PNG image has more than {MAX_PNG_CHUNKS} chunks")
     raise ImageError("the PNG image is truncated")
 
 

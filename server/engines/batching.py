@@ -23,7 +23,7 @@ from .scheduling import Batch, Job, Lane, Scheduler
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.uint8], bool], Outputs]
-FOREVER = Terms()
+NO_DEADLINE = Terms()
 
 log = logging.getLogger("awnet.batching")
 
@@ -69,7 +69,7 @@ class Feed:
         self._open = 0  # requests that were accepted and are not answered
         self._emptied = asyncio.Event()  # everybody is answered and nothing runs
 
-    async def submit(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
+    async def submit(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
         """Run one request. Raises MissingImage, QueueFull, DeadlineExceeded, EngineFault, or what decoding raises.
 
         All of the images are answered or none. A client that goes away takes what still waits out of the queue.
@@ -135,7 +135,7 @@ class Batcher:
 
     Args:
         workers: threads.
-        most: largest batch.
+        max_batch: largest batch.
         capacity: images that may wait or run, over all feeds.
         delay: longest wait for a fuller batch, seconds; see `scheduling`.
         on_batch: told the size of each execution, on the event loop's thread.
@@ -145,13 +145,15 @@ class Batcher:
         self,
         *,
         workers: int,
-        most: int,
+        max_batch: int,
         capacity: int,
         delay: float = 0.0,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self._scheduler: Scheduler[_Ticket] = Scheduler(workers=workers, most=most, capacity=capacity, delay=delay)
+        self._scheduler: Scheduler[_Ticket] = Scheduler(
+            workers=workers, max_batch=max_batch, capacity=capacity, delay=delay
+        )
         self._lock = threading.Lock()  # guards the scheduler, `_sleepers` and `_ending`
         self._sleepers: list[threading.Lock] = []  # one a worker that rests; released to wake it
         self._ending = False
@@ -159,7 +161,7 @@ class Batcher:
         self._executions = 0
         self._due: dict[_Ticket, None] = {}  # requests with a deadline
         self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = FOREVER.deadline
+        self._alarm_at = NO_DEADLINE.deadline
         self._on_batch = on_batch
         self._threads = [threading.Thread(target=self._work, name=f"awnet-{i}", daemon=True) for i in range(workers)]
         for thread in self._threads:
@@ -207,7 +209,7 @@ class Batcher:
         with self._lock:
             self._scheduler.add(ticket, time.monotonic())
             self._wake(ticket.count)
-        if ticket.deadline != FOREVER.deadline:
+        if ticket.deadline != NO_DEADLINE.deadline:
             self._due[ticket] = None
             if ticket.deadline < self._alarm_at:
                 self._set_alarm(ticket.deadline)
@@ -229,7 +231,7 @@ class Batcher:
 
     def _expire(self) -> None:
         """The answer of requests whose deadline has come, whatever still runs of them."""
-        now, self._alarm, self._alarm_at = time.monotonic(), None, FOREVER.deadline
+        now, self._alarm, self._alarm_at = time.monotonic(), None, NO_DEADLINE.deadline
         for ticket in self._due:
             if ticket.deadline <= now and not ticket.future.done():
                 ticket.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))

@@ -21,7 +21,7 @@ _DOMAIN: Final = {"node": 7, "function": 10}
 _OWN_DOMAINS: Final = (b"", b"ai.onnx")
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-DEEPEST = 64  # messages within messages; a graph in a graph takes three
+MAX_DEPTH = 64  # messages within messages; a graph in a graph takes three
 
 
 def scan(data: bytes) -> None:
@@ -34,8 +34,8 @@ def scan(data: bytes) -> None:
     todo = [("model", 0, len(data), 0)]
     while todo:
         message, at, end, depth = todo.pop()
-        if depth > DEEPEST:
-            raise ContractError(f"the model nests deeper than {DEEPEST} messages")
+        if depth > MAX_DEPTH:
+            raise ContractError(f"the model nests deeper than {MAX_DEPTH} messages")
         inside, domain = _INSIDE[message], _DOMAIN.get(message)
         while at < end:
             tag, at = _varint(data, at, end)

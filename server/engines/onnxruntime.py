@@ -17,7 +17,7 @@ from ..core.cpu_limits import usable_cores
 from ..core.engine import Model, Runner, Signals, Terms
 from ..core.images import ImageInput
 from ..errors import ContractError, NotReady
-from .batching import FOREVER, Batcher, Feed, Outputs, Run
+from .batching import NO_DEADLINE, Batcher, Feed, Outputs, Run
 from .repository import Repository
 
 LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
@@ -33,7 +33,7 @@ class EmbeddedEngine:
     Args:
         repository: where the models lie.
         threads: workers; 0 takes `usable_cores()`.
-        most: largest batch.
+        max_batch: largest batch.
         capacity: images that may wait or run, over all opened versions.
         delay: longest wait for a fuller batch while others run, seconds.
         on_batch: told the size of each execution.
@@ -44,14 +44,14 @@ class EmbeddedEngine:
         repository: Repository,
         *,
         threads: int = 0,
-        most: int = 8,
+        max_batch: int = 8,
         capacity: int = 256,
         delay: float = 0.001,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._repository = repository
         self._threads = threads or usable_cores()
-        self._most = most
+        self._max_batch = max_batch
         self._capacity = capacity
         self._delay = delay
         self._on_batch = on_batch
@@ -61,7 +61,7 @@ class EmbeddedEngine:
         """Start the workers."""
         self._batcher = Batcher(
             workers=self._threads,
-            most=self._most,
+            max_batch=self._max_batch,
             capacity=self._capacity,
             delay=self._delay,
             on_batch=self._on_batch,
@@ -79,7 +79,7 @@ class EmbeddedEngine:
             raise NotReady("the engine has not been started")
         run, promise, sha256 = await asyncio.to_thread(self._load, name, version)
         feed = self._batcher.open(run, promise.preprocessing.size)
-        return _Opened(Model(name, version, sha256, promise), feed)
+        return _EmbeddedRunner(Model(name, version, sha256, promise), feed)
 
     def _load(self, name: str, version: int) -> tuple[Run, Contract, str]:
         artifact = self._repository.read(name, version)
@@ -109,7 +109,7 @@ class EmbeddedEngine:
             self._batcher = None
 
 
-class _Opened:
+class _EmbeddedRunner:
     """A `Runner`: one version with its sessions, fed from the engine's queue."""
 
     def __init__(self, model: Model, feed: Feed) -> None:
@@ -125,7 +125,7 @@ class _Opened:
         await self._feed.warm(self._model.contract.golden.image)
         await asyncio.to_thread(_return_memory)
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
         return await self._feed.submit(images, terms)
 
     async def close(self) -> None:

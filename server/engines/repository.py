@@ -28,7 +28,7 @@ from .onnx_scan import scan
 MODEL_FILE, MANIFEST_FILE, SIGNATURE_FILE = "model.onnx", "manifest.json", "manifest.json.sig"
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-LARGEST_MANIFEST, LARGEST_SIGNATURE = 64 << 10, 1 << 10
+MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES = 64 << 10, 1 << 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Mark = tuple[str, int, tuple[tuple[int, int, int, int] | None, ...]]
@@ -93,7 +93,7 @@ class Repository:
         folder = self._root / name / str(version)
         if not folder.is_dir():
             raise ModelNotFound(f"there is no version {version} of {name} in {self._root}")
-        document = _bounded(folder / MANIFEST_FILE, LARGEST_MANIFEST, f"{name} {version}")
+        document = _bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES, f"{name} {version}")
         if self._verify is not None:
             self._verify(document, folder / SIGNATURE_FILE, f"{name} {version}")
         sha256, size = _parse(document, name, version)
@@ -141,17 +141,17 @@ def _stat(path: Path) -> tuple[int, int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _bounded(path: Path, most: int, whose: str) -> bytes:
+def _bounded(path: Path, max_bytes: int, whose: str) -> bytes:
     """A small file's bytes. Raises ManifestError."""
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise ManifestError(f"{whose}: there is no {path.name}") from None
     except OSError as error:
         raise ManifestError(f"{whose}: {path.name} cannot be read: {error.strerror}") from error
-    if len(data) > most:
-        raise ManifestError(f"{whose}: {path.name} is larger than {most} bytes")
+    if len(data) > max_bytes:
+        raise ManifestError(f"{whose}: {path.name} is larger than {max_bytes} bytes")
     return data
 
 
@@ -199,7 +199,7 @@ def _verifier(key_file: Path) -> Callable[[bytes, Path, str], None]:
         raise ManifestError(f"the signing key {key_file} is not an Ed25519 public key")
 
     def verify(document: bytes, signature_file: Path, whose: str) -> None:
-        text = _bounded(signature_file, LARGEST_SIGNATURE, whose)
+        text = _bounded(signature_file, MAX_SIGNATURE_BYTES, whose)
         try:
             key.verify(base64.b64decode(text.strip(), validate=True), document)
         except (binascii.Error, ValueError, InvalidSignature):

@@ -7,7 +7,7 @@ The rules:
 
 * *Line.* First come, first served. Low-priority images run when no normal one waits; one that has waited `patience`
   is put at the end of the normal line, so that it is never passed for ever.
-* *Batch.* Images of one lane, their number always a bucket: 1, 2, 4, ... and `most`. A worker takes the largest
+* *Batch.* Images of one lane, their number always a bucket: 1, 2, 4, ... and `max_batch`. A worker takes the largest
   bucket within its fair share of what waits, because the idle workers are about to take the rest.
 * *Delay.* None while a second worker is idle or nothing else runs. Otherwise the last idle worker may wait for the
   next bucket to fill, if by the rate of arrivals it will have filled before the wait costs more than running together
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 1.0
 NORMAL, LOW = 0, 1
 _GONE = -1  # the level of a job of which nothing waits
 _NEW = 0.2  # weight of a new sample in a running mean
-_TRUST = 0.004  # what luck gains by each wait that was left off: one in 25 is tried again
+_RETRY_GAIN = 0.004  # what success gains by each wait that was left off: one in 25 is tried again
 
 
 J = TypeVar("J", bound="Job")
@@ -39,17 +39,17 @@ J = TypeVar("J", bound="Job")
 class Lane(Generic[J]):
     """What waits for one model, and what was learnt about it. Images of two lanes never share a batch."""
 
-    __slots__ = ("cost", "gap", "hope", "last", "lines", "luck", "running", "waiting")
+    __slots__ = ("awaited", "cost", "gap", "last", "queues", "running", "success", "waiting")
 
     def __init__(self) -> None:
-        self.lines: tuple[OrderedDict[J, None], OrderedDict[J, None]] = (OrderedDict(), OrderedDict())
+        self.queues: tuple[OrderedDict[J, None], OrderedDict[J, None]] = (OrderedDict(), OrderedDict())
         self.waiting = [0, 0]  # images by level
         self.running = 0  # images
         self.cost: dict[int, float] = {}  # seconds of one execution, by its size
         self.gap = 0.0  # mean seconds between two images that came
         self.last = float("-inf")  # when the last one came
-        self.hope = 0  # images for which a worker waits
-        self.luck = 1.0  # mean share of such waits that were not in vain
+        self.awaited = 0  # images for which a worker waits
+        self.success = 1.0  # mean share of such waits that were not in vain
 
     def learn(self, size: int, seconds: float) -> None:
         """One execution of `size` images took `seconds`."""
@@ -101,7 +101,7 @@ class Scheduler(Generic[J]):
 
     Args:
         workers: batches that may run at the same time.
-        most: largest batch.
+        max_batch: largest batch.
         capacity: images that may wait or run. A request larger than that is let in when nothing else is there, or it
             could never be answered.
         delay: longest wait for a fuller batch, seconds.
@@ -109,11 +109,11 @@ class Scheduler(Generic[J]):
     """
 
     def __init__(
-        self, *, workers: int, most: int, capacity: int, delay: float = 0.0, patience: float = PATIENCE_SECONDS
+        self, *, workers: int, max_batch: int, capacity: int, delay: float = 0.0, patience: float = PATIENCE_SECONDS
     ) -> None:
-        self.buckets = buckets(most)
+        self.buckets = buckets(max_batch)
         self._workers = workers
-        self._most = most
+        self._max_batch = max_batch
         self._capacity = capacity
         self._delay = delay
         self._patience = patience
@@ -122,7 +122,7 @@ class Scheduler(Generic[J]):
         self._running = 0  # images
         self._busy = 0  # batches
         self._pace = 0.0  # mean seconds that a worker spends on an image
-        self._floor = [0] + [max(b for b in self.buckets if b <= n) for n in range(1, most + 1)]
+        self._floor = [0] + [max(b for b in self.buckets if b <= n) for n in range(1, max_batch + 1)]
 
     @property
     def held(self) -> int:
@@ -171,7 +171,7 @@ class Scheduler(Generic[J]):
             lane = self._first(level)
             if lane is None:
                 return None
-            waits = min(lane.waiting[level], self._most)
+            waits = min(lane.waiting[level], self._max_batch)
             idle = self._workers - self._busy  # with the one that asks
             share = -(-self._waiting[level] // max(1, idle))
             size = self._floor[min(waits, share)]
@@ -184,12 +184,12 @@ class Scheduler(Generic[J]):
             until = self._worth_waiting(lane, level, now)
             if until > now:
                 return until
-        if lane.hope:
-            lane.luck += _NEW * ((waits >= lane.hope) - lane.luck)
-            lane.hope = 0
+        if lane.awaited:
+            lane.success += _NEW * ((waits >= lane.awaited) - lane.success)
+            lane.awaited = 0
         alone = self._busy == 0 and everything == 1
         parts: list[tuple[J, int]] = []
-        line = lane.lines[level]
+        line = lane.queues[level]
         while len(parts) < size:
             job = next(iter(line))
             end = min(job.count, job.taken + size - len(parts))
@@ -222,13 +222,13 @@ class Scheduler(Generic[J]):
         if len(self._lanes) == 1:
             return self._lanes[0]
         return min(
-            (lane for lane in self._lanes if lane.lines[level]), key=lambda lane: next(iter(lane.lines[level])).place
+            (lane for lane in self._lanes if lane.queues[level]), key=lambda lane: next(iter(lane.queues[level])).place
         )
 
     def _late(self, lane: Lane[J], level: int, size: int, now: float) -> J | None:
         """A job among the first `size` images that is not worth starting."""
         end = now + lane.cost.get(size, 0.0)
-        for job in lane.lines[level]:
+        for job in lane.queues[level]:
             rest = job.count - job.taken
             # By estimate only where another waits for the place: the last one runs and so keeps the estimate true.
             if job.deadline <= now or (job.deadline < end and self.held - self._running > rest):
@@ -248,15 +248,15 @@ class Scheduler(Generic[J]):
             saved = self._price(lane, waits) + self._price(lane, target - waits) - lane.cost[target]
         except KeyError:  # never run in that size: nothing is known to be saved
             return now
-        until = next(iter(lane.lines[level])).arrived + min(self._delay, saved)
+        until = next(iter(lane.queues[level])).arrived + min(self._delay, saved)
         # When nothing has come for longer than usual, the usual no longer holds.
         gap = max(lane.gap, now - lane.last)
         if now + (target - waits) * gap > until:
             return now
-        if lane.luck < 0.5:
-            lane.luck += _TRUST
+        if lane.success < 0.5:
+            lane.success += _RETRY_GAIN
             return now
-        lane.hope = target
+        lane.awaited = target
         return until
 
     def _price(self, lane: Lane[J], images: int) -> float:
@@ -267,7 +267,7 @@ class Scheduler(Generic[J]):
         """`images` as a sum of buckets, the largest first."""
         sizes = []
         while images:
-            sizes.append(self._floor[min(images, self._most)])
+            sizes.append(self._floor[min(images, self._max_batch)])
             images -= sizes[-1]
         return sizes
 
@@ -276,18 +276,18 @@ class Scheduler(Generic[J]):
         if not self._waiting[LOW]:
             return
         for lane in self._lanes:
-            line = lane.lines[LOW]
+            line = lane.queues[LOW]
             while line and (job := next(iter(line))).place <= now:
                 self._leave(job)
                 self._enter(job, NORMAL)
 
     def _enter(self, job: J, level: int) -> None:
         job.level = level
-        job.lane.lines[level][job] = None
+        job.lane.queues[level][job] = None
         self._count(job.lane, level, job.count - job.taken)
 
     def _leave(self, job: J) -> None:
-        del job.lane.lines[job.level][job]
+        del job.lane.queues[job.level][job]
         self._count(job.lane, job.level, job.taken - job.count)
         job.level = _GONE
 
@@ -296,11 +296,11 @@ class Scheduler(Generic[J]):
         lane.waiting[level] += images
 
 
-def buckets(most: int) -> tuple[int, ...]:
-    """The sizes in which a batch may run: powers of two below `most`, and `most`."""
+def buckets(max_batch: int) -> tuple[int, ...]:
+    """The sizes in which a batch may run: powers of two below `max_batch`, and `max_batch`."""
     sizes = []
     size = 1
-    while size < most:
+    while size < max_batch:
         sizes.append(size)
         size *= 2
-    return (*sizes, most)
+    return (*sizes, max_batch)

@@ -37,7 +37,7 @@ from .exchange import allowed
 
 log = logging.getLogger("awnet")
 
-LARGEST_BODY = 4 << 10
+MAX_BODY_BYTES = 4 << 10
 REQUEST_ID = "awnet.request_id"  # in the scope
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -126,12 +126,12 @@ def create_admin(service: Service) -> ASGIApp:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = scope[REQUEST_ID] = identify(given)
 
-        async def told(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        await app(scope, receive, told)
+        await app(scope, receive, send_with_id)
 
     return named
 
@@ -153,8 +153,8 @@ async def _fields(request: Request, *names: str) -> dict[str, Any]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LARGEST_BODY:
-            raise BodyTooLarge(f"the body is larger than {LARGEST_BODY} bytes")
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -33,7 +33,7 @@ from ..monitoring.request import Request
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
-from .exchange import Attention, ClientGoneError, Exchange, allowed
+from .exchange import ClientGoneError, DisconnectWatcher, Exchange, allowed
 from .schemas import parse_query, results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
@@ -100,8 +100,10 @@ class Front:
         self._app = app
         self._service = service
         settings = service.settings
-        self._page = page.Page(service.models.loaded, settings.model, service.recent) if settings.page else None
-        self._attention = Attention()
+        self._page = (
+            page.Page(service.models.loaded, settings.model, service.verdict_history) if settings.page else None
+        )
+        self._watcher = DisconnectWatcher()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +113,7 @@ class Front:
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
         with self._service.requests.observe(method, client[0] if client else None, given_id) as request:
             exchange = Exchange(
-                receive, send, request, self._attention, headers, head=method == "HEAD", close=self._service.draining
+                receive, send, request, self._watcher, headers, head=method == "HEAD", close=self._service.draining
             )
             asked = {**scope, "method": "GET"} if method == "HEAD" else scope
             try:
@@ -119,10 +121,10 @@ class Front:
             except ClientGoneError:
                 pass
             except Exception as error:
-                told = request.refused(_named(error))
+                refusal = request.refused(_named(error))
                 if request.status:
                     raise  # half an answer is out: only closing the connection tells the client
-                await exchange.respond(*self._refusal(scope["path"], told, request.id))
+                await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
 
     async def _answer(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request: Request) -> None:
         path, method = scope["path"], scope["method"]
@@ -189,8 +191,8 @@ class Front:
             "timing_ms": timing,
         }
         server_timing = ", ".join([f"{stage};dur={value}" for stage, value in timing.items()])
-        told = [(b"content-type", JSON), (b"server-timing", server_timing.encode())]
-        await exchange.respond(200, told, orjson.dumps(answer))
+        extra = [(b"content-type", JSON), (b"server-timing", server_timing.encode())]
+        await exchange.respond(200, extra, orjson.dumps(answer))
 
     def _refusal(self, path: str, error: AWNetError, request_id: str) -> page.Reply:
         """`error` as the front end at `path` tells it."""
@@ -198,14 +200,14 @@ class Front:
         if _is_oip(path):
             return rest.refusal(error, retry_after)
         status = status_of(error)
-        told = [(b"content-type", PROBLEM_JSON)]
+        headers = [(b"content-type", PROBLEM_JSON)]
         if isinstance(error, MethodNotAllowed):
-            told.append((b"allow", ", ".join(error.allow).encode()))
+            headers.append((b"allow", ", ".join(error.allow).encode()))
         if status == 503:
-            told.append((b"retry-after", b"%d" % retry_after))
+            headers.append((b"retry-after", b"%d" % retry_after))
         if self._page is not None and _is_page(path):
-            told += page.HEADERS
-        return status, told, orjson.dumps(problem(error, request_id))
+            headers += page.HEADERS
+        return status, headers, orjson.dumps(problem(error, request_id))
 
 
 def _is_oip(path: str) -> bool:

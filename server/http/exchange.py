@@ -13,14 +13,14 @@ from ..errors import BodyTooLarge
 from ..monitoring.request import Request
 
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
-ATTENTION_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
+DISCONNECT_CHECK_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
 
 
 class ClientGoneError(Exception):
     """Nobody is there to be answered."""
 
 
-class Attention:
+class DisconnectWatcher:
     """Has those listen for their client who are still at work after a while: listening costs a task each.
 
     One timer looks at all of them, because setting one for each request costs more than the rest of this.
@@ -35,7 +35,7 @@ class Attention:
         self._new[exchange] = None
         if not self._armed:
             self._armed = True
-            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+            asyncio.get_running_loop().call_later(DISCONNECT_CHECK_SECONDS, self._look)
 
     def end(self, exchange: Exchange) -> None:
         if self._new.pop(exchange, self) is self:
@@ -47,7 +47,7 @@ class Attention:
         self._old, self._new = self._new, {}
         self._armed = bool(self._old)
         if self._armed:
-            asyncio.get_running_loop().call_later(ATTENTION_SECONDS, self._look)
+            asyncio.get_running_loop().call_later(DISCONNECT_CHECK_SECONDS, self._look)
 
 
 class Exchange:
@@ -55,7 +55,7 @@ class Exchange:
 
     Args:
         request: is told the status once the answer has begun.
-        attention: who listens for clients that leave.
+        watcher: who listens for clients that leave.
         headers: of the request, names in lower case.
         head: the method is HEAD.
         close: give the connection up after the answer.
@@ -65,7 +65,6 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attention",
         "_close",
         "_gone",
         "_head",
@@ -75,6 +74,7 @@ class Exchange:
         "_send",
         "_task",
         "_unread",
+        "_watcher",
         "receive",
     )
 
@@ -83,7 +83,7 @@ class Exchange:
         receive: Receive,
         send: Send,
         request: Request,
-        attention: Attention,
+        watcher: DisconnectWatcher,
         headers: Mapping[bytes, bytes],
         *,
         head: bool,
@@ -93,7 +93,7 @@ class Exchange:
         self._send = send
         self._request = request
         self._request_id = request.id.encode()
-        self._attention = attention
+        self._watcher = watcher
         self._close = close
         self._head = head
         self._unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
@@ -102,12 +102,12 @@ class Exchange:
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
-        self._attention.begin(self)
+        self._watcher.begin(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._attention.end(self)
+        self._watcher.end(self)
         if self._listening is not None:
             self._listening.cancel()
             if self._gone and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
@@ -152,10 +152,10 @@ class Exchange:
             raise too_large
         return body
 
-    async def respond(self, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
+    async def respond(self, status: int, extra: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer. Where the request's body was not read, let the client finish sending it."""
-        headers = [(b"x-request-id", self._request_id), *told]
-        given = {name for name, _ in told}
+        headers = [(b"x-request-id", self._request_id), *extra]
+        given = {name for name, _ in extra}
         if b"cache-control" not in given:
             headers.append((b"cache-control", b"no-store"))
         if b"content-length" not in given and status != 304:

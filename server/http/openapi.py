@@ -142,35 +142,35 @@ def html(openapi: Mapping[str, Any]) -> str:
         '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>'
     ]
     for path, methods in sorted(openapi["paths"].items(), key=lambda item: item[0] != "/predict"):
-        for method, told in methods.items():
-            parts += _operation(method.upper(), path, told)
+        for method, operation in methods.items():
+            parts += _operation(method.upper(), path, operation)
     return "\n".join([*parts, "</main>\n</html>\n"])
 
 
-def _operation(method: str, path: str, told: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2><code>{method} {escape(path)}</code></h2>\n<p>{escape(told.get('summary', ''))}</p>"
-    if body := told.get("requestBody"):
+def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h2><code>{method} {escape(path)}</code></h2>\n<p>{escape(operation.get('summary', ''))}</p>"
+    if body := operation.get("requestBody"):
         kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
         yield f"<h3>Body</h3>\n<p>{kinds}</p>"
-    if parameters := told.get("parameters"):
+    if parameters := operation.get("parameters"):
         yield "<h3>Parameters</h3>\n<table>"
         for given in parameters:
             cells = f"<td><code>{escape(given['name'])}</code></td><td>{escape(given['in'])}</td>"
             yield f"<tr>{cells}<td>{escape(given.get('description', ''))} {_values(given.get('schema', {}))}</td></tr>"
         yield "</table>"
     yield "<h3>Answers</h3>\n<table>"
-    for status, answer in told["responses"].items():
+    for status, answer in operation["responses"].items():
         yield f"<tr><td>{escape(status)}</td><td>{escape(answer['description'])}</td></tr>"
     yield "</table>"
 
 
 def _values(schema: Mapping[str, Any]) -> str:
     """Which values a parameter takes, as far as its schema says so."""
-    told = []
+    sentences = []
     if "enum" in schema:
-        told.append("One of " + ", ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"]) + ".")
+        sentences.append("One of " + ", ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"]) + ".")
     if "minimum" in schema:
-        told.append(f"At least {schema['minimum']}.")
+        sentences.append(f"At least {schema['minimum']}.")
     if "default" in schema:
-        told.append(f"Left out: <code>{escape(str(schema['default']))}</code>.")
-    return " ".join(told)
+        sentences.append(f"Left out: <code>{escape(str(schema['default']))}</code>.")
+    return " ".join(sentences)

@@ -17,7 +17,7 @@ import orjson
 
 from ..core.engine import Model
 from ..core.verdict import significant
-from ..monitoring.verdict_history import Recent
+from ..monitoring.verdict_history import VerdictHistory
 
 log = logging.getLogger("awnet")
 
@@ -27,7 +27,7 @@ PREFIX = "/page/"
 MODELS, RECENT, EXAMPLES = f"{PREFIX}model.json", f"{PREFIX}recent.json", f"{PREFIX}examples.json"
 
 TWIN = "-adversarial"  # examples/ship.png and examples/ship-adversarial.png
-MOST_EXAMPLES, EXAMPLE_BYTES = 32, 64 << 10
+MAX_EXAMPLES, EXAMPLE_BYTES = 32, 64 << 10
 
 MEDIA = {
     ".html": b"text/html; charset=utf-8",
@@ -81,15 +81,17 @@ class Page:
     Args:
         loaded: the models that can answer now, name -> version -> model.
         default: the model that answers where a request names none.
-        recent: the verdicts of the last minutes.
+        verdict_history: the verdicts of the last minutes.
         examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
             offers none.
     """
 
-    def __init__(self, loaded: Loaded, default: str, recent: Recent, examples: Path = Path("examples")) -> None:
+    def __init__(
+        self, loaded: Loaded, default: str, verdict_history: VerdictHistory, examples: Path = Path("examples")
+    ) -> None:
         self._loaded = loaded
         self._default = default
-        self._recent = recent
+        self._verdict_history = verdict_history
         self._files = {INDEX: _file(ASSETS / "index.html")}
         for path in sorted(ASSETS.iterdir()):
             if path.suffix in MEDIA and path.name != "index.html":
@@ -102,7 +104,7 @@ class Page:
             for name, (clean, attacked) in pairs.items()
         ]
         self._files[EXAMPLES] = _tagged(JSON, orjson.dumps({"examples": listed}))
-        self._told: dict[str, dict[str, Any]] = {}  # by sha256 of the model: what never changes about it
+        self._described: dict[str, dict[str, Any]] = {}  # by sha256 of the model: what never changes about it
 
     def answer(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
         """Status, headers and body of what lies at a path of the page; None where there is nothing.
@@ -112,7 +114,7 @@ class Page:
             headers: names in lower case.
         """
         if path == RECENT:
-            body, cache, etag = orjson.dumps(self._recent.document()), NO_STORE, b""
+            body, cache, etag = orjson.dumps(self._verdict_history.document()), NO_STORE, b""
             media = JSON
         else:
             file = _tagged(JSON, self._models()) if path == MODELS else self._files.get(path)
@@ -131,14 +133,14 @@ class Page:
         listed = []
         for name, versions in sorted(self._loaded().items(), key=lambda item: (item[0] != self._default, item[0])):
             for model in sorted(versions.values(), key=lambda model: -model.version):
-                told = self._told.setdefault(f"{model.sha256} {name} {model.version}", _told(model))
-                listed.append({**told, "default": name == self._default})
-        alive = {f"{told['sha256']} {told['name']} {told['version']}" for told in listed}
-        self._told = {key: told for key, told in self._told.items() if key in alive}
+                described = self._described.setdefault(f"{model.sha256} {name} {model.version}", _description(model))
+                listed.append({**described, "default": name == self._default})
+        alive = {f"{described['sha256']} {described['name']} {described['version']}" for described in listed}
+        self._described = {key: described for key, described in self._described.items() if key in alive}
         return orjson.dumps({"models": listed})
 
 
-def _told(model: Model) -> dict[str, Any]:
+def _description(model: Model) -> dict[str, Any]:
     """The part of the contract that a person can see; golden inputs and provenance stay inside."""
     contract = model.contract
     mean, std = contract.reference.omega_mean.tolist(), contract.reference.omega_std.tolist()
@@ -171,9 +173,9 @@ def _examples(folder: Path) -> dict[str, tuple[Path, Path]]:
         attacked = clean.with_name(f"{clean.stem}{TWIN}.png")
         if attacked.is_file() and max(clean.stat().st_size, attacked.stat().st_size) <= EXAMPLE_BYTES:
             pairs[clean.stem] = (clean, attacked)
-    if len(pairs) > MOST_EXAMPLES:
-        log.warning("%d examples in %s; the page offers the first %d", len(pairs), folder, MOST_EXAMPLES)
-    return dict(list(pairs.items())[:MOST_EXAMPLES])
+    if len(pairs) > MAX_EXAMPLES:
+        log.warning("%d examples in %s; the page offers the first %d", len(pairs), folder, MAX_EXAMPLES)
+    return dict(list(pairs.items())[:MAX_EXAMPLES])
 
 
 def _file(path: Path) -> _File:

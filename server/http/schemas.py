@@ -24,7 +24,7 @@ from ..errors import InvalidQuery, UnknownModel
 
 SignalsLevel = Literal["none", "summary", "all"]
 DEFAULT_TOP_K = 5
-LONGEST_QUERY = 1024
+MAX_QUERY_BYTES = 1024
 _Word = TypeVar("_Word", bound=str)
 
 
@@ -69,8 +69,8 @@ def parse_query(raw: bytes) -> Query:
     """
     if not raw:
         return NOTHING_ASKED
-    if len(raw) > LONGEST_QUERY:
-        raise InvalidQuery(f"the query is longer than {LONGEST_QUERY} bytes")
+    if len(raw) > MAX_QUERY_BYTES:
+        raise InvalidQuery(f"the query is longer than {MAX_QUERY_BYTES} bytes")
     given: dict[str, str] = {}
     for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
         if name not in PARAMETERS:
@@ -157,21 +157,21 @@ def omega_signals(omega: NDArray[np.float32], layout: Sequence[OmegaSlice], leve
     for part in layout:
         block = part.name.rpartition(".")[0] or part.name
         blocks.setdefault(block, []).append(omega[part.offset : part.offset + part.length])
-    told: dict[str, Any] = {
+    shown_omega: dict[str, Any] = {
         "blocks": [
             {"name": name, "mean": significant(values.mean()), "std": significant(values.std())}
             for name, values in ((name, np.concatenate(parts).astype(np.float64)) for name, parts in blocks.items())
         ]
     }
     if level == "all":
-        told["convolutions"] = [
+        shown_omega["convolutions"] = [
             {
                 "name": part.name,
                 "values": [significant(value) for value in omega[part.offset : part.offset + part.length].tolist()],
             }
             for part in layout
         ]
-    return told
+    return shown_omega
 
 
 class _Shape(BaseModel):

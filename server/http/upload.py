@@ -12,7 +12,7 @@ from ..errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMe
 
 RAW_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp")
 FIELD = "image"
-MOST_OTHER_FIELDS = 8
+MAX_OTHER_FIELDS = 8
 OTHER_FIELD_BYTES = 64 << 10
 PART_HEADER_BYTES = 4 << 10
 
@@ -21,19 +21,19 @@ _DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:[ \t]*form-data[ \t]*
 _PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)=("(?:[^"\\]|\\.)*"|[^;\s"]*)')
 
 
-def encoded_images(content_type: str, body: bytes, most: int) -> list[bytes]:
-    """The encoded images of a request, one or more, at most `most`.
+def encoded_images(content_type: str, body: bytes, max_images: int) -> list[bytes]:
+    """The encoded images of a request, one or more, at most `max_images`.
 
     Raises:
         UnsupportedMedia: neither multipart/form-data nor PNG, JPEG, WebP.
         MalformedUpload: no boundary, cut, or not built as RFC 7578 says.
         MissingImage: no file in the field `image`.
-        TooManyImages: more than `most`.
+        TooManyImages: more than `max_images`.
     """
     media, _, rest = content_type.partition(";")
     media = media.strip().lower()
     if media == "multipart/form-data":
-        return _files(_boundary(rest), body, most)
+        return _files(_boundary(rest), body, max_images)
     if media not in RAW_TYPES:
         raise UnsupportedMedia(
             "the body must be multipart/form-data with a file field 'image', or a raw image/png, image/jpeg, image/webp"
@@ -50,12 +50,12 @@ def _boundary(parameters: str) -> bytes:
     return (found[1] or found[2]).encode("latin-1")
 
 
-def _files(boundary: bytes, body: bytes, most: int) -> list[bytes]:
+def _files(boundary: bytes, body: bytes, max_images: int) -> list[bytes]:
     delimiter = b"\r\n--" + boundary
     if not body.startswith(delimiter[2:]):
         raise MalformedUpload("the body does not start with its boundary" if body else "the body is empty")
     # One more than is allowed, so that a thousand parts are not cut up before they are refused.
-    pieces = body[len(delimiter) - 2 :].split(delimiter, most + MOST_OTHER_FIELDS + 1)
+    pieces = body[len(delimiter) - 2 :].split(delimiter, max_images + MAX_OTHER_FIELDS + 1)
     files: list[bytes] = []
     others, other_bytes = 0, 0
     for piece in pieces[:-1] if pieces[-1].startswith(b"--") else pieces:
@@ -67,11 +67,11 @@ def _files(boundary: bytes, body: bytes, most: int) -> list[bytes]:
             if not filename:
                 raise MissingImage("the field 'image' holds no file: send it with a file name")
             files.append(piece[head + 4 :])
-            if len(files) > most:
-                raise TooManyImages(f"more than {most} images in one request")
+            if len(files) > max_images:
+                raise TooManyImages(f"more than {max_images} images in one request")
         else:
             others, other_bytes = others + 1, other_bytes + len(piece)
-            if others > MOST_OTHER_FIELDS or other_bytes > OTHER_FIELD_BYTES:
+            if others > MAX_OTHER_FIELDS or other_bytes > OTHER_FIELD_BYTES:
                 raise MalformedUpload("too many or too large fields other than 'image'")
     if not pieces[-1].startswith(b"--"):
         raise MalformedUpload("the body is cut: its closing boundary is missing")

@@ -7,18 +7,18 @@ import secrets
 import time
 from dataclasses import dataclass
 
-MOST_CLIENTS = 256
+MAX_CLIENTS = 256
 HALF_LIFE_SECONDS = 3600.0
 TOP = 20  # clients in a report
 
 
 @dataclass
 class Client:
-    """One client in the list. The true count lies between `flagged - most_too_many` and `flagged`."""
+    """One client in the list. The true count lies between `flagged - max_overcount` and `flagged`."""
 
     name: str
     flagged: int
-    most_too_many: int
+    max_overcount: int
 
 
 class TopClients:
@@ -26,14 +26,14 @@ class TopClients:
 
     Method: A. Metwally et al., "Efficient computation of frequent and top-k elements in data streams", 2005.
 
-    Whoever holds more than 1 / `most` of all flagged images is in the list for certain. Counts halve every
+    Whoever holds more than 1 / `max_clients` of all flagged images is in the list for certain. Counts halve every
     `half_life` seconds, so that yesterday's client leaves.
     """
 
     def __init__(
-        self, most: int = MOST_CLIENTS, half_life: float = HALF_LIFE_SECONDS, salt: bytes | None = None
+        self, max_clients: int = MAX_CLIENTS, half_life: float = HALF_LIFE_SECONDS, salt: bytes | None = None
     ) -> None:
-        self._most = most
+        self._max_clients = max_clients
         self._half_life = half_life
         self._salt = salt or secrets.token_bytes(16)  # workers of one service share theirs
         self._clients: dict[str, Client] = {}
@@ -55,7 +55,7 @@ class TopClients:
         client = self._clients.get(name)
         if client is not None:
             self._move(client, client.flagged + 1)
-        elif len(self._clients) < self._most:
+        elif len(self._clients) < self._max_clients:
             client = self._clients[name] = Client(name, 0, 0)
             self._least = 1
             self._move(client, 1)
@@ -77,7 +77,7 @@ class TopClients:
         """Share of the flagged images that one client sent for certain; 0 before the first."""
         if not self.total:
             return 0.0
-        return max(client.flagged - client.most_too_many for client in self._clients.values()) / self.total
+        return max(client.flagged - client.max_overcount for client in self._clients.values()) / self.total
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -95,7 +95,7 @@ class TopClients:
 
     def _halve(self) -> None:
         self._halve_at = time.monotonic() + self._half_life
-        kept = [Client(c.name, c.flagged // 2, c.most_too_many // 2) for c in self._clients.values() if c.flagged > 1]
+        kept = [Client(c.name, c.flagged // 2, c.max_overcount // 2) for c in self._clients.values() if c.flagged > 1]
         self.total //= 2
         self._clients = {client.name: client for client in kept}
         self._by_count = {}

@@ -36,7 +36,7 @@ Result = Literal["right", "wrong", "failed"]
 RESULTS: tuple[Result, ...] = ("right", "wrong", "failed")
 
 OMEGA_EVERY = 8  # requests between two that omega is read from
-MOST_WATCHES = 16
+MAX_WATCHES = 16
 PROBES_REMEMBERED = 32
 
 
@@ -123,7 +123,7 @@ class Monitor(Events):
         key = (model.name, model.version)
         watch = self._watches.get(key)
         if watch is None or watch.model.sha256 != model.sha256:
-            if len(self._watches) >= MOST_WATCHES:
+            if len(self._watches) >= MAX_WATCHES:
                 del self._watches[next(iter(self._watches))]
             watch = self._watches[key] = Watch(model, self._alarm_images)
         return watch
@@ -131,7 +131,7 @@ class Monitor(Events):
     def __iter__(self) -> Iterator[Watch]:
         return iter(list(self._watches.values()))
 
-    def told(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What the supervisor of several workers needs beyond the metrics; see `workers.metrics_merge`."""
         return {
             "cusums": [
@@ -145,7 +145,7 @@ class Monitor(Events):
             ],
             "clients": {
                 "total": self.clients.total,
-                "largest": [[c.name, c.flagged, c.most_too_many] for c in self.clients.top(len(self.clients))],
+                "largest": [[c.name, c.flagged, c.max_overcount] for c in self.clients.top(len(self.clients))],
             },
             "open": [[watch.model.name, str(watch.model.version)] for watch in self],
         }

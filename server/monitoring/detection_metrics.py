@@ -199,7 +199,7 @@ def report(counted: Counted) -> dict[str, object]:
     return {
         "models": list(models.values()),
         "clients": [
-            {"client": c.name, "flagged": c.flagged, "most_too_many": c.most_too_many} for c in counted.clients[:TOP]
+            {"client": c.name, "flagged": c.flagged, "most_too_many": c.max_overcount} for c in counted.clients[:TOP]
         ],
         "flagged_images": counted.flagged_images,
     }

@@ -19,7 +19,7 @@ ALARM_IMAGES = 100 * 86_400 * 30
 CUSUM_ROOM = 1.5  # the statistic stops at this many limits, so that an alarm ends soon after its attack
 SCORE_HALF_LIFE_IMAGES = 2_000
 OMEGA_HALF_LIFE_IMAGES = 500
-LEAST_SHARE = 0.002  # score bins that hold less of the reference are merged into their neighbour
+MIN_SHARE = 0.002  # score bins that hold less of the reference are merged into their neighbour
 
 
 def limit_for(images: float) -> float:
@@ -40,7 +40,7 @@ class Cusum:
         rate: share to be found soonest; default `DESIGN_RATIO` times the target. Larger shares are found sooner still.
     """
 
-    __slots__ = ("_most", "_not", "_yes", "alarms", "flagged", "limit", "raised", "value")
+    __slots__ = ("_max_value", "_not", "_yes", "alarms", "flagged", "limit", "raised", "value")
 
     def __init__(self, target: float, limit: float, rate: float | None = None) -> None:
         rate = min(DESIGN_RATIO * target, (1 + target) / 2) if rate is None else rate
@@ -48,7 +48,7 @@ class Cusum:
             raise ValueError(f"needs 0 < target < rate < 1, not {target} and {rate}")
         self._yes = math.log(rate / target)
         self._not = math.log((1 - rate) / (1 - target))
-        self._most = CUSUM_ROOM * limit
+        self._max_value = CUSUM_ROOM * limit
         self.limit = limit
         self.value = 0.0
         self.raised = False
@@ -59,7 +59,7 @@ class Cusum:
         """One image."""
         self.flagged += flagged
         value = self.value + (self._yes if flagged else self._not)
-        self.value = value = 0.0 if value < 0 else min(value, self._most)
+        self.value = value = 0.0 if value < 0 else min(value, self._max_value)
         if self.raised:
             self.raised = value >= self.limit / 2
         elif value >= self.limit:
@@ -77,7 +77,7 @@ def score_bins(thresholds: Thresholds, reference: Reference) -> tuple[list[float
 
     A histogram of even bins sees nothing below its first edge, and that is where a sharp detector puts nearly every
     clean image. But the thresholds are quantiles of the same distribution, so they split that bin. A bin with
-    less than `LEAST_SHARE` joins the one before it: an expected count near zero would make any statistic jump.
+    less than `MIN_SHARE` joins the one before it: an expected count near zero would make any statistic jump.
     """
     above = {thresholds.suspicious.score: thresholds.suspicious.fpr}  # score -> share of clean images over it
     above[thresholds.adversarial.score] = thresholds.adversarial.fpr
@@ -91,7 +91,7 @@ def score_bins(thresholds: Thresholds, reference: Reference) -> tuple[list[float
     before = 1.0
     for edge in sorted(above):
         share = before - above[edge]
-        if share >= LEAST_SHARE and above[edge] >= LEAST_SHARE:
+        if share >= MIN_SHARE and above[edge] >= MIN_SHARE:
             edges.append(edge)
             shares.append(share)
             before = above[edge]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ..core.verdict import VERDICTS, Verdict
 
 
-class Recent:
+class VerdictHistory:
     """A ring of verdict counts: `bins` slots of `bin_seconds` each, the last one being filled now.
 
     Its size is fixed, whatever the load. It belongs to one event loop and takes no lock.
@@ -22,7 +22,7 @@ class Recent:
         self._clock = clock
         self._counts = [[0] * len(VERDICTS) for _ in range(bins)]
         self._slot = int(clock() / bin_seconds)
-        self._elsewhere: Mapping[int, Sequence[int]] = {}
+        self._others: Mapping[int, Sequence[int]] = {}
 
     def add(self, verdicts: Iterable[Verdict]) -> None:
         """Count the verdicts of one answer."""
@@ -31,22 +31,22 @@ class Recent:
         for verdict in verdicts:
             slot[VERDICTS.index(verdict)] += 1
 
-    def hear(self, elsewhere: Mapping[int, Sequence[int]]) -> None:
-        """slot -> counts of the other workers, in place of what was heard before."""
-        self._elsewhere = elsewhere
+    def set_others(self, counts: Mapping[int, Sequence[int]]) -> None:
+        """slot -> counts of the other workers, in place of those set before."""
+        self._others = counts
 
     def document(self) -> dict[str, object]:
         """`bin_seconds`, the names in `verdicts`, and `counts` [bins][verdicts], oldest first, the last unfinished."""
         self._turn()
         none = [0] * len(VERDICTS)
         counts = [
-            [ours + theirs for ours, theirs in zip(here, self._elsewhere.get(slot, none), strict=True)]
+            [ours + theirs for ours, theirs in zip(here, self._others.get(slot, none), strict=True)]
             for slot, here in self._slots()
         ]
         return {"bin_seconds": self._seconds, "verdicts": list(VERDICTS), "counts": counts}
 
-    def told(self) -> list[tuple[int, list[int]]]:
-        """(slot, counts) of those that are not empty, without what is elsewhere."""
+    def state(self) -> list[tuple[int, list[int]]]:
+        """(slot, counts) of those that are not empty, of this process alone."""
         self._turn()
         return [(slot, here) for slot, here in self._slots() if any(here)]
 

@@ -41,7 +41,7 @@ log = logging.getLogger("awnet")
 SERVICE = "inference.GRPCInferenceService"
 REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
-LONGEST_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
+MAX_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
 
 CODES: dict[type[AWNetError], grpc.StatusCode] = {
     AWNetError: grpc.StatusCode.INTERNAL,
@@ -208,9 +208,9 @@ def _observed(service: Service, name: str, context: Any) -> Request:
 
 
 async def _refuse(request: Request, error: Exception, context: Any) -> None:
-    told = request.refused(error)
-    request.answered(protocol.status_of(told))
-    await context.abort(code_of(told), told.detail[:LONGEST_DETAIL])
+    refusal = request.refused(error)
+    request.answered(protocol.status_of(refusal))
+    await context.abort(code_of(refusal), refusal.detail[:MAX_DETAIL])
 
 
 def _address(peer: str) -> str | None:
@@ -221,9 +221,9 @@ def _address(peer: str) -> str | None:
 
 def _request(message: Any) -> protocol.Request:
     """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor."""
-    most = protocol.MOST_TENSORS
-    if len(message.inputs) > most or len(message.outputs) > most:
-        raise RequestError(f"more than {most} inputs or outputs")
+    limit = protocol.MAX_TENSORS
+    if len(message.inputs) > limit or len(message.outputs) > limit:
+        raise RequestError(f"more than {limit} inputs or outputs")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidTensor(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs")

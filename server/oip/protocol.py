@@ -41,7 +41,7 @@ PLATFORM = "onnxruntime_onnx"
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
 ALWAYS = ("logits", "p_type", "omega")  # the outputs where a request names none
 ON_REQUEST = ("score", "verdict", "label", "calibrated")
-MOST_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
+MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
 BASE64 = "base64"  # the value of an input's parameter `content_type`
 
 # Parameters that ask for extensions which are not served: to ignore one would give another answer than was asked for.
@@ -77,20 +77,20 @@ class Answer:
     parameters: dict[str, Scalar]
 
 
-async def infer(service: Service, request: Request, most_seconds: float = math.inf) -> Answer:
+async def infer(service: Service, request: Request, max_seconds: float = math.inf) -> Answer:
     """Answer one request.
 
     Args:
         service: see `server.service`.
         request: what is asked.
-        most_seconds: the client stops waiting after this long, as the transport says (the deadline of a gRPC call).
+        max_seconds: the client stops waiting after this long, as the transport says (the deadline of a gRPC call).
 
     Raises:
         UnknownModel, NotReady: no such model or version, or not yet.
         InvalidTensor, TooManyImages, ImageTooLarge: the request cannot be answered as it is.
         Unavailable: as `engine.Runner.infer`.
     """
-    terms = _terms(service, request.parameters, most_seconds)
+    terms = _terms(service, request.parameters, max_seconds)
     names = _wanted(request.outputs)
     with service.lease(request.model, request.version) as lease:
         size = lease.model.contract.preprocessing.size
@@ -203,12 +203,12 @@ def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], lis
     return inputs, outputs
 
 
-def _terms(service: Service, parameters: Mapping[str, Scalar], most_seconds: float) -> Terms:
+def _terms(service: Service, parameters: Mapping[str, Scalar], max_seconds: float) -> Terms:
     for name in _SEQUENCE:
         if parameters.get(name):
             raise InvalidTensor(f"parameter {name!r}: the sequence extension is not served here")
     microseconds = _unsigned(parameters, "timeout")
-    seconds = min(most_seconds, microseconds / 1e6 if microseconds else math.inf)
+    seconds = min(max_seconds, microseconds / 1e6 if microseconds else math.inf)
     return service.terms(seconds, "low" if _unsigned(parameters, "priority") >= 2 else "normal")
 
 
@@ -258,7 +258,7 @@ def _images(service: Service, inputs: Sequence[Tensor], size: int) -> tuple[Sequ
     raise InvalidTensor(f"there is no input {quoted(tensor.name)}; there are {IMAGE!r} and {IMAGE_BYTES!r}")
 
 
-def _check(tensor: Tensor, datatype: str, inner: tuple[int, ...], most: int) -> None:
+def _check(tensor: Tensor, datatype: str, inner: tuple[int, ...], max_images: int) -> None:
     """Refuse another datatype, another shape, no image, too many images; before the data is looked at."""
     if tensor.datatype != datatype:
         raise InvalidTensor(f"input {tensor.name!r} has datatype {quoted(tensor.datatype)}, expected {datatype!r}")
@@ -267,8 +267,8 @@ def _check(tensor: Tensor, datatype: str, inner: tuple[int, ...], most: int) -> 
         expected = ", ".join(["N", *map(str, inner)])
         given = quoted("[" + ", ".join(map(str, tensor.shape[:8])) + ("]" if len(tensor.shape) <= 8 else ", ...]"))
         raise InvalidTensor(f"input {tensor.name!r} has shape {given}, expected [{expected}] with N at least 1")
-    if count > most:
-        raise TooManyImages(f"more than {most} images in one request")
+    if count > max_images:
+        raise TooManyImages(f"more than {max_images} images in one request")
 
 
 def _files(tensor: Tensor) -> list[bytes]:

@@ -33,9 +33,9 @@ Reply = tuple[int, Headers, bytes]
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
-MOST_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 # Lists, objects and members of a JSON part: 32 nested images of 1300 pixels. Millions keep the parser for seconds.
-MOST_PARTS = 1 << 17
+MAX_PARTS = 1 << 17
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|infer))?")
 _FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")  # health has the protocol's paths, and is not answered here
@@ -137,21 +137,21 @@ async def _infer(
     document["outputs"] = outputs = []
     parts: list[bytes] = [b""]
     for output in answer.outputs:
-        told: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
+        described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         if read.binary.get(output.name, read.otherwise):
             parts.append(output.raw())
-            told["parameters"] = {"binary_data_size": len(parts[-1])}
+            described["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            told["data"] = output.listed()
-        outputs.append(told)
+            described["data"] = output.listed()
+        outputs.append(described)
     parts[0] = orjson.dumps(document)
     if len(parts) == 1:
         return 200, [(b"content-type", JSON)], parts[0]
     return 200, [(b"content-type", BINARY), (HEADER_LENGTH, b"%d" % len(parts[0]))], b"".join(parts)
 
 
-def _unpacked(encoding: bytes, body: bytes, most: int) -> bytes:
-    """The body without its Content-Encoding; never more than `most` bytes are unpacked.
+def _unpacked(encoding: bytes, body: bytes, max_bytes: int) -> bytes:
+    """The body without its Content-Encoding; never more than `max_bytes` bytes are unpacked.
 
     Raises UnsupportedMedia, BodyTooLarge, RequestError.
     """
@@ -163,11 +163,11 @@ def _unpacked(encoding: bytes, body: bytes, most: int) -> bytes:
         raise UnsupportedMedia("the Content-Encoding is none of gzip, deflate")
     unpacking = zlib.decompressobj(window)
     try:
-        unpacked = unpacking.decompress(body, most + 1)
+        unpacked = unpacking.decompress(body, max_bytes + 1)
     except zlib.error:
         raise RequestError("the body is not encoded as its Content-Encoding says") from None
-    if len(unpacked) > most:
-        raise BodyTooLarge(f"the body is larger than {most} bytes")
+    if len(unpacked) > max_bytes:
+        raise BodyTooLarge(f"the body is larger than {max_bytes} bytes")
     if not unpacking.eof or unpacking.unused_data:
         raise RequestError("the encoded body is cut, or goes on after its end")
     return unpacked
@@ -181,8 +181,8 @@ def _read(name: str, version: int | None, header_length: bytes | None, body: byt
             raise RequestError("Inference-Header-Content-Length must be the length of the JSON part of the body")
         end = int(header_length)
     text = body[:end]
-    if sum(map(text.count, (b"[", b"{", b":"))) > MOST_PARTS:
-        raise RequestError(f"the JSON part has more than {MOST_PARTS} lists, objects and members")
+    if sum(map(text.count, (b"[", b"{", b":"))) > MAX_PARTS:
+        raise RequestError(f"the JSON part has more than {MAX_PARTS} lists, objects and members")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -216,8 +216,8 @@ def _tensor(given: dict[str, Any], raw: memoryview) -> tuple[Tensor, int]:
     name, datatype = _text(given, "name", "an input"), _text(given, "datatype", "an input")
     where = f"input {quoted(name)}"
     shape = given.get("shape")
-    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
-        raise InvalidTensor(f"{where}: 'shape' must be a list of at most {MOST_DIMENSIONS} integers")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise InvalidTensor(f"{where}: 'shape' must be a list of at most {MAX_DIMENSIONS} integers")
     if any(type(n) is not int or n < 0 for n in shape):
         raise InvalidTensor(f"{where}: 'shape' must hold integers of at least 0")
     parameters = _parameters(given, where)
@@ -246,8 +246,8 @@ def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
     values = document.get(key)
     if values is None:
         return []
-    if not isinstance(values, list) or len(values) > protocol.MOST_TENSORS:
-        raise RequestError(f"{key!r} must be a list of at most {protocol.MOST_TENSORS} objects")
+    if not isinstance(values, list) or len(values) > protocol.MAX_TENSORS:
+        raise RequestError(f"{key!r} must be a list of at most {protocol.MAX_TENSORS} objects")
     return [_object(value, f"each of {key!r}") for value in values]
 
 

@@ -19,7 +19,7 @@ from ..errors import InvalidTensor
 
 Scalar = bool | int | float | str  # what a `parameters` object of the protocol may hold
 LENGTH_BYTES = 4  # of one element of a BYTES tensor, before its bytes
-LONGEST_QUOTE = 40  # of a client's own text in an error message
+MAX_QUOTE = 40  # of a client's own text in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Output:
 
 def quoted(text: object) -> str:
     """A client's own text, fit for an error message: short, with what is unprintable escaped."""
-    escaped = ascii(str(text)[: LONGEST_QUOTE + 1])
-    return escaped if len(escaped) <= LONGEST_QUOTE + 2 else escaped[: LONGEST_QUOTE + 1] + "..." + escaped[0]
+    escaped = ascii(str(text)[: MAX_QUOTE + 1])
+    return escaped if len(escaped) <= MAX_QUOTE + 2 else escaped[: MAX_QUOTE + 1] + "..." + escaped[0]
 
 
 def pixels(tensor: Tensor) -> NDArray[np.uint8]:

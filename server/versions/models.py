@@ -15,10 +15,10 @@ from typing import Any
 from ..core.engine import Engine, Model
 from ..errors import AWNetError, NotReady, RequestError, StartupError, UnknownModel
 from .events import Events
-from .opened import Versions
+from .open_versions import OpenVersions
 from .reload import Change, Reload
 from .rollout import Lease, Rollout, millionths
-from .shadow import Shadow
+from .shadow import ShadowComparer
 
 log = logging.getLogger("awnet.lifecycle")
 
@@ -53,8 +53,8 @@ class Models:
     ) -> None:
         self._engine = engine
         self._events = events or Events()
-        self._versions = Versions(engine, self._events)
-        self._comparer = Shadow(engine, self._events, capacity)
+        self._versions = OpenVersions(engine, self._events)
+        self._comparer = ShadowComparer(engine, self._events, capacity)
 
         def rollout(name: str, **roles: Any) -> Rollout:
             return Rollout(name, self._versions, self._comparer, self._events, kept=kept, **roles)
@@ -117,7 +117,7 @@ class Models:
             passed_over = [c for c in changes if c["model"] == self._main.name and c["result"] != "loaded"]
             if self._main.serving is None:
                 raise StartupError(_why(self._main.name, passed_over))
-            self._main.tell_split()
+            self._main.report_split()
             self._started = True
             self._reload.log_all()
             for change in passed_over:
@@ -227,14 +227,14 @@ class Models:
 
     # What is told of it.
 
-    def course(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What another worker needs to serve as this one does; see `adopt`."""
         return {
             "models": {
                 name: {
                     "serving": rollout.serving.model.version if rollout.serving else None,
-                    "passed": rollout.passed,
-                    "before": list(rollout.before),
+                    "not_taken_up_to": rollout.not_taken_up_to,
+                    "history": list(rollout.history),
                 }
                 for name, rollout in self._rollouts.items()
             },
@@ -243,24 +243,24 @@ class Models:
             "shadow": self._main.shadow,
         }
 
-    async def adopt(self, course: Mapping[str, Any]) -> None:
-        """Serve as the worker does whose `course` this is: operators may have told it what no setting says.
+    async def adopt(self, state: Mapping[str, Any]) -> None:
+        """Serve as the worker does whose `state` this is: operators may have told it what no setting says.
 
         What cannot be opened is logged and left as it is; `status` then differs from the other worker's.
         """
         async with self._changing:
-            for name, told in course["models"].items():
+            for name, theirs in state["models"].items():
                 rollout = self._rollouts[name]
-                if told["serving"] is None or rollout.serving is None:
+                if theirs["serving"] is None or rollout.serving is None:
                     continue
                 try:
-                    opened = await self._reload.ensure(rollout, told["serving"])
+                    opened = await self._reload.ensure(rollout, theirs["serving"])
                 except StartupError as error:
-                    log.error("%s version %d serves in the other workers, not here: %s", name, told["serving"], error)
+                    log.error("%s version %d serves in the other workers, not here: %s", name, theirs["serving"], error)
                     continue
-                rollout.follow(opened, told["passed"], told["before"])
+                rollout.follow(opened, theirs["not_taken_up_to"], theirs["history"])
             self._reload.forget()  # what is newer here than there is taken at the next look, as there
-        canary, share, shadow = course["canary"], course["share"], course["shadow"]
+        canary, share, shadow = state["canary"], state["share"], state["shadow"]
         for change in (
             None if (self._main.canary, self._main.share) == (canary, share) else self.set_canary(canary, share),
             None if self._main.shadow == shadow else self.set_shadow(shadow),
@@ -299,7 +299,7 @@ class Models:
             "refused": [
                 {"version": str(version), "detail": why} for version, why in self._reload.refused(rollout.name)
             ],
-            "not_taken_up_to": str(rollout.passed) if rollout.passed else None,
+            "not_taken_up_to": str(rollout.not_taken_up_to) if rollout.not_taken_up_to else None,
         }
 
 

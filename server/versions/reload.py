@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..core.engine import Engine
 from ..errors import AWNetError, EngineFault, ModelNotFound, StartupError, Unavailable
 from .events import Events, Result
-from .opened import Opened, Versions
+from .open_versions import OpenVersion, OpenVersions
 from .rollout import Rollout
 
 log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
@@ -26,7 +26,7 @@ class _Tried:
     """What is known of one model's versions."""
 
     refused: dict[int, tuple[object, str]] = field(default_factory=dict)  # version -> (mark of its files, why)
-    told: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # logged about states that may last
+    reported: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # logged about states that may last
 
 
 class Reload:
@@ -41,7 +41,7 @@ class Reload:
     """
 
     def __init__(
-        self, engine: Engine, versions: Versions, rollouts: Mapping[str, Rollout], events: Events, unlogged: str
+        self, engine: Engine, versions: OpenVersions, rollouts: Mapping[str, Rollout], events: Events, unlogged: str
     ) -> None:
         self._engine = engine
         self._versions = versions
@@ -86,9 +86,9 @@ class Reload:
                 self._outcome(rollout, None, result, error.detail, changes)
             return changes
         for rollout in self._rollouts.values():
-            told = self._tried[rollout.name].told
-            told.pop((None, "absent"), None)
-            told.pop((None, "unavailable"), None)
+            reported = self._tried[rollout.name].reported
+            reported.pop((None, "absent"), None)
+            reported.pop((None, "unavailable"), None)
             listed = catalogue.get(rollout.name, ())
             versions = [version for version in listed if _mark(marks, rollout.name, version) != ()]
             if len(versions) < len(listed):
@@ -97,7 +97,7 @@ class Reload:
         self._seen = marks
         return changes
 
-    async def ensure(self, rollout: Rollout, version: int) -> Opened:
+    async def ensure(self, rollout: Rollout, version: int) -> OpenVersion:
         """The version, open; asked for by a person, so also one that was refused. Raises StartupError."""
         opened = rollout.open.get(version)
         if opened is not None:
@@ -124,7 +124,7 @@ class Reload:
 
         serving = rollout.serving.model.version if rollout.serving else 0
         if serving in listed:
-            tried.told.pop((serving, "absent"), None)
+            tried.reported.pop((serving, "absent"), None)
         elif serving:
             self._outcome(rollout, serving, "absent", "its files are gone; it serves on", changes)
         for version in rollout.candidates(listed):
@@ -136,7 +136,7 @@ class Reload:
             if not listed:
                 self._outcome(rollout, None, "absent", "there is no version of it", changes)
             return
-        for version in rollout.apart:
+        for version in rollout.canary_and_shadow:
             await self._take(rollout, version, marks, changes)
         rollout.settle()  # frees what is not wanted any more before anything else is opened
         for version in rollout.reserves(listed):
@@ -145,7 +145,7 @@ class Reload:
             await self._take(rollout, version, marks, changes)
         rollout.settle()
 
-    async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> Opened | None:
+    async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> OpenVersion | None:
         """The open version, opened if need be; None where it cannot be, which is told once for each state of its
         files."""
         if version in rollout.open:
@@ -161,7 +161,7 @@ class Reload:
         self._outcome(rollout, version, "loaded", f"sha256 {opened.model.sha256[:12]}", changes)
         return opened
 
-    async def _replace(self, rollout: Rollout, old: Opened, mark: object, changes: list[Change]) -> None:
+    async def _replace(self, rollout: Rollout, old: OpenVersion, mark: object, changes: list[Change]) -> None:
         """The files of an open version have changed: take them if they are good, else keep what is open."""
         version = old.model.version
         if self._known_bad(rollout, version, mark):
@@ -182,7 +182,7 @@ class Reload:
         return refused is not None and bool(refused[0] == mark)
 
     def _failed(self, rollout: Rollout, version: int, mark: object, error: AWNetError, changes: list[Change]) -> None:
-        if isinstance(error, ModelNotFound) or _passing(error):
+        if isinstance(error, ModelNotFound) or _is_transient(error):
             # Nothing is known against the version: it has gone again, or the engine was away or full.
             self._unsettled = True
             result: Result = "absent" if isinstance(error, ModelNotFound) else "unavailable"
@@ -202,11 +202,11 @@ class Reload:
             assert version is not None
             self._events.reload(name, result)
             tried.refused.pop(version, None)
-            tried.told = {key: text for key, text in tried.told.items() if key[0] != version}
+            tried.reported = {key: text for key, text in tried.reported.items() if key[0] != version}
             return
         # A state that lasts is told once, however often it is found.
-        news = tried.told.get((version, result)) != detail
-        tried.told[version, result] = detail
+        news = tried.reported.get((version, result)) != detail
+        tried.reported[version, result] = detail
         if news or result != "absent":
             self._events.reload(name, result)
         if news and name != self._unlogged:
@@ -215,10 +215,10 @@ class Reload:
             log.error("%s %s: %s; %s", what, result, detail, serving)
 
 
-def _passing(error: AWNetError) -> bool:
+def _is_transient(error: AWNetError) -> bool:
     """Whether `error`, or what made a self-test fail, is about the engine's state and not about the version."""
-    told = error if isinstance(error, Unavailable) else error.__cause__
-    return isinstance(told, Unavailable) and not isinstance(told, EngineFault)
+    cause = error if isinstance(error, Unavailable) else error.__cause__
+    return isinstance(cause, Unavailable) and not isinstance(cause, EngineFault)
 
 
 def _mark(marks: object, name: str, version: int) -> object:

@@ -16,13 +16,13 @@ from ..core.engine import Signals, Terms
 from ..core.images import ImageInput
 from ..errors import UnknownModel
 from .events import Events, Role
-from .opened import Opened, Versions
-from .shadow import Shadow
+from .open_versions import OpenVersion, OpenVersions
+from .shadow import ShadowComparer
 
 log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
 
 MILLIONTHS = 1_000_000  # shares are counted in these, so that the split is exact
-REMEMBERED = 8  # versions that answered before
+HISTORY_LENGTH = 8  # versions that answered before
 
 
 def millionths(share: float) -> int:
@@ -35,29 +35,29 @@ def millionths(share: float) -> int:
 class Lease:
     """The right to ask one version, for the length of a `with`; it is not closed in between."""
 
-    __slots__ = ("_beside", "_entry", "_shadow", "model")
+    __slots__ = ("_comparer", "_open", "_shadow", "model")
 
-    def __init__(self, opened: Opened, shadow: Shadow, beside: Opened | None = None) -> None:
-        self._entry = opened
+    def __init__(self, opened: OpenVersion, comparer: ShadowComparer, shadow: OpenVersion | None = None) -> None:
+        self._open = opened
+        self._comparer = comparer
         self._shadow = shadow
-        self._beside = beside
         self.model = opened.model
 
     def __enter__(self) -> Lease:
-        self._entry.hold()
+        self._open.hold()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entry.release()
+        self._open.release()
 
     def infer(self, images: Sequence[ImageInput], terms: Terms) -> Coroutine[Any, Any, Signals]:
         """`Runner.infer` of the leased version, to be awaited; the shadow, if any, is asked after it has answered."""
-        beside = self._beside
-        if beside is None or beside.retired:
-            return self._entry.runner.infer(images, terms)
-        return self._shadow.infer(self._entry, beside, images, terms)
+        shadow = self._shadow
+        if shadow is None or shadow.retired:
+            return self._open.runner.infer(images, terms)
+        return self._comparer.infer(self._open, shadow, images, terms)
 
 
 class Rollout:
@@ -75,16 +75,16 @@ class Rollout:
 
     Attributes:
         serving: what answers; None until there is a version that can be served.
-        before: versions that answered before, oldest first.
-        passed: versions up to this one are not taken by themselves.
+        history: versions that answered before, oldest first.
+        not_taken_up_to: versions up to this one are not taken by themselves.
         canary, shadow: versions that have those roles as soon as they are open; see `split` and `compare`.
     """
 
     def __init__(
         self,
         name: str,
-        versions: Versions,
-        comparer: Shadow,
+        versions: OpenVersions,
+        comparer: ShadowComparer,
         events: Events,
         *,
         kept: int,
@@ -93,10 +93,10 @@ class Rollout:
         shadow: int | None = None,
     ) -> None:
         self.name = name
-        self.open: Mapping[int, Opened] = versions.of(name)
-        self.serving: Opened | None = None
-        self.before: list[int] = []
-        self.passed = 0
+        self.open: Mapping[int, OpenVersion] = versions.of(name)
+        self.serving: OpenVersion | None = None
+        self.history: list[int] = []
+        self.not_taken_up_to = 0
         self.canary: int | None = None
         self.shadow = shadow
         self._millionths = 0  # the canary's share
@@ -108,12 +108,12 @@ class Rollout:
         self._kept = max(1, kept)
         self._pinned = pinned
         self._owed = 0  # millionths of a request that the canary has not been given yet
-        self._canary: Opened | None = None
-        self._shadow: Opened | None = None
+        self._canary: OpenVersion | None = None
+        self._shadow: OpenVersion | None = None
 
     # Requests.
 
-    def current(self) -> Opened:
+    def current(self) -> OpenVersion:
         """The version that serves; only where there is one."""
         assert self.serving is not None
         return self.serving
@@ -160,7 +160,7 @@ class Rollout:
     # What to open.
 
     @property
-    def apart(self) -> tuple[int, ...]:
+    def canary_and_shadow(self) -> tuple[int, ...]:
         """The canary and the shadow: not to be trusted with everything."""
         return tuple(version for version in (self.canary, self.shadow) if version is not None)
 
@@ -169,91 +169,91 @@ class Rollout:
         serving = self.serving.model.version if self.serving else 0
         if self._pinned is not None:
             return [] if serving else [self._pinned]
-        apart = self.apart
-        newer = [v for v in reversed(listed) if v > max(serving, self.passed) and v not in apart]
+        apart = self.canary_and_shadow
+        newer = [v for v in reversed(listed) if v > max(serving, self.not_taken_up_to) and v not in apart]
         if serving:
             return newer
         return newer + [v for v in reversed(listed) if v in apart]  # there is nothing else
 
     def reserves(self, listed: Sequence[int]) -> list[int]:
         """Of the versions `listed`, ascending, those that may be kept to go back to, the best first."""
-        serving, apart = self.current().model.version, self.apart
+        serving, apart = self.current().model.version, self.canary_and_shadow
         return [v for v in reversed(listed) if v < serving and v not in apart]
 
     @property
     def full(self) -> bool:
         """Whether as many versions are open as are to be kept."""
-        apart = self.apart
+        apart = self.canary_and_shadow
         return len([v for v in self.open if v not in apart]) >= self._kept
 
     def previous(self) -> int:
         """The version to go back to: the last that answered and is open, else the highest open one that is lower than
         what serves, else the last that answered. Raises UnknownModel where there is none.
         """
-        serving, apart = self.current().model.version, self.apart
+        serving, apart = self.current().model.version, self.canary_and_shadow
         lower = sorted((v for v in self.open if v < serving and v not in apart), reverse=True)
-        earlier = [*reversed(self.before), *lower]
+        earlier = [*reversed(self.history), *lower]
         if not earlier:
             raise UnknownModel(f"{self.name} has no version before {serving} to go back to")
         return next((version for version in earlier if version in self.open), earlier[0])
 
     # Changes, to versions that are open. After `switch`, `replaced`, `split` or `compare` the caller settles.
 
-    def switch(self, opened: Opened) -> None:
+    def switch(self, opened: OpenVersion) -> None:
         """From here on `opened` answers."""
         if self.serving is not None and self.serving is not opened:
-            self.before.append(self.serving.model.version)
-            del self.before[:-REMEMBERED]
+            self.history.append(self.serving.model.version)
+            del self.history[:-HISTORY_LENGTH]
         self._serve(opened)
 
-    def replaced(self, old: Opened, new: Opened) -> None:
+    def replaced(self, old: OpenVersion, new: OpenVersion) -> None:
         """The same version was opened again; `new` does whatever `old` did."""
         if self.serving is old:
             self.serving = new
-        self._aim()
+        self._find_special_roles()
 
-    def promote(self, opened: Opened) -> None:
+    def promote(self, opened: OpenVersion) -> None:
         """Let `opened` answer because a person says so; what served is not taken again by itself."""
-        self._trust(opened)
+        self._clear_special_roles(opened)
         self.switch(opened)
         self.settle()
 
-    def go_back(self, opened: Opened) -> None:
+    def go_back(self, opened: OpenVersion) -> None:
         """As `promote`, to the `previous` version; that those after it answered is forgotten."""
-        if opened.model.version in self.before:
-            del self.before[len(self.before) - 1 - self.before[::-1].index(opened.model.version) :]
-        self._trust(opened)
+        if opened.model.version in self.history:
+            del self.history[len(self.history) - 1 - self.history[::-1].index(opened.model.version) :]
+        self._clear_special_roles(opened)
         self._serve(opened)
         self.settle()
 
-    def follow(self, opened: Opened, passed: int, before: Sequence[int]) -> None:
-        """Let `opened` answer as it does in another process, whose `passed` and `before` these are."""
-        self.passed = passed
+    def follow(self, opened: OpenVersion, not_taken_up_to: int, history: Sequence[int]) -> None:
+        """Let `opened` answer as it does in another process, whose `not_taken_up_to` and `history` these are."""
+        self.not_taken_up_to = not_taken_up_to
         self._serve(opened)
-        self.before = list(before)
+        self.history = list(history)
         self.settle()
 
     def split(self, version: int | None, share: int) -> None:
         """Give `version` so many millionths of the unversioned requests; None ends the split."""
         self.canary, self._millionths, self._owed = version, share if version is not None else 0, 0
-        self.tell_split()
+        self.report_split()
 
     def compare(self, version: int | None) -> None:
         """Let `version` be the shadow; None ends it."""
         self.shadow = version
 
-    def tell_split(self) -> None:
-        """Tell `Events.canary` how requests are split."""
+    def report_split(self) -> None:
+        """Report to `Events.canary` how requests are split."""
         self._events.canary(self.name, self.canary, self.share)
 
     def settle(self) -> None:
         """Bring canary and shadow to what is open, and retire what nobody needs."""
-        serving, apart = self.current(), self.apart
-        self._aim()
+        serving, apart = self.current(), self.canary_and_shadow
+        self._find_special_roles()
         others = [v for v in self.open if v != serving.model.version and v not in apart]
         # Those that answered before come first, the last one foremost: going back to it must not need the disk.
-        recent = {version: place for place, version in enumerate(self.before)}
-        others.sort(key=lambda v: (recent.get(v, -1), v), reverse=True)
+        rank = {version: place for place, version in enumerate(self.history)}
+        others.sort(key=lambda v: (rank.get(v, -1), v), reverse=True)
         for version in others[self._kept - 1 :]:
             self._versions.retire(self.open[version])
         self._events.roles(self.name, self.roles())
@@ -264,20 +264,20 @@ class Rollout:
             self._versions.retire(opened)
         self.serving = self._canary = self._shadow = None
 
-    def _serve(self, opened: Opened) -> None:
+    def _serve(self, opened: OpenVersion) -> None:
         if self.serving is not opened:
             self.serving = opened
             log.info("%s is served by version %d", self.name, opened.model.version)
 
-    def _trust(self, opened: Opened) -> None:
+    def _clear_special_roles(self, opened: OpenVersion) -> None:
         """It is to serve, and so is canary and shadow no longer; what serves until then is passed."""
-        self.passed = max(self.passed, self.current().model.version)
+        self.not_taken_up_to = max(self.not_taken_up_to, self.current().model.version)
         if opened.model.version == self.canary:
             self.split(None, 0)
         if opened.model.version == self.shadow:
             self.shadow = None
 
-    def _aim(self) -> None:
+    def _find_special_roles(self) -> None:
         """Bring canary and shadow to what is open; in one go with whatever changed that."""
         canary = None if self.canary is None else self.open.get(self.canary)
         shadow = None if self.shadow is None else self.open.get(self.shadow)

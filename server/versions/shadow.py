@@ -23,8 +23,8 @@ from .events import Events
 
 log = logging.getLogger("awnet.shadow")
 
-MOST_IMAGES = 16  # that it may be working on
-PATIENCE_SECONDS = 10.0
+MAX_IMAGES = 16  # that it may be working on
+DEADLINE_SECONDS = 10.0
 
 
 class Held(Protocol):
@@ -41,7 +41,7 @@ class Held(Protocol):
     def release(self) -> None: ...
 
 
-class Shadow:
+class ShadowComparer:
     """Asks a shadow beside the version that answers.
 
     Args:
@@ -53,23 +53,23 @@ class Shadow:
     def __init__(self, engine: Engine, events: Events, capacity: int) -> None:
         self._engine = engine
         self._events = events
-        self._most = min(MOST_IMAGES, max(1, capacity // 4))
-        self._busiest = capacity // 2
+        self._max_images = min(MAX_IMAGES, max(1, capacity // 4))
+        self._max_waiting = capacity // 2
         self._images = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def infer(self, answering: Held, shadow: Held, images: Sequence[ImageInput], terms: Terms) -> Signals:
         """The answer of `answering`, as its runner gives or refuses it; `shadow` is asked afterwards."""
-        kept = [_Kept(image) for image in images]
+        cached = [_CachedImage(image) for image in images]
         try:
-            signals = await answering.runner.infer(kept, terms)
+            signals = await answering.runner.infer(cached, terms)
         except QueueFull:
             if not self._tasks:
                 raise
             # Nobody is refused for the shadow's sake: what it holds is given back first.
             await self.stop()
-            signals = await answering.runner.infer(kept, terms)
-        self._begin(answering.model, shadow, [image.kept for image in kept], signals)
+            signals = await answering.runner.infer(cached, terms)
+        self._begin(answering.model, shadow, [image.cached for image in cached], signals)
         return signals
 
     async def stop(self) -> None:
@@ -80,10 +80,10 @@ class Shadow:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _begin(self, model: Model, shadow: Held, kept: list[NDArray[np.uint8] | None], signals: Signals) -> None:
-        count, size = len(kept), shadow.model.contract.preprocessing.size
-        images = [PixelArray(pixels) for pixels in kept if pixels is not None and pixels.shape[-1] == size]
-        room = self._images + count <= self._most and self._engine.waiting() + count <= self._busiest
+    def _begin(self, model: Model, shadow: Held, cached: list[NDArray[np.uint8] | None], signals: Signals) -> None:
+        count, size = len(cached), shadow.model.contract.preprocessing.size
+        images = [PixelArray(pixels) for pixels in cached if pixels is not None and pixels.shape[-1] == size]
+        room = self._images + count <= self._max_images and self._engine.waiting() + count <= self._max_waiting
         if not room or len(images) < count:
             self._events.shadow(shadow.model, "dropped", count)
             return
@@ -107,7 +107,7 @@ class Shadow:
     async def _compare(self, model: Model, signals: Signals, shadow: Held, images: Sequence[ImageInput]) -> None:
         count = len(images)
         try:
-            other = await shadow.runner.infer(images, Terms(time.monotonic() + PATIENCE_SECONDS, "low"))
+            other = await shadow.runner.infer(images, Terms(time.monotonic() + DEADLINE_SECONDS, "low"))
             if not (other.finite() and signals.finite()):
                 raise EngineFault("an answer is not finite")
         except AWNetError as error:
@@ -128,16 +128,16 @@ class Shadow:
             self._events.disagreement(shadow.model, "verdict", verdicts)
 
 
-class _Kept:
+class _CachedImage:
     """An image that remembers its pixels, so that they are decoded once."""
 
-    __slots__ = ("_image", "kept", "large")
+    __slots__ = ("_image", "cached", "large")
 
     def __init__(self, image: ImageInput) -> None:
         self._image = image
         self.large = image.large
-        self.kept: NDArray[np.uint8] | None = None
+        self.cached: NDArray[np.uint8] | None = None
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
-        self.kept = self._image.pixels(size)
-        return self.kept
+        self.cached = self._image.pixels(size)
+        return self.cached

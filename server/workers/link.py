@@ -17,7 +17,7 @@ log = logging.getLogger("awnet")
 
 ANSWER_SECONDS = 5.0
 CALL_SECONDS = 600.0  # an operator's call may open models
-TOLD_EVERY_SECONDS = 1.0  # also the most that a killed worker's counters and detection lose
+SNAPSHOT_EVERY_SECONDS = 1.0  # also the most that a killed worker's counters and detection lose
 _LENGTH = 4  # bytes before each message that say how long it is
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -58,7 +58,7 @@ class Link:
         finally:
             del self._asked[number]
 
-    def tell(self, what: str, body: Any = None) -> None:
+    def notify(self, what: str, body: Any = None) -> None:
         """Something that needs no answer; nothing happens where the link is lost."""
         with suppress(LinkLost):
             self._send({"what": what, "body": body})
@@ -100,15 +100,15 @@ class Link:
 
     async def _answer(self, message: Mapping[str, Any]) -> None:
         try:
-            told: dict[str, Any] = {"body": await self._handlers[message["what"]](message["body"])}
+            reply: dict[str, Any] = {"body": await self._handlers[message["what"]](message["body"])}
         except AWNetError as error:
-            told = {"problem": [error.slug, error.detail]}
+            reply = {"problem": [error.slug, error.detail]}
         except Exception:
             log.exception("%s failed", message["what"])
-            told = {"problem": [AWNetError.slug, "something went wrong here; the log has it"]}
+            reply = {"problem": [AWNetError.slug, "something went wrong here; the log has it"]}
         if "ask" in message:
             with suppress(LinkLost):
-                self._send({"answer": message["ask"], **told})
+                self._send({"answer": message["ask"], **reply})
 
     def _begin(self, work: Any) -> None:
         task = asyncio.create_task(work)

@@ -20,8 +20,8 @@ from typing import Any
 from ..errors import LinkLost, NotReady, StartupError
 from ..monitoring.exposition import Counted, from_json
 from ..service import CarryOut, Service
-from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, error_of, received
-from .sockets import Board
+from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, error_of, received
+from .sockets import LoadTable
 
 log = logging.getLogger("awnet")
 
@@ -42,7 +42,7 @@ class Member:
         self._snapshot: Callable[[], dict[str, Any]] = dict
         self._numbers = count()
         self._loaded = asyncio.Event()
-        self._telling: asyncio.Task[None] | None = None
+        self._reporting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def attach(self, service: Service, accept: Callable[[], Awaitable[None]], leave: Callable[[], None]) -> None:
@@ -53,16 +53,16 @@ class Member:
             leave: called where the supervisor is gone, once.
         """
 
-        async def join(course: Any) -> None:
-            if course is not None:
-                await service.models.adopt(course)
+        async def join(state: Any) -> None:
+            if state is not None:
+                await service.models.adopt(state)
             await accept()
 
         async def snapshot(body: Any) -> Any:
             return self._numbered()
 
-        async def course(body: Any) -> Any:
-            return service.models.course()
+        async def state(body: Any) -> Any:
+            return service.models.state()
 
         async def operate(body: Any) -> Any:
             return await service.carry_out(body["do"], body["given"])
@@ -71,8 +71,8 @@ class Member:
             await self._loaded.wait()
             service.reload_soon()
 
-        async def elsewhere(body: Any) -> None:
-            service.recent.hear({slot: counts for slot, counts in body})
+        async def others(body: Any) -> None:
+            service.verdict_history.set_others({slot: counts for slot, counts in body})
 
         self._snapshot = service.snapshot
         await self._link.open(
@@ -80,10 +80,10 @@ class Member:
             {
                 "join": join,
                 "snapshot": snapshot,
-                "course": course,
+                "state": state,
                 "operate": operate,
                 "reload": reload,
-                "elsewhere": elsewhere,
+                "others": others,
             },
         )
 
@@ -97,13 +97,13 @@ class Member:
     def loaded(self) -> None:
         """The models are proven: ask to be let in, and tell from now on how things are."""
         self._loaded.set()
-        self._telling = asyncio.create_task(self._tell())
+        self._reporting = asyncio.create_task(self._report())
 
-    async def _tell(self) -> None:
-        self._link.tell("loaded")
+    async def _report(self) -> None:
+        self._link.notify("loaded")
         while True:
-            self._link.tell("snapshot", self._numbered())
-            await asyncio.sleep(TOLD_EVERY_SECONDS)
+            self._link.notify("snapshot", self._numbered())
+            await asyncio.sleep(SNAPSHOT_EVERY_SECONDS)
 
     def _numbered(self) -> dict[str, Any]:
         """What this worker has counted. An answer and a word of its own may arrive in another order than they left."""
@@ -111,7 +111,7 @@ class Member:
 
     async def stop(self) -> None:
         """Tell the last counts and close the link."""
-        for task in (self._telling, self._watching):
+        for task in (self._reporting, self._watching):
             if task is not None:
                 task.cancel()
         with suppress(LinkLost):
@@ -120,7 +120,7 @@ class Member:
 
     async def counted(self, here: Counted) -> Counted:
         """What all workers have counted until now; this one is asked like the others. Raises LinkLost."""
-        return from_json(await self._link.ask("everything"))
+        return from_json(await self._link.ask("totals"))
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """Have all workers carry an operator's call out.
@@ -137,13 +137,13 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Assignment:
     """What the supervisor gives to a worker.
 
     Attributes:
         settings: of the server, this worker's share of what is shared out.
         listening, admin: sockets of all workers.
-        board: how many connections each worker has.
+        load_table: how many connections each worker has.
         salt: of the clients' names, the same in all workers.
     """
 
@@ -151,21 +151,21 @@ class Place:
     member: Member
     listening: Sequence[socket.socket]
     admin: Sequence[socket.socket]
-    board: Board
+    load_table: LoadTable
     salt: bytes
 
 
-def take_place(descriptor: int) -> Place:
+def receive_assignment(descriptor: int) -> Assignment:
     """What the supervisor says first over the socket of this number. Raises EOFError where it is gone."""
     connected = socket.socket(fileno=descriptor)
-    told = received(connected)
-    return Place(
-        told["settings"],
-        Member(connected, told["number"], told["first"]),
-        [socket.socket(fileno=number) for number in told["listening"]],
-        [socket.socket(fileno=number) for number in told["admin"]],
-        Board(told["board"], told["workers"], told["number"]),
-        bytes.fromhex(told["salt"]),
+    given = received(connected)
+    return Assignment(
+        given["settings"],
+        Member(connected, given["number"], given["first"]),
+        [socket.socket(fileno=number) for number in given["listening"]],
+        [socket.socket(fileno=number) for number in given["admin"]],
+        LoadTable(given["load_table"], given["workers"], given["number"]),
+        bytes.fromhex(given["salt"]),
     )
 
 
@@ -177,9 +177,9 @@ def _together(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if failed and len(failed) == len(answers):
         raise error_of(*failed[0]["problem"])
     if failed:
-        told = "; ".join(f"worker {answer['worker']}: {answer['problem'][1]}" for answer in failed)
+        problems = "; ".join(f"worker {answer['worker']}: {answer['problem'][1]}" for answer in failed)
         raise StartupError(
-            f"{len(failed)} of {len(answers)} workers could not do it, the others have ({told}); "
+            f"{len(failed)} of {len(answers)} workers could not do it, the others have ({problems}); "
             "GET /admin/models says what each serves"
         )
     said = [json.dumps(_comparable(answer["result"]), sort_keys=True) for answer in answers]

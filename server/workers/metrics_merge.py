@@ -5,9 +5,9 @@ A snapshot is what one worker tells, as JSON:
     number:   how many it told before
     families: [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
     cusums:   [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
-    clients:  {"total": flagged images, "largest": [[name, flagged, most_too_many], ...]}
+    clients:  {"total": flagged images, "largest": [[name, flagged, max_overcount], ...]}
     open:     [[model, version], ...]
-    recent:   [[slot, counts of verdicts], ...], see `verdict_history`
+    verdict_history: [[slot, counts of verdicts], ...], see `verdict_history`
 
 Modes say how values of several workers become one: `sum` (also of those that have gone), `livesum`, `livemax`,
 `livemin` (of those that live), `mean NAME` (weighted with the gauge NAME of the same model and version), `pooled WHAT`
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MOST_SLOTS = 60  # that `verdict_history` looks back
+MAX_SLOTS = 60  # that `verdict_history` looks back
 Labels = tuple[tuple[str, str], ...]
 Group = dict[tuple[str, Labels], float]  # (sample, all labels) -> value, of one set of labels
 Family = tuple[str, str, str, list[list[Any]]]  # name, kind, help, samples
@@ -54,7 +54,7 @@ class _Cusum:
 
 
 @dataclass
-class _Told:
+class _Snapshot:
     """The last snapshot of one worker."""
 
     number: int
@@ -70,7 +70,7 @@ class Totals:
     """Every series is added up over workers without a label for them; what a dead worker counted stays counted."""
 
     def __init__(self) -> None:
-        self._told: dict[int, _Told] = {}
+        self._snapshots: dict[int, _Snapshot] = {}
         self._departed: dict[str, dict[Labels, Group]] = {}
         self._shape: dict[str, list[Any]] = {}  # name, kind, mode, help of every family
         self._cusums: dict[tuple[str, ...], _Cusum] = {}
@@ -80,7 +80,7 @@ class Totals:
     def update(self, worker: int, snapshot: Mapping[str, Any]) -> None:
         """What this worker says now, unless it has said newer things. What it counted before and says no more, or less
         of, is kept."""
-        before = self._told.get(worker)
+        before = self._snapshots.get(worker)
         if before is not None and snapshot["number"] < before.number:
             return  # to take it for the newest would keep what is counted already, and count it twice
         families = {family[0]: family for family in snapshot["families"]}
@@ -98,23 +98,23 @@ class Totals:
         if before is not None:
             self._keep(before.counted, counted)
         open_versions = {(model, version) for model, version in snapshot["open"]}
-        recent = {slot: counts for slot, counts in snapshot["recent"]}
-        self._told[worker] = _Told(
+        recent = {slot: counts for slot, counts in snapshot["verdict_history"]}
+        self._snapshots[worker] = _Snapshot(
             snapshot["number"], families, counted, watched, snapshot["clients"], open_versions, recent
         )
         self._forget()
 
     def leave(self, worker: int) -> None:
         """The worker is gone: its counts stay, everything else of it goes."""
-        told = self._told.pop(worker, None)
-        if told is not None:
-            self._keep(told.counted, {})
-            self._past = _merged(self._past, told.recent)
-            self._past = {slot: counts for slot, counts in self._past.items() if slot > max(self._past) - MOST_SLOTS}
+        last = self._snapshots.pop(worker, None)
+        if last is not None:
+            self._keep(last.counted, {})
+            self._past = _merged(self._past, last.recent)
+            self._past = {slot: counts for slot, counts in self._past.items() if slot > max(self._past) - MAX_SLOTS}
 
-    def elsewhere(self, worker: int) -> list[tuple[int, list[int]]]:
+    def verdicts_of_others(self, worker: int) -> list[tuple[int, list[int]]]:
         """Recent verdicts of all others, by slot; those of the dead are among them."""
-        others = [told.recent for number, told in self._told.items() if number != worker]
+        others = [last.recent for number, last in self._snapshots.items() if number != worker]
         return list(_merged(self._past, *others).items())
 
     def document(self, own: Iterable[Family] = ()) -> dict[str, Any]:
@@ -124,13 +124,13 @@ class Totals:
             own: the supervisor's own families.
         """
         clients: dict[str, list[int]] = {}
-        for told in self._told.values():
-            for name, flagged, most_too_many in told.clients["largest"]:
+        for last in self._snapshots.values():
+            for name, flagged, max_overcount in last.clients["largest"]:
                 entry = clients.setdefault(name, [0, 0])
                 entry[0] += flagged
-                entry[1] += most_too_many
-        flagged_images = sum(told.clients["total"] for told in self._told.values())
-        certain = max((flagged - most for flagged, most in clients.values()), default=0)
+                entry[1] += max_overcount
+        flagged_images = sum(last.clients["total"] for last in self._snapshots.values())
+        certain = max((flagged - overcount for flagged, overcount in clients.values()), default=0)
         service = {
             "clients": float(len(clients)),
             "largest": certain / flagged_images if flagged_images else 0.0,
@@ -166,7 +166,7 @@ class Totals:
 
     def _forget(self) -> None:
         """Drop what was kept of versions that no worker has open any more, as each worker does with its own."""
-        alive = {version for told in self._told.values() for version in told.open}
+        alive = {version for last in self._snapshots.values() for version in last.open}
         for groups in self._departed.values():
             for labels in [labels for labels in groups if not _alive(dict(labels), alive)]:
                 del groups[labels]
@@ -175,10 +175,10 @@ class Totals:
     def _summed(self, name: str) -> list[list[Any]]:
         total: dict[Labels, Group] = {}
         exemplars: dict[tuple[str, Labels], Any] = {}
-        for told in self._told.values():
-            for labels, group in told.counted.get(name, {}).items():
+        for last in self._snapshots.values():
+            for labels, group in last.counted.get(name, {}).items():
                 _add(total.setdefault(labels, {}), group)
-            for sample, labels_of, _, exemplar in told.families[name][4] if name in told.families else ():
+            for sample, labels_of, _, exemplar in last.families[name][4] if name in last.families else ():
                 if exemplar is not None:
                     key = (sample, tuple(labels_of.items()))
                     if key not in exemplars or exemplars[key][2] < exemplar[2]:
@@ -194,11 +194,11 @@ class Totals:
     def _gauge(self, name: str, mode: str) -> list[list[Any]]:
         values: dict[Labels, list[tuple[float, float]]] = {}  # labels -> (value, weight) of each worker
         weigher = mode.removeprefix("mean ") if mode.startswith("mean ") else None
-        for told in self._told.values():
+        for last in self._snapshots.values():
             weights = {}
-            if weigher is not None and weigher in told.families:
-                weights = {_version(labels): value for _, labels, value, _ in told.families[weigher][4]}
-            for _, labels, value, _ in told.families[name][4] if name in told.families else ():
+            if weigher is not None and weigher in last.families:
+                weights = {_version(labels): value for _, labels, value, _ in last.families[weigher][4]}
+            for _, labels, value, _ in last.families[name][4] if name in last.families else ():
                 values.setdefault(tuple(labels.items()), []).append((value, weights.get(_version(labels), 0.0)))
         how: dict[str, Callable[[list[float]], float]] = {"livesum": math.fsum, "livemax": max, "livemin": min}
         merged = []
@@ -223,7 +223,7 @@ def _groups(family: list[Any]) -> dict[Labels, Group]:
     """The samples of a family by their labels without the bucket's edge."""
     groups: dict[Labels, Group] = {}
     for sample, labels, value, _ in family[4]:
-        key = tuple((name, told) for name, told in labels.items() if name != "le")
+        key = tuple((name, value) for name, value in labels.items() if name != "le")
         groups.setdefault(key, {})[sample, tuple(labels.items())] = value
     return groups
 

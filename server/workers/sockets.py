@@ -86,14 +86,14 @@ def url(bound: Any) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Board:
+class LoadTable:
     """How many connections each worker has, in memory that all of them see.
 
     Left to the kernel, the first worker to wake takes all clients who come together, and keeps them. What is written
     here is a hint: a number that is out of date costs a connection a few milliseconds, never more.
 
     Args:
-        descriptor: of the memory, see `memory`.
+        descriptor: of the memory, see `shared_memory`.
         number: this worker, from 0.
     """
 
@@ -116,7 +116,7 @@ class Board:
         return PATIENCE_SECONDS if any(number < connections for number in numbers) else 0.0
 
 
-def memory(workers: int) -> int:
+def shared_memory(workers: int) -> int:
     """The descriptor of a new board that nobody has written on."""
     descriptor = os.memfd_create("awnet-workers")
     os.write(descriptor, _ENTRY.pack(_NOBODY) * workers)

@@ -21,17 +21,17 @@ from typing import Any
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
 from ..settings import Settings
-from .link import CALL_SECONDS, TOLD_EVERY_SECONDS, Link, packed
+from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
 from .metrics_merge import Family, Totals
-from .sockets import BACKLOG, Board, bind, memory, reserve_shared, url
+from .sockets import BACKLOG, LoadTable, bind, reserve_shared, shared_memory, url
 
 log = logging.getLogger("awnet")
 
 SNAPSHOT_SECONDS = 1.0  # a worker that does not answer a scrape in this time is told of as it was last
-LOOK_SECONDS = 1.0
-SILENT_LOOKS = 30  # a worker that has told nothing for so many is killed: probes only reach those that live
+CHECK_SECONDS = 1.0
+SILENT_CHECKS = 30  # a worker that has told nothing for so many is killed: probes only reach those that live
 STEADY_SECONDS = 2.0  # whoever served for so long is replaced at once
-PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 10.0
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 10.0
 GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
 
@@ -77,13 +77,13 @@ class Supervisor:
         self._leaving = asyncio.Event()
         self._changing = asyncio.Lock()  # one operator's call, or one worker that joins, at a time
         self._status = 0
-        self._course: Any = None  # what the workers served when they last told
+        self._models: Any = None  # what the workers served when they last told
         self._salt = secrets.token_bytes(16)
         self._listening: list[socket.socket] = []
         self._admin: list[socket.socket] = []
         self._grpc: socket.socket | None = None
-        self._board_memory = memory(self._count)
-        self._board = Board(self._board_memory, self._count, 0)
+        self._load_table_memory = shared_memory(self._count)
+        self._load_table = LoadTable(self._load_table_memory, self._count, 0)
 
     async def run(self) -> int:
         """Until told to stop, or until it is clear that nothing can be served."""
@@ -111,9 +111,9 @@ class Supervisor:
             loop.add_signal_handler(number, self._leave, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
-        telling = asyncio.create_task(self._tell())
+        sharing = asyncio.create_task(self._share_verdicts())
         await asyncio.wait(keepers)
-        telling.cancel()
+        sharing.cancel()
         for keeper in keepers:
             keeper.result()
         return self._status
@@ -145,7 +145,7 @@ class Supervisor:
                 self._end(1)
                 return
             doublings = min(max(0, self._failures - 2), 10)
-            pause = 0.0 if self._failures < 2 else min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * 2**doublings)
+            pause = 0.0 if self._failures < 2 else min(MAX_PAUSE_SECONDS, PAUSE_SECONDS * 2**doublings)
             log.error("%s; %d of %d serve on; another one in %.2f s", what, self._serving(), self._count, pause)
             if status < 0 and up is not None:
                 log.warning("what worker %d had counted since it last told (1 s at most) is lost", number)
@@ -163,21 +163,21 @@ class Supervisor:
         }
         if self._grpc is not None:
             given["grpc_port"] = self._grpc.getsockname()[1]
-        hello = {
+        assignment = {
             "settings": given,
             "number": number,
             "workers": self._count,
             "first": not self._first_up.is_set(),
             "listening": [listening.fileno() for listening in self._listening],
             "admin": [admin.fileno() for admin in self._admin],
-            "board": self._board_memory,
+            "load_table": self._load_table_memory,
             "salt": self._salt.hex(),
         }
-        ours.sendall(packed(hello))
+        ours.sendall(packed(assignment))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server.process", str(theirs.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), self._board_memory, *hello["listening"], *hello["admin"]],  # type: ignore[misc]
+            pass_fds=[theirs.fileno(), self._load_table_memory, *assignment["listening"], *assignment["admin"]],  # type: ignore[misc]
             process_group=0,  # a terminal's Ctrl-C is passed on by us, once
         )
         theirs.close()
@@ -190,10 +190,10 @@ class Supervisor:
             # Until it takes requests, it has no part in what the service is.
             if self._workers.get(number) is worker and (worker.up_since is not None or not self._up()):
                 self._totals.update(number, body)
-                self._course = body["course"]
+                self._models = body["models"]
 
-        async def everything(body: Any) -> Any:
-            return await self._everything()
+        async def totals(body: Any) -> Any:
+            return await self._collect()
 
         worker = self._workers[number] = _Worker(process, Link())
         await worker.link.open(
@@ -202,7 +202,7 @@ class Supervisor:
                 "loaded": loaded,
                 "snapshot": snapshot,
                 "last": snapshot,
-                "everything": everything,
+                "totals": totals,
                 "operate": self._operate,
             },
         )
@@ -216,24 +216,24 @@ class Supervisor:
         while not ending.done():
             # Looks, not seconds: where everything was stopped for a while, nobody is to blame.
             worker.silent += 1
-            await asyncio.wait([ending], timeout=LOOK_SECONDS)
-            if not ending.done() and worker.up_since is not None and worker.silent > SILENT_LOOKS:
-                log.error("worker %d has told nothing for %.0f s and is killed", number, SILENT_LOOKS * LOOK_SECONDS)
+            await asyncio.wait([ending], timeout=CHECK_SECONDS)
+            if not ending.done() and worker.up_since is not None and worker.silent > SILENT_CHECKS:
+                log.error("worker %d has told nothing for %.0f s and is killed", number, SILENT_CHECKS * CHECK_SECONDS)
                 self._signal(worker, signal.SIGKILL)
         return ending.result()
 
     async def _join(self, number: int, worker: _Worker) -> None:
         """Its models are proven: let it serve what the others serve, and take requests."""
         async with self._changing:
-            course = None
+            state = None
             for other in self._up():
                 with suppress(LinkLost):
-                    course = await other.link.ask("course")
+                    state = await other.link.ask("state")
                     break
             else:
-                course = self._course
+                state = self._models
             try:
-                await worker.link.ask("join", course, CALL_SECONDS)
+                await worker.link.ask("join", state, CALL_SECONDS)
             except AWNetError as error:
                 if not worker.link.lost.is_set():
                     log.error("worker %d could not join: %s", number, error.detail)
@@ -250,7 +250,7 @@ class Supervisor:
         """Nothing of it stays but what it counted."""
         del self._workers[number]
         self._totals.leave(number)
-        self._board.clear(number)
+        self._load_table.clear(number)
         await worker.link.close()
 
     # The end.
@@ -308,15 +308,15 @@ class Supervisor:
     def _reload(self) -> None:
         """SIGHUP. A worker that is starting is told as well: it may have read the repository already."""
         for worker in self._workers.values():
-            worker.link.tell("reload")
+            worker.link.notify("reload")
 
-    async def _tell(self) -> None:
+    async def _share_verdicts(self) -> None:
         """Each worker hears now and then what the others have answered lately, for the page."""
         while True:
-            await asyncio.sleep(TOLD_EVERY_SECONDS)
+            await asyncio.sleep(SNAPSHOT_EVERY_SECONDS)
             for number, worker in self._workers.items():
                 if worker.up_since is not None:
-                    worker.link.tell("elsewhere", self._totals.elsewhere(number))
+                    worker.link.notify("others", self._totals.verdicts_of_others(number))
 
     async def _operate(self, call: Any) -> list[dict[str, Any]]:
         """An operator's call in every worker: the answer of each, or its problem."""
@@ -326,25 +326,25 @@ class Supervisor:
             return [answer for answer in answers if answer is not None]
 
     async def _call(self, number: int, worker: _Worker, call: Any) -> dict[str, Any] | None:
-        told: dict[str, Any] = {"worker": number, "pid": worker.process.pid}
+        answer: dict[str, Any] = {"worker": number, "pid": worker.process.pid}
         try:
-            return told | {"result": await worker.link.ask("operate", call, CALL_SECONDS)}
+            return answer | {"result": await worker.link.ask("operate", call, CALL_SECONDS)}
         except LinkLost as error:
             # Whoever takes its place does as the others do.
-            return None if worker.link.lost.is_set() else told | {"problem": [error.slug, error.detail]}
+            return None if worker.link.lost.is_set() else answer | {"problem": [error.slug, error.detail]}
         except AWNetError as error:
-            return told | {"problem": [error.slug, error.detail]}
+            return answer | {"problem": [error.slug, error.detail]}
 
-    async def _everything(self) -> dict[str, Any]:
+    async def _collect(self) -> dict[str, Any]:
         """What all workers have counted until now."""
         await asyncio.gather(*(self._ask(number, worker) for number, worker in self._asked()))
         return self._totals.document(self._own())
 
     async def _ask(self, number: int, worker: _Worker) -> None:
         with suppress(LinkLost):
-            told = await worker.link.ask("snapshot", seconds=SNAPSHOT_SECONDS)
+            snapshot = await worker.link.ask("snapshot", seconds=SNAPSHOT_SECONDS)
             if self._workers.get(number) is worker:
-                self._totals.update(number, told)
+                self._totals.update(number, snapshot)
 
     def _own(self) -> Sequence[Family]:
         values = (float(self._count), float(self._serving()), float(self._restarts))

@@ -20,7 +20,7 @@ from server.core.images import EncodedImage, ImageInput
 from server.core.verdict import Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
-from server.monitoring.detection import FLAGS, MOST_WATCHES, OMEGA_EVERY, Monitor, Watch
+from server.monitoring.detection import FLAGS, MAX_WATCHES, OMEGA_EVERY, Monitor, Watch
 from server.monitoring.detection_metrics import report
 from server.monitoring.exposition import Counted, as_json, from_json
 from server.monitoring.golden_probe import GoldenProbes, golden_probes
@@ -214,14 +214,14 @@ def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> N
     assert monitor.watch(Model("awnet", 1, "b", contract)) is not first
     for n in range(100):
         monitor.watch(Model("awnet", n, "c", contract))
-    assert len(list(monitor)) == MOST_WATCHES
+    assert len(list(monitor)) == MAX_WATCHES
     monitor.closed(Model("awnet", 99, "c", contract))
-    assert len(list(monitor)) == MOST_WATCHES - 1
+    assert len(list(monitor)) == MAX_WATCHES - 1
 
 
 def test_the_heavy_client_is_found_among_many_in_bounded_memory() -> None:
     """One that sends more than its share is in the list, and its true count is bracketed."""
-    clients = TopClients(most=32)
+    clients = TopClients(max_clients=32)
     rng = random.Random(0)
     sent = 0
     for _ in range(50_000):
@@ -233,12 +233,12 @@ def test_the_heavy_client_is_found_among_many_in_bounded_memory() -> None:
     assert len(clients) == 32
     first = clients.top()[0]
     assert first.name == clients.name("203.0.113.9")
-    assert first.flagged - first.most_too_many <= sent <= first.flagged
+    assert first.flagged - first.max_overcount <= sent <= first.flagged
     assert clients.largest_share == pytest.approx(0.1, abs=0.04)
 
 
 def test_the_list_agrees_with_plain_counting_where_there_is_room() -> None:
-    clients = TopClients(most=64)
+    clients = TopClients(max_clients=64)
     truth = dict.fromkeys(range(40), 0)
     rng = random.Random(2)
     for _ in range(5_000):
@@ -259,7 +259,7 @@ def test_no_address_is_kept_and_names_differ_between_processes() -> None:
 
 def test_yesterdays_client_leaves_the_list() -> None:
     """Counts halve; and the list still counts rightly afterwards."""
-    clients = TopClients(most=4, half_life=0.0)
+    clients = TopClients(max_clients=4, half_life=0.0)
     clients.flagged("once", now=math.inf)
     for _ in range(3):
         clients.flagged("again", now=math.inf)
@@ -366,6 +366,11 @@ def test_the_report_for_the_admin_port_names_hashes_only(model: Model) -> None:
     assert "203.0.113.9" not in text
     assert monitor.clients.name("203.0.113.9") in text
     totals = Totals()
-    snapshot = {"families": as_json(metrics.registry, metrics.modes), **monitor.told(), "recent": [], "number": 0}
+    snapshot = {
+        "families": as_json(metrics.registry, metrics.modes),
+        **monitor.state(),
+        "verdict_history": [],
+        "number": 0,
+    }
     totals.update(0, json.loads(json.dumps(snapshot)))
     assert report(from_json(totals.document())) == alone

@@ -13,7 +13,7 @@ import pytest
 from server.core.contract import parse
 from server.core.engine import Model
 from server.http.page import ASSETS, Page
-from server.monitoring.verdict_history import Recent
+from server.monitoring.verdict_history import VerdictHistory
 from tests.server.tiny import Running, contract_of, encoded, graph, plain
 
 NAMES = sorted(path.name for path in ASSETS.iterdir())
@@ -26,7 +26,7 @@ def model() -> Model:
 
 @pytest.fixture
 def page(model: Model) -> Page:
-    return Page(lambda: {"awnet": {2: model}}, "awnet", Recent())
+    return Page(lambda: {"awnet": {2: model}}, "awnet", VerdictHistory())
 
 
 def header(reply: tuple[int, list[tuple[bytes, bytes]], bytes] | None, name: bytes) -> bytes:
@@ -114,21 +114,21 @@ def test_the_default_model_comes_first_and_its_newest_version_before_the_others(
     loaded: dict[str, dict[int, Model]] = {}
     for name, version in (("aaa", 1), ("awnet", 9), ("awnet", 10)):
         loaded.setdefault(name, {})[version] = Model(name, version, model.sha256, model.contract)
-    reply = Page(lambda: loaded, "awnet", Recent()).answer("/page/model.json", {})
+    reply = Page(lambda: loaded, "awnet", VerdictHistory()).answer("/page/model.json", {})
     assert reply is not None
     told = [(m["name"], m["version"]) for m in orjson.loads(reply[2])["models"]]
     assert told == [("awnet", "10"), ("awnet", "9"), ("aaa", "1")]
 
 
 def test_before_a_model_is_loaded_there_is_none_to_tell() -> None:
-    reply = Page(dict, "awnet", Recent()).answer("/page/model.json", {})
+    reply = Page(dict, "awnet", VerdictHistory()).answer("/page/model.json", {})
     assert reply is not None and reply[2] == b'{"models":[]}'
 
 
 def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> None:
     for name in ("a.png", "a-adversarial.png", "lone.png", "big.png", "big-adversarial.png", "notes.txt"):
         (tmp_path / name).write_bytes(bytes(100_000 if name == "big.png" else 10))
-    page = Page(dict, "awnet", Recent(), tmp_path)
+    page = Page(dict, "awnet", VerdictHistory(), tmp_path)
     reply = page.answer("/page/examples.json", {})
     assert reply is not None
     assert [e["name"] for e in orjson.loads(reply[2])["examples"]] == ["a"]
@@ -137,7 +137,7 @@ def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> 
 
 
 def test_without_examples_there_is_still_a_page(tmp_path: Path) -> None:
-    page = Page(dict, "awnet", Recent(), tmp_path / "nowhere")
+    page = Page(dict, "awnet", VerdictHistory(), tmp_path / "nowhere")
     reply = page.answer("/page/examples.json", {})
     assert reply is not None and reply[2] == b'{"examples":[]}'
 
@@ -154,7 +154,7 @@ class Clock:
 
 def test_recent_verdicts_move_through_the_ring_and_fall_out() -> None:
     clock = Clock()
-    recent = Recent(bins=3, bin_seconds=5, clock=clock)
+    recent = VerdictHistory(bins=3, bin_seconds=5, clock=clock)
     recent.add(["clean", "clean", "adversarial"])
     assert recent.document()["counts"] == [[0, 0, 0], [0, 0, 0], [2, 0, 1]]
     clock.now += 5
@@ -167,7 +167,7 @@ def test_recent_verdicts_move_through_the_ring_and_fall_out() -> None:
 
 
 def test_what_recent_tells_is_a_copy() -> None:
-    recent = Recent()
+    recent = VerdictHistory()
     before = recent.document()
     recent.add(["clean"])
     assert sum(map(sum, before["counts"])) == 0  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from tests.server.tiny import encoded, noise, plain, publish
 from tests.waiting import until
 
 PNG = encoded(noise())
-FOREVER = Terms()
+NO_DEADLINE = Terms()
 
 
 class Engine:
@@ -80,7 +80,7 @@ class _Gated:
     async def warm(self) -> None:
         await self.inner.warm()
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
         self.engine.terms.append(terms)
         try:
             await self.engine.gate.wait()

@@ -86,7 +86,7 @@ class Queue:
     """A batcher with one model."""
 
     def __init__(self, model: Callable[..., Outputs], **options: Any) -> None:
-        self.batcher = Batcher(**{"workers": 2, "most": 4, "capacity": 16, **options})
+        self.batcher = Batcher(**{"workers": 2, "max_batch": 4, "capacity": 16, **options})
         self.feed = self.batcher.open(model, SIZE)
         self.submit = self.feed.submit
         self.close = self.batcher.close
@@ -505,7 +505,7 @@ def test_warming_runs_every_size_and_a_fault_there_is_told() -> None:
 
     async def scenario() -> None:
         model = Model()
-        queue = batcher(model, most=6)
+        queue = batcher(model, max_batch=6)
         await queue.feed.warm(np.zeros((3, 3, SIZE, SIZE), np.uint8))
         assert set(zip(model.batches, model.alone, strict=True)) == {
             (1, True),

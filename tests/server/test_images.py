@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from server.core.images import MOST_PNG_CHUNKS, PNG_SIGNATURE, DecodedImage, EncodedImage, Limits, decode
+from server.core.images import MAX_PNG_CHUNKS, PNG_SIGNATURE, DecodedImage, EncodedImage, Limits, decode
 from server.errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, RequestError, UnsupportedMedia
 from tests.server.tiny import SIZE, encoded, noise
 
@@ -249,7 +249,7 @@ def test_a_bad_checksum_of_pixel_data_is_noticed() -> None:
 def test_too_many_chunks_are_refused_quickly() -> None:
     """Empty chunks cost the client twelve bytes each."""
     with pytest.raises(ImageError, match="chunks"):
-        seen(png(SIZE, SIZE, extra=chunk(b"teXt", b"") * (MOST_PNG_CHUNKS + 1)))
+        seen(png(SIZE, SIZE, extra=chunk(b"teXt", b"") * (MAX_PNG_CHUNKS + 1)))
 
 
 def test_an_image_over_the_pixel_limit_is_refused_before_it_is_decoded() -> None:

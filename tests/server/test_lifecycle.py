@@ -39,7 +39,7 @@ from tests.server.tiny import SIZE, graph, manifest_of, publish, tensor, write
 from tests.waiting import settle, until
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (3, SIZE, SIZE), np.uint8)
-FOREVER = Terms()
+NO_DEADLINE = Terms()
 
 
 class Told(Events):
@@ -126,7 +126,7 @@ class _Book:
     async def warm(self) -> None:
         await self.inner.warm()
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = FOREVER) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
         version = self.model.version
         self.shelf.asked.append(version)
         if version in self.shelf.before:
@@ -155,7 +155,7 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
 async def answer(models: Models, name: str | None = None, version: int | None = None) -> int:
     """Ask once; the version that answered."""
     with models.lease(name, version) as lease:
-        signals = await lease.infer([PixelArray(IMAGE)], FOREVER)
+        signals = await lease.infer([PixelArray(IMAGE)], NO_DEADLINE)
         assert signals.finite()
         return lease.model.version
 
@@ -190,7 +190,7 @@ class Load:
     async def ask(self) -> None:
         while not self.leaving:
             with self.models.lease() as lease:
-                signals = await lease.infer([PixelArray(IMAGE)], FOREVER)
+                signals = await lease.infer([PixelArray(IMAGE)], NO_DEADLINE)
                 version = lease.model.version
             known = self.values.setdefault(version, signals.logits[0].tolist())
             assert signals.logits[0].tolist() == pytest.approx(known, abs=1e-4)
@@ -711,7 +711,7 @@ def test_a_version_is_not_closed_while_a_request_holds_it(tmp_path: Path) -> Non
                 assert await answer(models) == 2
                 await settle()
                 assert shelf.closed == []
-                assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
+                assert (await lease.infer([PixelArray(IMAGE)], NO_DEADLINE)).finite()
                 assert lease.model.version == 1
             await until(lambda: shelf.closed == [1])
 
@@ -799,7 +799,7 @@ def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path
 
     async def lease_class(models: Models, version: int) -> int:
         with models.lease(version=version) as lease:
-            return int((await lease.infer([PixelArray(IMAGE)], FOREVER)).logits.argmax())
+            return int((await lease.infer([PixelArray(IMAGE)], NO_DEADLINE)).logits.argmax())
 
     run(scenario)
 
@@ -970,7 +970,7 @@ def test_closing_waits_for_those_who_are_being_answered(tmp_path: Path) -> None:
             assert shelf.closed == []
             with pytest.raises(NotReady):
                 models.lease()
-            assert (await lease.infer([PixelArray(IMAGE)], FOREVER)).finite()
+            assert (await lease.infer([PixelArray(IMAGE)], NO_DEADLINE)).finite()
         await closing
         assert shelf.closed == [1]
 

@@ -104,7 +104,12 @@ def test_metrics_are_exported_under_their_old_names_too_with_the_same_values(acc
         watch = monitor.watch(MODEL)
         for expected, _ in list(watch.golden_probes):
             watch.golden_probe(expected, "right")
-        snapshot = {"families": as_json(metrics.registry, metrics.modes), **monitor.told(), "recent": [], "number": 0}
+        snapshot = {
+            "families": as_json(metrics.registry, metrics.modes),
+            **monitor.state(),
+            "verdict_history": [],
+            "number": 0,
+        }
         totals.update(number, snapshot)
     families = metrics.registry if workers == 1 else from_json(totals.document()).families
     text, _ = exposition(families, accept)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.harness.report import bundled_model
 from server.engines.onnx_scan import scan
-from server.engines.repository import LARGEST_MANIFEST, Repository
+from server.engines.repository import MAX_MANIFEST_BYTES, Repository
 from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
 from tests.server.tiny import ROOT, graph, manifest_of, publish, write
 from tests.waiting import eventually
@@ -110,7 +110,7 @@ def test_a_name_does_not_leave_the_repository(tmp_path: Path, name: str) -> None
         "{",
         "[" * 40_000,
         '{"schema_version": 1}',
-        " " * (LARGEST_MANIFEST + 1),
+        " " * (MAX_MANIFEST_BYTES + 1),
         "\xff",
     ],
 )

@@ -171,14 +171,14 @@ class World:
 
 
 def world(lanes: int = 1, **options: object) -> tuple[World, list[Lane[Request]]]:
-    given = {"workers": 2, "most": 8, "capacity": 64, "delay": 0.0, "patience": 1.0, **options}
+    given = {"workers": 2, "max_batch": 8, "capacity": 64, "delay": 0.0, "patience": 1.0, **options}
     scheduler: Scheduler[Request] = Scheduler(
-        **{key: given[key] for key in ("workers", "most", "capacity", "delay", "patience")}  # type: ignore[arg-type]
+        **{key: given[key] for key in ("workers", "max_batch", "capacity", "delay", "patience")}  # type: ignore[arg-type]
     )
     opened = [Lane[Request]() for _ in range(lanes)]
     for lane in opened:
         scheduler.open(lane)
-    return World(scheduler, **{k: v for k, v in given.items() if k != "most"}), opened  # type: ignore[arg-type]
+    return World(scheduler, **{k: v for k, v in given.items() if k != "max_batch"}), opened  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -192,7 +192,7 @@ def test_nothing_is_lost_doubled_or_overtaken_whatever_happens(seed: int) -> Non
     place, lanes = world(
         lanes=rng.choice([1, 1, 3]),
         workers=rng.choice([1, 2, 4]),
-        most=rng.choice([1, 2, 6, 8]),
+        max_batch=rng.choice([1, 2, 6, 8]),
         capacity=capacity,
         delay=rng.choice([0.0, 0.001, 0.01]),
         patience=rng.choice([0.02, 1.0]),
@@ -242,7 +242,7 @@ def test_buckets_are_powers_of_two_and_the_largest_batch() -> None:
     assert buckets(1) == (1,)
     assert buckets(6) == (1, 2, 4, 6)
     assert buckets(8) == (1, 2, 4, 8)
-    scheduler: Scheduler[Request] = Scheduler(workers=1, most=6, capacity=9)
+    scheduler: Scheduler[Request] = Scheduler(workers=1, max_batch=6, capacity=9)
     assert [scheduler.pieces(n) for n in (0, 1, 3, 5, 6, 7, 15)] == [[], [1], [2, 1], [4, 1], [6], [6, 1], [6, 6, 2, 1]]
 
 
@@ -371,7 +371,7 @@ def test_the_rule_is_no_worse_than_not_waiting_and_better_where_batches_save() -
 
 def test_a_full_queue_refuses_and_has_room_again_when_images_are_done_or_dropped() -> None:
     """Room is counted in images; a request is let in whole or not at all."""
-    place, (lane,) = world(workers=1, most=1, capacity=4)
+    place, (lane,) = world(workers=1, max_batch=1, capacity=4)
     first, second = Request(lane, 2), Request(lane, 2)
     assert place.submit(first) and place.submit(second)
     assert not place.submit(Request(lane, 1))
@@ -393,7 +393,7 @@ def test_low_priority_fills_only_half_of_the_room() -> None:
 
 def test_a_low_image_is_served_within_its_patience_and_the_line_that_it_then_joins() -> None:
     """Normal images come just as fast as they can be run, for ever, and thirty of them always wait."""
-    place, (lane,) = world(workers=1, most=1, capacity=80, patience=0.5)
+    place, (lane,) = world(workers=1, max_batch=1, capacity=80, patience=0.5)
     pace = steady(1, place.rng)
     low = Request(lane, 3, low=True)
     for _ in range(30):
@@ -453,7 +453,7 @@ def test_under_twice_the_load_most_of_the_capacity_still_answers_in_time(cost: C
 
 def test_a_request_that_the_line_makes_late_is_refused_at_once() -> None:
     """Its client may try elsewhere while there is time; with more patience it would have been let in."""
-    place, (lane,) = world(workers=1, most=1, capacity=100)
+    place, (lane,) = world(workers=1, max_batch=1, capacity=100)
     for _ in range(20):
         place.submit(Request(lane, 1))
     place.run(until=0.021)  # ten are done, two milliseconds each

@@ -29,7 +29,7 @@ def snapshot(
         "cusums": cusums or [],
         "clients": {"total": sum(flagged for _, flagged, _ in clients or []), "largest": clients or []},
         "open": [["m", version] for version in versions],
-        "recent": recent or [],
+        "verdict_history": recent or [],
     }
 
 
@@ -164,9 +164,9 @@ def test_recent_verdicts_of_others_are_told_and_those_of_the_dead_stay() -> None
     totals = Totals()
     totals.update(0, snapshot(recent=[(100, [1, 0, 0])]))
     totals.update(1, snapshot(recent=[(99, [2, 0, 0]), (100, [3, 0, 1])]))
-    assert dict(totals.elsewhere(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
+    assert dict(totals.verdicts_of_others(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
     totals.leave(1)
-    assert dict(totals.elsewhere(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
+    assert dict(totals.verdicts_of_others(0)) == {99: [2, 0, 0], 100: [3, 0, 1]}
     totals.update(1, snapshot(recent=[(159, [1, 0, 0])]))
     totals.leave(1)
-    assert dict(totals.elsewhere(0)) == {100: [3, 0, 1], 159: [1, 0, 0]}
+    assert dict(totals.verdicts_of_others(0)) == {100: [3, 0, 1], 159: [1, 0, 0]}

@@ -105,8 +105,8 @@ class TritonClient:
 
         Read from the statistics, which list what is ready; the repository index is a model-control call.
         """
-        told = await self._ask("get_inference_statistics")
-        found = ((model.name, parse_version(model.version)) for model in told.model_stats)
+        statistics = await self._ask("get_inference_statistics")
+        found = ((model.name, parse_version(model.version)) for model in statistics.model_stats)
         return {Ready(name, version) for name, version in found if version is not None}
 
     async def sha256(self, ready: Ready) -> str:

@@ -171,10 +171,10 @@ class TritonEngine:
             except AWNetError as error:
                 return error
 
-        told = await asyncio.gather(*map(look, peers))
-        found = next((answer for answer in told if isinstance(answer, Description)), None)
+        answers = await asyncio.gather(*map(look, peers))
+        found = next((answer for answer in answers if isinstance(answer, Description)), None)
         if found is None:
-            raise _gravest([answer for answer in told if isinstance(answer, AWNetError)])
+            raise _gravest([answer for answer in answers if isinstance(answer, AWNetError)])
         proofs = await asyncio.gather(*(self._patrol.prove(peer, found) for peer in peers))
         if None not in proofs:
             raise _gravest([proof for proof in proofs if proof is not None])

@@ -24,7 +24,7 @@ from .balancer import Address, Balancer, Key
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
-LONGEST_SECONDS = 60.0  # of a request that has no deadline
+MAX_SECONDS = 60.0  # of a request that has no deadline
 WARM_SECONDS = 20.0  # of one batch that warms
 
 log = logging.getLogger("awnet.remote")
@@ -35,7 +35,7 @@ class Description(NamedTuple):
 
     key: Key
     model: Model
-    most: int  # images in one request
+    max_batch: int  # images in one request
 
 
 class Decoders:
@@ -90,7 +90,7 @@ class RemoteRunner:
         self.key = described.key
         self._host = host
         self._model = described.model
-        self._most = described.most
+        self._max_batch = described.max_batch
         self._pending = 0
         self._closed = False
         self._idle = asyncio.Event()
@@ -106,7 +106,7 @@ class RemoteRunner:
         peers = [peer for peer in balancer.addresses if self.key in peer.serves]
 
         async def warm_one(peer: Address) -> None:
-            for images in (2**power for power in range(self._most.bit_length())):
+            for images in (2**power for power in range(self._max_batch.bit_length())):
                 await self._call(peer, np.zeros((images, 3, size, size), np.uint8), WARM_SECONDS)
 
         results = await asyncio.gather(*(warm_one(peer) for peer in peers), return_exceptions=True)
@@ -128,7 +128,7 @@ class RemoteRunner:
         self._pending += count
         self._idle.clear()
         try:
-            async with asyncio.timeout(min(terms.remaining(), LONGEST_SECONDS)):
+            async with asyncio.timeout(min(terms.remaining(), MAX_SECONDS)):
                 return await self._infer(images, terms)
         except TimeoutError:
             raise DeadlineExceeded("the request was not answered in time") from None
@@ -152,7 +152,7 @@ class RemoteRunner:
             if isinstance(result, BaseException):
                 raise result
         batch = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
-        parts = [batch[first : first + self._most] for first in range(0, len(batch), self._most)]
+        parts = [batch[first : first + self._max_batch] for first in range(0, len(batch), self._max_batch)]
         if len(parts) == 1:
             (logits, p_type, omega), inference = await self._execute(batch, terms)
         else:
@@ -187,7 +187,7 @@ class RemoteRunner:
                 balancer.release(peer, len(images))
 
     async def _call(self, address: Address, images: NDArray[np.uint8], seconds: float) -> Outputs:
-        return await self._host.call(address, self.key, self._model, images, min(seconds, LONGEST_SECONDS))
+        return await self._host.call(address, self.key, self._model, images, min(seconds, MAX_SECONDS))
 
 
 class At:

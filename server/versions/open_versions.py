@@ -23,7 +23,7 @@ PROOFS, PROOF_PAUSE_SECONDS = 20, 0.1  # a golden test that found the queue full
 
 
 @dataclass(eq=False, slots=True)
-class Opened:
+class OpenVersion:
     """One open version, warm and proven. It is not closed between `hold` and `release`."""
 
     runner: Runner
@@ -45,7 +45,7 @@ class Opened:
             self.unused.set()
 
 
-class Versions:
+class OpenVersions:
     """Opens and closes versions in an engine.
 
     Of `open` and `replace` one runs at a time; whoever calls sees to that.
@@ -54,10 +54,10 @@ class Versions:
     def __init__(self, engine: Engine, events: Events) -> None:
         self._engine = engine
         self._events = events
-        self._open: defaultdict[str, dict[int, Opened]] = defaultdict(dict)  # by model and version
+        self._open: defaultdict[str, dict[int, OpenVersion]] = defaultdict(dict)  # by model and version
         self._retiring: dict[asyncio.Task[None], tuple[str, int]] = {}
 
-    def of(self, name: str) -> Mapping[int, Opened]:
+    def of(self, name: str) -> Mapping[int, OpenVersion]:
         """The open versions of the model `name`; follows every change."""
         return self._open[name]
 
@@ -66,13 +66,13 @@ class Versions:
         """Retired versions that are not closed yet."""
         return len(self._retiring)
 
-    async def open(self, name: str, version: int, mark: object) -> Opened:
+    async def open(self, name: str, version: int, mark: object) -> OpenVersion:
         """Read, load, warm and prove a version that is not open. Raises AWNetError, and then nothing has changed."""
         opened = await self._proven(name, version, mark)
         self._open[name][version] = opened
         return opened
 
-    async def replace(self, old: Opened, mark: object) -> Opened:
+    async def replace(self, old: OpenVersion, mark: object) -> OpenVersion:
         """Open the version again, from files that are no longer those of `old`, and retire `old`.
 
         Returns:
@@ -91,7 +91,7 @@ class Versions:
         self.retire(old)
         return new
 
-    def retire(self, opened: Opened) -> None:
+    def retire(self, opened: OpenVersion) -> None:
         """No new request reaches `opened`; it is closed after those that hold it."""
         name, version = opened.model.name, opened.model.version
         if self._open[name].get(version) is opened:
@@ -108,7 +108,7 @@ class Versions:
         if self._retiring:
             await asyncio.wait(tuple(self._retiring))
 
-    async def _proven(self, name: str, version: int, mark: object) -> Opened:
+    async def _proven(self, name: str, version: int, mark: object) -> OpenVersion:
         """A version that can be asked. Raises AWNetError; a fault that nobody foresaw becomes one."""
         leaving = [task for task, key in self._retiring.items() if key == (name, version)]
         if leaving:
@@ -134,9 +134,9 @@ class Versions:
             runner.model.sha256[:12],
             1000 * (time.perf_counter() - begun),
         )
-        return Opened(runner, runner.model, mark)
+        return OpenVersion(runner, runner.model, mark)
 
-    async def _close(self, opened: Opened, unused: asyncio.Event) -> None:
+    async def _close(self, opened: OpenVersion, unused: asyncio.Event) -> None:
         await unused.wait()
         name, version = opened.model.name, opened.model.version
         try:

@@ -8,21 +8,21 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .sockets import Board
+from .sockets import LoadTable
 
 log = logging.getLogger("awnet")
 
 FULL_SECONDS = 1.0  # no connection is taken for this long where there is no descriptor left for one
 
 
-class Accepting:
+class Acceptor:
     """Takes one connection at a time, and leaves it to another worker while that one has fewer.
 
     A client's connection stays where it is, and with it the client's load.
 
     Args:
         listening: the shared sockets; closed at the end.
-        board: how many connections each worker has.
+        load_table: how many connections each worker has.
         open_connections: how many this worker has, without those that are being set up.
         protocol: makes what speaks over a new connection.
     """
@@ -30,12 +30,12 @@ class Accepting:
     def __init__(
         self,
         listening: Sequence[socket.socket],
-        board: Board,
+        load_table: LoadTable,
         open_connections: Callable[[], int],
         protocol: Callable[[], asyncio.Protocol],
     ) -> None:
         self._listening = listening
-        self._board = board
+        self._load_table = load_table
         self._open_connections = open_connections
         self._protocol = protocol
         self._taken: set[asyncio.Task[Any]] = set()
@@ -59,7 +59,7 @@ class Accepting:
     def post(self) -> None:
         """Tell the other workers how many connections this one has, once it takes any."""
         if self._begun:
-            self._board.post(self._held())
+            self._load_table.post(self._held())
 
     def _held(self) -> int:
         return self._open_connections() + len(self._taken)
@@ -70,7 +70,7 @@ class Accepting:
 
     def _offered(self, listening: socket.socket) -> None:
         """Somebody wants to connect. The others are told of it as well; who takes it first has it."""
-        patience = self._board.patience(self._held())
+        patience = self._load_table.patience(self._held())
         if patience:
             # Not for long: the other one may be stuck.
             loop = asyncio.get_running_loop()
