@@ -37,7 +37,7 @@ beta = 4.0
 
 [attack]
 steps = 2
-forced = 0.5
+adv_branch_share = 0.5
 
 [optim]
 epochs = 1

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from training.renames import rename_parts
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "training/reports"
 
@@ -47,8 +49,7 @@ VERSIONS = {
 
 
 def parts(report: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((REPORTS / f"{report}.json").read_text("utf-8"))["parts"]
-    return found
+    return rename_parts(json.loads((REPORTS / f"{report}.json").read_text("utf-8"))["parts"])
 
 
 def percent(share: float) -> str:
@@ -98,7 +99,7 @@ def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:
         shares = [part["accuracy"], part["tpr"]["0.05"], part["sr_at"]["0.05"]]
         assert [accuracy, tpr, success] == [*map(percent, shares)] and auroc == f"{part['auroc']:.4f}", name
     for name, at_5, at_1, accuracy in rows("docs/model.md", "| corruption, validation split |"):
-        part = parts("awnet-robust-validation")[f"honest/{CORRUPTIONS[name]}"]
+        part = parts("awnet-robust-validation")[f"corruptions/{CORRUPTIONS[name]}"]
         assert [at_5, at_1, accuracy] == [*map(percent, (part["fpr"]["0.05"], part["fpr"]["0.01"], part["accuracy"]))]
     for name, clean, t2, auroc, t3 in rows("docs/model.md", "| | clean | T2, PGD 5 x 50 |"):
         found = parts(f"variants-validation-strong-{VERSIONS[name]}")

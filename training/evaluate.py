@@ -44,11 +44,11 @@ from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget
 from .data import SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate
-from .evaluation.corruptions import HONEST
+from .evaluation.corruptions import CORRUPTIONS
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, Progress, Report
 from .hardware import multiplies_bfloat16
-from .renames import run_table
+from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
 Part = Callable[[], dict[str, Any]]
@@ -74,7 +74,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--t3-steps", type=int, default=EVASION_BUDGET.steps, help="steps of each T3 attack (default: 60)")
     add("--evasions", nargs="+", default=list(EVASIONS), choices=list(EVASIONS), help="T3 attacks (default: all)")
     add("--restarts", type=int, default=1, help="tries of each T3 attack (default: 1)")
-    add("--no-honest", action="store_true", help="leave out the honest images")
+    corruptions = parser.add_mutually_exclusive_group()
+    corruptions.add_argument("--no-corruptions", action="store_true", help="leave out the benign corruptions")
+    for old, new in OPTIONS["training.evaluate"].items():
+        corruptions.add_argument(old, action=RenamedOption, dest=new.lstrip("-").replace("-", "_"), new=new)
     add("--cache", type=Path, help="folder that keeps T0 images for the next network")
     add("--batch-size", type=int, default=128)
     add("--threads", type=int, help="CPU threads (default: torch's)")
@@ -146,7 +149,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     for name, make in planned(run, args, device):
         if name in report.parts:
             continue
-        torch.manual_seed(args.seed + zlib.crc32(name.encode()))  # a resumed run repeats what it would have done
+        torch.manual_seed(args.seed + part_seed(name))  # a resumed run repeats what it would have done
         progress.begin(name)
         part = make()
         report.put(name, part | {"seconds": round(progress.seconds, 1)})
@@ -159,13 +162,21 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def part_seed(name: str) -> int:
+    """The seed of a part's random numbers: a hash of the first name that the part had, so that renames move none."""
+    for old, new in REPORT_PARTS.items():
+        if name.startswith(f"{new}/"):
+            name = old + name.removeprefix(new)
+    return zlib.crc32(name.encode())
+
+
 def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Part]]:
     """(name, function that makes the part) of everything asked for, cheap parts first."""
     yield "clean", run.clean
     yield "zero_gradients", run.zero_gradients
-    if not args.no_honest:
-        for name in HONEST:
-            yield f"honest/{name}", partial(run.honest, name)
+    if not args.no_corruptions:
+        for name in CORRUPTIONS:
+            yield f"corruptions/{name}", partial(run.corruption, name)
     budgets = {}
     for attack in args.attacks:
         own = ATTACKS[attack][1]

@@ -103,8 +103,8 @@ def train(
                 figures = measure(judged, run.objective, validation, steps, runtime, ranks)
             at.history.append(row | {f"validation_{k}": round(v, 4) for k, v in figures.items()})
             say(json.dumps(at.history[-1]))
-            if merit(figures) > at.best_figure:
-                at.best_figure = merit(figures)
+            if merit(figures) > at.best_score:
+                at.best_score = merit(figures)
                 settle(judged, run.objective, validation, ranks)
                 if ranks.first:
                     metrics = {"validation": figures, "epoch": at.epoch, "history": at.history}
@@ -116,14 +116,17 @@ def train(
                 write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": at.history})
             (stop,) = ranks.first_says(clock.over(clock.saved))
     if not run.finished:
-        say(f"stopped in epoch {at.epoch + 1} after {at.done} of its {run.steps_per_epoch} steps; go on with --resume")
+        say(
+            f"stopped in epoch {at.epoch + 1} after {at.steps_done} of its {run.steps_per_epoch} steps; "
+            "go on with --resume"
+        )
     if writer:
         writer.close()
     if lock:
         lock.close()
     if clock.asked:
         raise KeyboardInterrupt
-    return {"best": at.best_figure, **(at.history[-1] if at.history else {})}
+    return {"best": at.best_score, **(at.history[-1] if at.history else {})}
 
 
 class Clock:
@@ -219,7 +222,7 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
     """The steps that are left of an epoch; returns whether all are taken (if not, the run is saved as it stands)."""
     at, epochs = run.at, run.recipe["optim"]["epochs"]
     run.net.train()
-    started, earlier, first = time.monotonic(), at.seconds, at.done
+    started, earlier, first = time.monotonic(), at.seconds, at.steps_done
     bar = tqdm(
         run.batches(),
         total=run.steps_per_epoch,
@@ -231,15 +234,15 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
     )
     for x, y, chance in bar:
         loss = run.step(x, y, chance)
-        if writer and (at.done - 1) % 20 == 0:
-            took = (time.monotonic() - started) / (at.done - first)
+        if writer and (at.steps_done - 1) % 20 == 0:
+            took = (time.monotonic() - started) / (at.steps_done - first)
             left = timedelta(seconds=round(took * (epochs * run.steps_per_epoch - run.steps)))
             shown = {k: f"{v:.3f}" for k, v in loss.parts.items()}
             bar.set_postfix({"img/s": f"{run.batch_size / took:.0f}", "run": f"{left} left", **shown})
             for part, value in loss.parts.items():
                 writer.add_scalar(f"train/{part}", value, run.steps - 1)
         at.seconds = earlier + time.monotonic() - started
-        if at.done < run.steps_per_epoch and clock.stops(run):
+        if at.steps_done < run.steps_per_epoch and clock.stops(run):
             bar.close()
             return False
     return True

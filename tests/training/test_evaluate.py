@@ -59,7 +59,7 @@ def without_seconds(document: dict[str, Any]) -> dict[str, Any]:
 def test_one_run_reports_every_level_side_by_side(
     tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:
-    """All attacks at all levels, honest images and checks, as JSON and as tables; T3 is never below its parts."""
+    """All attacks at all levels, corruptions and checks, as JSON and as tables; T3 is never below its parts."""
     out = tmp_path / "report.json"
     options = [
         "--levels",
@@ -85,7 +85,11 @@ def test_one_run_reports_every_level_side_by_side(
     single = [p["sr_at"]["0.05"] for n, p in parts.items() if n.startswith("T3/")]
     assert len(single) == len(EVASIONS) and parts["T3"]["sr_at"]["0.05"] >= max(single)
     assert parts["T3"]["joint_at"]["0.05"] == pytest.approx(1 - parts["T3"]["sr_at"]["0.05"])
-    assert {n for n in parts if n.startswith("honest/")} >= {"honest/jpeg_75", "honest/webp_80", "honest/sign_noise_8"}
+    assert {n for n in parts if n.startswith("corruptions/")} >= {
+        "corruptions/jpeg_75",
+        "corruptions/webp_80",
+        "corruptions/sign_noise_8",
+    }
     assert document["setup"]["thresholds_from"] == "checkpoint"
     tables = out.with_suffix(".md").read_text()
     for word in ("T0/s/fgsm", "T1/cw_inf", "T2/cw_inf", "T3 best case", "jpeg_75", "masking check"):
@@ -98,7 +102,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 ) -> None:
     """Finished parts are kept untouched, missing ones come out as they would have, random starts and all."""
     out = tmp_path / "report.json"
-    options = ["--levels", "T1", "T2", "T3", "--attacks", "pgd_sat", "--evasions", "selective_nat", "--no-honest"]
+    options = ["--levels", "T1", "T2", "T3", "--attacks", "pgd_sat", "--evasions", "selective_nat", "--no-corruptions"]
     whole = main(command(tiny_checkpoint, out, *options))
     cut = json.loads(out.read_text())
     del cut["parts"]["T2/pgd_sat"]
@@ -123,7 +127,7 @@ def test_a_run_killed_inside_an_attack_keeps_its_batches(
     part: str,
 ) -> None:
     """Finished batches are not attacked again; the figures are those of a run in one go, random starts and all."""
-    options = ["--levels", part.split("/")[0], "--attacks", "pgd_sat", "--evasions", "selective", "--no-honest"]
+    options = ["--levels", part.split("/")[0], "--attacks", "pgd_sat", "--evasions", "selective", "--no-corruptions"]
     options += ["--restarts", "2", "--surrogate", f"s={static_checkpoint}"]
     whole = main(command(tiny_checkpoint, tmp_path / "whole.json", *options))
     attack, budget = evaluate.ATTACKS["pgd_sat"]
@@ -175,7 +179,7 @@ def test_the_new_attacks_are_reported_where_they_mean_something(
 ) -> None:
     """Adaptive at T2 alone, AutoAttack and restarts at every level asked for, on an AW-Net and on a static network."""
     names = ["adaptive", "autoattack", "pgd_restarts"]
-    options = ["--attacks", *names, "--no-honest", "--pgd-restarts", "2", "--surrogate", f"s={static_checkpoint}"]
+    options = ["--attacks", *names, "--no-corruptions", "--pgd-restarts", "2", "--surrogate", f"s={static_checkpoint}"]
     options += ["--limit", "3"]
     document = main(command(tiny_checkpoint, tmp_path / "a.json", "--levels", "T0", "T1", "T2", *options))
     parts = document["parts"]
@@ -211,7 +215,7 @@ def test_a_checkpoint_is_judged_on_the_set_it_was_trained_on(
     document = checkpoint.read(tiny_checkpoint)
     document["recipe"] = {"name": "x", "data": {"set": "cifar100"}}
     checkpoint.save(tmp_path / "c.pt", document)
-    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-corruptions"]
     assert main(command(tmp_path / "c.pt", tmp_path / "c.json", *quick))["setup"]["set"] == "cifar100"
     assert "set" not in main(command(tiny_checkpoint, tmp_path / "d.json", *quick))["setup"]
     main(command(tiny_checkpoint, tmp_path / "e.json", *quick, "--data-set", "tiny"))
@@ -223,7 +227,7 @@ def test_another_set_up_is_refused_with_a_sentence(
 ) -> None:
     """The program ends with status 1 and names what differs; --fresh starts over."""
     out = tmp_path / "report.json"
-    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    quick = ["--levels", "T2", "--attacks", "fgsm", "--no-corruptions"]
     main(command(tiny_checkpoint, out, *quick))
     with pytest.raises(SystemExit) as stopped:
         main(command(tiny_checkpoint, out, *quick, "--eps", "4"))
@@ -233,7 +237,7 @@ def test_another_set_up_is_refused_with_a_sentence(
 
 def test_a_static_network_has_no_detector_figures(static_checkpoint: Path, dataset: ImageSet, tmp_path: Path) -> None:
     """Accuracy at T0 and T2 only, and nothing about scores, thresholds or T3."""
-    options = ["--levels", *LEVELS, "--attacks", "fgsm", "--surrogate", f"s={static_checkpoint}", "--no-honest"]
+    options = ["--levels", *LEVELS, "--attacks", "fgsm", "--surrogate", f"s={static_checkpoint}", "--no-corruptions"]
     parts = main(command(static_checkpoint, tmp_path / "r.json", *options))["parts"]
     assert set(parts) == {"clean", "zero_gradients", "T0/s/fgsm", "T2/fgsm"}
     assert "auroc" not in parts["T2/fgsm"] and "tpr" not in parts["T2/fgsm"] and "fpr" not in parts["clean"]
@@ -249,7 +253,7 @@ def test_attackers_in_bfloat16_are_in_float32_where_that_is_faster(
 ) -> None:
     """On a CPU without instructions for it `--bf16` says so, and the report holds what was computed."""
     monkeypatch.setattr("training.evaluate.multiplies_bfloat16", lambda device: False)
-    options = ["--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    options = ["--levels", "T2", "--attacks", "fgsm", "--no-corruptions"]
     plain, asked = (
         main(command(static_checkpoint, tmp_path / f"{len(o)}.json", *options, *o)) for o in ([], ["--bf16"])
     )
@@ -275,7 +279,7 @@ def test_what_is_missing_is_said_in_one_line(
     level = "T2" if missing == "no checkpoint" else "T0"
     surrogate = ["--surrogate", "somebody"] if missing == "unknown surrogate" else []
     with pytest.raises(SystemExit) as stopped:
-        main(command(ckpt, tmp_path / "r.json", "--levels", level, "--no-honest", *surrogate))
+        main(command(ckpt, tmp_path / "r.json", "--levels", level, "--no-corruptions", *surrogate))
     assert stopped.value.code == 1
     word = {"no surrogate": "--surrogate", "no checkpoint": "none.pt", "unknown surrogate": "somebody"}[missing]
     assert word in capsys.readouterr().err
@@ -285,7 +289,7 @@ def test_kept_surrogate_images_give_the_same_figures(
     tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:
     """T0 images do not depend on the judged network: from the cache, and without one, the answers are the same."""
-    options = ["--levels", "T0", "--attacks", "pgd_sat", "--surrogate", f"s={static_checkpoint}", "--no-honest"]
+    options = ["--levels", "T0", "--attacks", "pgd_sat", "--surrogate", f"s={static_checkpoint}", "--no-corruptions"]
     plain = main(command(tiny_checkpoint, tmp_path / "a.json", *options))
     kept = main(command(tiny_checkpoint, tmp_path / "b.json", *options, "--cache", str(tmp_path / "cache")))
     (file,) = (tmp_path / "cache").iterdir()
@@ -411,7 +415,7 @@ def test_a_surrogate_is_one_of_ours_or_a_named_foreign_one(static_checkpoint: Pa
 @pytest.mark.skipif("AWNET_DATA_DIR" not in os.environ, reason="AWNET_DATA_DIR does not name the folder of CIFAR-10")
 def test_real_images_reach_the_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The command line as a user types it, on four real test images."""
-    options = ["--limit", "4", "--levels", "T2", "--attacks", "fgsm", "--no-honest"]
+    options = ["--limit", "4", "--levels", "T2", "--attacks", "fgsm", "--no-corruptions"]
     argv = command(tiny_checkpoint, tmp_path / "r.json", *options)
     argv[argv.index("unused")] = os.environ["AWNET_DATA_DIR"]
     assert main(argv)["parts"]["T2/fgsm"]["images"] == 4

@@ -97,7 +97,9 @@ def test_adversaries_stay_in_the_ball_and_leave_the_network_as_it_was(
     x, y = batch
     before = {k: v.clone() for k, v in awnet.state_dict().items()}
     awnet.train()
-    x_adv = Inner(Budget(steps=2), forced=forced, detached=detached, evading=evading).adversaries(awnet, x, y)
+    x_adv = Inner(
+        Budget(steps=2), adv_branch_share=forced, detector_ignored_share=detached, evading_share=evading
+    ).adversaries(awnet, x, y)
     assert x_adv.shape == x.shape and not x_adv.requires_grad
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
     assert (x_adv != x).flatten(1).any(1).all()
@@ -112,7 +114,7 @@ def test_a_plain_attacker_sees_the_detector_and_a_detached_one_does_not(
     found = []
     for detached in (0.0, 1.0):
         torch.manual_seed(3)
-        found.append(Inner(Budget(steps=3), detached=detached).adversaries(awnet, x, y))
+        found.append(Inner(Budget(steps=3), detector_ignored_share=detached).adversaries(awnet, x, y))
     assert not torch.equal(found[0], found[1])
 
 
@@ -124,7 +126,9 @@ def test_a_forced_attacker_steers_omega_only_where_he_may(
     found = []
     for through in (False, True):
         torch.manual_seed(3)
-        found.append(Inner(Budget(steps=3), forced=1.0, through=through).adversaries(awnet, x, y))
+        found.append(
+            Inner(Budget(steps=3), adv_branch_share=1.0, adv_branch_sees_detector=through).adversaries(awnet, x, y)
+        )
     assert not torch.equal(found[0], found[1])
 
 
@@ -132,7 +136,7 @@ def test_those_who_evade_keep_to_the_drawn_radius(awnet: AWNet, batch: tuple[tor
     """The last quarter of the batch goes for the type margin too, in a quarter of the ball; the rest has all of it."""
     x, y = (torch.cat([part] * 4)[:8] for part in batch)
     x = (x * 255).round() / 255
-    x_adv = Inner(Budget(steps=3), start="uniform", evading=0.25, radii=(0.25,)).adversaries(awnet, x, y)
+    x_adv = Inner(Budget(steps=3), start="uniform", evading_share=0.25, evading_radii=(0.25,)).adversaries(awnet, x, y)
     moved = 255 * (x_adv - x).abs().flatten(1).amax(1)
     assert moved[6:].max() <= 2.01 and moved[6:].min() > 0 and moved[:6].min() > 2.01
 
@@ -154,7 +158,7 @@ def test_pgd_at_trains_both_branches_and_never_the_frozen_extractor(
 ) -> None:
     """All trunk and head parameters get a gradient, none of the frozen extractor does."""
     awnet.train()
-    loss = PgdAt(Inner(Budget(steps=1), forced=0.5), nat_eps=nat_eps)(awnet, *batch)
+    loss = PgdAt(Inner(Budget(steps=1), adv_branch_share=0.5), nat_eps=nat_eps)(awnet, *batch)
     loss.total.backward()
     for name, parameter in awnet.named_parameters():
         assert (parameter.grad is None) == name.startswith("extractor."), name
@@ -201,7 +205,13 @@ def test_mtard_distils_a_share_of_clean_images_some_of_them_noisy(
     net = awnet if student == "awnet" else build_static(StaticConfig("resnet18", WIDTH))
     nat_teacher, adv_teacher = Recording(), Recording()
     objective = Mtard(
-        Inner(Budget(steps=1)), nat_teacher, adv_teacher, nat_images=0.5, noise=0.5, balance=False, type_weight=0.0
+        Inner(Budget(steps=1)),
+        nat_teacher,
+        adv_teacher,
+        nat_batch_share=0.5,
+        sign_noise_share=0.5,
+        balance=False,
+        type_weight=0.0,
     )
     before = copy.deepcopy(net).train()  # the attack sees running statistics, which the step moves
     torch.manual_seed(7)
@@ -343,7 +353,7 @@ def test_mtard_s_published_variants_are_options(batch: tuple[torch.Tensor, torch
     teachers = [build_static(StaticConfig("resnet18", WIDTH)).eval() for _ in range(2)]
     net = build_static(StaticConfig("resnet18", WIDTH)).train()
     other = copy.deepcopy(net)
-    objective = Mtard(Inner(Budget(steps=1)), *teachers, kl="mean", kl_scale=10, together=False, eta_decays=True)
+    objective = Mtard(Inner(Budget(steps=1)), *teachers, kl="mean", kl_scale=10, one_batch=False, eta_decays=True)
     step = objective.prepare(net, x, y)
     loss = objective.loss(net, step)
     with torch.no_grad():
@@ -370,7 +380,7 @@ def test_an_awnet_learns_every_objective_through_its_two_branches(
     """Clean images move BN_nat, adversarial ones BN_adv, and L_type is part of the total (Eq. 24)."""
     x, y = batch
     more = [build_static(StaticConfig("resnet18", WIDTH))] if kind is Rslad else []
-    objective = kind(Inner(Budget(steps=1), forced=0.5), *more)  # type: ignore[call-arg]
+    objective = kind(Inner(Budget(steps=1), adv_branch_share=0.5), *more)  # type: ignore[call-arg]
     awnet.train()
     step = objective.prepare(awnet, x, y)
     before = copy.deepcopy(awnet)
@@ -406,7 +416,7 @@ def test_a_static_network_can_keep_a_share_of_clean_loss(batch: tuple[torch.Tens
     """Eq. 1: half of the loss on x, half on x_adv."""
     x, y = batch
     net = build_static(StaticConfig("resnet18", WIDTH)).train()
-    objective = PgdAt(Inner(Budget(steps=1)), clean=0.5)
+    objective = PgdAt(Inner(Budget(steps=1)), clean_weight=0.5)
     step = objective.prepare(net, x, y)
     other = copy.deepcopy(net)
     by_hand = (F.cross_entropy(other(x), y) + F.cross_entropy(other(step.x_adv), y)) / 2
@@ -419,7 +429,7 @@ def test_all_exits_of_a_multi_exit_network_learn(batch: tuple[torch.Tensor, torc
     teacher = build_static(StaticConfig("resnet18", WIDTH))
     inner = Inner(Budget(steps=1))
     objectives = [Standard(), PgdAt(inner), Trades(inner), Mart(inner), Rslad(inner, teacher)]
-    for objective in [*objectives, Mtard(inner, teacher, teacher), Mtard(inner, teacher, teacher, together=False)]:
+    for objective in [*objectives, Mtard(inner, teacher, teacher), Mtard(inner, teacher, teacher, one_batch=False)]:
         net = build_static(StaticConfig("rdi_resnet38", WIDTH)).train()
         objective(net, x, y).total.backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.body.branches.parameters() if p.dim() > 1)
@@ -432,7 +442,7 @@ def test_detector_pretraining_touches_only_extractor_and_type_head(batch: tuple[
     """Stage A: the trunk that is attacked stays as it is, statistics included."""
     net = AWNet(AWNetConfig(width=WIDTH, beta=1.0, extractor_frozen=False)).train()
     statistics = net.stem.nat.running_mean.clone()
-    DetectorPretraining(Inner(Budget(steps=1)), noise=0.5)(net, *batch).total.backward()
+    DetectorPretraining(Inner(Budget(steps=1)), sign_noise_share=0.5)(net, *batch).total.backward()
     trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
     assert trained == {"extractor", "type_head"}
     assert torch.equal(statistics, net.stem.nat.running_mean)
@@ -450,8 +460,8 @@ def test_a_wrong_inner_attack_is_refused() -> None:
     with pytest.raises(ValueError, match="start"):
         Inner(start="gaussian")
     with pytest.raises(ValueError, match="shares"):
-        Inner(forced=1.5)
+        Inner(adv_branch_share=1.5)
     with pytest.raises(ValueError, match="shares"):
-        Inner(forced=0.7, evading=0.7)
+        Inner(adv_branch_share=0.7, evading_share=0.7)
     with pytest.raises(ValueError, match="radii"):
-        Inner(radii=(0.0, 1.0))
+        Inner(evading_radii=(0.0, 1.0))

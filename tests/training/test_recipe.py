@@ -194,8 +194,8 @@ def test_the_regulator_has_its_own_learning_rate(tmp_path: Path) -> None:
 
 
 def test_schedules_rise_and_fall_where_they_say() -> None:
-    """onecycle peaks at 1 after the warm-up; multistep divides by ten at each milestone."""
-    one = schedule({"schedule": "onecycle", "epochs": 10, "warmup": 0.2}, 10)
+    """triangular peaks at 1 after the warm-up; multistep divides by ten at each milestone."""
+    one = schedule({"schedule": "triangular", "epochs": 10, "warmup": 0.2}, 10)
     assert max(map(one, range(100))) == one(19) == 1.0 and one(99) < 0.02 < one(0) < 0.1
     steps = schedule({"schedule": "multistep", "epochs": 3, "milestones": [1, 2]}, 10)
     assert [steps(i) for i in (0, 9, 10, 20)] == pytest.approx([1, 1, 0.1, 0.01])

@@ -138,7 +138,7 @@ def test_two_processes_and_one_with_two_parts_have_the_same_losses(tmp_path: Pat
     command = [sys.executable, str(TINY_RUN), json.dumps(recipe), str(tmp_path / "two"), "2"]
     two_processes = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
     try:
-        recipe["optim"]["accumulate"] = 2
+        recipe["optim"]["microbatches"] = 2
         reference = runpy.run_path(str(TINY_RUN))["run"](recipe, tmp_path / "one")
         _, errors = two_processes.communicate(timeout=600)
         assert two_processes.returncode == 0, errors.decode()[-3000:]
@@ -153,7 +153,7 @@ def test_two_processes_and_one_with_two_parts_have_the_same_losses(tmp_path: Pat
     for row, other in zip(one["history"], two["history"], strict=True):  # validation, which the processes share
         for key in set(row) - {"train_seconds", "images_per_second"}:
             assert row[key] == pytest.approx(other[key], rel=1e-5, abs=2e-4), key
-    for part in ("network", "averaged"):
+    for part in ("network", "ema_network"):
         for name, value in one[part].items():
             torch.testing.assert_close(two[part][name], value, rtol=1e-5, atol=1e-6, msg=name)
     assert two["objective"]["w_nat"] == pytest.approx(one["objective"]["w_nat"], rel=1e-6) != 0.5

@@ -57,8 +57,8 @@ def tiny_recipe(tmp_path: Path, text: str = "") -> dict[str, dict[str, object]]:
 def states_equal(a: Path, b: Path) -> bool:
     left, right = checkpoint.read(a)["run"], checkpoint.read(b)["run"]
     same = all(torch.equal(left["network"][k], right["network"][k]) for k in left["network"])
-    averaged = all(torch.equal(left["averaged"][k], right["averaged"][k]) for k in left["averaged"])
-    return same and averaged and left["best_figure"] == right["best_figure"]
+    averaged = all(torch.equal(left["ema_network"][k], right["ema_network"][k]) for k in left["ema_network"])
+    return same and averaged and left["best_score"] == right["best_score"]
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_run_stopped_after_any_step_resumes_bit_for_bit(tmp_path: Path) -> Non
     for piece in range(1, 13):
         train(recipe, images, tmp_path / "pieces", resume=True, stop_after_minutes=0)
         run = checkpoint.read(tmp_path / "pieces" / "last.pt")["run"]
-        assert 4 * run["epoch"] + run["done"] == piece
+        assert 4 * run["epoch"] + run["steps_done"] == piece
     assert states_equal(tmp_path / "whole" / "last.pt", tmp_path / "pieces" / "last.pt")
     best = checkpoint.load(tmp_path / "pieces" / "best.pt")
     assert best.calibration is not None and set(best.calibration.thresholds) == {0.01, 0.05}
@@ -93,14 +93,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Pa
         assert killed.poll() is None and time.monotonic() < deadline, "no checkpoint within an epoch"
         if last.exists():
             run = checkpoint.read(last)["run"]
-            seen = 4 * run["epoch"] + run["done"]
+            seen = 4 * run["epoch"] + run["steps_done"]
     killed.send_signal(signal.SIGSTOP)
     with pytest.raises(FileExistsError, match="another process"):
         train(recipe, small_set(), tmp_path / "killed", resume=True)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     run = checkpoint.read(last)["run"]
-    assert seen <= 4 * run["epoch"] + run["done"] < 12
+    assert seen <= 4 * run["epoch"] + run["steps_done"] < 12
     train_whole = runpy.run_path(str(tiny_run))["run"]
     for name in ("killed", "whole"):
         train_whole(recipe, tmp_path / name)
@@ -142,7 +142,7 @@ def test_a_signal_stops_a_run_after_the_step_at_hand(
         train(recipe, images, tmp_path / "stopped")
     monkeypatch.undo()
     run = checkpoint.read(tmp_path / "stopped" / "last.pt")["run"]
-    assert (run["epoch"], run["done"]) == (1, 2)
+    assert (run["epoch"], run["steps_done"]) == (1, 2)
     assert signal.getsignal(number) is before
     for name in ("stopped", "whole"):
         train(recipe, images, tmp_path / name, resume=True)
@@ -193,7 +193,7 @@ def test_a_second_signal_ends_a_run_at_once(number: signal.Signals, call: str, t
         finally:
             process.kill()
     run = checkpoint.read(tmp_path / "stuck_run" / "last.pt")["run"]
-    assert (run["epoch"], run["done"]) == (1, 1)
+    assert (run["epoch"], run["steps_done"]) == (1, 1)
     whole = runpy.run_path(str(tiny_run))["run"]
     for name in ("stuck_run", "whole"):
         whole(recipe, tmp_path / name)
@@ -260,7 +260,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     last = tmp_path / "run" / "last.pt"
     to_the_end_of_an_epoch(recipe, images, tmp_path / "run")
     document = checkpoint.read(last)
-    for later in ("done", "sums", "seconds", "bf16"):
+    for later in ("steps_done", "loss_sums", "seconds", "bf16"):
         del document["run"][later]
     checkpoint.save(last, document)
     train(recipe, images, tmp_path / "run", resume=True)
@@ -271,7 +271,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
 def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: data.ImageSet, out: Path) -> None:
     """On with a run, step by step, until an epoch has ended."""
     train(recipe, images, out, resume=True, stop_after_minutes=0)
-    while checkpoint.read(out / "last.pt")["run"]["done"]:
+    while checkpoint.read(out / "last.pt")["run"]["steps_done"]:
         train(recipe, images, out, resume=True, stop_after_minutes=0)
 
 
@@ -305,9 +305,9 @@ def test_a_compiled_run_computes_what_the_other_computes(tmp_path: Path, monkeyp
 def test_batches_that_make_no_equal_parts_are_refused(tmp_path: Path) -> None:
     """Parts of other sizes would weigh their images differently."""
     recipe, images = tiny_recipe(tmp_path), small_set()
-    for accumulate, size in ((3, 1), (1, 3), (0, 1), (8, 4)):
-        recipe["optim"]["accumulate"] = accumulate
-        with pytest.raises(RecipeError, match=r"optim\.accumulate"):
+    for microbatches, size in ((3, 1), (1, 3), (0, 1), (8, 4)):
+        recipe["optim"]["microbatches"] = microbatches
+        with pytest.raises(RecipeError, match=r"optim\.microbatches"):
             train(recipe, images, tmp_path / "run", ranks=Ranks(0, size))
 
 
@@ -376,7 +376,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         ("network.depth=20", "depth"),
         ("network.image_size=64", "image_size"),
         ("data.set=imagenet", "data.set"),
-        ("optim.accumulate=3", "optim.accumulate"),
+        ("optim.microbatches=3", "optim.microbatches"),
         ("attack.start=n_fgsm", "attack.steps"),
         ("network.colour=3", "colour"),
         ("init.weights=x", "init.weights"),

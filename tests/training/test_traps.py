@@ -115,7 +115,7 @@ def test_while_the_detector_is_undecided_forced_images_attack_the_adversarial_br
     chance = Keyed.of(0, 0, 0, torch.arange(8))
 
     def made(network: AWNet, forced: float) -> Tensor:
-        return Inner(Budget(steps=5), forced=forced).adversaries(network, x, y, chance=chance)
+        return Inner(Budget(steps=5), adv_branch_share=forced).adversaries(network, x, y, chance=chance)
 
     assert torch.equal(made(net, 1.0), made(other, 1.0))  # whatever the clean branch is
     assert not torch.equal(made(net, 0.0), made(other, 0.0))

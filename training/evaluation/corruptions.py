@@ -1,6 +1,6 @@
-"""Honest images: what happens to a picture that nobody attacked. A detector that fires on these cries wolf.
+"""Benign corruptions of natural images, to measure false positives and lost accuracy.
 
-Each entry of `HONEST` maps uint8 images [N,3,H,W] to uint8 images of the same shape.
+Each entry of `CORRUPTIONS` maps uint8 images [N,3,H,W] to uint8 images of the same shape.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def gaussian_noise(images: Tensor, radius: int = 8) -> Tensor:
     return (images + noise).clamp(0, 255).to(torch.uint8)
 
 
-HONEST: dict[str, Callable[[Tensor], Tensor]] = {
+CORRUPTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "unchanged": lambda images: images,
     "jpeg_75": encoded("JPEG", 75),
     "jpeg_90": encoded("JPEG", 90),

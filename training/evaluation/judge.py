@@ -21,7 +21,7 @@ from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
 from .attackers import Surrogate, attackers_copy, prepared
-from .corruptions import HONEST
+from .corruptions import CORRUPTIONS
 from .report import Progress, to_hex, w_robust
 
 
@@ -218,10 +218,10 @@ class Evaluation:
             "success_bits": {str(f): to_hex(s) for f, s in success.items()},
         }
 
-    def honest(self, name: str, limit: int | None = None) -> dict[str, Any]:
-        """False positives and accuracy on clean images changed by `HONEST[name]`."""
+    def corruption(self, name: str, limit: int | None = None) -> dict[str, Any]:
+        """False-positive rate and accuracy on natural images changed by `CORRUPTIONS[name]`."""
         split = self.split.head(limit)
-        changed = Split(HONEST[name](split.images), split.labels)
+        changed = Split(CORRUPTIONS[name](split.images), split.labels)
         answers = joined([ask(self.net, x, y) for x, y in self.batches(changed)])
         out: dict[str, Any] = {"images": len(changed), "accuracy": answers.accuracy}
         if answers.scores is not None:

@@ -1,6 +1,6 @@
 """The report of an evaluation: a JSON file of finished parts, the tables beside it, and what follows from the parts.
 
-Nothing here computes with a network. Parts are named `clean`, `zero_gradients`, `honest/<change>`,
+Nothing here computes with a network. Parts are named `clean`, `zero_gradients`, `corruptions/<name>`,
 `T0/<surrogate>/<attack>`, `T1/<attack>`, `T2/<attack>`, `T3/<evasion>`; `T3` is the best case over the last.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..renames import rename_parts
 
 FORMAT = 1
 ONE_STEP = ("fgsm",)
@@ -108,7 +109,7 @@ class Report:
                 raise ValueError(
                     f"{path} was made with another set-up ({', '.join(differing)}): choose another --out, or --fresh"
                 )
-            self.parts = parts
+            self.parts = rename_parts(parts)
 
     def document(self) -> dict[str, Any]:
         evasions = {n.partition("/")[2]: p for n, p in self.parts.items() if n.startswith("T3/")}
@@ -223,13 +224,16 @@ def markdown(document: dict[str, Any]) -> str:
             seconds = f"{part['seconds']:.0f}" if "seconds" in part else ""
             rows.append([name, str(part["images"]), *map(percent, [*rates, 100 - rates[0]]), seconds])
         lines += table(head, rows)
-    honest = [(n.partition("/")[2], p) for n, p in parts.items() if n.startswith("honest/")]
-    if honest:
-        head = ["honest images", "images", "accuracy", "FPR at the 5 % threshold", "FPR at the 1 % threshold"]
-        rates = [[percent(100 * p["fpr"][f]) if "fpr" in p else "" for f in ("0.05", "0.01")] for _, p in honest]
+    corruptions = [(n.partition("/")[2], p) for n, p in parts.items() if n.startswith("corruptions/")]
+    if corruptions:
+        head = ["corruption", "images", "accuracy", "FPR at the 5 % threshold", "FPR at the 1 % threshold"]
+        rates = [[percent(100 * p["fpr"][f]) if "fpr" in p else "" for f in ("0.05", "0.01")] for _, p in corruptions]
         lines += table(
             head,
-            [[n, str(p["images"]), percent(100 * p["accuracy"]), *r] for (n, p), r in zip(honest, rates, strict=True)],
+            [
+                [n, str(p["images"]), percent(100 * p["accuracy"]), *r]
+                for (n, p), r in zip(corruptions, rates, strict=True)
+            ],
         )
     if document["checks"]:
         rows2 = [[c["check"], "yes" if c["holds"] else "**no**", c["detail"]] for c in document["checks"]]

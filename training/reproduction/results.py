@@ -14,6 +14,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from ..evaluation.report import w_robust
+from ..renames import rename_parts
 from . import sweep
 
 KINDS = ("natural", "adversarial", "w_robust")
@@ -99,7 +100,7 @@ class Results:
         for net in spec.networks:
             if net.judged and sweep.done(net, folder):
                 home = folder / net.title
-                parts = json.loads((home / "report.json").read_text())["parts"]
+                parts = rename_parts(json.loads((home / "report.json").read_text())["parts"])
                 runs[net.title] = Run(net.title, parts, json.loads((home / "done.json").read_text()))
         return cls(spec.scale, " ".join(spec.about.split()), runs)
 

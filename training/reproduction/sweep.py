@@ -30,6 +30,7 @@ import torch
 from .. import evaluate
 from ..data import load_images
 from ..files import lock, whole, write_json
+from ..renames import RECIPE_KEYS, rename_recipe
 from ..train import train
 from ..trainer.recipe import RecipeError, read_recipe
 from ..trainer.validation import commit
@@ -107,7 +108,7 @@ def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, A
     path = HERE.parent / "recipes" / f"{entry['recipe']}.toml"
     recipe = read_recipe(path, [*document["scale"]["set"], *entry.get("set", [])])
     for key in entry.get("drop", []):
-        table, _, field = key.partition(".")
+        table, _, field = RECIPE_KEYS.get(key, key).partition(".")
         del recipe[table][field]
     if seed:
         recipe["data"]["seed"] += seed
@@ -136,9 +137,9 @@ def done(net: Network, runs: Path) -> bool:
     if not file.is_file():
         return False
     made = json.loads(file.read_text())
-    same = made["judged"] == net.judged
+    same, recipe = made["judged"] == net.judged, rename_recipe(made["recipe"])
     for table, values in net.recipe.items():  # a key that came into being since then stands at its default
-        same &= all(made["recipe"][table].get(field, value) == value for field, value in values.items())
+        same &= all(recipe[table].get(field, value) == value for field, value in values.items())
     if not same:
         raise SpecificationError(f"{file.parent} was made by another recipe: move it away to make {net.title} again")
     return True
@@ -163,7 +164,7 @@ def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: 
     report = None
     if net.judged:
         j = net.judged
-        options = ["--ckpt", out / "best.pt", "--data-dir", data_dir, "--out", out / "report.json", "--no-honest"]
+        options = ["--ckpt", out / "best.pt", "--data-dir", data_dir, "--out", out / "report.json", "--no-corruptions"]
         options += ["--levels", *j["levels"], "--attacks", *j["attacks"], "--limit", j["limit"]]
         options += ["--batch-size", j["batch_size"], "--device", device]
         if net.recipe["runtime"]["bf16"]:

@@ -25,38 +25,47 @@ class Inner:
     Attributes:
         budget: radius, step and number of steps.
         start: 'normal' (0.001 times standard normal, the paper's), 'uniform' in the ball, or 'n_fgsm': noise of
-            `spread` times the radius, after which one step of `budget.step` is taken and *not* projected into the
-            ball (N-FGSM, de Jorge et al. 2022; steps must be 1). The strong noise is what keeps one-step training
-            from collapsing.
-        forced: share of an AW-Net's batch that is attacked with BN_adv forced (P = 0) and the detector's
-            gradient cut; the rest attacks the deployed network with its whole gradient. While P is near 0.5
-            an attack on the deployed network alone goes through the clean branch and BN_adv learns nothing.
-        through: the forced share's attacker has the detector's gradient too, and steers omega with it. An
-            adversarial branch that never met such an attacker loses to him.
-        evading: share that is attacked for a wrong class *and* a clean verdict (T3): selective PGD against the natural
-            branch, at a radius and step drawn for each batch from `radii` (shares of the budget's): an attacker whom
-            the detector stops at the whole radius goes below what it sees.
-        detached: share of the *unforced* images whose attacker ignores the detector's gradient (T1) instead.
-        spread: k of N-FGSM.
+            `noise_magnitude` times the radius, after which one step of `budget.step` is taken and *not* projected
+            into the ball (N-FGSM, de Jorge et al. 2022; steps must be 1). The strong noise keeps one-step training
+            from catastrophic overfitting.
+        adv_branch_share: share of an AW-Net's batch that is attacked with BN_adv forced (P = 0) and the detector's
+            gradient cut; the rest attacks the deployed network with its whole gradient. While P is near 0.5 an attack
+            on the deployed network alone goes through the natural branch, and BN_adv learns nothing.
+        adv_branch_sees_detector: the attacker of that share has the detector's gradient too, and steers omega with it.
+            An adversarial branch that is never trained against such an attacker loses to him.
+        detector_ignored_share: share of the images *outside* that share whose attacker ignores the detector's gradient
+            (T1).
+        evading_share: share of the batch that is attacked for a wrong class *and* a clean verdict (T3): selective PGD
+            against the natural branch, at a radius and step drawn for each batch from `evading_radii` (shares of the
+            budget's), because an attacker whom the detector stops at the whole radius takes a smaller one.
+        noise_magnitude: k of N-FGSM, the radius of its noise in units of the budget's.
     """
 
     budget: Budget = Budget(steps=10)
     start: str = "normal"
-    forced: float = 0.0
-    through: bool = False
-    evading: float = 0.0
-    radii: Sequence[float] = (0.25, 0.5, 1.0)
-    detached: float = 0.0
-    spread: float = 2.0
+    adv_branch_share: float = 0.0
+    adv_branch_sees_detector: bool = False
+    evading_share: float = 0.0
+    evading_radii: Sequence[float] = (0.25, 0.5, 1.0)
+    detector_ignored_share: float = 0.0
+    noise_magnitude: float = 2.0
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f"attack.start must be one of {', '.join(STARTS)}, not {self.start!r}")
-        shares = (self.forced, self.evading, self.forced + self.evading, self.detached)
+        shares = (
+            self.adv_branch_share,
+            self.evading_share,
+            self.adv_branch_share + self.evading_share,
+            self.detector_ignored_share,
+        )
         if not all(0 <= share <= 1 for share in shares):
-            raise ValueError("attack.forced, attack.evading, their sum and attack.detached are shares between 0 and 1")
-        if not self.radii or not all(0 < radius <= 1 for radius in self.radii):
-            raise ValueError("attack.radii are shares of attack.eps, above 0 and at most 1")
+            raise ValueError(
+                "attack.adv_branch_share, attack.evading_share, their sum and attack.detector_ignored_share are shares "
+                "between 0 and 1"
+            )
+        if not self.evading_radii or not all(0 < radius <= 1 for radius in self.evading_radii):
+            raise ValueError("attack.evading_radii are shares of attack.eps, above 0 and at most 1")
         if self.start == "n_fgsm" and self.budget.steps != 1:
             raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
 
@@ -82,18 +91,23 @@ class Inner:
 
             budget, radius = self.budget, self.budget.eps
             if self.start == "n_fgsm":  # project() to a ball that holds noise and step leaves both as they are
-                radius = self.spread * budget.eps + budget.step
+                radius = self.noise_magnitude * budget.eps + budget.step
             return ascend(loss, x[part], start[part], Budget(min(1.0, radius), budget.step, budget.steps))
 
         with frozen(net):
             detecting = net.detecting
             if detecting is not None:
-                n = len(x) - round(len(x) * self.evading)  # the last ones evade
+                n = len(x) - round(len(x) * self.evading_share)  # the last ones evade
                 evading = slice(n, len(x))
-                first = min(n, round(len(x) * self.forced))  # both shares may have been rounded up
-                second = first + round((n - first) * self.detached)
+                first = min(n, round(len(x) * self.adv_branch_share))  # both shares may have been rounded up
+                second = first + round((n - first) * self.detector_ignored_share)
                 models: tuple[tuple[slice, Outputs], ...] = (
-                    (slice(0, first), lambda z: [detecting.classify(z, detecting.detect(cut(z, self.through)), "adv")]),
+                    (
+                        slice(0, first),
+                        lambda z: [
+                            detecting.classify(z, detecting.detect(cut(z, self.adv_branch_sees_detector)), "adv")
+                        ],
+                    ),
                     (slice(first, second), lambda z: [detecting.classify(z, detecting.detect(cut(z, False)))]),
                     (slice(second, n), lambda z: [net(z)]),
                 )
@@ -109,7 +123,7 @@ class Inner:
 
     def evaders(self, net: DetectingNetwork, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
         """x_adv of attackers at T3; see `evading`."""
-        share = self.radii[chance.integer(0, len(self.radii), "radius")]
+        share = self.evading_radii[chance.integer(0, len(self.evading_radii), "radius")]
         budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
 
         def loss(z: Tensor) -> Tensor:
@@ -122,7 +136,7 @@ class Inner:
         """Where the attack starts, in [0,1]."""
         if self.start == "normal":
             return normal_start(x, chance)
-        return uniform_start(x, self.budget.eps * (self.spread if self.start == "n_fgsm" else 1), chance)
+        return uniform_start(x, self.budget.eps * (self.noise_magnitude if self.start == "n_fgsm" else 1), chance)
 
     def own_answers(self, net: Network, x: Tensor) -> Tensor:
         """What `net` in evaluation mode says about clean x: probabilities [N,K], the target of TRADES' attack."""

@@ -180,7 +180,7 @@ def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> t
 def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], float]:
     """step -> factor of the base learning rates."""
     total = optim["epochs"] * steps_per_epoch
-    if optim["schedule"] == "onecycle":  # linear up over `warmup` of the run, linear down to nearly nothing
+    if optim["schedule"] == "triangular":  # linear up over `warmup` of the run, linear down to nearly nothing
         up = max(1, round(total * optim["warmup"]))
         return lambda step: min((step + 1) / up, max(0.002, (total - step) / max(1, total - up)))
     if optim["schedule"] == "multistep":
@@ -188,4 +188,4 @@ def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], 
         return lambda step: float(0.1 ** sum(step >= m for m in marks))
     if optim["schedule"] == "constant":
         return lambda step: 1.0
-    raise RecipeError(f"optim.schedule must be onecycle, multistep or constant, not {optim['schedule']!r}")
+    raise RecipeError(f"optim.schedule must be triangular, multistep or constant, not {optim['schedule']!r}")

@@ -88,9 +88,9 @@ class Mtard(Objective):
             tenfold where the learning rate does).
         balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
             code; of a batch in parts, the losses of the step before.
-        together: a static network sees both kinds of image in one batch; the code has two passes.
-        nat_images: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
-        noise: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
+        one_batch: a static network sees both kinds of image in one batch; the code has two passes.
+        nat_batch_share: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
+        sign_noise_share: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
             image without its noise.
     """
 
@@ -104,31 +104,31 @@ class Mtard(Objective):
         eta: float = 0.025,
         balance: bool = True,
         type_weight: float = 1.0,
-        nat_images: float = 1.0,
-        noise: float = 0.0,
+        nat_batch_share: float = 1.0,
+        sign_noise_share: float = 0.0,
         tau_squared: bool = True,
         kl_scale: float = 1.0,
         eta_decays: bool = False,
-        together: bool = True,
+        one_batch: bool = True,
     ) -> None:
         self.inner = inner
         self.nat_teacher = nat_teacher.eval().requires_grad_(False)
         self.adv_teacher = adv_teacher.eval().requires_grad_(False)
         self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
-        self.nat_images, self.noise = nat_images, noise
-        self.tau_squared, self.kl_scale, self.together = tau_squared, kl_scale, together
+        self.nat_batch_share, self.sign_noise_share = nat_batch_share, sign_noise_share
+        self.tau_squared, self.kl_scale, self.one_batch = tau_squared, kl_scale, one_batch
         self.eta, self.eta_decays = eta, eta_decays
         self.balancer = Balancer(eta)
 
     def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         x_adv = self.inner.adversaries(net, x, y, chance=chance)
-        x_nat = x[: natural_images(len(x), self.nat_images)]
+        x_nat = x[: natural_images(len(x), self.nat_batch_share)]
         with torch.no_grad():
             targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
-        return Step(sign_noise(x_nat, self.noise, self.inner.budget.eps, chance), x_adv, y, targets)
+        return Step(sign_noise(x_nat, self.sign_noise_share, self.inner.budget.eps, chance), x_adv, y, targets)
 
     def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step, self.together)
+        pairs, kind = both(net, step, self.one_batch)
         nat, adv = (
             self.kl_scale
             * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])

@@ -94,17 +94,17 @@ def type_loss(type_logits: Tensor, n: int) -> Tensor:
     return F.cross_entropy(type_logits.float(), kind)
 
 
-def both(net: Network, step: Step, together: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def both(net: Network, step: Step, one_batch: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """(natural logits [n,K], adversarial logits [N,K]) of each exit, and L_type (zero for a static network).
 
     A static network sees the two kinds in two passes, each with its own batch statistics, as the published codes
-    of TRADES, MART, RSLAD and MTARD have it, or in one pass with `together`.
+    of TRADES, MART, RSLAD and MTARD have it, or in one pass with `one_batch`.
     """
     if (detecting := net.detecting) is not None:
         nat, adv, type_logits = branches(detecting, step.x, step.x_adv)
         return [(nat, adv)], type_loss(type_logits, len(step.x))
     none = step.x.new_zeros(())
-    if together:
+    if one_batch:
         n = len(step.x)
         return [(z[:n], z[n:]) for z in net.exits(torch.cat([step.x, step.x_adv]))], none
     return list(zip(net.exits(step.x), net.exits(step.x_adv), strict=True)), none
@@ -154,13 +154,13 @@ class Standard(Objective):
 class PgdAt(Objective):
     """Adversarial training (Madry et al.) with labels; with N-FGSM's attack it is the fast one-step training.
 
-    A static network minimises cross-entropy on x_adv, or a share `clean` of it on x (0.5 is Eq. 1). An AW-Net
+    A static network minimises cross-entropy on x_adv, or a share `clean_weight` of it on x (0.5 is Eq. 1). An AW-Net
     minimises it on x through BN_nat and on x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
 
     `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
-    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_share` of the
-    images are moved. `nat_images` is the share of the batch that goes through the natural branch at all: a
-    trunk that starts clean-trained needs less of it than of the adversarial one. `noise` is the share of
+    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_perturbed_share` of the
+    images are moved. `nat_batch_share` is the share of the batch that goes through the natural branch at all: a
+    trunk that starts clean-trained needs less of it than of the adversarial one. `sign_noise_share` is the share of
     natural images that get random sign noise and stay natural, as in `DetectorPretraining`.
     """
 
@@ -172,30 +172,30 @@ class PgdAt(Objective):
         type_weight: float = 1.0,
         nat_eps: float = 0.0,
         nat_steps: int = 1,
-        nat_share: float = 1.0,
-        nat_images: float = 1.0,
-        noise: float = 0.0,
-        clean: float = 0.0,
+        nat_perturbed_share: float = 1.0,
+        nat_batch_share: float = 1.0,
+        sign_noise_share: float = 0.0,
+        clean_weight: float = 0.0,
     ) -> None:
         self.inner = inner
-        self.clean = clean
+        self.clean_weight = clean_weight
         self.label_smoothing = label_smoothing
         self.nat_weight = nat_weight
         self.type_weight = type_weight
         self.nat_eps = nat_eps / 255
         self.nat_steps = nat_steps
-        self.nat_share = nat_share
-        self.nat_images = nat_images
-        self.noise = noise
+        self.nat_perturbed_share = nat_perturbed_share
+        self.nat_batch_share = nat_batch_share
+        self.sign_noise_share = sign_noise_share
 
     def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         x_adv = self.inner.adversaries(net, x, y, chance=chance)
         detecting = net.detecting
         if detecting is None:
-            return Step(x if self.clean else x[:0], x_adv, y)
-        n = natural_images(len(x), self.nat_images)
+            return Step(x if self.clean_weight else x[:0], x_adv, y)
+        n = natural_images(len(x), self.nat_batch_share)
         x_nat = self.natural(detecting, x[:n], y[:n], chance[:n])
-        x_nat = sign_noise(x_nat, self.noise, self.inner.budget.eps, chance)
+        x_nat = sign_noise(x_nat, self.sign_noise_share, self.inner.budget.eps, chance)
         return Step(x_nat, x_adv, y)
 
     def loss(self, net: Network, step: Step) -> Loss:
@@ -203,10 +203,10 @@ class PgdAt(Objective):
         detecting = net.detecting
         if detecting is None:
             loss = mean([self.cross_entropy(z, y) for z in net.exits(step.x_adv)])
-            if not self.clean:
+            if not self.clean_weight:
                 return Loss(loss, {"adv": loss.item()})
             natural = mean([self.cross_entropy(z, y) for z in net.exits(step.x)])
-            total = (1 - self.clean) * loss + self.clean * natural
+            total = (1 - self.clean_weight) * loss + self.clean_weight * natural
             return Loss(total, {"nat": natural.item(), "adv": loss.item()})
         logits_nat, logits_adv, type_logits = branches(detecting, step.x, step.x_adv)
         nat, adv, kind = (
@@ -224,7 +224,7 @@ class PgdAt(Objective):
         """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
         if not self.nat_eps:
             return x
-        part = slice(0, round(len(x) * self.nat_share))
+        part = slice(0, round(len(x) * self.nat_perturbed_share))
         net.eval()
         signals = net.detect(x[part]).detach()
         budget = Budget(

@@ -23,8 +23,9 @@ class DetectorPretraining(Objective):
     The trunk stands still. Each step draws its attacker from `attackers`, its radius from `eps` (units of
     1/255), so that weak examples are learnt too, its step size between a quarter of that radius and all of it, its
     start, and 1 to 2 `steps` - 1 steps. Attackers: 'nat' and 'adv' have that branch alone, with the omega of the
-    clean image; 'detached' has the deployed network without the detector's gradient (T1), 'deployed' with it (T2).
-    `noise` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
+    clean image; 'detector_ignored' has the deployed network without the detector's gradient (T1), 'deployed' with it
+    (T2).
+    `sign_noise_share` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
     without it, any noise is called an attack.
     """
 
@@ -32,13 +33,13 @@ class DetectorPretraining(Objective):
         self,
         inner: Inner,
         eps: Sequence[float] = (8.0,),
-        noise: float = 0.0,
+        sign_noise_share: float = 0.0,
         attackers: Sequence[str] = ("nat",),
     ) -> None:
-        unknown = set(attackers) - {"nat", "adv", "detached", "deployed"}
+        unknown = set(attackers) - {"nat", "adv", "detector_ignored", "deployed"}
         if unknown or not attackers:
-            raise TypeError(f"attackers are nat, adv, detached and deployed, not {sorted(unknown)}")
-        self.inner, self.eps, self.noise, self.attackers = inner, eps, noise, attackers
+            raise TypeError(f"attackers are nat, adv, detector_ignored and deployed, not {sorted(unknown)}")
+        self.inner, self.eps, self.sign_noise_share, self.attackers = inner, eps, sign_noise_share, attackers
 
     def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
         detecting = must_detect(net)
@@ -54,14 +55,14 @@ class DetectorPretraining(Objective):
             if attacker == "deployed":
                 logits: Tensor = detecting(z)
                 return logits
-            if attacker == "detached":
+            if attacker == "detector_ignored":
                 return detecting.classify(z, detecting.detect(z.detach()))
             return detecting.classify(z, signals, "adv" if attacker == "adv" else "nat")
 
         start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
         x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
-        return Step(sign_noise(x, self.noise, eps, chance), x_adv, y)
+        return Step(sign_noise(x, self.sign_noise_share, eps, chance), x_adv, y)
 
     def loss(self, net: Network, step: Step) -> Loss:
         loss = type_loss(must_detect(net).type_logits(torch.cat([step.x, step.x_adv])), len(step.x))

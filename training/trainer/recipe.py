@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import SETS
+from ..renames import rename_recipe, warn_renamed
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WHOLE = ("init", "objective")  # tables that a recipe takes whole, or leaves as they are
@@ -29,24 +30,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step": 2.0,
         "steps": 10,
         "start": "normal",
-        "forced": 0.0,
-        "through": False,
-        "evading": 0.0,
-        "radii": [0.25, 0.5, 1.0],
-        "detached": 0.0,
-        "spread": 2.0,
+        "adv_branch_share": 0.0,
+        "adv_branch_sees_detector": False,
+        "evading_share": 0.0,
+        "evading_radii": [0.25, 0.5, 1.0],
+        "detector_ignored_share": 0.0,
+        "noise_magnitude": 2.0,
     },
     "optim": {
         "epochs": 10,
         "batch_size": 128,
-        "accumulate": 1,
+        "microbatches": 1,
         "optimizer": "sgd",
         "lr": 0.1,
         "regulator_lr": 0.01,
         "momentum": 0.9,
         "nesterov": True,
         "weight_decay": 5e-4,
-        "schedule": "onecycle",
+        "schedule": "triangular",
         "warmup": 0.2,
         "milestones": [],
         "ema": 0.0,
@@ -78,18 +79,19 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
         RecipeError: no TOML, an unknown table or key, an override that is none, a recipe to extend that does not exist,
             or recipes that extend each other in a circle.
     """
-    given = _stated(path, ())
+    given, more = _stated(path, ()), dict[str, dict[str, Any]]()
     for override in overrides:
         key, sign, value = override.partition("=")
         table, dot, name = key.partition(".")
         if not (sign and dot):
             raise RecipeError(f"--set needs table.key=value, not {override!r}")
+        stated = more.setdefault(table, {})
         try:
-            one = {table: {name: tomllib.loads(f"v = {value}")["v"]}}
+            stated[name] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
-            one = {table: {name: value}}
-        _check(one, f"--set {key}")
-        given[table] = {**given.get(table, {}), **one[table]}
+            stated[name] = value
+    for table, values in _checked(more, "--set").items():
+        given[table] = {**given.get(table, {}), **values}
     recipe = {table: {**values, **given.get(table, {})} for table, values in DEFAULTS.items()}
     if recipe["data"]["set"] not in SETS:
         raise RecipeError(f"data.set must be one of {', '.join(SETS)}, not {recipe['data']['set']!r}")
@@ -107,7 +109,7 @@ def _stated(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
         raise RecipeError(f"{path}: {error}") from error
     document.pop("about", None)
     parent = document.pop("extends", None)
-    _check(document, str(path))
+    document = _checked(document, str(path))
     if parent is None:
         return document
     stated = _stated(_extended(path, parent), (*below, path.resolve()))
@@ -125,8 +127,12 @@ def _extended(path: Path, parent: object) -> Path:
     return found
 
 
-def _check(document: Mapping[str, Any], source: str) -> None:
-    """RecipeError for a table or key that does not exist; `source` says where it stands."""
+def _checked(document: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """The tables under today's names; RecipeError for one or a key that does not exist. `source`: where it stands."""
+    try:
+        document = rename_recipe(document, warn_renamed)
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
     for table, values in document.items():
         if table not in DEFAULTS:
             raise RecipeError(f"{source}: unknown table {table}; known are {', '.join(DEFAULTS)}")
@@ -135,3 +141,4 @@ def _check(document: Mapping[str, Any], source: str) -> None:
         unknown = sorted(values.keys() - DEFAULTS[table].keys())
         if unknown and table not in ("network", *WHOLE):
             raise RecipeError(f"{source}: unknown key {table}.{unknown[0]}; known are {', '.join(DEFAULTS[table])}")
+    return dict(document)

@@ -18,6 +18,7 @@ from .. import checkpoint
 from ..data import ImageSet, shuffled_batches
 from ..files import lock
 from ..network import Network
+from ..renames import CHECKPOINT_KEYS
 from ..rng import Chance
 from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
 from .distributed import SOLO, Ranks
@@ -31,11 +32,11 @@ class Progress:
     """How far a run is: in last.pt, so that it goes on from any step."""
 
     epoch: int = 0  # epochs that are finished
-    done: int = 0  # steps of the next one
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses of those steps
+    steps_done: int = 0  # steps of the next one
+    loss_sums: dict[str, float] = field(default_factory=dict)  # of the losses of those steps
     seconds: float = 0.0  # that those steps took
     history: list[dict[str, Any]] = field(default_factory=list)
-    best_figure: float = float("-inf")
+    best_score: float = float("-inf")  # the highest selection score so far
 
 
 class Run:
@@ -58,11 +59,11 @@ class Run:
         self.recipe, self.last, self.runtime, self.ranks = recipe, out / "last.pt", runtime, ranks
         optim, options = recipe["optim"], recipe["runtime"]
         self.batch_size: int = optim["batch_size"]
-        self.accumulate: int = optim["accumulate"]
-        if self.accumulate < 1 or self.batch_size % (self.accumulate * ranks.size):
+        self.microbatches: int = optim["microbatches"]
+        if self.microbatches < 1 or self.batch_size % (self.microbatches * ranks.size):
             raise RecipeError(
                 f"optim.batch_size {self.batch_size} cannot be cut into equal parts for {ranks.size} processes times "
-                f"optim.accumulate {self.accumulate}"
+                f"optim.microbatches {self.microbatches}"
             )
         torch.manual_seed(recipe["data"]["seed"])
         net = starting_network(recipe, out.parent, len(images.labels), images.validation.images.shape[-1])
@@ -88,7 +89,7 @@ class Run:
     @property
     def steps(self) -> int:
         """How many steps have been taken since the run began."""
-        return self.at.epoch * self.steps_per_epoch + self.at.done
+        return self.at.epoch * self.steps_per_epoch + self.at.steps_done
 
     @property
     def finished(self) -> bool:
@@ -111,7 +112,7 @@ class Run:
                 "network": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "objective": self.objective.state_dict(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "ema_network": None if self.averaged is None else self.averaged.state_dict(),
                 "bf16": self.runtime.bf16,
                 **asdict(self.at),
             }
@@ -119,12 +120,13 @@ class Run:
 
     def load(self) -> bool:
         """Go on from last.pt; returns whether it was computing in bfloat16. See `checkpoint.read` for the errors."""
-        state = checkpoint.read(self.last)["run"]
+        stored = checkpoint.read(self.last)["run"]
+        state = {CHECKPOINT_KEYS.get(key, key): value for key, value in stored.items()}
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
+            self.averaged.load_state_dict(state["ema_network"])
         known = {f.name for f in fields(Progress)}  # last.pt of older versions lacks some
         self.at = Progress(**{k: v for k, v in state.items() if k in known})
         return bool(state.get("bf16", self.recipe["runtime"]["bf16"]))
@@ -151,7 +153,7 @@ class Run:
             self.recipe["data"]["seed"],
             self.at.epoch,
             self.recipe["data"]["padding"],
-            first=self.at.done,
+            first=self.at.steps_done,
             part=self.ranks.rank,
             parts=self.ranks.size,
             device=self.runtime.device,
@@ -172,14 +174,14 @@ class Run:
             self.runtime,
             awp=optim["awp"] if self.at.epoch >= optim["awp_from"] else 0.0,
             chance=chance,
-            parts=self.accumulate,
+            parts=self.microbatches,
             ranks=self.ranks,
         )
         if self.averaged is not None:
             self.averaged.update_parameters(self.net)
         for part, value in loss.parts.items():
-            self.at.sums[part] = self.at.sums.get(part, 0.0) + value
-        self.at.done += 1
+            self.at.loss_sums[part] = self.at.loss_sums.get(part, 0.0) + value
+        self.at.steps_done += 1
         return loss
 
     def end_epoch(self) -> dict[str, Any]:
@@ -190,9 +192,9 @@ class Run:
             "bf16": self.runtime.bf16,
             "train_seconds": round(at.seconds, 1),
             "images_per_second": round(self.steps_per_epoch * self.batch_size / max(at.seconds, 1e-9), 1),
-            **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in at.sums.items()},
+            **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in at.loss_sums.items()},
         }
-        at.epoch, at.done, at.sums, at.seconds = at.epoch + 1, 0, {}, 0.0
+        at.epoch, at.steps_done, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
         self.agree()
         return row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.evaluation.corruptions import HONEST, gaussian_noise, scaled, sign_noise
+from training.evaluation.corruptions import CORRUPTIONS, gaussian_noise, scaled, sign_noise
 
 
 def gradient_images(n: int = 3) -> torch.Tensor:
@@ -15,12 +15,12 @@ def gradient_images(n: int = 3) -> torch.Tensor:
     return image.expand(n, 3, 32, 32).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(HONEST))
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
 def test_every_change_keeps_shape_type_and_picture(name: str) -> None:
     """uint8 of the same shape, and no value of a smooth picture moves by more than a few levels; the input is left."""
     images = gradient_images()
     before = images.clone()
-    changed = HONEST[name](images)
+    changed = CORRUPTIONS[name](images)
     assert changed.dtype == torch.uint8 and changed.shape == images.shape
     assert torch.equal(images, before)
     difference = (changed.int() - images.int()).abs()
@@ -46,7 +46,7 @@ def test_gaussian_noise_stays_in_the_ball() -> None:
 def test_lower_quality_changes_more() -> None:
     """JPEG 75 loses more than JPEG 90."""
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    lost = [float((HONEST[n](images).int() - images.int()).abs().double().mean()) for n in ("jpeg_90", "jpeg_75")]
+    lost = [float((CORRUPTIONS[n](images).int() - images.int()).abs().double().mean()) for n in ("jpeg_90", "jpeg_75")]
     assert 0 < lost[0] < lost[1]
 
 
