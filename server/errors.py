@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree, and the one table that says how it is told over HTTP.
+"""All errors of the server as one tree, and one table that maps it to HTTP.
 
 The classes know no HTTP: `images` or `batching` raise them wherever they run. `STATUS` maps the tree to status
 codes, and `problem` writes the RFC 9457 document. A class without a line of its own takes its parent's.
@@ -144,7 +144,7 @@ class LinkLost(Unavailable):
 
 
 class StartupError(AWNetError):
-    """The server cannot start or the model cannot be served; told to whoever runs it, never to a client."""
+    """The server cannot start or the model cannot be served; reported to the operator, never to a client."""
 
     slug, title = "startup", "Startup failed"
 

@@ -1,4 +1,4 @@
-"""One process that serves: uvicorn with its signals, and every front end beside it.
+"""One serving process: builds and wires all components, and runs uvicorn and the other front ends until a signal.
 
 `python -m server` calls `serve`; where there are several workers, the supervisor starts each as
 `python -m server.process FD`, with a socket to itself under that number.
@@ -42,11 +42,11 @@ log = logging.getLogger("awnet")
 
 
 class Server(uvicorn.Server):
-    """uvicorn that goes quietly: on SIGTERM readiness goes off first, and what is in flight is answered.
+    """uvicorn with a graceful shutdown: SIGTERM turns readiness off first, and requests in flight are answered.
 
-    SIGINT, or a second signal, skips the time given to balancers. The exit status is 0 after either. SIGHUP looks
-    for new versions. The gRPC service and the admin port live and end with it. The models are loaded while the socket
-    answers already, so that live is told at once and ready when it is true; they are closed after the last answer.
+    SIGINT, or a second signal, skips the time given to load balancers. The exit status is 0 after either. SIGHUP
+    checks for new versions. The gRPC front end and the admin port start and end with it. The models are loaded while
+    the socket answers already, so that liveness is reported at once and readiness once it holds; they are closed last.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
             self.force_exit = True
 
     async def _listening(self) -> None:
-        """The sockets are open."""
+        """Called once the sockets are open."""
         for listening in self.servers:
             for bound in listening.sockets:
                 log.info("listening on %s", url(bound))
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
 
 
 class Worker(Server):
-    """One of several servers behind one port. The sockets are the supervisor's, which also tells when to use them."""
+    """One of several servers behind one port. The supervisor owns the sockets and says when to accept connections."""
 
     def __init__(self, config: uvicorn.Config, service: Service, assignment: Assignment) -> None:
         super().__init__(config, service)
@@ -151,7 +151,7 @@ class Worker(Server):
         self._accepts = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # First: when the models have been loaded the supervisor is told.
+        # First, because the supervisor is notified once the models are loaded.
         await self._assignment.member.attach(self._service, self._accept, self._abandoned)
         await super().startup([])
 
@@ -187,7 +187,7 @@ class Worker(Server):
 
 
 class _AdminServer(uvicorn.Server):
-    """Beside another server, which has the signals."""
+    """A server beside another one, which handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""What every front end shares: which model answers, the answer, its verdicts, and what is counted about them.
+"""The core behind every front end: chooses the version, runs it, judges the scores, and records the outcome.
 
 `/predict` and the Open Inference Protocol, over HTTP and gRPC, all go through `lease` and `run`, so that canary,
-shadow, verdicts and metrics are the same whichever way an image comes in.
+shadow, verdicts and metrics are the same for each of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An answer with its verdicts, one for each image, in their order."""
+    """The engine's answer and one verdict an image, in their order."""
 
     model: Model
     signals: Signals
@@ -44,26 +44,26 @@ class Outcome:
 
 
 class Fleet(Protocol):
-    """The processes behind one port, as one of them sees them: what concerns the service as a whole is asked here."""
+    """All processes behind one port, as the service of one of them sees them."""
 
     def loaded(self) -> None:
-        """The models of this process are proven."""
+        """The models of this process have passed the self-test."""
 
     async def counted(self, here: Counted) -> Counted:
-        """What all processes have counted until now, where this one has counted `here`. Raises LinkLost."""
+        """The counts of all processes, where this one has counted `here`. Raises LinkLost."""
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """An operator's call, carried out in every process; `here` does so in this one. Raises what it raises."""
 
     async def stop(self) -> None:
-        """This process leaves: it has answered its last request."""
+        """This process ends: it has answered its last request."""
 
 
 class SingleProcess:
     """A `Fleet` of this process alone."""
 
     def loaded(self) -> None:
-        """Nobody waits for it."""
+        """No other process waits for it."""
 
     async def counted(self, here: Counted) -> Counted:
         return here
@@ -72,24 +72,24 @@ class SingleProcess:
         return await here(do, given)
 
     async def stop(self) -> None:
-        """There is nobody to tell."""
+        """No other process needs the last counts."""
 
 
 class Service:
-    """The models behind all front ends, and whether this process is leaving.
+    """The models behind all front ends, their monitoring, and the life of the process.
 
     Args:
         engine: not started; `start` and `stop` start and close it.
         metrics: those that the engine reports its batches to.
-        monitor: watches what is answered; `metrics` exports it.
+        monitor: watches verdicts, scores and omega; `metrics` exports it.
         fleet: the processes behind this port; default: this one alone.
 
     Attributes:
-        models: which versions there are and what each is for.
-        requests: where front ends have each request counted and logged.
+        models: the open versions and their roles.
+        requests: counts and logs each request of the front ends.
         verdict_history: verdicts of the last minutes, for the page.
         draining: readiness is off, requests are still answered.
-        failure: why the service cannot be what it was asked to be, if so; the process ends then.
+        failure: the error that ends the process, if any.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class Service:
             self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
 
     def fail(self, error: AWNetError) -> None:
-        """Something that was asked for cannot be had: log it, and keep it as `failure`."""
+        """Log `error` and keep it as `failure`."""
         log.critical("%s: %s", error.title, error.detail)
         self.failure = error
 
     def drain(self) -> None:
-        """The process is told to end: readiness goes off, so that balancers look away; requests are still answered."""
+        """Turn readiness off, so that load balancers stop sending; requests are still answered."""
         self.draining = True
 
     def reload_soon(self) -> None:
@@ -184,15 +184,15 @@ class Service:
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """What Prometheus scrapes of the whole service, and its content type. Raises LinkLost."""
+        """The metrics of the whole service for a scrape, and their content type. Raises LinkLost."""
         return exposition((await self._fleet.counted(self._counted())).families, accept)
 
     async def detection(self) -> dict[str, object]:
-        """What the whole service has seen of attacks, for the admin port. Raises LinkLost."""
+        """The detection report of the whole service, for the admin port. Raises LinkLost."""
         return report(await self._fleet.counted(self._counted()))
 
     async def operate(self, do: str, *given: Any) -> dict[str, Any]:
-        """Carry an operator's call out in every process; see `carry_out`."""
+        """Carry an admin call out in every process; see `carry_out`."""
         return await self._fleet.operate(self.carry_out, do, given)
 
     def snapshot(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Service:
         }
 
     async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
-        """A call of an operator, in this process: the method of `Models`, its answer and what it raises."""
+        """An admin call in this process: the method of `Models`, its answer and what it raises."""
         models = self.models
         if do == "status":
             return models.status()

@@ -36,75 +36,71 @@ class Settings(BaseSettings):
     grpc_port: int | None = Field(
         None, ge=0, le=65535, description="Port of the Open Inference Protocol over gRPC; 'none' leaves it off."
     )
-    admin_host: str = Field("127.0.0.1", description="Address of the admin calls; keep it a private one.")
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port; keep it a private one.")
     admin_port: int | None = Field(
-        8002, ge=0, le=65535, description="Port of the admin calls; 0 takes a free one, 'none' leaves them off."
+        8002, ge=0, le=65535, description="Admin port; 0 takes a free one, 'none' leaves it off."
     )
 
     engine: Literal["embedded", "triton"] = Field(
         "embedded", description="What runs the model: ONNX Runtime in this process, or NVIDIA Triton over gRPC."
     )
     repository: Path = Field(Path("model_repository"), description="Folder that holds <model>/<version>/model.onnx.")
-    model: str = Field("awnet", pattern=NAME, description="Model that answers where a request names none.")
+    model: str = Field("awnet", pattern=NAME, description="Default model, for requests that name none.")
     models: str = Field("", description="Further models to serve, names separated by commas.")
     version: str = Field("latest", description="Version of that model to serve: a number, or 'latest' for the highest.")
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
-    canary: str = Field("", description="VERSION:SHARE: give this share of unversioned requests to that version.")
-    shadow: str = Field("", description="VERSION that also answers every unversioned request, only to be compared.")
+    canary: str = Field("", description="VERSION:SHARE routes that share of unversioned requests to VERSION.")
+    shadow: str = Field("", description="VERSION also answers every unversioned request, only to be compared.")
     golden_probe_seconds: float = Field(
-        10.0, ge=0, description="Send each open version a golden image of its contract this often; 0 sends none."
+        10.0, ge=0, description="Send each open version a golden probe this often; 0 sends none."
     )
-    poll_seconds: float = Field(5.0, ge=0, description="Look for new versions this often; 0 only on SIGHUP or request.")
+    poll_seconds: float = Field(
+        5.0, ge=0, description="Check for new versions this often; 0 only on SIGHUP or by an admin call."
+    )
     signing_key: Path | None = Field(
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
     )
 
-    timeout_seconds: float = Field(
-        10.0, gt=0, description="Give a request up after this long; a client may ask for less."
-    )
+    timeout_seconds: float = Field(10.0, gt=0, description="Longest time for a request; a client may ask for less.")
     batch_delay_ms: float = Field(
-        1.0, ge=0, description="Longest wait for more images while others run; an idle server never waits."
+        1.0, ge=0, description="Longest wait for a fuller batch while others run; an idle server never waits."
     )
 
     triton_urls: str = Field("127.0.0.1:8101", description="gRPC addresses of Triton, separated by commas.")
     triton_tls: bool = Field(False, description="Speak TLS to Triton.")
     triton_ca: Path | None = Field(None, description="PEM file of the authority that signed Triton's certificate.")
     triton_metadata: str = Field("", description="Metadata of every call to Triton: key=value, separated by commas.")
-    triton_in_flight: int = Field(64, ge=1, description="Most images at each Triton at the same time.")
+    triton_in_flight: int = Field(64, ge=1, description="Most images in flight at each Triton.")
     triton_silence_seconds: float = Field(
-        0.6, gt=0, description="A Triton that gives no sign of life for this long is left alone."
+        0.6, gt=0, description="The breaker of a Triton opens when heartbeats go unanswered for this long."
     )
-    breaker_failures: int = Field(3, ge=1, description="Failures in a row after which a Triton is left alone.")
-    breaker_seconds: float = Field(1.0, gt=0, description="How often a Triton that is left alone is tried again.")
+    breaker_failures: int = Field(3, ge=1, description="Consecutive failures that open the breaker of a Triton.")
+    breaker_seconds: float = Field(1.0, gt=0, description="How often a probe tries to close an open breaker.")
 
     max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
     max_pixels: int = Field(16_000_000, ge=1, description="Largest image, width times height.")
     min_side: int = Field(8, ge=1, description="Smallest width or height of an image, pixels.")
     max_images: int = Field(32, ge=1, description="Most images in one request.")
 
-    workers: int = Field(
-        1, ge=1, le=64, description="Processes that serve; one needs no supervisor and is the default."
-    )
+    workers: int = Field(1, ge=1, le=64, description="Worker processes; one needs no supervisor.")
     threads: int = Field(
-        0, ge=0, description="Threads that run the model in each process; 0 shares out the cores it may use."
+        0, ge=0, description="Inference threads of each worker; 0 divides the usable cores among the workers."
     )
     max_batch: int = Field(8, ge=1, description="Most images in one execution of the model.")
-    queue_capacity: int = Field(
-        256, ge=1, description="Images that may wait or run; a request that finds no room gets 503."
-    )
+    queue_capacity: int = Field(256, ge=1, description="Images that may wait or run; further requests get 503.")
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")
 
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
-        75, ge=1, description="Close a connection that has been idle this long; above what balancers keep theirs."
+        75, ge=1, description="Close a connection that has been idle this long; above the load balancer's own limit."
     )
     drain_seconds: float = Field(
-        1.0, ge=0, description="After SIGTERM, serve on this long with readiness off so that balancers look away."
+        1.0, ge=0, description="After SIGTERM, serve this long with readiness off, so that balancers stop sending."
     )
     shutdown_seconds: float = Field(
         20.0, ge=0, description="Wait this long for requests in flight before closing their connections."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     request_log: bool = Field(False, description="Log one JSON line for each request.")
 
     @classmethod

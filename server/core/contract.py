@@ -1,4 +1,4 @@
-"""Typed reader of the contract inside the model; refuses what it does not understand.
+"""Parses the contract inside the model into typed objects, and refuses every value that it does not understand.
 
 The exporter writes one JSON document into the ONNX metadata `awnet.contract`. It changes together with the weights,
 so nothing about labels, preprocessing, thresholds or golden values is configured anywhere else.
@@ -52,7 +52,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The two operating points."""
+    """The two operating points of the detector."""
 
     suspicious: Threshold
     adversarial: Threshold
@@ -89,7 +89,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Contract:
-    """The whole document."""
+    """Everything that a model says about itself."""
 
     labels: tuple[str, ...]
     preprocessing: Preprocessing

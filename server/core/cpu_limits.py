@@ -1,4 +1,4 @@
-"""How many cores this process may use: what its affinity and its cgroup leave of the machine."""
+"""How many cores this process may use: its CPU affinity, cut by the quota of its cgroup."""
 
 from __future__ import annotations
 

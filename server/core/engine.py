@@ -1,8 +1,8 @@
-"""What an engine is, and what it returns. `engines.onnxruntime` is one, `engines.triton` reaches one elsewhere.
+"""The interface of an inference engine, its answer, and the golden self-test that holds for every engine.
 
-An engine opens versions of models; each opened version is a `Runner` that answers on its own until it is closed, so
-that a new one can be warmed and proven while the old one serves. Which of them answers a request is decided in
-`rollout`. The golden self-test lives here because it must hold for whichever engine is used.
+An engine opens versions of models. Each open version is a `Runner` that answers on its own until it is closed, so that
+a new version can be warmed and tested while the old one serves. `engines.onnxruntime` runs models in this process,
+`engines.triton` in NVIDIA Triton; `versions.rollout` chooses the runner of each request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRIORITIES: tuple[Priority, ...] = ("normal", "low")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Which model answers. `sha256` is that of `model.onnx`, hexadecimal."""
+    """Name, version, file and contract of an open version. `sha256` is that of `model.onnx`, hexadecimal."""
 
     name: str
     version: int
@@ -35,10 +35,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How one request is to be served.
+    """Deadline and priority of one request.
 
     Attributes:
-        deadline: on `time.monotonic`; past it nobody waits for the answer any more. Infinite where there is none.
+        deadline: on `time.monotonic`, after which no answer is needed. Infinite where there is none.
         priority: 'low' runs when no 'normal' image waits.
     """
 
@@ -98,10 +98,10 @@ class Runner(Protocol):
 
 
 class Engine(Protocol):
-    """Where models run."""
+    """Runs models."""
 
     async def start(self) -> None:
-        """Make ready to open models; loads none. Raises a StartupError."""
+        """Prepare to open models; loads none. Raises a StartupError."""
 
     async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
         """Names of models and the versions that could be opened, ascending. Raises a StartupError."""
@@ -117,7 +117,7 @@ class Engine(Protocol):
         """
 
     def waiting(self) -> int:
-        """Images that were accepted and are not answered, over all versions."""
+        """Images that were accepted and not yet answered, over all versions."""
 
     def up(self) -> bool:
         """Whether requests can be executed right now (a circuit breaker may be open)."""

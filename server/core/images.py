@@ -1,7 +1,7 @@
-"""Bytes to a validated uint8 array. Every size and format limit of an image lives here.
+"""Decodes image files into uint8 arrays; every size and format limit of an image is checked here.
 
-Only PNG, JPEG and WebP are opened, by their first bytes and never by what the client says they are. Dimensions are
-checked before pixels are decoded. What the network sees: orientation by EXIF, transparency over white, RGB, the
+Only PNG, JPEG and WebP are opened, recognised by their first bytes, whatever content type the client declares.
+Dimensions are checked before pixels are decoded. Preprocessing: orientation by EXIF, transparency over white, RGB, the
 centre square of the short side, scaled to the model's size by an antialiased bilinear filter (the contract's
 `preprocessing`).
 """
@@ -77,9 +77,9 @@ class DecodedImage(NamedTuple):
 
 
 class ImageInput(Protocol):
-    """One image on its way to an engine.
+    """One image of a request, encoded or not.
 
-    An engine calls `pixels` once, on a thread of its own, because it may decode; `large` tells beforehand that this
+    An engine calls `pixels` once, on one of its threads, because it may decode; `large` says beforehand that decoding
     may take milliseconds.
     """
 

@@ -1,4 +1,4 @@
-"""Signals and calibrated thresholds to a verdict, logits to named probabilities. The decision lives here alone."""
+"""Scores and calibrated thresholds to verdicts, logits to class probabilities."""
 
 from __future__ import annotations
 

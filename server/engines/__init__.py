@@ -1,1 +1,1 @@
-"""What runs a model: ONNX Runtime in this process, with its queue, and NVIDIA Triton in `triton`."""
+"""Inference engines: ONNX Runtime in this process, with its queue, and NVIDIA Triton in `triton`."""

@@ -1,8 +1,9 @@
-"""Threads that feed models from one bounded queue. What runs when is decided by `scheduling`; here it is done.
+"""Batches requests: worker threads decode images and run models from one bounded queue.
 
-Worker threads, as many as cores, serve all opened models: they take a batch, decode its images and run the model, so
-that an image is handed over once on its way in and once on its way out. The scheduler's state is touched under one
-lock, held for microseconds: once a request, once a batch. All else that is shared belongs to the event loop's thread.
+There are as many worker threads as cores, and they serve all open models. A worker takes a batch from the queue,
+decodes its images and runs the model, so that each image crosses threads twice. `scheduling` decides what runs when.
+Its state is guarded by one lock, held for microseconds, once a request and once a batch; all other shared state
+belongs to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger("awnet.batching")
 
 
 class _Ticket(Job):
-    """One request: its images, their rows as they come in, and the future that waits for all of them."""
+    """One request in the queue: its images, their result rows, and the future that completes with all of them."""
 
     __slots__ = ("decode", "feed", "future", "images", "inference", "missing", "rows")
 
@@ -45,7 +46,7 @@ class _Ticket(Job):
 
 
 class _Piece:
-    """One execution and its outcome: outputs for its parts, or the error that all of them share."""
+    """One execution of a model: its parts, and their outputs or their common error."""
 
     __slots__ = ("decode", "error", "outputs", "parts", "seconds")
 
@@ -58,7 +59,7 @@ class _Piece:
 
 
 class Feed:
-    """One model's way into the queue; made by `Batcher.open`."""
+    """The queue of one model; made by `Batcher.open`."""
 
     def __init__(self, batcher: Batcher, run: Run, size: int) -> None:
         self.lane: Lane[_Ticket] = Lane()
@@ -131,14 +132,14 @@ class Feed:
 
 
 class Batcher:
-    """The queue and its workers. Made and used on the thread of a running event loop.
+    """The queue and its worker threads. Made and used on the thread of a running event loop.
 
     Args:
         workers: threads.
         max_batch: largest batch.
         capacity: images that may wait or run, over all feeds.
         delay: longest wait for a fuller batch, seconds; see `scheduling`.
-        on_batch: told the size of each execution, on the event loop's thread.
+        on_batch: called with the size of each execution, on the event loop's thread.
     """
 
     def __init__(

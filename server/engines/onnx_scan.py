@@ -1,4 +1,4 @@
-"""What a serialised ONNX model would reach for outside itself, found without a runtime and without the library onnx."""
+"""Finds what a serialised ONNX model refers to outside itself; needs neither a runtime nor the library onnx."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class EmbeddedEngine:
         max_batch: largest batch.
         capacity: images that may wait or run, over all opened versions.
         delay: longest wait for a fuller batch while others run, seconds.
-        on_batch: told the size of each execution.
+        on_batch: called with the size of each execution.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class EmbeddedEngine:
 
 
 class _EmbeddedRunner:
-    """A `Runner`: one version with its sessions, fed from the engine's queue."""
+    """A `Runner`: one version with its ONNX Runtime sessions, fed from the shared queue."""
 
     def __init__(self, model: Model, feed: Feed) -> None:
         self._model = model

@@ -1,1 +1,1 @@
-"""HTTP: `/predict`, the page, the admin port, the OpenAPI document. Translates, decides nothing."""
+"""HTTP front end: `/predict`, the page, the admin port, the OpenAPI document. Translates; decides nothing."""

@@ -1,7 +1,7 @@
-"""The calls of whoever operates the server, on a port of their own: reload, rollback, promote, canary, shadow.
+"""The admin port: status, detection report, reload, rollback, promote, canary and shadow.
 
-It is meant for a loopback or otherwise private address and asks for no password. What a browser sends for some page is
-refused, so that no web site can reach it through an operator's browser.
+It belongs on a loopback or otherwise private address and asks for no password. Requests that a browser sends for a web
+page (those with an `Origin`) are refused, so that no web site reaches it through an operator's browser.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTTP for the engine: routes, and one way to tell every error. It translates and decides nothing.
+"""The HTTP application: routes requests to their handlers and turns every error into an answer of one form.
 
 `/predict` is answered by `Front`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
 decoding of a small image; health, metrics and the documents are ordinary FastAPI routes behind the same layer.
@@ -70,7 +70,7 @@ def create_app(service: Service) -> Front:
 
 
 class _Routes(FastAPI):
-    """FastAPI without its own answers to errors: they come out as exceptions, and `Front` tells all in one way."""
+    """FastAPI without its error handlers: errors reach `Front` as exceptions, which answers all in one form."""
 
     def build_middleware_stack(self) -> ASGIApp:
         return AsyncExitStackMiddleware(self.router)
@@ -87,12 +87,12 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
 
 
 class Front:
-    """Every request comes through here: it is observed, and a fault becomes a problem document.
+    """The outermost ASGI layer: observes every request and answers every error as a problem document.
 
-    HEAD is answered wherever GET is: it is routed as GET, and `Exchange` keeps the body back.
+    HEAD is answered wherever GET is: it is routed as GET, and `Exchange` leaves the body out.
 
     Args:
-        app: what answers everything but /predict, /v2 and the page.
+        app: answers everything but /predict, /v2 and the page.
         service: see `Service`.
     """
 
@@ -123,7 +123,7 @@ class Front:
             except Exception as error:
                 refusal = request.refused(_named(error))
                 if request.status:
-                    raise  # half an answer is out: only closing the connection tells the client
+                    raise  # half a response is out: only closing the connection shows the client that it failed
                 await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
 
     async def _answer(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request: Request) -> None:
@@ -195,7 +195,7 @@ class Front:
         await exchange.respond(200, extra, orjson.dumps(answer))
 
     def _refusal(self, path: str, error: AWNetError, request_id: str) -> page.Reply:
-        """`error` as the front end at `path` tells it."""
+        """The answer to `error`, in the form of the front end at `path`."""
         retry_after = self._service.settings.retry_after_seconds
         if _is_oip(path):
             return rest.refusal(error, retry_after)

@@ -1,4 +1,4 @@
-"""One request's exchange over HTTP: its body comes in, its answer goes out, and its client may leave in between."""
+"""Reads the body of one HTTP request, sends its response, and notices a client that disconnects in between."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DISCONNECT_CHECK_SECONDS = 0.05  # a request that takes twice as long is given u
 
 
 class ClientGoneError(Exception):
-    """Nobody is there to be answered."""
+    """The client has disconnected."""
 
 
 class DisconnectWatcher:
-    """Has those listen for their client who are still at work after a while: listening costs a task each.
+    """Starts listening for disconnects of clients whose requests have run for a while: listening costs a task each.
 
-    One timer looks at all of them, because setting one for each request costs more than the rest of this.
+    One timer checks all requests, because a timer for each would cost more than the rest of this.
     """
 
     def __init__(self) -> None:
@@ -51,17 +51,17 @@ class DisconnectWatcher:
 
 
 class Exchange:
-    """One request's body and answer; the answer to HEAD has the headers of the one to GET and no body.
+    """One request's body and response; the response to HEAD has the headers of the one to GET and no body.
 
     Args:
-        request: is told the status once the answer has begun.
-        watcher: who listens for clients that leave.
+        request: gets the status once the response has begun.
+        watcher: starts listening for disconnects.
         headers: of the request, names in lower case.
         head: the method is HEAD.
-        close: give the connection up after the answer.
+        close: close the connection after the response.
 
-    Once the body has been read, `with exchange:` gives up what it awaits if the client hangs up meanwhile, and then
-    raises ClientGoneError.
+    Once the body has been read, `with exchange:` cancels what it awaits if the client disconnects, and then raises
+    ClientGoneError.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
-"""The page for people at `/`: its files, the two documents it asks for, and the headers that keep it harmless.
+"""Serves the page at `/`: its files, the two documents that it requests, and its security headers.
 
-Plain Python; `app` translates. The files of `assets/` are read once, at start, and served as they lie there:
-there is no build step and nothing comes from another host. The page itself talks to `/predict` like everybody else.
+Plain Python; `app` translates. The files of `assets/` are read once, at start, and served unchanged: there is no build
+step and nothing comes from another host. The page itself uses `/predict` like every other client.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Page:
 
 
 def _description(model: Model) -> dict[str, Any]:
-    """The part of the contract that a person can see; golden inputs and provenance stay inside."""
+    """The part of the contract that the page shows; golden inputs and provenance stay inside."""
     contract = model.contract
     mean, std = contract.reference.omega_mean.tolist(), contract.reference.omega_std.tolist()
     points = {"suspicious": contract.thresholds.suspicious, "adversarial": contract.thresholds.adversarial}

@@ -30,12 +30,12 @@ _Word = TypeVar("_Word", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the client asks for.
+    """The parsed query of a /predict request.
 
     Attributes:
         top_k: how many classes to name; None is five, or all where there are fewer.
         signals: how much of omega to add.
-        model, version: which one is to answer; None is the default model and its latest version.
+        model, version: which one is to answer; None is the default model and its serving version.
         timeout_seconds: how long the client will wait; None is as long as the server allows.
         priority: see `engine.Terms`.
     """

@@ -1,4 +1,4 @@
-"""Who sends what is flagged: the largest clients, in bounded memory, under names that tell nothing of the address."""
+"""Counts flagged images for each client: the top list, in bounded memory, under salted hashes of their addresses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Client:
 
 
 class TopClients:
-    """Who sends most of what is flagged: space-saving over salted hashes, constant work and memory.
+    """The clients with the most flagged images: space-saving over salted hashes, constant work and memory.
 
     Method: A. Metwally et al., "Efficient computation of frequent and top-k elements in data streams", 2005.
 
-    Whoever holds more than 1 / `max_clients` of all flagged images is in the list for certain. Counts halve every
-    `half_life` seconds, so that yesterday's client leaves.
+    A client with more than 1 / `max_clients` of all flagged images is certainly in the list. Counts halve every
+    `half_life` seconds, so that former clients leave it.
     """
 
     def __init__(

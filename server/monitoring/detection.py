@@ -1,4 +1,4 @@
-"""Is somebody attacking, and is the detector still itself? What verdicts, scores and omega say over time.
+"""Detects attacks and drift from verdicts, scores and omega over time.
 
 Three questions, each answered by plain values that `detection_metrics` exports (how they are computed: `statistics`):
 
@@ -6,9 +6,9 @@ Three questions, each answered by plain values that `detection_metrics` exports 
   schemes", 1954) of each threshold, against that threshold's own false-positive rate.
 - Do scores and omega still look as on the clean validation images that the contract describes? Population stability
   index of the scores, and the distance of omega's mean for each block, over a window that decays.
-- Does the detector still see what it must see? `golden_probe` sends golden images; how they fared is kept here.
+- Does the detector still detect? `golden_probe` sends golden images; the outcomes are counted here.
 
-Who sends what is flagged is kept by `clients`.
+`clients` counts the flagged images of each client.
 
 Plain Python and numpy. The work for an image does not grow with traffic: some twenty additions, no allocation but for
 one row of omega where it is sampled.
@@ -41,15 +41,15 @@ PROBES_REMEMBERED = 32
 
 
 class Watch:
-    """What one version of a model has told its users lately.
+    """Statistics of what one version of a model has answered.
 
     Attributes:
-        model: which.
+        model: the version.
         cusums: one for each threshold.
         scores, omega: drift.
         calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs and in `scores`: the
             false-positive rates do not hold for an image that was scaled or lossily compressed.
-        golden_probes: (verdict that a golden image must get, how the answer was) -> how often, 0 included.
+        golden_probes: (expected verdict of the golden image, result) -> count, 0 included.
     """
 
     def __init__(self, model: Model, alarm_images: float = ALARM_IMAGES) -> None:
@@ -100,12 +100,12 @@ class Watch:
 
     @property
     def detection(self) -> float:
-        """Share of the last attacked golden images that were seen for what they are; NaN before the first."""
+        """Share of the last attacked golden images that were flagged; NaN before the first."""
         return sum(self._detected) / len(self._detected) if self._detected else math.nan
 
 
 class Monitor(Events):
-    """Everything that is watched in one process: a `Watch` for each version that is open, and the clients."""
+    """The statistics of one process: a `Watch` for each open version, and the top clients."""
 
     def __init__(self, clients: TopClients | None = None, alarm_images: float = ALARM_IMAGES) -> None:
         self._alarm_images = alarm_images

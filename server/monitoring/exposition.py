@@ -1,4 +1,4 @@
-"""What has been counted as it leaves the process: Prometheus's text, and JSON between workers."""
+"""Writes metrics as Prometheus text or OpenMetrics for scrapes, and as JSON between workers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Families(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one process or several have counted until now: metrics, and what no label may name.
+    """Metrics of one process or several, and the client list that no label may carry.
 
     Attributes:
-        clients: clients of flagged images, largest first.
+        clients: those with flagged images, most first.
         flagged_images: of all clients.
     """
 

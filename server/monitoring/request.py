@@ -1,4 +1,4 @@
-"""One request, observed: named, timed, counted and logged in the same way whichever front end it came through.
+"""Observes one request: id, timing, counters and log line, in the same way for every front end.
 
 with requests.observe(method, client_address, given_id) as request:
     ...
@@ -29,11 +29,11 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Request:
-    """What is known of one request; each layer adds its part. Counted and logged once, when the `with` ends.
+    """One request; each layer adds what it knows. Counted and logged once, when the `with` ends.
 
     Attributes:
-        id: the client's own where that is fit to be repeated in a header and a log line, else a new one.
-        client_address: address, never written.
+        id: the client's own where it is fit for a header and a log line, else a new one.
+        client_address: only its salted hash is ever written.
     """
 
     __slots__ = ("_record", "_requests", "_started", "_token", "client_address", "id")
@@ -84,10 +84,10 @@ class Request:
         self._record.status = status
 
     def refused(self, error: Exception) -> AWNetError:
-        """It is not answered as asked.
+        """The request is answered with an error.
 
         Returns:
-            What to tell the client: `error`, or where nobody foresaw it, one that says nothing of the inside.
+            The error to answer with: `error`, or for an unforeseen one, an error without internal details.
         """
         if not isinstance(error, AWNetError):
             log.error("request %s failed", self.id, exc_info=error)
@@ -104,10 +104,10 @@ CURRENT: ContextVar[Request | None] = ContextVar("awnet_request", default=None)
 
 
 class Requests:
-    """Where requests are counted and logged.
+    """Counts and logs requests.
 
     Args:
-        clients: names clients in the log.
+        clients: hashes addresses for the log.
     """
 
     def __init__(self, metrics: Metrics, clients: TopClients, log: RequestLog | None = None) -> None:

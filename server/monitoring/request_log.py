@@ -1,7 +1,7 @@
-"""One JSON line for each request, on the logger `awnet.requests`. Quiet for health checks and scrapes.
+"""The request log: one JSON line a request on the logger `awnet.requests`, none for health checks and scrapes.
 
-A line holds no image, no file name, no score and no address: clients stand under the salted hash that `clients` gives
-them, so that lines of one client can be found together while the process lives.
+A line holds no image, no file name, no score and no address. The client stands under the salted hash that `clients`
+makes, so that its lines can be found together while the process lives.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ QUIET_ROUTES = frozenset(
 
 @dataclass(slots=True)
 class Record:
-    """What is record about one request.
+    """The fields of one log line.
 
     Attributes:
         route: a template, never a path.
-        status: of the answer, as HTTP has it; 0 until one has begun.
-        seconds: request to answer.
+        status: of the response, as HTTP has it; 0 until it has begun.
+        seconds: from request to response.
         reason: slug of the error, where there was one.
-        client: salted hash of the client.
+        client: salted hash of the client's address.
     """
 
     request_id: str
@@ -54,7 +54,7 @@ class Record:
 
 
 class RequestLog:
-    """Writes to `logger` at INFO; a line that nobody would see is never made."""
+    """Writes lines to `logger` at INFO; where that level is off, no line is built."""
 
     def __init__(self, logger: logging.Logger | None = None, quiet: frozenset[str] = QUIET_ROUTES) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
@@ -62,7 +62,7 @@ class RequestLog:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens."""
+        """Whether the logger takes lines."""
         return self._logger.isEnabledFor(logging.INFO)
 
     def write(self, record: Record) -> None:

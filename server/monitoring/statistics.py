@@ -1,6 +1,6 @@
-"""The statistics of `detection`: a Bernoulli CUSUM, and how far scores and omega have drifted from the clean reference.
+"""Statistics of `detection`: a Bernoulli CUSUM, and the drift of scores and omega from the clean reference.
 
-Plain Python and numpy, with no idea of models or requests.
+Plain Python and numpy; knows neither models nor requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verdicts of the last minutes, in memory, for the page at `/`. What outlives the process is in the metrics."""
+"""Counts the verdicts of the last minutes in memory, for the page at `/`. Lasting counts are in the metrics."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _handlers(service: Service) -> Any:
 
 
 async def _answer(service: Service, name: str, kind: Any, body: bytes, context: Any) -> bytes | None:
-    """One call: count and time it, tell its errors as a status. The client's leaving cancels it."""
+    """One call: counted and timed, its errors as a status. A disconnect of the client cancels it."""
     with _observed(service, name, context) as request:
         try:
             try:
@@ -199,7 +199,7 @@ async def _unserved(service: Service, name: str, messages: Any, context: Any) ->
 
 
 def _observed(service: Service, name: str, context: Any) -> Request:
-    """The call, to be counted and logged. Its id is told to the client as HTTP does, in the trailing metadata."""
+    """The call, to be counted and logged. Its id goes back in the trailing metadata, as in a header over HTTP."""
     given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
     route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
     request = service.requests.observe(METHOD, _address(context.peer()), given, route)

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2 on tensors: metadata, and a request of tensors to an answer of tensors.
+"""The Open Inference Protocol v2 on tensors: metadata, and inference requests to responses.
 
-`rest` writes it in JSON over HTTP, `grpc_front` in protobuf over gRPC. Both translate and nothing more; whatever is
-accepted, refused or computed is settled here, so that they cannot differ.
+`rest` translates it to JSON over HTTP, `grpc_front` to protobuf over gRPC. Everything that is accepted, refused or
+computed is decided here, so that the two cannot differ.
 """
 
 from __future__ import annotations

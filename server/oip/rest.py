@@ -71,7 +71,7 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
         body: all of it, within the server's limit.
 
     Raises:
-        NotFound, MethodNotAllowed, or as `protocol.infer`; `refusal` tells it.
+        NotFound, MethodNotAllowed, or as `protocol.infer`; `refusal` answers them.
     """
     path = path.removesuffix("/")
     unserved = _UNSERVED.fullmatch(path)
@@ -100,7 +100,7 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
 
 
 def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
-    """`error` as the protocol tells it."""
+    """The response to `error`."""
     status = protocol.status_of(error)
     reply = _json({"error": error.detail}, status)
     if isinstance(error, MethodNotAllowed):

@@ -1,1 +1,1 @@
-"""The versions of each model: opened and proven, given a role, watched for in the repository, closed."""
+"""Versions of models: opened and tested, given a role, reloaded from the repository, closed."""

@@ -1,4 +1,4 @@
-"""What happens to models: `opened`, `rollout`, `reload` and `shadow` tell it; `metrics` and `detection` listen."""
+"""Events about models: `open_versions`, `rollout`, `reload` and `shadow` send, `metrics` and `detection` receive."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ Difference = Literal["class", "verdict"]
 
 
 class Events:
-    """Told on the event loop's thread; nothing is done about anything by default."""
+    """Receives events on the event loop's thread; the default does nothing."""
 
     def opened(self, model: Model) -> None:
-        """A version is warm and proven, and can be asked from now on."""
+        """A version is warm, has passed the self-test, and may be leased from now on."""
 
     def closed(self, model: Model) -> None:
-        """A version is gone; nothing will be told about it any more."""
+        """A version is closed; no event about it follows."""
 
     def roles(self, name: str, roles: Mapping[int, Role]) -> None:
-        """What each open version of the model `name` is there for, after every change."""
+        """The role of each open version of the model `name`, after every change."""
 
     def reload(self, name: str, result: Result) -> None:
-        """What came of looking for versions of `name`, which is one of the configured models.
+        """A check of the repository for versions of `name`, one of the configured models, has ended.
 
-        'loaded': one was taken. 'unchanged': asked for, and there was nothing new. 'refused': one is at fault.
-        'unavailable': it could not be tried and will be again. 'absent': files are gone.
+        'loaded': a version was opened. 'unchanged': asked for, and nothing was new. 'refused': a version is at fault.
+        'unavailable': a version could not be tried and will be again. 'absent': files are gone.
         """
 
     def canary(self, name: str, version: int | None, share: float) -> None:
         """The split of unversioned requests; None where there is none."""
 
     def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
-        """What became of images that the shadow should have answered too."""
+        """The outcome of images for the shadow."""
 
     def disagreement(self, model: Model, about: Difference, images: int) -> None:
-        """Images that the shadow `model` answered otherwise than the version that serves."""
+        """Images to which the shadow `model` gave another class or verdict than the serving version."""
 
 
 class Broadcast(Events):
-    """Tells several others, in their order."""
+    """Passes each event to several receivers, in their order."""
 
     def __init__(self, *others: Events) -> None:
         self._others = others

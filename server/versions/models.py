@@ -1,8 +1,8 @@
-"""Which version of which model answers: what requests and operators may ask of the models, one change at a time.
+"""The models of the service: leases versions to requests and carries out admin calls, one change at a time.
 
-A version is read, opened, warmed and proven on its golden inputs *before* a request can reach it, so that whatever is
-wrong with it leaves the old one serving. `opened` opens and closes, `rollout` knows what each open version of a model
-is there for, `reload` takes what is new; changes are made one after the other, here.
+A version is read, opened, warmed and tested on its golden inputs *before* a request can reach it, so that a faulty
+version leaves the old one serving. `open_versions` opens and closes, `rollout` assigns roles, `reload` loads new
+versions; this module serialises the changes.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Models:
     """The open versions of the configured models. Everything runs on the thread of one event loop.
 
     Args:
-        engine: where versions are opened; started and closed by this object.
-        default: the model that answers where a request names none.
+        engine: opens versions; started and closed by this object.
+        default: the model of requests that name none.
         others: further models.
-        pinned: version of the default model; None takes the highest, and every higher one that appears.
-        kept: versions of a model that are kept open, the serving one included.
+        pinned: version of the default model; None serves the highest, and every higher one that appears.
+        kept: versions of a model that stay open, the serving one included.
         canary: (version, share from 0 to 1) of the default model's unversioned requests.
         shadow: version of the default model that answers them as well, only to be compared.
-        events: is told what happens.
-        capacity: images that the engine accepts; the shadow keeps to a part of it.
+        events: receives what happens.
+        capacity: images that the engine accepts; the shadow uses a part of it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether all that is configured has been tried and the default model answers."""
+        """Whether all configured models have been tried and the default model serves."""
         return self._started and not self._closed
 
     def lease(self, name: str | None = None, version: int | None = None) -> Lease:
@@ -225,7 +225,7 @@ class Models:
             await self._versions.closed()
             await self._engine.close()
 
-    # What is told of it.
+    # Status, for operators and other workers.
 
     def state(self) -> dict[str, Any]:
         """What another worker needs to serve as this one does; see `adopt`."""
@@ -244,7 +244,7 @@ class Models:
         }
 
     async def adopt(self, state: Mapping[str, Any]) -> None:
-        """Serve as the worker does whose `state` this is: operators may have told it what no setting says.
+        """Serve the versions of another worker, whose `state` this is: admin calls may have changed what settings say.
 
         What cannot be opened is logged and left as it is; `status` then differs from the other worker's.
         """

@@ -1,7 +1,7 @@
-"""The open versions of all models: none that is not proven can be asked, none that is being asked is closed.
+"""Opens and closes versions: only tested versions can be leased, and a version is closed only after its last lease.
 
-Opening is reading, loading, warming and the golden self-test. A version that is retired stays open until the requests
-that hold it are done. What each version is there for is decided elsewhere: see `rollout`.
+Opening is reading, loading, warming and the golden self-test. A retired version stays open until the requests that
+hold it are done. `rollout` decides the role of each version.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..core.engine import Engine, Model, Runner, self_test
 from ..errors import AWNetError, QueueFull, StartupError
 from .events import Events
 
-log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
 
 PROOFS, PROOF_PAUSE_SECONDS = 20, 0.1  # a golden test that found the queue full is tried again
 
 
 @dataclass(eq=False, slots=True)
 class OpenVersion:
-    """One open version, warm and proven. It is not closed between `hold` and `release`."""
+    """One open version, warm and tested. It is not closed between `hold` and `release`."""
 
     runner: Runner
     model: Model
@@ -67,7 +67,7 @@ class OpenVersions:
         return len(self._retiring)
 
     async def open(self, name: str, version: int, mark: object) -> OpenVersion:
-        """Read, load, warm and prove a version that is not open. Raises AWNetError, and then nothing has changed."""
+        """Read, load, warm and test a version that is not open. Raises AWNetError; then nothing has changed."""
         opened = await self._proven(name, version, mark)
         self._open[name][version] = opened
         return opened
@@ -109,10 +109,10 @@ class OpenVersions:
             await asyncio.wait(tuple(self._retiring))
 
     async def _proven(self, name: str, version: int, mark: object) -> OpenVersion:
-        """A version that can be asked. Raises AWNetError; a fault that nobody foresaw becomes one."""
+        """A warm and tested version. Raises AWNetError; an unforeseen error becomes one."""
         leaving = [task for task, key in self._retiring.items() if key == (name, version)]
         if leaving:
-            await asyncio.wait(leaving)  # an engine need not tell two of one version apart
+            await asyncio.wait(leaving)  # an engine need not distinguish two of one version
         begun = time.perf_counter()
         runner: Runner | None = None
         try:

@@ -1,7 +1,7 @@
-"""What is new in the repository is tried, and what came of it is told once.
+"""Loads new versions of the repository and reports each outcome once.
 
-A version that cannot be opened changes nothing of what serves. One that is at fault is refused until its files change;
-one that could only not be tried (the engine was away, or full) is tried again at the next look.
+A version that cannot be opened changes nothing about the serving one. A version at fault is refused until its files
+change; a version that could not be tried (the engine was away, or full) is tried again at the next check.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from .events import Events, Result
 from .open_versions import OpenVersion, OpenVersions
 from .rollout import Rollout
 
-log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
 
 Change = dict[str, str]  # "model", "version" ("" where it is about all), "result" (an `events.Result`), "detail"
 
 
 @dataclass(eq=False, slots=True)
 class _Tried:
-    """What is known of one model's versions."""
+    """Outcomes of one model's versions so far."""
 
     refused: dict[int, tuple[object, str]] = field(default_factory=dict)  # version -> (mark of its files, why)
-    reported: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # logged about states that may last
+    reported: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # lasting states that were logged
 
 
 class Reload:
-    """Brings models to what the repository holds. One call of `run` or `ensure` at a time; the caller sees to that.
+    """Loads the versions that the repository holds. One call of `run` or `ensure` at a time; the caller sees to that.
 
     Args:
-        engine: whose catalogue is looked at.
-        versions: where versions are opened.
+        engine: provides the catalogue.
+        versions: opens versions.
         rollouts: the models, by name.
-        events: is told what comes of it.
-        unlogged: the model whose failures are not logged until `log_all`: at the start they are told in one line.
+        events: receives each outcome.
+        unlogged: the model whose failures are not logged until `log_all`: at the start they are logged in one line.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Reload:
         self._unsettled = False  # something could not be tried and may be later, without any file changing
 
     async def due(self) -> bool:
-        """Whether there may be something to try. Raises what `Engine.fingerprint` does."""
+        """Whether there may be something to load. Raises what `Engine.fingerprint` does."""
         return await self._engine.fingerprint() != self._seen or self._unsettled
 
     def log_all(self) -> None:
@@ -69,7 +69,7 @@ class Reload:
         return sorted((version, why) for version, (_, why) in self._tried[name].refused.items())
 
     async def run(self) -> list[Change]:
-        """Look at the repository and take what is new.
+        """Compare the repository with the open versions and load what is new.
 
         Returns:
             What was tried or is missing; empty where nothing is new.
@@ -113,7 +113,7 @@ class Reload:
         return opened
 
     async def _renew(self, rollout: Rollout, listed: Sequence[int], marks: object, changes: list[Change]) -> None:
-        """Take what is new of one model, whose versions are `listed`, ascending."""
+        """Load what is new of one model, whose versions are `listed`, ascending."""
         tried = self._tried[rollout.name]
         for gone in set(tried.refused) - set(listed):
             del tried.refused[gone]
@@ -146,8 +146,7 @@ class Reload:
         rollout.settle()
 
     async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> OpenVersion | None:
-        """The open version, opened if need be; None where it cannot be, which is told once for each state of its
-        files."""
+        """The open version, opened if need be; None where it cannot be, reported once for each state of its files."""
         if version in rollout.open:
             return rollout.open[version]
         mark = _mark(marks, rollout.name, version)
@@ -204,7 +203,7 @@ class Reload:
             tried.refused.pop(version, None)
             tried.reported = {key: text for key, text in tried.reported.items() if key[0] != version}
             return
-        # A state that lasts is told once, however often it is found.
+        # A lasting state is reported once, however often it is found.
         news = tried.reported.get((version, result)) != detail
         tried.reported[version, result] = detail
         if news or result != "absent":

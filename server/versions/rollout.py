@@ -1,8 +1,7 @@
-"""What each open version of one model is there for, and so which of them answers a request.
+"""Assigns a role to each open version of one model and chooses the version of each request.
 
-One serves. Beside it there may be a canary, which gets a share of the requests, and a shadow, which answers them too,
-only to be compared; others are kept to go back to. Nothing here waits or reads a file: every change happens at once, so
-that no request sees anything in between.
+One version serves. A canary may get a share of the requests, and a shadow may answer them too, only to be compared;
+other versions are kept for rollback. Nothing here waits or reads a file: every change is atomic for requests.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from .events import Events, Role
 from .open_versions import OpenVersion, OpenVersions
 from .shadow import ShadowComparer
 
-log = logging.getLogger("awnet.lifecycle")  # one story in the log, whichever module tells it
+log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
 
 MILLIONTHS = 1_000_000  # shares are counted in these, so that the split is exact
-HISTORY_LENGTH = 8  # versions that answered before
+HISTORY_LENGTH = 8  # versions in `history`
 
 
 def millionths(share: float) -> int:
@@ -33,7 +32,7 @@ def millionths(share: float) -> int:
 
 
 class Lease:
-    """The right to ask one version, for the length of a `with`; it is not closed in between."""
+    """One version held open for one request, for the length of a `with`."""
 
     __slots__ = ("_comparer", "_open", "_shadow", "model")
 
@@ -65,19 +64,20 @@ class Rollout:
 
     Args:
         name: of the model.
-        versions: where its versions are opened; those that nobody needs are retired there.
-        comparer: asks the shadow.
-        events: is told of roles and of the split.
+        versions: opens its versions, and retires those without a role.
+        comparer: runs the shadow.
+        events: receives roles and the split.
         kept: versions that stay open, the serving one included, canary and shadow not.
-        pinned: the only version that is taken by itself; None takes the highest, and every higher one that appears.
+        pinned: the only version that is loaded automatically; None loads the highest, and every higher one that
+            appears.
         canary: (version, share from 0 to 1) of the unversioned requests.
         shadow: version that answers them as well.
 
     Attributes:
-        serving: what answers; None until there is a version that can be served.
-        history: versions that answered before, oldest first.
-        not_taken_up_to: versions up to this one are not taken by themselves.
-        canary, shadow: versions that have those roles as soon as they are open; see `split` and `compare`.
+        serving: the version that answers; None until one could be opened.
+        history: versions that served before, oldest first.
+        not_taken_up_to: versions up to this one are not loaded automatically.
+        canary, shadow: versions that get those roles once they are open; see `split` and `compare`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Rollout:
         return Lease(serving, self._comparer, self._shadow)
 
     def roles(self) -> dict[int, Role]:
-        """Each open version and what it is there for."""
+        """The role of each open version."""
         roles: dict[int, Role] = {}
         for version, opened in self.open.items():
             if opened is self.serving:
@@ -161,11 +161,11 @@ class Rollout:
 
     @property
     def canary_and_shadow(self) -> tuple[int, ...]:
-        """The canary and the shadow: not to be trusted with everything."""
+        """The versions of canary and shadow; neither is loaded as the serving version."""
         return tuple(version for version in (self.canary, self.shadow) if version is not None)
 
     def candidates(self, listed: Sequence[int]) -> list[int]:
-        """Of the versions `listed`, ascending, those that should serve instead of the present one, the best first."""
+        """Of the versions `listed`, ascending, those to load as the serving one, best first."""
         serving = self.serving.model.version if self.serving else 0
         if self._pinned is not None:
             return [] if serving else [self._pinned]
@@ -176,7 +176,7 @@ class Rollout:
         return newer + [v for v in reversed(listed) if v in apart]  # there is nothing else
 
     def reserves(self, listed: Sequence[int]) -> list[int]:
-        """Of the versions `listed`, ascending, those that may be kept to go back to, the best first."""
+        """Of the versions `listed`, ascending, those to keep for a rollback, best first."""
         serving, apart = self.current().model.version, self.canary_and_shadow
         return [v for v in reversed(listed) if v < serving and v not in apart]
 
@@ -200,26 +200,26 @@ class Rollout:
     # Changes, to versions that are open. After `switch`, `replaced`, `split` or `compare` the caller settles.
 
     def switch(self, opened: OpenVersion) -> None:
-        """From here on `opened` answers."""
+        """Make `opened` the serving version."""
         if self.serving is not None and self.serving is not opened:
             self.history.append(self.serving.model.version)
             del self.history[:-HISTORY_LENGTH]
         self._serve(opened)
 
     def replaced(self, old: OpenVersion, new: OpenVersion) -> None:
-        """The same version was opened again; `new` does whatever `old` did."""
+        """The same version was opened again from other files; `new` takes over the roles of `old`."""
         if self.serving is old:
             self.serving = new
         self._find_special_roles()
 
     def promote(self, opened: OpenVersion) -> None:
-        """Let `opened` answer because a person says so; what served is not taken again by itself."""
+        """Make `opened` the serving version on request; the previous one is not loaded automatically again."""
         self._clear_special_roles(opened)
         self.switch(opened)
         self.settle()
 
     def go_back(self, opened: OpenVersion) -> None:
-        """As `promote`, to the `previous` version; that those after it answered is forgotten."""
+        """As `promote`, to the `previous` version; later versions leave the history."""
         if opened.model.version in self.history:
             del self.history[len(self.history) - 1 - self.history[::-1].index(opened.model.version) :]
         self._clear_special_roles(opened)
@@ -227,7 +227,7 @@ class Rollout:
         self.settle()
 
     def follow(self, opened: OpenVersion, not_taken_up_to: int, history: Sequence[int]) -> None:
-        """Let `opened` answer as it does in another process, whose `not_taken_up_to` and `history` these are."""
+        """Make `opened` the serving version as in another process, whose `not_taken_up_to` and `history` these are."""
         self.not_taken_up_to = not_taken_up_to
         self._serve(opened)
         self.history = list(history)
@@ -247,7 +247,7 @@ class Rollout:
         self._events.canary(self.name, self.canary, self.share)
 
     def settle(self) -> None:
-        """Bring canary and shadow to what is open, and retire what nobody needs."""
+        """Assign canary and shadow among the open versions, and retire versions without a role."""
         serving, apart = self.current(), self.canary_and_shadow
         self._find_special_roles()
         others = [v for v in self.open if v != serving.model.version and v not in apart]
@@ -259,7 +259,7 @@ class Rollout:
         self._events.roles(self.name, self.roles())
 
     def close(self) -> None:
-        """Nothing answers any more; retire all."""
+        """End serving and retire all versions."""
         for opened in tuple(self.open.values()):
             self._versions.retire(opened)
         self.serving = self._canary = self._shadow = None
@@ -270,7 +270,7 @@ class Rollout:
             log.info("%s is served by version %d", self.name, opened.model.version)
 
     def _clear_special_roles(self, opened: OpenVersion) -> None:
-        """It is to serve, and so is canary and shadow no longer; what serves until then is passed."""
+        """`opened` is about to serve: no canary, no shadow any more; what served is not loaded again."""
         self.not_taken_up_to = max(self.not_taken_up_to, self.current().model.version)
         if opened.model.version == self.canary:
             self.split(None, 0)
@@ -278,7 +278,7 @@ class Rollout:
             self.shadow = None
 
     def _find_special_roles(self) -> None:
-        """Bring canary and shadow to what is open; in one go with whatever changed that."""
+        """Look canary and shadow up among the open versions, at once with whatever changed those."""
         canary = None if self.canary is None else self.open.get(self.canary)
         shadow = None if self.shadow is None else self.open.get(self.shadow)
         self._canary = canary if canary is not self.serving else None

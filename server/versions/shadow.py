@@ -1,7 +1,7 @@
-"""A second version that answers the same images, only to be compared: nobody waits for it and nobody sees it.
+"""Runs the shadow: a second version that answers the same images, only to be compared; clients never wait for it.
 
-It is asked after the client has been answered, with the pixels that were decoded for that answer, at low priority, and
-for a bounded number of images; beyond that they are dropped and counted.
+The shadow runs after the client has been answered, on the pixels that were decoded for that answer, at low priority,
+and on a bounded number of images; further images are dropped and counted.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Held(Protocol):
 
 
 class ShadowComparer:
-    """Asks a shadow beside the version that answers.
+    """Runs a shadow beside the answering version and compares class and verdict.
 
     Args:
-        engine: tells how much is waiting.
-        events: is told what became of the images.
-        capacity: images that the engine accepts. The shadow takes a part of it, and none while half of it is taken.
+        engine: says how many images are waiting.
+        events: receives the outcomes.
+        capacity: images that the engine accepts. The shadow uses a part of it, and none while half of it is in use.
     """
 
     def __init__(self, engine: Engine, events: Events, capacity: int) -> None:
@@ -129,7 +129,7 @@ class ShadowComparer:
 
 
 class _CachedImage:
-    """An image that remembers its pixels, so that they are decoded once."""
+    """An image that keeps its decoded pixels, so that they are decoded once."""
 
     __slots__ = ("_image", "cached", "large")
 

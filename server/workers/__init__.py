@@ -1,1 +1,1 @@
-"""Several processes behind one port: the supervisor, its members, merged metrics, shared sockets."""
+"""Several worker processes behind one port: supervisor, members, merged metrics, shared sockets."""

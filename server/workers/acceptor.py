@@ -1,4 +1,4 @@
-"""A worker's share of the connections to sockets that all workers listen on."""
+"""Accepts connections of sockets that all workers share, so that their loads stay even."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FULL_SECONDS = 1.0  # no connection is taken for this long where there is no des
 
 
 class Acceptor:
-    """Takes one connection at a time, and leaves it to another worker while that one has fewer.
+    """Accepts one connection at a time, and leaves it to another worker while that one has fewer.
 
-    A client's connection stays where it is, and with it the client's load.
+    A connection stays with its worker, and with it the client's load.
 
     Args:
         listening: the shared sockets; closed at the end.
         load_table: how many connections each worker has.
         open_connections: how many this worker has, without those that are being set up.
-        protocol: makes what speaks over a new connection.
+        protocol: makes the protocol of a new connection.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listening.fileno(), self._offered, listening)
 
     def _offered(self, listening: socket.socket) -> None:
-        """Somebody wants to connect. The others are told of it as well; who takes it first has it."""
+        """A client wants to connect. All workers are notified; the first to accept has it."""
         patience = self._load_table.patience(self._held())
         if patience:
             # Not for long: the other one may be stuck.

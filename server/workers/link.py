@@ -1,4 +1,4 @@
-"""Questions and answers between the supervisor and a worker, over a Unix socket."""
+"""Messages between the supervisor and a worker, over a Unix socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Handler = Callable[[Any], Awaitable[Any]]
 
 
 class Link:
-    """Questions and answers over a connected Unix socket; either side may ask, several at a time."""
+    """Requests and notifications over a connected Unix socket; either side may send, several at a time."""
 
     def __init__(self) -> None:
         self._handlers: Mapping[str, Handler] = {}
@@ -59,7 +59,7 @@ class Link:
             del self._asked[number]
 
     def notify(self, what: str, body: Any = None) -> None:
-        """Something that needs no answer; nothing happens where the link is lost."""
+        """Send a message that needs no answer; nothing happens where the link is lost."""
         with suppress(LinkLost):
             self._send({"what": what, "body": body})
 

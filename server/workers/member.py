@@ -1,7 +1,7 @@
-"""One server of several processes, as one of them sees it: the link to the supervisor, and what is said over it.
+"""The worker's side of the fleet: its link to the supervisor, and the messages over it.
 
 A worker answers requests like a server of one process. What concerns the whole service goes through the supervisor:
-metrics of all workers, an operator's call to all of them, and the state that a worker takes over when it joins.
+metrics of all workers, admin calls to all of them, and the state that a worker takes over when it joins.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Member:
         self._watching = asyncio.create_task(watch())
 
     def loaded(self) -> None:
-        """The models are proven: ask to be let in, and tell from now on how things are."""
+        """The models have passed the self-test: ask to join, and send snapshots from now on."""
         self._loaded.set()
         self._reporting = asyncio.create_task(self._report())
 
@@ -106,11 +106,11 @@ class Member:
             await asyncio.sleep(SNAPSHOT_EVERY_SECONDS)
 
     def _numbered(self) -> dict[str, Any]:
-        """What this worker has counted. An answer and a word of its own may arrive in another order than they left."""
+        """A numbered snapshot of this worker's counts: messages may arrive in another order than they were sent."""
         return {"number": next(self._numbers), **self._snapshot()}
 
     async def stop(self) -> None:
-        """Tell the last counts and close the link."""
+        """Send the last snapshot and close the link."""
         for task in (self._reporting, self._watching):
             if task is not None:
                 task.cancel()
@@ -119,7 +119,7 @@ class Member:
         await self._link.close()
 
     async def counted(self, here: Counted) -> Counted:
-        """What all workers have counted until now; this one is asked like the others. Raises LinkLost."""
+        """The counts of all workers until now; this one is asked like the others. Raises LinkLost."""
         return from_json(await self._link.ask("totals"))
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
@@ -141,10 +141,10 @@ class Assignment:
     """What the supervisor gives to a worker.
 
     Attributes:
-        settings: of the server, this worker's share of what is shared out.
+        settings: of the server, with this worker's share of threads, queue and Triton calls.
         listening, admin: sockets of all workers.
         load_table: how many connections each worker has.
-        salt: of the clients' names, the same in all workers.
+        salt: of the clients' hashes, the same in all workers.
     """
 
     settings: dict[str, Any]
@@ -156,7 +156,7 @@ class Assignment:
 
 
 def receive_assignment(descriptor: int) -> Assignment:
-    """What the supervisor says first over the socket of this number. Raises EOFError where it is gone."""
+    """The first message of the supervisor, over the socket of this number. Raises EOFError where it is gone."""
     connected = socket.socket(fileno=descriptor)
     given = received(connected)
     return Assignment(

@@ -1,12 +1,12 @@
-"""What all workers of one service have counted, added up in the supervisor. Plain Python: no numpy, no client library.
+"""Merges the counts of all workers in the supervisor. Plain Python: no numpy, no client library.
 
-A snapshot is what one worker tells, as JSON:
+A snapshot is what one worker sends, as JSON:
 
-    number:   how many it told before
-    families: [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
-    cusums:   [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
-    clients:  {"total": flagged images, "largest": [[name, flagged, max_overcount], ...]}
-    open:     [[model, version], ...]
+    number:          how many it sent before
+    families:        [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
+    cusums:          [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
+    clients:         {"total": flagged images, "largest": [[name, flagged, max_overcount], ...]}
+    open:            [[model, version], ...], as in labels
     verdict_history: [[slot, counts of verdicts], ...], see `verdict_history`
 
 Modes say how values of several workers become one: `sum` (also of those that have gone), `livesum`, `livemax`,
@@ -67,7 +67,7 @@ class _Snapshot:
 
 
 class Totals:
-    """Every series is added up over workers without a label for them; what a dead worker counted stays counted."""
+    """The merged counts of all workers, without a label for the worker; counts of a dead worker stay."""
 
     def __init__(self) -> None:
         self._snapshots: dict[int, _Snapshot] = {}
@@ -105,7 +105,7 @@ class Totals:
         self._forget()
 
     def leave(self, worker: int) -> None:
-        """The worker is gone: its counts stay, everything else of it goes."""
+        """The worker has ended: its counts stay, its gauges go."""
         last = self._snapshots.pop(worker, None)
         if last is not None:
             self._keep(last.counted, {})

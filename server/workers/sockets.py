@@ -1,4 +1,4 @@
-"""Listening sockets, and how workers that share one keep their connections even."""
+"""Listening sockets, and the load table by which workers that share them keep their connections even."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def url(bound: Any) -> str:
 
 
 class LoadTable:
-    """How many connections each worker has, in memory that all of them see.
+    """How many connections each worker has, in memory that all workers share.
 
-    Left to the kernel, the first worker to wake takes all clients who come together, and keeps them. What is written
-    here is a hint: a number that is out of date costs a connection a few milliseconds, never more.
+    Left to the kernel, the first worker to wake would accept all clients that connect together, and keep them. The
+    numbers are a hint: one that is out of date costs a connection a few milliseconds, never more.
 
     Args:
         descriptor: of the memory, see `shared_memory`.
@@ -103,11 +103,11 @@ class LoadTable:
         self._number = number
 
     def post(self, connections: int) -> None:
-        """This worker has so many."""
+        """Write this worker's number of connections."""
         _ENTRY.pack_into(self._memory, self._number * _ENTRY.size, connections)
 
     def clear(self, number: int) -> None:
-        """That worker takes none."""
+        """That worker accepts none."""
         _ENTRY.pack_into(self._memory, number * _ENTRY.size, _NOBODY)
 
     def patience(self, connections: int) -> float:
@@ -117,7 +117,7 @@ class LoadTable:
 
 
 def shared_memory(workers: int) -> int:
-    """The descriptor of a new board that nobody has written on."""
+    """The descriptor of a new load table in which no worker accepts connections."""
     descriptor = os.memfd_create("awnet-workers")
     os.write(descriptor, _ENTRY.pack(_NOBODY) * workers)
     return descriptor

@@ -1,7 +1,7 @@
-"""Several workers behind one port: started, watched, replaced when they die, and told what concerns all of them.
+"""Starts several workers behind one port, replaces those that die, and coordinates them.
 
-The supervisor owns the listening sockets and accepts nothing itself. It has no part in a request, so what it does may
-be slow and simple. What it knows of the workers is in `metrics_merge`; how it talks with them in `link`.
+The supervisor owns the listening sockets and accepts no connection. It takes no part in a request, so it may be slow
+and simple. `metrics_merge` merges the workers' counts, `link` carries the messages.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .sockets import BACKLOG, LoadTable, bind, reserve_shared, shared_memory, ur
 
 log = logging.getLogger("awnet")
 
-SNAPSHOT_SECONDS = 1.0  # a worker that does not answer a scrape in this time is told of as it was last
+SNAPSHOT_SECONDS = 1.0  # a worker that does not answer a scrape in this time counts with its last snapshot
 CHECK_SECONDS = 1.0
-SILENT_CHECKS = 30  # a worker that has told nothing for so many is killed: probes only reach those that live
-STEADY_SECONDS = 2.0  # whoever served for so long is replaced at once
+SILENT_CHECKS = 30  # a worker that sends no snapshot for so many is killed: probes only reach live ones
+STEADY_SECONDS = 2.0  # a worker that served for so long is replaced at once
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 10.0
 GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
@@ -48,22 +48,22 @@ def supervise(settings: Settings) -> int:
 
 
 class _Worker:
-    """One process in the place of a number."""
+    """One worker process."""
 
     def __init__(self, process: asyncio.subprocess.Process, link: Link) -> None:
         self.process = process
         self.link = link
         self.begun = time.monotonic()
         self.up_since: float | None = None
-        self.silent = 0  # looks since it told something
+        self.silent = 0  # checks since its last snapshot
 
 
 class Supervisor:
     """Starts the first worker, then the others, and keeps their number.
 
     Args:
-        settings: as for one process. Threads that are not given, room in the queue and calls at each Triton are
-            shared out, so that the service has as many as it would have with one worker.
+        settings: as for one process. Threads, unless given, queue capacity and images in flight at each Triton are
+            divided among the workers, so that the service has as many as with one worker.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,7 +77,7 @@ class Supervisor:
         self._leaving = asyncio.Event()
         self._changing = asyncio.Lock()  # one operator's call, or one worker that joins, at a time
         self._status = 0
-        self._models: Any = None  # what the workers served when they last told
+        self._models: Any = None  # what the workers served, by the last snapshot
         self._salt = secrets.token_bytes(16)
         self._listening: list[socket.socket] = []
         self._admin: list[socket.socket] = []
@@ -121,7 +121,7 @@ class Supervisor:
     # The life of the workers.
 
     async def _keep(self, number: int) -> None:
-        """Have a worker of this number until the end."""
+        """Keep one worker of this number running until the end."""
         if number:
             await self._either(self._first_up.wait())
         while not self._leaving.is_set():
@@ -148,7 +148,7 @@ class Supervisor:
             pause = 0.0 if self._failures < 2 else min(MAX_PAUSE_SECONDS, PAUSE_SECONDS * 2**doublings)
             log.error("%s; %d of %d serve on; another one in %.2f s", what, self._serving(), self._count, pause)
             if status < 0 and up is not None:
-                log.warning("what worker %d had counted since it last told (1 s at most) is lost", number)
+                log.warning("what worker %d had counted since its last snapshot (1 s at most) is lost", number)
             self._restarts += 1
             await self._either(asyncio.sleep(pause))
 
@@ -207,23 +207,23 @@ class Supervisor:
             },
         )
         if self._leaving.is_set():
-            self._signal(worker, signal.SIGTERM)  # it was not there when the others were told
+            self._signal(worker, signal.SIGTERM)  # it was not there when the others got theirs
         return worker
 
     async def _watched(self, number: int, worker: _Worker) -> int:
-        """Its exit status; a worker that says nothing any more is killed."""
+        """The exit status of the worker; one that sends no snapshots any more is killed."""
         ending = asyncio.create_task(worker.process.wait())
         while not ending.done():
             # Looks, not seconds: where everything was stopped for a while, nobody is to blame.
             worker.silent += 1
             await asyncio.wait([ending], timeout=CHECK_SECONDS)
             if not ending.done() and worker.up_since is not None and worker.silent > SILENT_CHECKS:
-                log.error("worker %d has told nothing for %.0f s and is killed", number, SILENT_CHECKS * CHECK_SECONDS)
+                log.error("worker %d has sent nothing for %.0f s and is killed", number, SILENT_CHECKS * CHECK_SECONDS)
                 self._signal(worker, signal.SIGKILL)
         return ending.result()
 
     async def _join(self, number: int, worker: _Worker) -> None:
-        """Its models are proven: let it serve what the others serve, and take requests."""
+        """The worker's models have passed the self-test: let it adopt what the others serve, and accept connections."""
         async with self._changing:
             state = None
             for other in self._up():
@@ -247,7 +247,7 @@ class Supervisor:
         )
 
     async def _gone(self, number: int, worker: _Worker) -> None:
-        """Nothing of it stays but what it counted."""
+        """Drop everything of a worker that has ended but its counts."""
         del self._workers[number]
         self._totals.leave(number)
         self._load_table.clear(number)
@@ -306,12 +306,12 @@ class Supervisor:
         return len(self._up())
 
     def _reload(self) -> None:
-        """SIGHUP. A worker that is starting is told as well: it may have read the repository already."""
+        """SIGHUP, passed on; to starting workers, too: they may have read the repository already."""
         for worker in self._workers.values():
             worker.link.notify("reload")
 
     async def _share_verdicts(self) -> None:
-        """Each worker hears now and then what the others have answered lately, for the page."""
+        """Send each worker the recent verdicts of the others, for the page."""
         while True:
             await asyncio.sleep(SNAPSHOT_EVERY_SECONDS)
             for number, worker in self._workers.items():
@@ -319,7 +319,7 @@ class Supervisor:
                     worker.link.notify("others", self._totals.verdicts_of_others(number))
 
     async def _operate(self, call: Any) -> list[dict[str, Any]]:
-        """An operator's call in every worker: the answer of each, or its problem."""
+        """An admin call in every worker: the answer or the problem of each."""
         async with self._changing:
             asked = self._asked()
             answers = await asyncio.gather(*(self._call(number, worker, call) for number, worker in asked))

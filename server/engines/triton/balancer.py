@@ -1,8 +1,8 @@
-"""Which of several addresses of an engine gets the next images: the least loaded one that is up and has room.
+"""Load balancing over an engine's addresses: the least loaded one that is up and has room gets the next images.
 
-Each address has a circuit breaker. It opens (`take_out`) after failures in a row, or at once where nobody answers; what
-is needed to close it again (`bring_in`) is decided by whoever probes the address. All bookkeeping is done on the event
-loop's thread and needs no lock.
+Each address has a circuit breaker. It opens (`take_out`) after consecutive failures, or at once where the connection
+is refused; `patrol` closes it again (`bring_in`) after a successful probe. All bookkeeping is done on the event loop's
+thread and needs no lock.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class Key(NamedTuple):
 
 
 class Address:
-    """One place that executes.
+    """One server that executes requests.
 
     Attributes:
-        state: 'up' takes requests. 'down' is an open circuit breaker. 'proving' is the moment after a lost connection,
-            when it is not known yet who answers there now: requests wait for the outcome.
-        serves: what has been proven there since the connection was made.
-        load: images that are there.
-        epoch: changes whenever an answer may come from another process than the one that was proven.
+        state: 'up' takes requests. 'down' is an open circuit breaker. 'proving' follows a lost connection, until a
+            probe
+            has shown which process answers there now: requests wait for the outcome.
+        serves: versions that passed the golden self-test over the present connection.
+        load: images in flight there.
+        epoch: changes whenever an answer may come from another process than the one that was tested.
         settled: set where `state` is not 'proving'.
         calls: tasks that wait for an answer.
     """
@@ -71,8 +72,8 @@ class Balancer:
     Args:
         addresses: all of them, down at first.
         room: most images at one address.
-        failures: in a row, after which an address is taken out.
-        on_state: told (url, up) whenever an address comes in or is taken out.
+        failures: consecutive failures that open the breaker of an address.
+        on_state: called with (url, up) whenever a breaker opens or closes.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Balancer:
         self._turn = 0
 
     def up(self) -> bool:
-        """Whether an address takes requests, or is about to tell whether it does."""
+        """Whether an address takes requests, or is being probed for it."""
         return any(address.state != "down" for address in self.addresses)
 
     async def acquire(

@@ -1,6 +1,6 @@
-"""One Triton over one gRPC channel: asking, executing, and what its answers and refusals mean.
+"""gRPC calls to one Triton, and what its answers and errors mean.
 
-Models are loaded and unloaded by Triton alone: the model-control calls are never used, and may be forbidden there.
+Triton alone loads and unloads models: the model-control calls are never used, and may be forbidden there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ready(NamedTuple):
 
 
 class CallError(Exception):
-    """gRPC's or Triton's refusal, and what it means."""
+    """An error of gRPC or Triton, classified by `meaning`."""
 
     def __init__(self, error: InferenceServerException) -> None:
         # The status is written 'StatusCode.UNAVAILABLE'.
@@ -166,7 +166,7 @@ class TritonClient:
 
     async def watch(self, lost: Callable[[], None]) -> None:
         """Call `lost` whenever the connection goes, for ever: what answers after that may be another process."""
-        channel = self._client._channel  # the client has no other way to tell
+        channel = self._client._channel  # the client library offers no other way
         state = channel.get_state(try_to_connect=True)
         while True:
             await channel.wait_for_state_change(state)

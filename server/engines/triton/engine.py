@@ -1,10 +1,9 @@
-"""The Triton engine: the model runs in NVIDIA Triton servers that are reached over gRPC.
+"""The Triton engine: runs models in NVIDIA Triton servers over gRPC.
 
-Nothing is configured here that the model brings with it: contract and hash come from the parameters of Triton's model
-configuration, tensors are compared with the contract, and every address proves the golden values before it gets a
-request. Models are loaded and unloaded by Triton alone. `client` speaks gRPC, `balancer` chooses addresses, `patrol`
-decides which may be believed, `runner` serves requests; here it is decided what can be opened, and what a failed
-execution means.
+Contract and hash of a version come from the parameters of Triton's model configuration, and its tensors are compared
+with the contract; nothing of that is configured here. Every address passes the golden self-test before it gets a
+request. Triton alone loads and unloads models. `client` speaks gRPC, `balancer` chooses addresses, `patrol` probes
+them, `runner` serves requests; this module opens versions and classifies failed executions.
 """
 
 from __future__ import annotations
@@ -54,19 +53,19 @@ def parse_metadata(text: str) -> dict[str, str]:
 
 
 class TritonEngine:
-    """Serves models of one or several Triton servers, the least loaded healthy one first.
+    """Serves the models of one or several Triton servers, the least loaded healthy one first.
 
     Args:
         urls: `host:port` of each Triton's gRPC service.
         tls: speak TLS; `ca` is a PEM file of the authority to trust, the system's where None.
         metadata: sent with every call.
-        in_flight: most images at each Triton; more wait here.
-        failures: in a row, after which a Triton is left alone until it proves its values again.
-        probe_seconds: how often one that is left alone is tried.
-        silence_seconds: an address that gives no sign of life for this long is left alone.
-        decode_threads: images decoded at the same time; 0 takes `cores.usable_cores()`.
+        in_flight: most images at each Triton; further ones wait here.
+        failures: consecutive failures that open the breaker of a Triton.
+        probe_seconds: how often a probe tries to close an open breaker.
+        silence_seconds: the breaker opens where heartbeats are not answered for this long.
+        decode_threads: images decoded at the same time; 0 takes `cpu_limits.usable_cores()`.
         capacity: images that may be accepted and unanswered.
-        on_state: told (url, up) whenever a Triton comes in or is left alone.
+        on_state: called with (url, up) whenever a breaker opens or closes.
         patience_seconds: `start` waits this long for the first Triton.
     """
 

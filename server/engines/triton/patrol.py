@@ -1,7 +1,7 @@
-"""Which Triton may be believed: every address gives signs of life and proves the golden values of what is open.
+"""Health checks of Triton servers: heartbeats, and the golden self-test of every open version at every address.
 
-It proves them at the start, after each lost connection, and every few seconds from then on; one that does not is left
-alone until it does. `balancer` keeps the outcome, `engine` asks whether a version can be opened.
+An address is tested at the start, after each lost connection, and every few seconds from then on; its breaker stays
+open until it passes. `balancer` keeps the outcome, `engine` uses the same test to open a version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("awnet.triton")
 
 
 class Peer(Address):
-    """A Triton and the one channel to it."""
+    """A Triton and the one gRPC channel to it."""
 
     def __init__(self, url: str, client: TritonClient) -> None:
         super().__init__(url)
@@ -39,14 +39,14 @@ class Peer(Address):
 
 
 class Patrol:
-    """Watches addresses, each with two tasks for the life of the engine: `tend` and `listen`.
+    """Checks addresses, each with two tasks for the life of the engine: `tend` and `listen`.
 
     Args:
-        balancer: is told who comes in and who is left alone.
-        host: executes the proofs.
-        open_versions: what an address has to prove; follows every change.
-        probe_seconds: how often one that is left alone is tried.
-        silence_seconds: an address that gives no sign of life for this long is left alone.
+        balancer: opens and closes the breakers.
+        host: executes the self-tests.
+        open_versions: versions that an address has to pass with; follows every change.
+        probe_seconds: how often a probe tries to close an open breaker.
+        silence_seconds: the breaker opens where heartbeats are not answered for this long.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Patrol:
         return fault
 
     def _say(self, peer: Peer, ready: Ready | None, reason: str) -> None:
-        """Log why something is not used, once for each reason."""
+        """Log why an address or version is not used, once for each reason."""
         if peer.reasons.get(ready) != reason:
             peer.reasons[ready] = reason
             what = f" for {ready.name} version {ready.version}" if ready else ""

@@ -1,6 +1,6 @@
-"""A runner whose executions happen in other processes: decoding here, sending, waiting, sending elsewhere.
+"""A runner whose executions happen in other processes: decodes images here, sends them, retries at another address.
 
-Knows no protocol: the engine executes (`Host.call`) and decides which address is good.
+Knows no protocol: the engine executes (`Host.call`), the balancer chooses the address.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger("awnet.remote")
 
 
 class Description(NamedTuple):
-    """What an address says about one version."""
+    """The answer of an address about one version."""
 
     key: Key
     model: Model
@@ -39,7 +39,7 @@ class Description(NamedTuple):
 
 
 class Decoders:
-    """Threads that decode images; one is kept for small ones, so that nobody who waits for 1 ms waits behind 48."""
+    """Threads that decode images; one is kept for small images, so that none of them waits behind a large one."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="awnet-decode")
@@ -58,7 +58,7 @@ class Decoders:
 
 
 class Host(Protocol):
-    """The engine, as its runners see it."""
+    """The interface of the engine for its runners."""
 
     balancer: Balancer
     decoders: Decoders
@@ -84,7 +84,7 @@ class Host(Protocol):
 
 
 class RemoteRunner:
-    """One version of a model, wherever it is proven."""
+    """One version of a model, at every address that serves it."""
 
     def __init__(self, host: Host, described: Description) -> None:
         self.key = described.key
@@ -191,7 +191,7 @@ class RemoteRunner:
 
 
 class At:
-    """A version at one address only, past all queues: for proofs."""
+    """A version at one address, past all queues: for self-tests."""
 
     def __init__(self, host: Host, address: Address, described: Description) -> None:
         self.model = described.model
