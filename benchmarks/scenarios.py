@@ -591,7 +591,7 @@ async def wrong_engine(bench: Bench) -> Result:
                     "wrong_answers_later": len(late),
                 }
                 result.goal(
-                    "turns wrong while it serves: taken out by the next patrol (5 s), nothing wrong after that",
+                    "turns wrong while it serves: taken out by the next probe (5 s), nothing wrong after that",
                     f"out after {gone:.2f} s, {load.counts()['wrong'] - before} wrong until then, {len(late)} after",
                     gone <= 5 + 1 and not late,
                 )

@@ -19,7 +19,7 @@ WATCH = (
 
 @pytest.fixture(scope="module")
 def served(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One server with the tiny model: the share of red in a picture is its score."""
+    """One server with the tiny model: the share of red in an image is its score."""
     running = Running(publish(tmp_path_factory.mktemp("repository")), max_body_bytes=1 << 20)
     try:
         running.wait_ready()
@@ -69,8 +69,8 @@ def visit(browser: Any, served: Running) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a flat picture whose score is `red` and returns its path."""
+def image(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a flat image whose score is `red` and returns its path."""
 
     def write(name: str, red: float, size: tuple[int, int] = (32, 32)) -> Path:
         path = tmp_path / name

@@ -16,7 +16,7 @@ from tests.server.tiny import Running, encoded, plain, publish
 
 pytestmark = requires("chromium")
 
-Visit, Picture = Callable[..., Any], Callable[..., Path]
+Visit, Image = Callable[..., Any], Callable[..., Path]
 PATIENCE_MS = 60_000
 TIMES = "\u00d7"
 REFUSED = "Failed to load resource"  # the browser's own line on the console about an answer of 4xx or 5xx
@@ -54,9 +54,9 @@ def soon(locator: Any) -> Any:
     return expect(locator)
 
 
-def hand_over(page: Any, kind: str, **pictures: float) -> None:
+def hand_over(page: Any, kind: str, **images: float) -> None:
     files = [
-        [f"{name}.png", "image/png", base64.b64encode(encoded(plain(red))).decode()] for name, red in pictures.items()
+        [f"{name}.png", "image/png", base64.b64encode(encoded(plain(red))).decode()] for name, red in images.items()
     ]
     page.evaluate(HAND_OVER, [kind, files])
 
@@ -74,19 +74,19 @@ def choose(page: Any, *paths: Path) -> None:
         (0.9, "Adversarial", "do not rely on its class"),
     ],
 )
-def test_a_chosen_picture_is_judged_in_words(
-    visit: Visit, picture: Picture, red: float, verdict: str, means: str
+def test_a_chosen_image_is_judged_in_words(
+    visit: Visit, image: Image, red: float, verdict: str, means: str
 ) -> None:
     """The verdict, what it means, ten classes, both thresholds, the signals, the preparation and the times."""
     page = visit()
-    choose(page, picture("mine.png", red))
+    choose(page, image("mine.png", red))
     card = page.locator(".verdict")
     assert card.locator("h3").inner_text() == verdict
     assert means in card.inner_text()
     assert page.locator(".classes tbody tr").count() == 10
     label = page.get_by_role("region", name="Adversarial score").get_by_role("img").get_attribute("aria-label")
-    assert "suspicious above 0.410 (5\u00a0% of clean pictures)" in label
-    assert "adversarial above 0.770 (1\u00a0% of clean pictures)" in label
+    assert "suspicious above 0.410 (5\u00a0% of clean images)" in label
+    assert "adversarial above 0.770 (1\u00a0% of clean images)" in label
     assert page.locator(".omegas li").count() == 3
     assert "pixels went in untouched" in page.get_by_role("region", name="Preparation").inner_text()
     times = page.get_by_role("region", name="Times").inner_text()
@@ -123,10 +123,10 @@ def test_the_ends_of_the_gauge_say_where_they_are(visit: Visit) -> None:
 
 
 def test_the_page_shows_the_score_and_the_class_that_predict_gives(
-    visit: Visit, served: Running, picture: Picture
+    visit: Visit, served: Running, image: Image
 ) -> None:
     """The page is one more client of /predict, and adds nothing."""
-    path = picture("mine.png", 0.5)
+    path = image("mine.png", 0.5)
     answer = served.http.post("/predict", content=path.read_bytes(), headers={"content-type": "image/png"}).json()
     page = visit()
     choose(page, path)
@@ -137,10 +137,10 @@ def test_the_page_shows_the_score_and_the_class_that_predict_gives(
     assert best["label"] in row and f"{100 * best['probability']:.1f}" in row
 
 
-def test_two_pictures_are_compared_and_what_differs_is_shown(visit: Visit, picture: Picture) -> None:
-    """Of a flat picture, changing red alone by 0.7 changes every pixel by 179 levels (51 to 230)."""
+def test_two_images_are_compared_and_what_differs_is_shown(visit: Visit, image: Image) -> None:
+    """Of a flat image, changing red alone by 0.7 changes every pixel by 179 levels (51 to 230)."""
     page = visit()
-    choose(page, picture("one.png", 0.2), picture("two.png", 0.9))
+    choose(page, image("one.png", 0.2), image("two.png", 0.9))
     assert page.locator(".verdict h3").all_inner_texts() == ["Clean", "Adversarial"]
     assert (
         "100\u00a0% of the pixels differ, none by more than 179 of 255 levels"
@@ -151,17 +151,17 @@ def test_two_pictures_are_compared_and_what_differs_is_shown(visit: Visit, pictu
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])
-def test_a_pasted_or_dropped_picture_is_judged(visit: Visit, kind: str) -> None:
+def test_a_pasted_or_dropped_image_is_judged(visit: Visit, kind: str) -> None:
     page = visit()
     hand_over(page, kind, handed=0.9)
     page.wait_for_selector(".verdict.adversarial")
     assert "handed.png" in page.locator(".verdict").inner_text()
 
 
-def test_pasting_no_picture_says_so(visit: Visit) -> None:
+def test_pasting_no_image_says_so(visit: Visit) -> None:
     page = visit()
     hand_over(page, "paste")
-    soon(page.get_by_role("status")).to_contain_text("no picture", timeout=PATIENCE_MS)
+    soon(page.get_by_role("status")).to_contain_text("no image", timeout=PATIENCE_MS)
 
 
 def test_an_example_is_shown_beside_its_attacked_twin(visit: Visit) -> None:
@@ -185,7 +185,7 @@ def test_an_example_is_shown_beside_its_attacked_twin(visit: Visit) -> None:
         ("large.png", bytes(2 << 20), "too large"),
     ],
 )
-def test_a_refused_picture_is_explained_with_the_id_of_its_request(
+def test_a_refused_image_is_explained_with_the_id_of_its_request(
     visit: Visit, tmp_path: Path, name: str, body: bytes, says: str
 ) -> None:
     page = visit(expected=REFUSED)
@@ -199,20 +199,20 @@ def test_a_refused_picture_is_explained_with_the_id_of_its_request(
     assert says in page.get_by_role("status").text_content()
 
 
-def test_a_server_that_is_gone_is_told_and_asked_again(visit: Visit, picture: Picture) -> None:
+def test_a_server_that_is_gone_is_told_and_asked_again(visit: Visit, image: Image) -> None:
     page = visit(expected=REFUSED)
     page.route("**/predict?*", lambda route: route.abort())
-    choose(page, picture("mine.png", 0.2))
+    choose(page, image("mine.png", 0.2))
     assert "could not be reached" in page.get_by_role("alert").inner_text()
     page.unroute("**/predict?*")
     page.get_by_role("button", name="Ask again").click()
     page.wait_for_selector(".verdict.clean")
 
 
-def test_an_example_that_did_not_arrive_can_be_asked_for_again(visit: Visit, picture: Picture) -> None:
-    """And it is the example that is asked about then, not the picture before it."""
+def test_an_example_that_did_not_arrive_can_be_asked_for_again(visit: Visit, image: Image) -> None:
+    """And it is the example that is asked about then, not the image before it."""
     page = visit(expected=REFUSED)
-    choose(page, picture("mine.png", 0.2))
+    choose(page, image("mine.png", 0.2))
     page.route("**/examples/*.png", lambda route: route.abort())
     page.get_by_role("button", name="ship", exact=True).click()
     page.get_by_role("alert").wait_for()
@@ -222,18 +222,18 @@ def test_an_example_that_did_not_arrive_can_be_asked_for_again(visit: Visit, pic
     assert [name.strip() for name in page.locator(".verdict .name").all_inner_texts()] == ["ship", "ship, attacked"]
 
 
-def test_a_busy_server_says_when_to_ask_again(visit: Visit, picture: Picture) -> None:
+def test_a_busy_server_says_when_to_ask_again(visit: Visit, image: Image) -> None:
     """503 with Retry-After, as admission control answers."""
     page = visit(expected=REFUSED)
     document = '{"type": "urn:awnet:problem:queue-full", "status": 503, "detail": "no room", "request_id": "abc"}'
     headers = {"retry-after": "3", "content-type": "application/problem+json"}
     page.route("**/predict?*", lambda route: route.fulfill(status=503, headers=headers, body=document))
-    choose(page, picture("mine.png", 0.2))
+    choose(page, image("mine.png", 0.2))
     told = page.get_by_role("alert").inner_text()
     assert "hands full" in told and "3 seconds" in told and "abc" in told
 
 
-def test_a_scaled_lossy_picture_is_said_to_be_outside_the_thresholds(visit: Visit, tmp_path: Path) -> None:
+def test_a_scaled_lossy_image_is_said_to_be_outside_the_thresholds(visit: Visit, tmp_path: Path) -> None:
     page = visit()
     plain(0.2, (300, 200)).save(tmp_path / "photo.jpg")
     choose(page, tmp_path / "photo.jpg")
@@ -276,27 +276,27 @@ def test_a_file_name_is_only_ever_text(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 320, 820])
-def test_nothing_sticks_out_sideways(visit: Visit, picture: Picture, width: int) -> None:
+def test_nothing_sticks_out_sideways(visit: Visit, image: Image, width: int) -> None:
     """Neither the page nor a card scrolls sideways, with answers, on a telephone."""
     page = visit(viewport={"width": width, "height": 740})
-    choose(page, picture("a-rather-long-name-without-any-blank-" * 3 + ".png", 0.2), picture("two.png", 0.9))
+    choose(page, image("a-rather-long-name-without-any-blank-" * 3 + ".png", 0.2), image("two.png", 0.9))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OVERFULL) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", ["empty", "answers", "refused"])
-def test_axe_finds_nothing_serious(visit: Visit, picture: Picture, tmp_path: Path, scheme: str, state: str) -> None:
+def test_axe_finds_nothing_serious(visit: Visit, image: Image, tmp_path: Path, scheme: str, state: str) -> None:
     """axe-core's whole rule set; contrast is judged in both colour schemes."""
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="no axe: pip install axe-playwright-python"
     )
     page = visit(expected=REFUSED, color_scheme=scheme)
     if state == "answers":
-        choose(page, picture("one.png", 0.6), picture("two.png", 0.9))
+        choose(page, image("one.png", 0.6), image("two.png", 0.9))
     if state == "refused":
         (tmp_path / "cut.png").write_bytes(encoded(plain(0.5))[:60])
-        choose(page, picture("one.png", 0.2), tmp_path / "cut.png")
+        choose(page, image("one.png", 0.2), tmp_path / "cut.png")
     found = axe.Axe().run(page).response
     assert found["passes"]
     assert [
@@ -306,22 +306,22 @@ def test_axe_finds_nothing_serious(visit: Visit, picture: Picture, tmp_path: Pat
     ] == []
 
 
-def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, picture: Picture) -> None:
+def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, image: Image) -> None:
     page = visit()
-    choose(page, picture("mine.png", 0.9))
-    soon(page.locator("#recent-words")).to_contain_text(re.compile(r"\d+ picture"), timeout=PATIENCE_MS)
+    choose(page, image("mine.png", 0.9))
+    soon(page.locator("#recent-words")).to_contain_text(re.compile(r"\d+ image"), timeout=PATIENCE_MS)
     assert "expected if all are clean" in page.locator("#recent-words").inner_text()
     assert page.locator("#recent-chart .column.adversarial").count() >= 1
     page.get_by_role("button", name="Pause").click()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    choose(page, picture("other.png", 0.2))
+    choose(page, image("other.png", 0.2))
     page.wait_for_selector(".verdict.clean")
     page.wait_for_timeout(500)
     assert [url for url in asked if "recent" in url] == []
 
 
-def test_an_older_version_can_be_picked(visit: Visit, tmp_path: Path, picture: Picture) -> None:
+def test_an_older_version_can_be_picked(visit: Visit, tmp_path: Path, image: Image) -> None:
     """With two versions loaded there is something to pick; the answer names the one that gave it."""
     repository = publish(publish(tmp_path / "repository"), "2", seed=1)
     running = Running(repository, versions_kept=2)
@@ -329,7 +329,7 @@ def test_an_older_version_can_be_picked(visit: Visit, tmp_path: Path, picture: P
         running.wait_ready()
         page = visit(url=running.url)
         page.get_by_label("Model").wait_for()
-        choose(page, picture("mine.png", 0.2))
+        choose(page, image("mine.png", 0.2))
         first = page.locator(".classes").inner_text()
         assert "awnet, version 2" in page.get_by_role("region", name="Preparation").inner_text()
         with page.expect_response("**/predict?*"):

@@ -20,7 +20,7 @@ from benchmarks.harness.processes import free_port
 from server.core.engine import Signals, Terms, self_test
 from server.core.images import EncodedImage, Limits, PixelArray
 from server.engines.triton import engine as engine_module
-from server.engines.triton import patrol
+from server.engines.triton import health
 from server.engines.triton.engine import TritonEngine, parse_metadata
 from server.engines.triton.runner import RemoteRunner
 from server.errors import (
@@ -580,9 +580,9 @@ async def test_a_connection_that_is_renewed_to_the_same_triton_costs_what_was_in
 
 
 @plays
-async def test_a_model_that_goes_bad_is_found_on_patrol(monkeypatch: Any) -> None:
-    """The process and its connection live on, its values change: within a patrol it is left alone."""
-    monkeypatch.setattr(patrol, "PATROL_SECONDS", 0.2)
+async def test_a_model_that_goes_bad_is_found_by_the_next_probe(monkeypatch: Any) -> None:
+    """The process and its connection live on, its values change: by the next probe it is left alone."""
+    monkeypatch.setattr(health, "PROBE_EVERY_SECONDS", 0.2)
     fake = FakeTriton()
     async with opened(fake) as (engine, _):
         fake.off = 0.01

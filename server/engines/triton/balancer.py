@@ -1,7 +1,7 @@
 """Load balancing over an engine's addresses: the least loaded one that is up and has room gets the next images.
 
 Each address has a circuit breaker. It opens (`take_out`) after consecutive failures, or at once where the connection
-is refused; `patrol` closes it again (`bring_in`) after a successful probe. All bookkeeping is done on the event loop's
+is refused; `health` closes it again (`bring_in`) after a successful probe. All bookkeeping is done on the event loop's
 thread and needs no lock.
 """
 

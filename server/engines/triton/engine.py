@@ -2,7 +2,7 @@
 
 Contract and hash of a version come from the parameters of Triton's model configuration, and its tensors are compared
 with the contract; nothing of that is configured here. Every address passes the golden self-test before it gets a
-request. Triton alone loads and unloads models. `client` speaks gRPC, `balancer` chooses addresses, `patrol` probes
+request. Triton alone loads and unloads models. `client` speaks gRPC, `balancer` chooses addresses, `health` probes
 them, `runner` serves requests; this module opens versions and classifies failed executions.
 """
 
@@ -33,7 +33,7 @@ from ...errors import (
 )
 from .balancer import Address, Balancer, Key
 from .client import CallError, Ready, TritonClient
-from .patrol import Patrol, Peer
+from .health import HealthChecks, Peer
 from .runner import Decoders, Description, Outputs, RemoteRunner
 
 STUCK_SECONDS = 1.0  # an execution that was given up after less than this says nothing about Triton
@@ -118,10 +118,10 @@ class TritonEngine:
             self._peers, room=self._in_flight, failures=self._failures, on_state=self._state_changed
         )
         self.decoders = Decoders(self._threads)
-        self._patrol = Patrol(self.balancer, self, self._descriptions, self._probe_seconds, self._silence_seconds)
+        self._health = HealthChecks(self.balancer, self, self._descriptions, self._probe_seconds, self._silence_seconds)
         for peer in self._peers:
             self._on_state(peer.url, False)
-            self._tasks += [asyncio.create_task(watch(peer)) for watch in (self._patrol.tend, self._patrol.listen)]
+            self._tasks += [asyncio.create_task(watch(peer)) for watch in (self._health.tend, self._health.listen)]
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._someone_came.wait()
@@ -174,7 +174,7 @@ class TritonEngine:
         found = next((answer for answer in answers if isinstance(answer, Description)), None)
         if found is None:
             raise _gravest([answer for answer in answers if isinstance(answer, AWNetError)])
-        proofs = await asyncio.gather(*(self._patrol.prove(peer, found) for peer in peers))
+        proofs = await asyncio.gather(*(self._health.prove(peer, found) for peer in peers))
         if None not in proofs:
             raise _gravest([proof for proof in proofs if proof is not None])
         runner = RemoteRunner(self, found)
@@ -267,7 +267,7 @@ class TritonEngine:
                 self.balancer.take_out(peer, str(failed))
             return EngineUnavailable("the engine takes no requests")
         if failed.meaning == "broken":
-            self._patrol.lost(peer)
+            self._health.lost(peer)
         else:
             self.balancer.failed(peer, str(failed))
         log.warning("%s failed on %s: %s", peer.url, key, failed)

@@ -51,7 +51,7 @@ export function responsive(host, draw) {
 }
 
 export function mark(kind, index, x, y, r) {
-  // The first picture is a disc, the second a diamond: they differ without their colour.
+  // The first image is a disc, the second a diamond: they differ without their colour.
   return index === 0
     ? svg("circle", { class: `mark ${kind}`, cx: x, cy: y, r })
     : svg("path", { class: `mark ${kind}`, d: `M${x} ${y - 1.3 * r}l${1.3 * r} ${1.3 * r}l${-1.3 * r} ${1.3 * r}l${-1.3 * r} ${-1.3 * r}z` });
@@ -110,7 +110,7 @@ export function gauge(marks, thresholds, label) {
 }
 
 export function omega(part, series, range, label) {
-  // One convolution: channels in the order of the reference's mean, which becomes a rising line; a picture's values are dots.
+  // One convolution: channels in the order of the reference's mean, which becomes a rising line; an image's values are dots.
   const order = part.mean.map((_, k) => k).sort((a, b) => part.mean[a] - part.mean[b]);
   return (width) => {
     const height = 84;
@@ -121,7 +121,7 @@ export function omega(part, series, range, label) {
     if (range[0] < 1 && range[1] > 1) {
       drawing.append(svg("line", { class: "one", x1: 1, x2: width - 1, y1: y(1), y2: y(1) }));
     }
-    // The first picture lies on top; dots are smaller where there are many.
+    // The first image lies on top; dots are smaller where there are many.
     const weight = Math.max(2, Math.min(3.6, 260 / order.length));
     const dots = series.map(({ kind, values }, k) =>
       svg("path", {

@@ -30,8 +30,8 @@ async function loadModels() {
   showModels();
 }
 
-async function predict(picture, signal) {
-  // The picture's own bytes with its own content type. Returns {answer, took} or {problem}.
+async function predict(image, signal) {
+  // The image's own bytes with its own content type. Returns {answer, took} or {problem}.
   const chosen = $("model").value ? models[Number($("model").value)] : null;
   const labels = (chosen || models[0])?.labels.length ?? MOST_CLASSES;
   const query = new URLSearchParams({ signals: "all", top_k: Math.min(MOST_CLASSES, labels) });
@@ -43,8 +43,8 @@ async function predict(picture, signal) {
   try {
     const response = await fetch(`predict?${query}`, {
       method: "POST",
-      body: picture.blob,
-      headers: { "content-type": picture.blob.type || "application/octet-stream" },
+      body: image.blob,
+      headers: { "content-type": image.blob.type || "application/octet-stream" },
       signal,
     });
     const took = performance.now() - started;
@@ -59,30 +59,30 @@ async function predict(picture, signal) {
   }
 }
 
-async function ask(pictures) {
-  // pictures: one, or two to compare: [{name, blob}]
+async function ask(images) {
+  // images: one, or two to compare: [{name, blob}]
   asking?.abort();
   const mine = (asking = new AbortController());
   const started = setTimeout(() => busy(true), 150); // an answer that comes at once should not flicker
   const before = asked;
-  asked = pictures.map((picture) => ({ ...picture, url: URL.createObjectURL(picture.blob) }));
+  asked = images.map((image) => ({ ...image, url: URL.createObjectURL(image.blob) }));
   let answers;
   try {
     answers = [];
-    for (const picture of asked) answers.push(await predict(picture, mine.signal)); // one by one: else each waits for the other, and the times show it
+    for (const image of asked) answers.push(await predict(image, mine.signal)); // one by one: else each waits for the other, and the times show it
   } catch (error) {
     if (error.name === "AbortError") return;
     throw error;
   } finally {
     clearTimeout(started);
-    for (const picture of before) URL.revokeObjectURL(picture.url);
+    for (const image of before) URL.revokeObjectURL(image.url);
   }
   const unknown = answers.some(({ answer }) => answer && !modelOf(answer));
   if (unknown) await loadModels(); // the server has loaded another version since
   const changed = await difference(asked);
   if (asking !== mine) return;
   busy(false);
-  show(asked.map((picture, k) => ({ picture, ...answers[k] })), changed);
+  show(asked.map((image, k) => ({ image, ...answers[k] })), changed);
   pollRecent();
 }
 
@@ -92,33 +92,33 @@ const modelOf = (answer) =>
 // --- asking ---------------------------------------------------------------------------------------------------------
 
 function take(files) {
-  const pictures = [...files].slice(0, 2).map((file) => ({ name: file.name || "pasted picture", blob: file }));
-  if (pictures.length === 0) {
-    say("There is no picture in that.");
+  const images = [...files].slice(0, 2).map((file) => ({ name: file.name || "pasted image", blob: file }));
+  if (images.length === 0) {
+    say("There is no image in that.");
     return;
   }
   press(null);
-  ask(pictures);
-  if (files.length > 2) say(`Only the first two of ${files.length} pictures are compared.`);
+  ask(images);
+  if (files.length > 2) say(`Only the first two of ${files.length} images are compared.`);
 }
 
 async function takeExample(example, button) {
   const mode = document.querySelector("input[name=mode]:checked").value;
   const wanted = mode === "both" ? ["clean", "attacked"] : [mode];
   press(button);
-  let pictures;
+  let images;
   try {
-    pictures = await Promise.all(wanted.map(async (kind) => {
+    images = await Promise.all(wanted.map(async (kind) => {
       const response = await fetch(`page/${example[kind]}`);
       if (!response.ok) throw new Error(String(response.status));
       return { name: kind === "clean" ? example.name : `${example.name}, attacked`, blob: await response.blob() };
     }));
   } catch {
     const problem = words.problem({ status: 0 });
-    show([{ picture: { name: example.name }, problem }], null, () => takeExample(example, button));
+    show([{ image: { name: example.name }, problem }], null, () => takeExample(example, button));
     return;
   }
-  if (button.getAttribute("aria-pressed") === "true") await ask(pictures); // else another was taken meanwhile
+  if (button.getAttribute("aria-pressed") === "true") await ask(images); // else another was taken meanwhile
 }
 
 function press(button) {
@@ -185,10 +185,10 @@ function busy(on) {
 }
 
 function show(outcomes, changed = null, again = () => ask(asked)) {
-  // outcomes: [{picture, answer, took} or {picture, problem}], one or two.
+  // outcomes: [{image, answer, took} or {image, problem}], one or two.
   const known = outcomes.map((outcome) => ({ ...outcome, model: outcome.answer && modelOf(outcome.answer) }));
   showReport($("report"), known, changed, again);
-  say(known.map(({ picture, answer, problem }) => (answer ? words.spoken(picture.name, answer) : `${picture.name}: ${problem.title}`)).join(" "));
+  say(known.map(({ image, answer, problem }) => (answer ? words.spoken(image.name, answer) : `${image.name}: ${problem.title}`)).join(" "));
   const { top } = $("answer").getBoundingClientRect();
   if (top < 0 || top > innerHeight * 0.6) {
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

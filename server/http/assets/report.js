@@ -1,10 +1,10 @@
-// The answer: cards made of what the server said, for one picture or for two beside each other.
+// The answer: cards made of what the server said, for one image or for two beside each other.
 
 import { element as h, gauge, key, omega, responsive } from "./charts.js";
 import * as words from "./words.js";
 
 export function showReport(place, outcomes, changed, again) {
-  // outcomes: [{picture, answer, model, took} or {picture, problem}], one or two; changed: see `difference`;
+  // outcomes: [{image, answer, model, took} or {image, problem}], one or two; changed: see `difference`;
   // again: asks once more.
   const verdicts = outcomes.map(({ answer }) => answer?.results[0].adversarial.verdict);
   const two = outcomes.length === 2;
@@ -33,33 +33,33 @@ export function showReport(place, outcomes, changed, again) {
   for (const [host, draw] of charts) responsive(host, draw);
 }
 
-function preview(picture, facts, size) {
+function preview(image, facts, size) {
   // The file as the browser shows it, and where it was scaled, about what came out of that.
-  const image = h("img", { src: picture.url, alt: `The picture asked about: ${picture.name}` });
-  const frame = h("div", { class: "preview" }, image);
-  image.addEventListener("error", () => frame.replaceChildren(h("span", { class: "fine" }, "no preview")));
-  image.addEventListener("load", () => {
-    if (Math.max(image.naturalWidth, image.naturalHeight) <= 4 * size) image.classList.add("coarse");
+  const element = h("img", { src: image.url, alt: `The image asked about: ${image.name}` });
+  const frame = h("div", { class: "preview" }, element);
+  element.addEventListener("error", () => frame.replaceChildren(h("span", { class: "fine" }, "no preview")));
+  element.addEventListener("load", () => {
+    if (Math.max(element.naturalWidth, element.naturalHeight) <= 4 * size) element.classList.add("coarse");
     if (!facts?.resized) return;
-    const { naturalWidth: w, naturalHeight: tall } = image;
+    const { naturalWidth: w, naturalHeight: tall } = element;
     const short = Math.min(w, tall);
     const seen = h("canvas", { width: size, height: size, role: "img", "aria-label": "Roughly what the model saw of it" });
     const pen = seen.getContext("2d");
     pen.imageSmoothingQuality = "high";
-    pen.drawImage(image, (w - short) / 2, (tall - short) / 2, short, short, 0, 0, size, size);
+    pen.drawImage(element, (w - short) / 2, (tall - short) / 2, short, short, 0, 0, size, size);
     frame.append(h("figure", {}, seen, h("figcaption", {}, `about what the model saw, ${size} × ${size}`)));
   });
   return frame;
 }
 
-export async function difference(pictures) {
-  // Of two pictures of the same size: the largest change of a colour, the share of pixels that changed, and a drawing.
+export async function difference(images) {
+  // Of two images of the same size: the largest change of a colour, the share of pixels that changed, and a drawing.
   // Null where there is nothing to compare.
-  if (pictures.length !== 2) return null;
+  if (images.length !== 2) return null;
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const [a, b] = await Promise.all(pictures.map(({ blob }) => createImageBitmap(blob, options).catch(() => null)));
+  const [a, b] = await Promise.all(images.map(({ blob }) => createImageBitmap(blob, options).catch(() => null)));
   if (!a || !b || a.width !== b.width || a.height !== b.height || a.width * a.height > 1 << 20) return null;
-  const canvas = h("canvas", { width: a.width, height: a.height, role: "img", "aria-label": "What differs between the two pictures" });
+  const canvas = h("canvas", { width: a.width, height: a.height, role: "img", "aria-label": "What differs between the two images" });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   const [first, second] = [a, b].map((bitmap) => {
     pen.clearRect(0, 0, a.width, a.height);
@@ -86,18 +86,18 @@ function differenceCard(changed) {
     changed.canvas, h("div", {}, h("h3", {}, "What differs"), h("p", {}, words.difference(changed))));
 }
 
-function verdictCard({ picture, answer, model, index, kind }, two) {
-  const { adversarial, image } = answer.results[0];
+function verdictCard({ image, answer, model, index, kind }, two) {
+  const { adversarial, image: facts } = answer.results[0];
   const points = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
   const size = model?.size ?? 32;
-  return h("article", { class: `card verdict ${adversarial.verdict}`, "aria-label": picture.name },
-    preview(picture, image, size),
+  return h("article", { class: `card verdict ${adversarial.verdict}`, "aria-label": image.name },
+    preview(image, facts, size),
     h("div", {},
-      h("p", { class: "name" }, two ? key(kind, index) : null, picture.name),
+      h("p", { class: "name" }, two ? key(kind, index) : null, image.name),
       h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict]),
       h("p", { class: "score" }, "score ", h("b", {}, words.score(adversarial.score, points))),
       h("p", {}, words.meaning(adversarial.verdict, adversarial.target_fpr)),
-      adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial, image, size))));
+      adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial, facts, size))));
 }
 
 function icon(verdict) {
@@ -116,16 +116,16 @@ function icon(verdict) {
   return drawing;
 }
 
-function problemCard({ picture, problem }, again) {
-  return h("article", { class: "card problem", role: "alert", "aria-label": `${picture.name}: not answered` },
-    h("p", { class: "name" }, picture.name),
+function problemCard({ image, problem }, again) {
+  return h("article", { class: "card problem", role: "alert", "aria-label": `${image.name}: not answered` },
+    h("p", { class: "name" }, image.name),
     h("h3", {}, problem.title),
     problem.said ? h("p", {}, problem.said) : null,
     problem.id ? h("p", { class: "fine" }, "Request ", h("code", {}, problem.id)) : null,
     problem.again ? h("button", { type: "button", class: "button", onclick: again }, "Ask again") : null);
 }
 
-function classesCard({ picture, answer, index, kind }, two) {
+function classesCard({ image, answer, index, kind }, two) {
   const { predictions } = answer.results[0];
   const rows = predictions.map(({ label, probability }, n) => {
     const bar = h("i", { class: "bar" });
@@ -133,16 +133,16 @@ function classesCard({ picture, answer, index, kind }, two) {
     return h("tr", { class: n === 0 ? "best" : null },
       h("th", { scope: "row" }, label), h("td", { class: "number" }, words.percent(probability)), h("td", { class: "track", "aria-hidden": "true" }, bar));
   });
-  const title = two ? h("h3", {}, key(kind, index), `Classes: ${picture.name}`) : h("h3", {}, "Classes");
-  return h("section", { class: "card classes", "aria-label": `Classes of ${picture.name}` }, title,
+  const title = two ? h("h3", {}, key(kind, index), `Classes: ${image.name}`) : h("h3", {}, "Classes");
+  return h("section", { class: "card classes", "aria-label": `Classes of ${image.name}` }, title,
     h("table", {},
       h("thead", { class: "unseen" }, h("tr", {}, h("th", { scope: "col" }, "Class"), h("th", { scope: "col" }, "Probability"), h("td", {}))),
       h("tbody", {}, rows.shift(), ...rows)));
 }
 
 function legend(answered, text) {
-  return h("ul", { class: "legend" }, ...answered.map(({ picture, answer, index, kind }) =>
-    h("li", {}, key(kind, index), text(picture, answer.results[0].adversarial))));
+  return h("ul", { class: "legend" }, ...answered.map(({ image, answer, index, kind }) =>
+    h("li", {}, key(kind, index), text(image, answer.results[0].adversarial))));
 }
 
 function gaugeCard(answered, plot) {
@@ -151,14 +151,14 @@ function gaugeCard(answered, plot) {
   const thresholds = ["suspicious", "adversarial"].map((name) => ({
     score: adversarial.thresholds[name],
     shown: `${name} above ${adversarial.thresholds[name].toPrecision(3)}`,
-    note: `${words.rate(adversarial.target_fpr[name])} of clean pictures`,
+    note: `${words.rate(adversarial.target_fpr[name])} of clean images`,
   }));
   const marks = answered.map(({ answer, index, kind }) => ({ score: answer.results[0].adversarial.score, kind, index }));
   const label = `Scores on a scale of log-odds. ${thresholds.map((t) => `${t.shown} (${t.note})`).join("; ")}. ${answered
-    .map(({ picture, answer }) => `${picture.name}: ${words.score(answer.results[0].adversarial.score, points)}`).join("; ")}.`;
+    .map(({ image, answer }) => `${image.name}: ${words.score(answer.results[0].adversarial.score, points)}`).join("; ")}.`;
   return h("section", { class: "card wide", "aria-label": "Adversarial score" },
     h("h3", {}, "Adversarial score"),
-    legend(answered, (picture, judged) => `${picture.name}: ${words.score(judged.score, points)}`),
+    legend(answered, (image, judged) => `${image.name}: ${words.score(judged.score, points)}`),
     plot(gauge(marks, thresholds, label)),
     h("p", { class: "fine" },
       "The scale is in log-odds: equal steps multiply the odds. Scores crowd near 0 and near 1, where an even scale would show them, and a threshold among them, as one spot."));
@@ -173,9 +173,9 @@ function omegaCard(answered, plot) {
   const [low, high] = [Math.min(...every), Math.max(...every)];
   const pad = 0.04 * (high - low || 1);
   const range = [low - pad, high + pad];
-  const away = parts.map((part, n) => values.map((picture) => distance(picture[n], part)));
+  const away = parts.map((part, n) => values.map((image) => distance(image[n], part)));
   const figures = parts.map((part, n) => {
-    const label = `${part.name}: ${comparable.map(({ picture }, k) => `${picture.name} is ${away[n][k]} standard deviations from the clean mean`).join("; ")}.`;
+    const label = `${part.name}: ${comparable.map(({ image }, k) => `${image.name} is ${away[n][k]} standard deviations from the clean mean`).join("; ")}.`;
     const series = comparable.map(({ kind }, k) => ({ kind, values: values[k][n] }));
     return h("li", {},
       h("p", {}, h("span", {}, part.name),
@@ -185,12 +185,12 @@ function omegaCard(answered, plot) {
   return h("section", { class: "card wide", "aria-label": "Regulation signals" },
     h("h3", {}, "Regulation signals, beside the model’s clean reference"),
     h("ul", { class: "legend" },
-      h("li", {}, h("i", { class: "key line" }), `mean of ${model.reference.images.toLocaleString("en")} clean pictures; channels sorted by it`),
-      ...comparable.map(({ picture, index, kind }) => h("li", {}, key(kind, index), picture.name))),
+      h("li", {}, h("i", { class: "key line" }), `mean of ${model.reference.images.toLocaleString("en")} clean images; channels sorted by it`),
+      ...comparable.map(({ image, index, kind }) => h("li", {}, key(kind, index), image.name))),
     h("ul", { class: "omegas" }, ...figures),
     h("p", { class: "fine" },
-      "Omega is the weight that the network gives each of its filters for this picture. σ is how far a picture lies from the mean, " +
-      "averaged over channels, in standard deviations of the clean pictures. The verdict comes from the score alone."));
+      "Omega is the weight that the network gives each of its filters for this image. σ is how far an image lies from the mean, " +
+      "averaged over channels, in standard deviations of the clean images. The verdict comes from the score alone."));
 }
 
 function distance(values, part) {
@@ -199,8 +199,8 @@ function distance(values, part) {
   return mean < 10 ? mean.toFixed(1) : String(Math.round(mean));
 }
 
-function doneCard({ picture, answer, took, model, index, kind }, two) {
-  const { image, adversarial } = answer.results[0];
+function doneCard({ image, answer, took, model, index, kind }, two) {
+  const { image: prepared, adversarial } = answer.results[0];
   const { decode, queue, inference, total } = answer.timing_ms;
   const stages = [["decode", decode], ["queue", queue], ["inference", inference], ["rest", Math.max(0, total - decode - queue - inference)]];
   const bar = h("div", { class: "stages", "aria-hidden": "true" }, ...stages.map(([name, value]) => {
@@ -208,18 +208,18 @@ function doneCard({ picture, answer, took, model, index, kind }, two) {
     part.style.flexGrow = String(Math.max(value, 0.001));
     return part;
   }));
-  const title = two ? h("h3", {}, key(kind, index), `Done to ${picture.name}`) : null;
+  const title = two ? h("h3", {}, key(kind, index), `Done to ${image.name}`) : null;
   const facts = h("dl", { class: "facts" },
-    h("dt", {}, "File"), h("dd", {}, `${image.format}, ${image.width} × ${image.height}, ${bytes(picture.blob.size)}`),
-    h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(image, model.size)),
-    h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial, image, model.size)),
+    h("dt", {}, "File"), h("dd", {}, `${prepared.format}, ${prepared.width} × ${prepared.height}, ${bytes(image.blob.size)}`),
+    h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(prepared, model.size)),
+    h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial, prepared, model.size)),
     h("dt", {}, "Model"), h("dd", {}, `${answer.model.name}, version ${answer.model.version}`),
     h("dt", {}, "Request"), h("dd", {}, h("code", {}, answer.request_id)));
   const times = h("div", {},
     bar,
     h("ul", { class: "legend" }, ...stages.map(([name, value]) => h("li", {}, h("i", { class: `key ${name}` }), `${name} ${words.milliseconds(value)}`))),
     h("p", { class: "fine" }, `In the server ${words.milliseconds(total)}; seen from this page ${words.milliseconds(took)}.`));
-  if (two) return h("section", { class: "card", "aria-label": `Preparation and times of ${picture.name}` }, title, facts, times);
+  if (two) return h("section", { class: "card", "aria-label": `Preparation and times of ${image.name}` }, title, facts, times);
   return h("div", { class: "split wide" },
     h("section", { class: "card", "aria-label": "Preparation" }, h("h3", {}, "What was done to it"), facts),
     h("section", { class: "card", "aria-label": "Times" }, h("h3", {}, "Where the time went"), times));

@@ -32,25 +32,25 @@ export function meaning(verdict, targets) {
     case "clean":
       return "No known trick was seen. That is no proof: an attacker who knows this detector can get past it.";
     case "suspicious":
-      return `Worth a second look. Of clean pictures, ${among(targets.suspicious)} scores this high or higher.`;
+      return `Worth a second look. Of clean images, ${among(targets.suspicious)} scores this high or higher.`;
     default:
       return (
-        "It looks like a picture made to fool a classifier: do not rely on its class. " +
-        `Of clean pictures, ${among(targets.adversarial)} is flagged like this too.`
+        "It looks like an image made to fool a classifier: do not rely on its class. " +
+        `Of clean images, ${among(targets.adversarial)} is flagged like this too.`
       );
   }
 }
 
-export function calibration(adversarial, image, size) {
-  if (adversarial.calibrated) return "The thresholds speak for this picture.";
+export function calibration(adversarial, facts, size) {
+  if (adversarial.calibrated) return "The thresholds speak for this image.";
   const why = [];
-  if (image.resized) why.push(`was scaled to ${size} × ${size}`);
-  if (image.format === "JPEG" || !image.resized) why.push("was stored with loss");
-  return `The thresholds were not set for a picture that ${why.join(" and ")}: take the verdict as a hint.`;
+  if (facts.resized) why.push(`was scaled to ${size} × ${size}`);
+  if (facts.format === "JPEG" || !facts.resized) why.push("was stored with loss");
+  return `The thresholds were not set for an image that ${why.join(" and ")}: take the verdict as a hint.`;
 }
 
-export function preprocessing(image, size) {
-  const { width, height, resized, format } = image;
+export function preprocessing(facts, size) {
+  const { width, height, resized, format } = facts;
   if (!resized) {
     return format === "JPEG"
       ? `Already ${size} × ${size}: neither cropped nor scaled.`
@@ -63,11 +63,11 @@ export function preprocessing(image, size) {
 }
 
 const ERRORS = {
-  "unsupported-media": "That is not a PNG, JPEG or WebP picture.",
-  "undecodable-image": "The picture is broken: it is cut short or damaged.",
-  "image-too-large": "The picture has too many pixels.",
-  "image-too-small": "The picture is too small.",
-  "animated-image": "The picture is animated: there is no telling which of its frames is meant.",
+  "unsupported-media": "That is not a PNG, JPEG or WebP image.",
+  "undecodable-image": "The image is broken: it is cut short or damaged.",
+  "image-too-large": "The image has too many pixels.",
+  "image-too-small": "The image is too small.",
+  "animated-image": "The image is animated: there is no telling which of its frames is meant.",
   "body-too-large": "The file is too large.",
   "missing-image": "The file is empty.",
   "unknown-model": "The chosen model is no longer there.",
@@ -75,7 +75,7 @@ const ERRORS = {
   "queue-full": "The server has its hands full.",
   "deadline-exceeded": "The answer took too long.",
   "engine-unavailable": "What runs the model cannot be reached.",
-  "engine-fault": "The model failed on this picture. That is never called clean.",
+  "engine-fault": "The model failed on this image. That is never called clean.",
   internal: "Something went wrong in the server.",
 };
 const BY_STATUS = {
@@ -99,7 +99,7 @@ export function problem(document, retryAfter) {
 }
 
 export function difference({ most, share, times }) {
-  if (most === 0) return "The two pictures are the same, pixel for pixel.";
+  if (most === 0) return "The two images are the same, pixel for pixel.";
   return `${percent(share)} of the pixels differ, none by more than ${most} of 255 levels in any colour. Shown ${times} times stronger; grey is unchanged.`;
 }
 
@@ -113,14 +113,14 @@ export function spoken(name, answer) {
 export function recent(bins, names, thresholds) {
   const sums = names.map((_, k) => bins.reduce((sum, bin) => sum + bin[k], 0));
   const all = sums.reduce((a, b) => a + b, 0);
-  if (all === 0) return "No picture was judged in the last five minutes.";
+  if (all === 0) return "No image was judged in the last five minutes.";
   const of = Object.fromEntries(names.map((name, k) => [name, sums[k]]));
   const flagged = (of.suspicious + of.adversarial) / all;
   const expected = thresholds
     ? [` (${rate(thresholds.suspicious.fpr)} expected if all are clean)`, ` (${rate(thresholds.adversarial.fpr)})`]
     : ["", ""];
   return (
-    `${all} ${all === 1 ? "picture" : "pictures"}: ${percent(flagged)} at least suspicious${expected[0]}, ` +
+    `${all} ${all === 1 ? "image" : "images"}: ${percent(flagged)} at least suspicious${expected[0]}, ` +
     `${percent(of.adversarial / all)} adversarial${expected[1]}.`
   );
 }

@@ -18,9 +18,9 @@ from .balancer import Address, Balancer, Key
 from .client import CallError, Ready, TritonClient
 from .runner import At, Description, Host
 
-BEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
-PATROL_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
-QUIET_SECONDS = 2.0  # a busy Triton that misses a patrol is believed for this long after its last sign of life
+HEARTBEAT_SECONDS = 0.2  # a stopped Triton is noticed within this and `silence_seconds`, whatever a request may take
+PROBE_EVERY_SECONDS = 5.0  # how often an address proves its values again, and is asked for versions that it had not
+QUIET_SECONDS = 2.0  # a busy Triton that misses a probe is believed for this long after its last sign of life
 PROOF_SECONDS = 20.0  # longest wait for golden values
 
 log = logging.getLogger("awnet.triton")
@@ -38,7 +38,7 @@ class Peer(Address):
         self.reasons: dict[Ready | None, str] = {}  # what was logged last, so that it is logged once
 
 
-class Patrol:
+class HealthChecks:
     """Checks addresses, each with two tasks for the life of the engine: `tend` and `listen`.
 
     Args:
@@ -64,21 +64,21 @@ class Patrol:
         self._silence_seconds = silence_seconds
 
     async def tend(self, peer: Peer) -> None:
-        """Heartbeats and patrols while the address is up, half-open probes while it is not; for ever."""
-        patrolled, first = 0.0, True
+        """Heartbeats and probes while the address is up, half-open probes while it is not; for ever."""
+        probed, first = 0.0, True
         while True:
             if peer.state != "proving" and not first:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BEAT_SECONDS if peer.state == "up" else self._probe_seconds):
+                    async with asyncio.timeout(HEARTBEAT_SECONDS if peer.state == "up" else self._probe_seconds):
                         await peer.nudge.wait()
             first = False
             peer.nudge.clear()
             try:
-                if peer.state == "up" and time.monotonic() - patrolled < PATROL_SECONDS:
-                    await self._beat(peer)
+                if peer.state == "up" and time.monotonic() - probed < PROBE_EVERY_SECONDS:
+                    await self._heartbeat(peer)
                 else:
                     await self._probe(peer)
-                    patrolled = time.monotonic()
+                    probed = time.monotonic()
             except Exception as error:  # a fault of ours must not end the watch: the address is tried again
                 log.exception("looking at %s failed in an unforeseen way", peer.url)
                 self._balancer.take_out(peer, str(error))
@@ -92,7 +92,7 @@ class Patrol:
         self._balancer.suspect(peer)
         peer.nudge.set()
 
-    async def _beat(self, peer: Peer) -> None:
+    async def _heartbeat(self, peer: Peer) -> None:
         """Ask for a sign of life; silence opens the breaker, long before a request's own deadline would."""
         started = time.monotonic()
         try:
