@@ -1,7 +1,8 @@
 """All errors of the server as one tree, and one table that maps it to HTTP.
 
-The classes know no HTTP: `images` or `batching` raise them wherever they run. `STATUS` maps the tree to status
-codes, and `problem` writes the RFC 9457 document. A class without a line of its own takes its parent's.
+The classes know no front end: `images` or `batching` raise them wherever they run. Only `MethodNotAllowed` belongs to
+HTTP, whose `Allow` needs the methods. `STATUS` maps the tree to status codes, and `problem` writes the RFC 9457
+document. A class without a line of its own takes its parent's.
 """
 
 # ruff: noqa: N818 - the classes are named after what went wrong; "Error" in each would say nothing more
