@@ -72,6 +72,10 @@ class InvalidTensor(RequestError):
     slug, title = "invalid-tensor", "Invalid tensor"
 
 
+class Forbidden(RequestError):
+    slug, title = "forbidden", "Forbidden"
+
+
 class NotFound(RequestError):
     slug, title = "not-found", "Not found"
 
@@ -180,6 +184,7 @@ STATUS: dict[type[AWNetError], int] = {
     ImageError: 422,
     InvalidQuery: 422,
     MissingImage: 422,
+    Forbidden: 403,
     NotFound: 404,
     MethodNotAllowed: 405,
     UnknownModel: 404,
@@ -193,22 +198,25 @@ def status_of(error: AWNetError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem(error: AWNetError, request_id: str) -> dict[str, object]:
-    """The `application/problem+json` document of `error` (RFC 9457)."""
-    return problem_document(status_of(error), error.slug, error.title, error.detail, request_id, error.image)
+def headers_of(error: AWNetError, status: int, retry_after_seconds: int) -> list[tuple[bytes, bytes]]:
+    """What the headers of an answer say of `error`: the methods that are answered, and when to try again."""
+    headers = []
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allow).encode()))
+    if status == 503:
+        headers.append((b"retry-after", b"%d" % retry_after_seconds))
+    return headers
 
 
-def problem_document(
-    status: int, slug: str, title: str, detail: str, request_id: str, image: int | None = None
-) -> dict[str, object]:
-    """A problem document from its parts; `image` is left out where it is None."""
+def problem(error: AWNetError, request_id: str, status: int | None = None) -> dict[str, object]:
+    """The `application/problem+json` document of `error` (RFC 9457); `status` where it is not that of the table."""
     document: dict[str, object] = {
-        "type": f"urn:awnet:problem:{slug}",
-        "title": title,
-        "status": status,
-        "detail": detail,
+        "type": f"urn:awnet:problem:{error.slug}",
+        "title": error.title,
+        "status": status_of(error) if status is None else status,
+        "detail": error.detail,
         "request_id": request_id,
     }
-    if image is not None:
-        document["image"] = image
+    if error.image is not None:
+        document["image"] = error.image
     return document

@@ -6,44 +6,30 @@ page (those with an `Origin`) are refused, so that no web site reaches it throug
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from ..core.version import parse_version
-from ..errors import (
-    READ,
-    AWNetError,
-    BodyTooLarge,
-    InvalidQuery,
-    NotReady,
-    UnsupportedMedia,
-    problem,
-    problem_document,
-    status_of,
-)
-from ..monitoring.request import identify
+from ..errors import READ, AWNetError, Forbidden, InvalidQuery, NotReady, StartupError, UnsupportedMedia
+from ..monitoring.request import Request as Observed
 from ..service import Service
-from ..versions.models import Models
-from .exchange import allowed
-
-log = logging.getLogger("awnet")
+from .exchange import Exchange
+from .front import Front
 
 MAX_BODY_BYTES = 4 << 10
-REQUEST_ID = "awnet.request_id"  # in the scope
+EXCHANGE = "awnet.exchange"  # in the scope
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_admin(service: Service) -> ASGIApp:
+def create_admin(service: Service) -> AdminFront:
     """The application of the admin port; answers are JSON with a request id, errors are problem documents."""
     models = service.models
 
@@ -80,66 +66,52 @@ def create_admin(service: Service) -> ASGIApp:
 
     def guarded(handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
-            try:
-                if "origin" in request.headers:
-                    return _refusal(request, 403, "forbidden", "Forbidden", "no web page is answered here")
-                if request.method not in READ:
-                    _serving(models)
-                return await handler(request)
-            except AWNetError as error:
-                # A version that cannot be served is no fault of the server here, but of what was asked for.
-                code = 409 if status_of(error) == 500 else status_of(error)
-                document = problem(error, request.scope[REQUEST_ID]) | {"status": code}
-                return Response(orjson.dumps(document), code, media_type="application/problem+json")
-            except Exception:
-                log.exception("request %s failed", request.scope[REQUEST_ID])
-                what = "something went wrong here; the log has it under the request id"
-                return _refusal(request, 500, "internal", "Internal error", what)
+            if "origin" in request.headers:
+                raise Forbidden("no web page is answered here")
+            if request.method not in READ and not models.ready:
+                raise NotReady("the models are being loaded")  # nothing can be changed yet
+            return await handler(request)
 
         return answer
 
-    async def unmatched(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        slug, title = {404: ("not-found", "Not found"), 405: ("method-not-allowed", "Method not allowed")}.get(
-            error.status_code, ("http-error", "HTTP error")
-        )
-        answer = _refusal(request, error.status_code, slug, title, str(error.detail))
-        if error.status_code == 405:
-            answer.headers["allow"] = ", ".join(allowed(error))
-        return answer
-
-    name = "/admin/models/{name}"
-    app = Starlette(
-        routes=[
-            Route("/admin/models", guarded(status), methods=["GET"]),
-            Route("/admin/detection", guarded(detection), methods=["GET"]),
-            Route("/admin/reload", guarded(reload), methods=["POST"]),
-            Route(f"{name}/rollback", guarded(rollback), methods=["POST"]),
-            Route(f"{name}/promote", guarded(promote), methods=["POST"]),
-            Route("/admin/canary", guarded(canary), methods=["PUT"]),
-            Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
-        ],
-        exception_handlers={HTTPException: unmatched},
+    return AdminFront(
+        _Routes(
+            [
+                Route("/admin/models", guarded(status), methods=["GET"]),
+                Route("/admin/detection", guarded(detection), methods=["GET"]),
+                Route("/admin/reload", guarded(reload), methods=["POST"]),
+                Route("/admin/models/{name}/rollback", guarded(rollback), methods=["POST"]),
+                Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
+                Route("/admin/canary", guarded(canary), methods=["PUT"]),
+                Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
+            ]
+        ),
+        service,
     )
 
-    async def named(scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = scope[REQUEST_ID] = identify(given)
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
+class _Routes(Starlette):
+    """Starlette without its own answers to errors: they come out as exceptions."""
 
-        await app(scope, receive, send_with_id)
+    def __init__(self, routes: list[Route]) -> None:
+        super().__init__(routes=routes)
 
-    return named
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.router
 
 
-def _serving(models: Models) -> None:
-    """Raises NotReady before the models are there, when nothing can be changed yet."""
-    if not models.ready:
-        raise NotReady("the models are being loaded")
+class AdminFront(Front):
+    """The routes of the admin port."""
+
+    async def _answer(
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Observed
+    ) -> None:
+        scope[EXCHANGE] = exchange
+        await self._route(scope, exchange, request)
+
+    def _status(self, error: AWNetError) -> int:
+        # A version that cannot be served is no fault of the server here, but of what was asked for.
+        return 409 if isinstance(error, StartupError) else super()._status(error)
 
 
 async def _fields(request: Request, *names: str) -> dict[str, Any]:
@@ -150,11 +122,9 @@ async def _fields(request: Request, *names: str) -> dict[str, Any]:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMedia("the body must be application/json")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    exchange: Exchange = request.scope[EXCHANGE]
+    declared = request.headers.get("content-length")
+    body = await exchange.read(None if declared is None else declared.encode(), MAX_BODY_BYTES)
     try:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -175,8 +145,3 @@ def _version(value: object) -> int:
 
 def _json(document: dict[str, Any]) -> Response:
     return Response(orjson.dumps(document, option=orjson.OPT_INDENT_2), media_type="application/json")
-
-
-def _refusal(request: Request, status: int, slug: str, title: str, detail: str) -> Response:
-    document = problem_document(status, slug, title, detail, request.scope[REQUEST_ID])
-    return Response(orjson.dumps(document), status, media_type="application/problem+json")

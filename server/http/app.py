@@ -1,20 +1,20 @@
 """The HTTP application: routes requests to their handlers and turns every error into an answer of one form.
 
-`/predict` is answered by `Front`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
+`/predict` is answered by `PublicFront`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
 decoding of a small image; health, metrics and the documents are ordinary FastAPI routes behind the same layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.openapi.utils import get_openapi
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from ..core.images import EncodedImage
 from ..errors import (
@@ -25,22 +25,21 @@ from ..errors import (
     NotFound,
     NotReady,
     UnsupportedMedia,
-    problem,
-    status_of,
 )
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import Request
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
-from .exchange import ClientGoneError, DisconnectWatcher, Exchange, allowed
+from .exchange import Exchange
+from .front import Front
 from .schemas import parse_query, results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
-JSON, PROBLEM_JSON = b"application/json", b"application/problem+json"
+JSON = b"application/json"
 
 
-def create_app(service: Service) -> Front:
+def create_app(service: Service) -> PublicFront:
     """The application on top of `service`, which whoever runs it starts and stops."""
     app = _Routes(
         title="AW-Net server",
@@ -66,7 +65,7 @@ def create_app(service: Service) -> Front:
     async def docs() -> Response:
         return Response(openapi.html(app.openapi()), headers=openapi.HEADERS, media_type="text/html")
 
-    return Front(app, service)
+    return PublicFront(app, service)
 
 
 class _Routes(FastAPI):
@@ -86,47 +85,17 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(document), status, media_type="application/json")
 
 
-class Front:
-    """The outermost ASGI layer: observes every request and answers every error as a problem document.
+class PublicFront(Front):
+    """`/predict`, the Open Inference Protocol and the page by hand; `routes` have everything else."""
 
-    HEAD is answered wherever GET is: it is routed as GET, and `Exchange` leaves the body out.
-
-    Args:
-        app: answers everything but /predict, /v2 and the page.
-        service: see `Service`.
-    """
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
+    def __init__(self, routes: ASGIApp, service: Service) -> None:
+        super().__init__(routes, service)
         settings = service.settings
         self._page = (
             page.Page(service.models.loaded, settings.model, service.verdict_history) if settings.page else None
         )
-        self._watcher = DisconnectWatcher()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers, method, client = dict(scope["headers"]), scope["method"], scope.get("client")
-        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        with self._service.requests.observe(method, client[0] if client else None, given_id) as request:
-            exchange = Exchange(
-                receive, send, request, self._watcher, headers, head=method == "HEAD", close=self._service.draining
-            )
-            asked = {**scope, "method": "GET"} if method == "HEAD" else scope
-            try:
-                await self._answer(asked, headers, exchange, request)
-            except ClientGoneError:
-                pass
-            except Exception as error:
-                refusal = request.refused(_named(error))
-                if request.status:
-                    raise  # half a response is out: only closing the connection shows the client that it failed
-                await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
-
-    async def _answer(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request: Request) -> None:
+    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request) -> None:
         path, method = scope["path"], scope["method"]
         if path == PREDICT:
             request.routed(PREDICT)
@@ -146,12 +115,11 @@ class Front:
                 raise MethodNotAllowed("only GET and HEAD are answered here", READ)
             await exchange.respond(*found)
         else:
-            try:
-                await self._app(scope, exchange.receive, exchange.forward)
-            finally:
-                request.routed(getattr(scope.get("route"), "path", OTHER))
+            await self._route(scope, exchange, request)
 
-    async def _predict(self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request: Request) -> None:
+    async def _predict(
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request
+    ) -> None:
         service, settings = self._service, self._service.settings
         if scope["method"] != "POST":
             raise MethodNotAllowed("only POST is answered here", ["POST"])
@@ -194,20 +162,11 @@ class Front:
         extra = [(b"content-type", JSON), (b"server-timing", server_timing.encode())]
         await exchange.respond(200, extra, orjson.dumps(answer))
 
-    def _refusal(self, path: str, error: AWNetError, request_id: str) -> page.Reply:
-        """The answer to `error`, in the form of the front end at `path`."""
-        retry_after = self._service.settings.retry_after_seconds
+    def _refusal(self, path: str, error: AWNetError, request_id: str) -> rest.Reply:
         if _is_oip(path):
-            return rest.refusal(error, retry_after)
-        status = status_of(error)
-        headers = [(b"content-type", PROBLEM_JSON)]
-        if isinstance(error, MethodNotAllowed):
-            headers.append((b"allow", ", ".join(error.allow).encode()))
-        if status == 503:
-            headers.append((b"retry-after", b"%d" % retry_after))
-        if self._page is not None and _is_page(path):
-            headers += page.HEADERS
-        return status, headers, orjson.dumps(problem(error, request_id))
+            return rest.refusal(error, self._service.settings.retry_after_seconds)
+        status, headers, body = super()._refusal(path, error, request_id)
+        return status, headers + page.HEADERS if self._page is not None and _is_page(path) else headers, body
 
 
 def _is_oip(path: str) -> bool:
@@ -217,15 +176,6 @@ def _is_oip(path: str) -> bool:
 
 def _is_page(path: str) -> bool:
     return path == page.INDEX or path.startswith(page.PREFIX)
-
-
-def _named(error: Exception) -> Exception:
-    """What FastAPI's router refuses, as the error tree names it."""
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        return NotFound("there is nothing at this path")
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed("the method is not answered at this path", allowed(error))
-    return error
 
 
 def _accepts_json(accept: bytes | None) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from types import TracebackType
 
-from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Send
 
 from ..errors import BodyTooLarge
@@ -195,9 +194,3 @@ class Exchange:
         elif self._head:
             message["body"] = b""
         await self._send(message)
-
-
-def allowed(error: HTTPException) -> list[str]:
-    """The methods that a router answers where it has refused another: HEAD wherever GET is, in one order."""
-    given = (error.headers or {}).get("Allow", "").split(", ")
-    return sorted({*given, "HEAD"} if "GET" in given else given)

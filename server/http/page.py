@@ -18,6 +18,7 @@ import orjson
 from ..core.engine import Model
 from ..core.verdict import significant
 from ..monitoring.verdict_history import VerdictHistory
+from ..oip.rest import Reply
 
 log = logging.getLogger("awnet")
 
@@ -62,7 +63,6 @@ HEADERS = [
 # The names of the files do not change with their content, so a browser asks each time and mostly hears 304.
 REVALIDATE, NO_STORE = b"no-cache", b"no-store"
 
-Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 Loaded = Callable[[], Mapping[str, Mapping[int, Model]]]
 
 

@@ -33,6 +33,7 @@ from .detection_metrics import modes as detection_modes
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
+ADMIN = "/admin"  # in `awnet_request_seconds` all admin calls are one route: a histogram each would be 130 series
 EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
 EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
 
@@ -194,7 +195,8 @@ class Metrics(Events):
         key = (route, method if method in METHODS else OTHER, code)
         children = self._children.get(key)
         if children is None:
-            children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(route))
+            timed = ADMIN if route.startswith(f"{ADMIN}/") else route
+            children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(timed))
             self._children[key] = children
         children[0].inc()
         if request_id is not None:

@@ -1,4 +1,5 @@
-"""The request log: one JSON line a request on the logger `awnet.requests`, none for health checks and scrapes.
+"""The request log: one JSON line a request on the logger `awnet.requests`, none for what programs ask for all the time:
+health checks, scrapes, and the two admin calls that only read.
 
 A line holds no image, no file name, no score and no address. The client stands under the salted hash that `clients`
 makes, so that its lines can be found together while the process lives.
@@ -23,6 +24,8 @@ QUIET_ROUTES = frozenset(
         "/metrics",
         "/v2/health/live",
         "/v2/health/ready",
+        "/admin/models",
+        "/admin/detection",
         "/inference.GRPCInferenceService/ServerLive",
         "/inference.GRPCInferenceService/ServerReady",
     }

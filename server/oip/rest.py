@@ -23,13 +23,14 @@ from ..errors import (
     NotFound,
     RequestError,
     UnsupportedMedia,
+    headers_of,
 )
 from ..service import Service
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
 
 Headers = list[tuple[bytes, bytes]]
-Reply = tuple[int, Headers, bytes]
+Reply = tuple[int, Headers, bytes]  # status, headers without Content-Length, body
 
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
@@ -102,12 +103,8 @@ async def answer(service: Service, method: str, path: str, headers: Mapping[byte
 def refusal(error: AWNetError, retry_after_seconds: int = 1) -> Reply:
     """The response to `error`."""
     status = protocol.status_of(error)
-    reply = _json({"error": error.detail}, status)
-    if isinstance(error, MethodNotAllowed):
-        reply[1].append((b"allow", ", ".join(error.allow).encode()))
-    if status == 503:
-        reply[1].append((b"retry-after", b"%d" % retry_after_seconds))
-    return reply
+    _, headers, body = _json({"error": error.detail})
+    return status, headers + headers_of(error, status, retry_after_seconds), body
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Reply:

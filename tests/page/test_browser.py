@@ -74,9 +74,7 @@ def choose(page: Any, *paths: Path) -> None:
         (0.9, "Adversarial", "do not rely on its class"),
     ],
 )
-def test_a_chosen_image_is_judged_in_words(
-    visit: Visit, image: Image, red: float, verdict: str, means: str
-) -> None:
+def test_a_chosen_image_is_judged_in_words(visit: Visit, image: Image, red: float, verdict: str, means: str) -> None:
     """The verdict, what it means, ten classes, both thresholds, the signals, the preparation and the times."""
     page = visit()
     choose(page, image("mine.png", red))
@@ -122,9 +120,7 @@ def test_the_ends_of_the_gauge_say_where_they_are(visit: Visit) -> None:
             assert all(a[1] <= b[0] for a, b in pairwise(labels)), (width, scores)
 
 
-def test_the_page_shows_the_score_and_the_class_that_predict_gives(
-    visit: Visit, served: Running, image: Image
-) -> None:
+def test_the_page_shows_the_score_and_the_class_that_predict_gives(visit: Visit, served: Running, image: Image) -> None:
     """The page is one more client of /predict, and adds nothing."""
     path = image("mine.png", 0.5)
     answer = served.http.post("/predict", content=path.read_bytes(), headers={"content-type": "image/png"}).json()

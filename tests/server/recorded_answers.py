@@ -65,7 +65,7 @@ _LIKE_ANY = "told like every other refusal: not stored, one order of headers, no
 _HEAD = f"HEAD is answered wherever GET is, `Allow` names it; {_LIKE_ANY}"
 _NAMED = (
     "the admin port tells request ids, takes them over, and has `Allow` in one order; "
-    "`golden_probes` of GET /admin/detection is there under its old name `canaries`, too"
+    f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too; {_LIKE_ANY}"
 )
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
@@ -86,9 +86,10 @@ CHANGED: dict[str, str] = {
     "method: * /v2/models/*": _HEAD,
     "method: * (admin)": _NAMED,
     "admin: *": _NAMED,
-    "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods are counted; "
+    "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
+    "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names",
-    "request log": "every refusal has its reason",
+    "request log": "every refusal has its reason; admin calls are logged",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.

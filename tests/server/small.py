@@ -15,6 +15,7 @@ import onnxruntime as ort
 from server.core import contract
 from server.core.engine import Engine, Model, Signals, Terms
 from server.core.images import ImageInput
+from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
@@ -125,6 +126,7 @@ class Small:
         self.service = service_over(self.engine, repository=folder, **given)
         self.settings, self.metrics = self.service.settings, self.service.metrics
         self.app: Any = create_app(self.service)
+        self.admin: Any = create_admin(self.service)
         self.runner = asyncio.Runner()
         if start:
             self.run(self.service.models.start())
@@ -135,7 +137,7 @@ class Small:
     def http(
         self, method: str, path: str, headers: Mapping[bytes, bytes] | None = None, body: bytes = b""
     ) -> tuple[int, dict[str, str], bytes]:
-        """One exchange over HTTP without a network: status, headers and body of the answer."""
+        """One exchange over HTTP without a network: status, headers and body. Admin paths go to the admin port."""
         given = {b"content-length": str(len(body)).encode()} | dict(headers or {})
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": list(given.items())}
         sent: list[Any] = []
@@ -146,7 +148,7 @@ class Small:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        self.run(self.app(scope, receive, send))
+        self.run((self.admin if path.startswith("/admin/") else self.app)(scope, receive, send))
         told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
 

@@ -232,6 +232,64 @@ def test_an_unforeseen_fault_of_grpc_is_counted_as_one(called: Called) -> None:
     assert moved['awnet_rejections_total{reason="internal"}'] == 1
 
 
+# The admin port.
+
+ADMIN_ORIGIN = {b"origin": b"http://evil.example"}
+ADMIN: dict[str, tuple[str, str, dict[bytes, bytes], bytes, int, str, str | None]] = {
+    "a reload": ("POST", "/admin/reload", {}, b"", 200, "/admin/reload", None),
+    "a web page": ("POST", "/admin/reload", ADMIN_ORIGIN, b"", 403, "/admin/reload", "forbidden"),
+    "a form": ("PUT", "/admin/shadow", {}, b"version=1", 415, "/admin/shadow", "unsupported-media"),
+    "another model": (
+        *("POST", "/admin/models/other/rollback", {}, b"", 404),
+        *("/admin/models/{name}/rollback", "unknown-model"),
+    ),
+    "another method": ("GET", "/admin/canary", {}, b"", 405, "/admin/canary", "method-not-allowed"),
+    "nothing": ("GET", "/admin/nothing", {}, b"", 404, "other", "not-found"),
+}
+
+
+@pytest.mark.parametrize("what", ADMIN)
+def test_an_admin_call_is_counted_and_logged_like_any_request(observed: Observed, what: str) -> None:
+    """Under a template, never a path: an operator finds who changed what, and what was refused."""
+    method, path, headers, body, status, route, reason = ADMIN[what]
+    ask = lambda: observed.small.http(method, path, headers | {b"x-request-id": b"mine"}, body)  # noqa: E731
+    (got, told, content), line, moved = observed.of(ask)
+    assert (got, line["status"], line.get("reason"), line["route"]) == (status, status, reason, route)
+    assert line["request_id"] == told["x-request-id"] == "mine"
+    expected = {f'awnet_requests_total{{code="{status}",method="{method}",route="{route}"}}': 1}
+    if reason is not None:
+        expected[f'awnet_rejections_total{{reason="{reason}"}}'] = 1
+        assert json.loads(content)["type"] == f"urn:awnet:problem:{reason}"
+    assert moved == expected
+
+
+def test_admin_calls_that_only_read_are_counted_and_not_logged(observed: Observed, lines: list[str]) -> None:
+    """As scrapes are: a program may ask every second."""
+    for path in ("/admin/models", "/admin/detection"):
+        before = observed.counters()
+        assert observed.small.http("GET", path)[0] == 200
+        name = f'awnet_requests_total{{code="200",method="GET",route="{path}"}}'
+        assert observed.counters()[name] == before.get(name, 0) + 1
+    assert lines == []
+
+
+def test_a_fault_of_an_admin_call_says_nothing_of_the_inside(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 and not 409: nobody asked for something that cannot be served."""
+
+    async def broken() -> None:
+        raise OSError("secret")
+
+    monkeypatch.setattr(observed.small.service, "detection", broken)
+    before = observed.counters()
+    status, _, content = observed.small.http("GET", "/admin/detection")
+    assert (status, json.loads(content)["type"]) == (500, "urn:awnet:problem:internal")
+    assert b"secret" not in content
+    name = 'awnet_rejections_total{reason="internal"}'
+    assert observed.counters()[name] == before.get(name, 0) + 1
+
+
 # Clients who leave.
 
 

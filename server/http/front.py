@@ -1,0 +1,89 @@
+"""The front of both ports, public and admin: observes requests and turns every error into an answer of one form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import AWNetError, MethodNotAllowed, NotFound, headers_of, problem, status_of
+from ..monitoring.metrics import OTHER
+from ..monitoring.request import Request
+from ..oip.rest import Reply
+from ..service import Service
+from .exchange import ClientGoneError, DisconnectWatcher, Exchange
+
+PROBLEM_JSON = b"application/problem+json"
+
+
+class Front(ABC):
+    """The outermost ASGI layer: observes every request and answers every error as a problem document.
+
+    HEAD is answered wherever GET is: it is routed as GET, and `Exchange` leaves the body out.
+
+    Args:
+        routes: raise their errors, `HTTPException` of the router among them.
+        service: see `Service`.
+    """
+
+    def __init__(self, routes: ASGIApp, service: Service) -> None:
+        self._routes = routes
+        self._service = service
+        self._watcher = DisconnectWatcher()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._routes(scope, receive, send)
+            return
+        headers, method, client = dict(scope["headers"]), scope["method"], scope.get("client")
+        given_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        with self._service.requests.observe(method, client[0] if client else None, given_id) as request:
+            exchange = Exchange(
+                receive, send, request, self._watcher, headers, head=method == "HEAD", close=self._service.draining
+            )
+            asked = {**scope, "method": "GET"} if method == "HEAD" else scope
+            try:
+                await self._answer(asked, headers, exchange, request)
+            except ClientGoneError:
+                pass
+            except Exception as error:
+                refusal = request.refused(_named(error))
+                if request.status:
+                    raise  # half a response is out: only closing the connection shows the client that it failed
+                await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request) -> None:
+        """Answer one request, or raise what is to be told."""
+
+    async def _route(self, scope: Scope, exchange: Exchange, request: Request) -> None:
+        """Let `routes` answer; the request belongs to the template that they find."""
+        try:
+            await self._routes(scope, exchange.receive, exchange.forward)
+        finally:
+            request.routed(getattr(scope.get("route"), "path", OTHER))
+
+    def _refusal(self, path: str, error: AWNetError, request_id: str) -> Reply:
+        """`error` as it is told at `path`: a problem document."""
+        status = self._status(error)
+        headers = headers_of(error, status, self._service.settings.retry_after_seconds)
+        return status, [(b"content-type", PROBLEM_JSON), *headers], orjson.dumps(problem(error, request_id, status))
+
+    def _status(self, error: AWNetError) -> int:
+        return status_of(error)
+
+
+def _named(error: Exception) -> Exception:
+    """What a router refuses, as the error tree names it."""
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound("there is nothing at this path")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        # The router's set has no order, and HEAD is answered wherever GET is.
+        given = (error.headers or {}).get("Allow", "").split(", ")
+        return MethodNotAllowed(
+            "the method is not answered at this path", sorted({*given, "HEAD"} if "GET" in given else given)
+        )
+    return error
