@@ -126,7 +126,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here: the model has been proven, the engine is up, nobody is leaving."""
+        """Readiness: the models have passed the self-test, the engine is up, the process is not draining."""
         return self.models.ready and self.engine.up() and not self.draining
 
     async def start(self) -> None:
@@ -224,7 +224,7 @@ class Service:
         return self.models.lease(name, version)
 
     def terms(self, timeout_seconds: float | None = None, priority: Priority = "normal") -> Terms:
-        """How to serve a request that begins now; nobody may wait longer than the setting allows."""
+        """Deadline and priority of a request that begins now; its deadline is never later than the setting allows."""
         longest = self.settings.timeout_seconds
         seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
         return Terms(time.monotonic() + seconds, priority)

@@ -136,7 +136,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Golden probes recognised",
-            "Share of the last attacked golden images, sent through the real path, that were told for what they are.",
+            "Share of the last attacked golden images, sent through the real path, that were flagged.",
             "percentunit",
             one(f"min(awnet_golden_probe_detection_ratio{{{M}}})"),
             "stat",

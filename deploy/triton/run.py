@@ -108,7 +108,7 @@ def command(options: argparse.Namespace, site: Path, backends: Path) -> list[str
     """The server's command line; why each option, in docs/triton.md."""
     if not options.repository.is_dir():
         raise SetupError(f"there is no {options.repository}: python -m export.triton_python --out {options.repository}")
-    told = [
+    command = [
         f"--model-repository={options.repository}",
         f"--backend-directory={backends}",
         f"--model-control-mode={options.mode}",
@@ -124,12 +124,12 @@ def command(options: argparse.Namespace, site: Path, backends: Path) -> list[str
         "--backend-config=python,shm-growth-byte-size=1048576",
     ]
     for kind in ("http", "grpc", "metrics"):
-        told += [f"--{kind}-address={options.host}", f"--{kind}-port={getattr(options, f'{kind}_port')}"]
+        command += [f"--{kind}-address={options.host}", f"--{kind}-port={getattr(options, f'{kind}_port')}"]
     if options.mode == "poll":
-        told.append(f"--repository-poll-secs={options.poll_seconds}")
+        command.append(f"--repository-poll-secs={options.poll_seconds}")
     if options.mode == "explicit":
-        told.append("--load-model=*")
-    return [str(site / "pytriton/tritonserver/bin/tritonserver"), *told]
+        command.append("--load-model=*")
+    return [str(site / "pytriton/tritonserver/bin/tritonserver"), *command]
 
 
 def environment(venv: Path, site: Path) -> dict[str, str]:
@@ -138,9 +138,9 @@ def environment(venv: Path, site: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": str(site / "nvidia_pytriton.libs")}
 
 
-def run(told: list[str], variables: dict[str, str]) -> int:
+def run(command: list[str], variables: dict[str, str]) -> int:
     """Run until it ends; signals go to the server only, which ends its own stubs. Returns its status."""
-    server = subprocess.Popen(told, env=variables, start_new_session=True, preexec_fn=_die_with_parent)
+    server = subprocess.Popen(command, env=variables, start_new_session=True, preexec_fn=_die_with_parent)
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda number, frame: server.send_signal(signal.SIGTERM))
     try:
@@ -153,7 +153,7 @@ def run(told: list[str], variables: dict[str, str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """Linux: the server is told to end when this program is killed."""
+    """Linux: the server is ended when this program is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

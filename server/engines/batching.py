@@ -216,7 +216,7 @@ class Batcher:
                 self._set_alarm(ticket.deadline)
 
     def leave(self, ticket: _Ticket) -> None:
-        """Nobody waits for this request any more: forget it, and free what it still holds of the queue."""
+        """The request has ended or was given up: free what it still holds of the queue."""
         self._due.pop(ticket, None)
         if ticket.missing:  # cancelled, late or failed
             with self._lock:
@@ -274,7 +274,7 @@ class Batcher:
                 if not isinstance(work, Batch):
                     sleepers.append(rest)
             if batch is not None:
-                # Only now, so that whoever has an answer finds its room free.
+                # Only now, so that its room in the queue is free once a client has its response.
                 self._post(batch, last)
             batch = last = None  # a worker that rests holds no images and no model
             if isinstance(work, Batch):
@@ -294,8 +294,8 @@ class Batcher:
     def _run(self, batch: Batch[_Ticket]) -> tuple[_Piece | None, list[tuple[int, float]]]:
         """Decode and execute. All pieces are posted but the last, which is returned with (size, seconds) of all.
 
-        Large images come after the small ones, each by itself, so that 48 ms of decoding hold up nobody who waits
-        for 1.
+        Large images come after the small ones, each by itself, so that none waits for the 48 ms that a
+        large one may take to decode.
         """
         groups = [batch.parts]
         if len(batch.parts) > 1:
@@ -310,7 +310,7 @@ class Batcher:
                 last = None
             images, parts, decode = self._decode(batch, group)
             at = 0
-            # One size, unless an image was broken or nobody waits for it any more.
+            # One size, unless an image was broken or its request was given up.
             for size in self._scheduler.pieces(len(images)):
                 if last is not None:
                     self._post(batch, last)
@@ -329,7 +329,7 @@ class Batcher:
         for part in parts:
             ticket, index = part
             if ticket.future.done():
-                continue  # nobody waits for it any more
+                continue  # the request was given up
             error: AWNetError
             started = time.perf_counter()
             try:

@@ -1,7 +1,7 @@
 """Which images run next, how many together, and when: the policy of `batching`, without threads and without a clock.
 
-`Scheduler` holds a bounded queue of two priorities. Whoever drives it says what time it is with every call and keeps
-the calls apart (a lock, or a simulation's one thread); the tests run it through hours of virtual time.
+`Scheduler` holds a bounded queue of two priorities. Its user passes the time with every call and
+serialises the calls (a lock, or a simulation's one thread); the tests run it through hours of virtual time.
 
 The rules:
 

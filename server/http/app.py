@@ -40,7 +40,7 @@ JSON = b"application/json"
 
 
 def create_app(service: Service) -> PublicFront:
-    """The application on top of `service`, which whoever runs it starts and stops."""
+    """The application on top of `service`; starting and stopping that is up to the caller."""
     app = _Routes(
         title="AW-Net server",
         description="Which class, and was the image tampered with?",

@@ -57,7 +57,7 @@ class Front(ABC):
 
     @abstractmethod
     async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request) -> None:
-        """Answer one request, or raise what is to be told."""
+        """Answer one request, or raise the error to answer with."""
 
     async def _route(self, scope: Scope, exchange: Exchange, request: Request) -> None:
         """Let `routes` answer; the request belongs to the template that they find."""
@@ -67,7 +67,7 @@ class Front(ABC):
             request.routed(getattr(scope.get("route"), "path", OTHER))
 
     def _refusal(self, path: str, error: AWNetError, request_id: str) -> Reply:
-        """`error` as it is told at `path`: a problem document."""
+        """The problem document that answers `error` at `path`."""
         status = self._status(error)
         headers = headers_of(error, status, self._service.settings.retry_after_seconds)
         return status, [(b"content-type", PROBLEM_JSON), *headers], orjson.dumps(problem(error, request_id, status))

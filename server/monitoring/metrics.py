@@ -135,7 +135,7 @@ class Metrics(Events):
         )
         self._backend_up = Gauge(
             "awnet_triton_up",
-            "1 while this Triton is sent requests, 0 while it is left alone.",
+            "1 while this Triton is sent requests, 0 while its breaker is open.",
             ["address"],
             registry=registry,
             multiprocess_mode="livemin",

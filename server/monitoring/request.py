@@ -24,7 +24,7 @@ from .request_log import Record, RequestLog
 
 log = logging.getLogger("awnet")
 
-CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # nobody was there to be answered
+CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # the client disconnected before the response
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

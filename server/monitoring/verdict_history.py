@@ -55,7 +55,7 @@ class VerdictHistory:
         return [(slot, self._counts[slot % bins]) for slot in range(self._slot - bins + 1, self._slot + 1)]
 
     def _turn(self) -> None:
-        # Nobody ticks the ring: whoever comes next empties the slots that went by.
+        # No timer moves the ring: the next call empties the slots that have passed.
         now = int(self._clock() / self._seconds)
         for slot in range(self._slot + 1, min(now, self._slot + len(self._counts)) + 1):
             self._counts[slot % len(self._counts)] = [0] * len(VERDICTS)

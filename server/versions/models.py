@@ -124,7 +124,7 @@ class Models:
                 log.error("%(model)s version %(version)s %(result)s: %(detail)s", change)
 
     async def reload(self) -> dict[str, Any]:
-        """Look at the repository again and take what is new; what cannot be taken changes nothing.
+        """Check the repository and load what is new; what cannot be loaded changes nothing.
 
         Returns:
             {"changes": [{"model", "version", "result", "detail"}, ...]}; the result is one of `events.Result`.
@@ -151,7 +151,7 @@ class Models:
                     log.error("%s", failing)
 
     async def rollback(self, name: str | None = None) -> dict[str, Any]:
-        """Let the version answer that did before; the one left stays open and is not taken again by itself.
+        """Serve the previous version; the present one stays open and is not loaded automatically again.
 
         Raises:
             UnknownModel: no such model, or nothing to go back to.
@@ -166,8 +166,8 @@ class Models:
             return self.status()
 
     async def promote(self, name: str | None, version: int) -> dict[str, Any]:
-        """Let `version` answer, newer or older; others are taken by themselves only where they are newer than all
-        that answered.
+        """Serve `version`, newer or older; others are loaded automatically only where they are newer than all
+        that served.
 
         Raises:
             UnknownModel: no such model.
@@ -195,7 +195,7 @@ class Models:
             return self.status()
 
     async def set_shadow(self, version: int | None) -> dict[str, Any]:
-        """Let `version` answer the default model's unversioned requests too; None ends it.
+        """Make `version` the shadow of the default model; None ends it.
 
         Raises:
             RequestError: that version serves already.
@@ -272,7 +272,7 @@ class Models:
                 log.error("canary or shadow of the other workers: %s", error.detail)
 
     def status(self) -> dict[str, Any]:
-        """All of it, for whoever operates the server; a JSON document, so versions are text."""
+        """Models, versions, roles and leases for operators; a JSON document, so versions are text."""
         canary, shadow = self._main.canary, self._main.shadow
         return {
             "models": [self._status(rollout) for rollout in self._rollouts.values()],
@@ -304,7 +304,7 @@ class Models:
 
 
 def _why(name: str, failed: Sequence[Change]) -> str:
-    """One line for whoever starts a server whose model cannot be served."""
+    """Why the default model cannot be served, in one line for the operator."""
     if failed:
         first = failed[0]
         what = f"{name} version {first['version']}" if first["version"] else name

@@ -48,7 +48,7 @@ class OpenVersion:
 class OpenVersions:
     """Opens and closes versions in an engine.
 
-    Of `open` and `replace` one runs at a time; whoever calls sees to that.
+    Of `open` and `replace` one runs at a time; the caller sees to that.
     """
 
     def __init__(self, engine: Engine, events: Events) -> None:

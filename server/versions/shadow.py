@@ -66,7 +66,7 @@ class ShadowComparer:
         except QueueFull:
             if not self._tasks:
                 raise
-            # Nobody is refused for the shadow's sake: what it holds is given back first.
+            # The shadow must not cost a client its answer: its room in the queue is given back first.
             await self.stop()
             signals = await answering.runner.infer(cached, terms)
         self._begin(answering.model, shadow, [image.cached for image in cached], signals)

@@ -111,7 +111,7 @@ class LoadTable:
         _ENTRY.pack_into(self._memory, number * _ENTRY.size, _NOBODY)
 
     def patience(self, connections: int) -> float:
-        """How long a worker with so many leaves the next one to others, seconds; 0 where nobody has fewer."""
+        """How long a worker with so many leaves a new connection to others, seconds; 0 where no other has fewer."""
         numbers = (value for (value,) in _ENTRY.iter_unpack(self._memory[:]))
         return PATIENCE_SECONDS if any(number < connections for number in numbers) else 0.0
 

@@ -214,7 +214,7 @@ class Supervisor:
         """The exit status of the worker; one that sends no snapshots any more is killed."""
         ending = asyncio.create_task(worker.process.wait())
         while not ending.done():
-            # Looks, not seconds: where everything was stopped for a while, nobody is to blame.
+            # Checks, not seconds: a machine that was stopped for a while must not look like a silent worker.
             worker.silent += 1
             await asyncio.wait([ending], timeout=CHECK_SECONDS)
             if not ending.done() and worker.up_since is not None and worker.silent > SILENT_CHECKS:
@@ -298,7 +298,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if worker.up_since is not None]
 
     def _asked(self) -> list[tuple[int, _Worker]]:
-        """Those that serve; while there are none yet, whoever may be asked by a client."""
+        """The serving workers; while there are none yet, all, since clients may reach any of them."""
         known = sorted(self._workers.items())
         return [(number, worker) for number, worker in known if worker.up_since is not None] or known
 
@@ -330,7 +330,7 @@ class Supervisor:
         try:
             return answer | {"result": await worker.link.ask("operate", call, CALL_SECONDS)}
         except LinkLost as error:
-            # Whoever takes its place does as the others do.
+            # Its successor adopts the state of the others.
             return None if worker.link.lost.is_set() else answer | {"problem": [error.slug, error.detail]}
         except AWNetError as error:
             return answer | {"problem": [error.slug, error.detail]}

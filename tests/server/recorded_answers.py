@@ -57,6 +57,7 @@ RENAMED: dict[str, str] = {
     "awnet_golden_canary": "awnet_golden_probe",
     "Senders of flagged images in the bounded top list.": "Clients with flagged images in the bounded top list.",
     "that a single sender sent": "that a single client sent",
+    "0 while it is left alone.": "0 while its breaker is open.",
     "was the picture tampered with?": "was the image tampered with?",
     "a picture is not text.": "an image is not text.",
 }

@@ -131,7 +131,7 @@ class Balancer:
         """Open the breaker: nothing is sent there, and what waits for an answer from there stops waiting."""
         if address.state == "down":
             return
-        log.warning("%s is left alone: %s", address.url, why)
+        log.warning("%s is taken out: %s", address.url, why)
         self._change(address, "down")
         for call in tuple(address.calls):
             call.cancel()

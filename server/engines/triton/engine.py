@@ -216,7 +216,7 @@ class TritonEngine:
         self._pending -= images
 
     def forget(self, runner: RemoteRunner) -> None:
-        """It is closed; where no other is open on the same model, nobody has to prove that any more."""
+        """The runner is closed; without another on the same model, addresses are no longer tested with that."""
         others = self._runners.get(runner.key, [])
         if runner in others:
             others.remove(runner)
@@ -274,7 +274,7 @@ class TritonEngine:
         return EngineFault("the model failed on this request")
 
     def _gave_up(self, peer: Peer, started: float) -> None:
-        """Nobody waits any more for an execution: a failure of the address where it answered no other one meanwhile."""
+        """An execution was given up: a failure of the address, unless it answered another one meanwhile."""
         if time.monotonic() - started >= STUCK_SECONDS and peer.answered < started:
             self.balancer.failed(peer, "no answer in time")
 

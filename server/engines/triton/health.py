@@ -88,7 +88,7 @@ class HealthChecks:
         await peer.client.watch(lambda: self.lost(peer))
 
     def lost(self, peer: Peer) -> None:
-        """Whoever answers at the address now has to prove itself before it is believed."""
+        """The connection was lost: the address has to pass the self-test again before it serves."""
         self._balancer.suspect(peer)
         peer.nudge.set()
 
@@ -106,7 +106,7 @@ class HealthChecks:
                 self._balancer.take_out(peer, f"silent for {self._silence_seconds} s")
 
     async def _probe(self, peer: Peer) -> None:
-        """Have the address prove every open version; it comes in with those that it proved, or is left alone."""
+        """Test every open version at the address; its breaker closes for those that pass, or opens."""
         try:
             await peer.client.live(self._silence_seconds)
         except CallError as failed:

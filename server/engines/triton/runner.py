@@ -176,7 +176,7 @@ class RemoteRunner:
                 outputs = await self._call(peer, images, terms.remaining())
                 seconds = time.perf_counter() - sent
                 if peer.epoch != epoch:
-                    # The connection changed on the way: whoever is there has to prove itself before the answer counts.
+                    # The connection changed: the answer counts once the address has passed the self-test again.
                     await peer.settled.wait()
                     if peer.state != "up" or self.key not in peer.serves:
                         raise EngineFault("the engine went away during this request")
