@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.monitoring.statistics import ALARM_IMAGES, Cusum, limit_for
+from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
 
 from .harness.report import publish
 
@@ -43,7 +43,7 @@ def counted(target: float, limit: float, images: int, seed: int, true: float | N
     cusum = Cusum(target, limit)
     alarms = 0
     for flag in flags:
-        cusum.add(flag)
+        cusum.add(1, flag)
         if cusum.value >= limit:
             alarms += 1
             cusum.value = 0.0

@@ -1,6 +1,6 @@
 """Detects attacks and drift from verdicts, scores and omega over time.
 
-Three questions, each answered by plain values that `detection_metrics` exports (how they are computed: `statistics`):
+Three questions, each answered by plain values that `detection_metrics` exports (made by `cusum` and `statistics`):
 
 - Are more images flagged than the thresholds were set to flag? A Bernoulli CUSUM (E. S. Page, "Continuous inspection
   schemes", 1954) of each threshold, against that threshold's own false-positive rate.
@@ -28,7 +28,8 @@ from ..core.engine import Model
 from ..core.verdict import Verdict, judge
 from ..versions.events import Events
 from .clients import TopClients
-from .statistics import ALARM_IMAGES, CUSUM_ROOM, Cusum, OmegaDrift, ScoreDrift, limit_for
+from .cusum import ALARM_IMAGES, Cusum, limit_for
+from .statistics import OmegaDrift, ScoreDrift
 
 Flag = Literal["suspicious", "adversarial"]
 FLAGS: tuple[Flag, ...] = ("suspicious", "adversarial")
@@ -85,8 +86,8 @@ class Watch:
                 continue
             self.calibrated += 1
             adversarial = verdict == "adversarial"
-            self.cusums["adversarial"].add(adversarial)
-            self.cusums["suspicious"].add(adversarial or verdict == "suspicious")
+            self.cusums["adversarial"].add(1, adversarial)
+            self.cusums["suspicious"].add(1, adversarial or verdict == "suspicious")
             self.scores.add(score)
         if self._requests % OMEGA_EVERY == 0:
             self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
@@ -137,8 +138,7 @@ class Monitor(Events):
             "cusums": [
                 [
                     *(watch.model.name, str(watch.model.version), watch.model.sha256, flag),
-                    *(*cusum.steps, cusum.limit, CUSUM_ROOM),
-                    *(watch.calibrated, cusum.flagged),
+                    *(cusum.target, cusum.limit, watch.calibrated, cusum.flagged),
                 ]
                 for watch in self
                 for flag, cusum in watch.cusums.items()

@@ -1,4 +1,4 @@
-"""Statistics of `detection`: a Bernoulli CUSUM, and the drift of scores and omega from the clean reference.
+"""How far scores and omega have drifted from the clean reference.
 
 Plain Python and numpy; knows neither models nor requests.
 """
@@ -13,63 +13,9 @@ from numpy.typing import NDArray
 
 from ..core.contract import Contract, Reference, Thresholds
 
-DESIGN_RATIO = 3.0  # the CUSUM is the quickest test there is for a rate this many times the target
-# One false alarm in 30 days of 100 images a second, for each threshold; see `limit_for`.
-ALARM_IMAGES = 100 * 86_400 * 30
-CUSUM_ROOM = 1.5  # the statistic stops at this many limits, so that an alarm ends soon after its attack
 SCORE_HALF_LIFE_IMAGES = 2_000
 OMEGA_HALF_LIFE_IMAGES = 500
 MIN_SHARE = 0.002  # score bins that hold less of the reference are merged into their neighbour
-
-
-def limit_for(images: float) -> float:
-    """The CUSUM limit with at most one false alarm in `images` clean images on average.
-
-    A CUSUM of log-likelihood ratios with limit h has a mean time between false alarms of at least e^h observations
-    (G. Lorden, "Procedures for reacting to a change in distribution", 1971), whatever the two rates are.
-    """
-    return math.log(images)
-
-
-class Cusum:
-    """Bernoulli CUSUM: S <- max(0, S + log-likelihood ratio of 'rate' against 'target').
-
-    Args:
-        target: share of images that are flagged when nobody attacks.
-        limit: the alarm is raised where `value` is at least this, and taken back below half of it.
-        rate: share to be found soonest; default `DESIGN_RATIO` times the target. Larger shares are found sooner still.
-    """
-
-    __slots__ = ("_max_value", "_not", "_yes", "alarms", "flagged", "limit", "raised", "value")
-
-    def __init__(self, target: float, limit: float, rate: float | None = None) -> None:
-        rate = min(DESIGN_RATIO * target, (1 + target) / 2) if rate is None else rate
-        if not 0 < target < rate < 1:
-            raise ValueError(f"needs 0 < target < rate < 1, not {target} and {rate}")
-        self._yes = math.log(rate / target)
-        self._not = math.log((1 - rate) / (1 - target))
-        self._max_value = CUSUM_ROOM * limit
-        self.limit = limit
-        self.value = 0.0
-        self.raised = False
-        self.alarms = 0
-        self.flagged = 0  # images
-
-    def add(self, flagged: bool) -> None:
-        """One image."""
-        self.flagged += flagged
-        value = self.value + (self._yes if flagged else self._not)
-        self.value = value = 0.0 if value < 0 else min(value, self._max_value)
-        if self.raised:
-            self.raised = value >= self.limit / 2
-        elif value >= self.limit:
-            self.raised = True
-            self.alarms += 1
-
-    @property
-    def steps(self) -> tuple[float, float]:
-        """What a flagged image adds, and what any other one does (negative)."""
-        return self._yes, self._not
 
 
 def score_bins(thresholds: Thresholds, reference: Reference) -> tuple[list[float], list[float]]:

@@ -4,7 +4,7 @@ A snapshot is what one worker sends, as JSON:
 
     number:          how many it sent before
     families:        [[name, kind, mode, help, [[sample, labels, value, exemplar or None], ...]], ...]
-    cusums:          [[model, version, sha256, flag, yes, no, limit, room, images, flagged], ...]
+    cusums:          [[model, version, sha256, flag, target, limit, images, flagged], ...]
     clients:         {"total": flagged images, "largest": [[name, flagged, max_overcount], ...]}
     open:            [[model, version], ...], as in labels
     verdict_history: [[slot, counts of verdicts], ...], see `verdict_history`
@@ -23,34 +23,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..monitoring.cusum import Cusum
+
 MAX_SLOTS = 60  # that `verdict_history` looks back
 Labels = tuple[tuple[str, str], ...]
 Group = dict[tuple[str, Labels], float]  # (sample, all labels) -> value, of one set of labels
 Family = tuple[str, str, str, list[list[Any]]]  # name, kind, help, samples
-
-
-@dataclass
-class _Cusum:
-    """Bernoulli CUSUM over the images of all workers, in blocks: what one worker answered between two snapshots.
-
-    Summed log-likelihood ratios of a block are one log-likelihood ratio, so Lorden's bound on false alarms (see
-    `statistics.limit_for`) holds with blocks for observations, of which there are no more than images.
-    """
-
-    value: float = 0.0
-    raised: bool = False
-    alarms: int = 0
-    limit: float = math.inf
-
-    def add(self, images: int, flagged: int, steps: tuple[float, float], limit: float, room: float) -> None:
-        value = self.value + flagged * steps[0] + (images - flagged) * steps[1]
-        self.value = value = min(max(0.0, value), room * limit)
-        self.limit = limit
-        if self.raised:
-            self.raised = value >= limit / 2
-        elif value >= limit:
-            self.raised = True
-            self.alarms += 1
 
 
 @dataclass
@@ -73,7 +51,7 @@ class Totals:
         self._snapshots: dict[int, _Snapshot] = {}
         self._departed: dict[str, dict[Labels, Group]] = {}
         self._shape: dict[str, list[Any]] = {}  # name, kind, mode, help of every family
-        self._cusums: dict[tuple[str, ...], _Cusum] = {}
+        self._cusums: dict[tuple[str, ...], Cusum] = {}
         self._past: dict[int, list[int]] = {}  # recent verdicts of workers that have gone
         self._started = time.time()
 
@@ -87,14 +65,15 @@ class Totals:
         counted = {name: _groups(family) for name, family in families.items() if family[2] == "sum"}
         self._shape.update({name: family[:4] for name, family in families.items()})
         watched: dict[tuple[str, ...], tuple[int, int]] = {}
-        for model, version, sha256, flag, yes, no, limit, room, images, flagged in snapshot["cusums"]:
+        for model, version, sha256, flag, target, limit, images, flagged in snapshot["cusums"]:
             key = (model, version, sha256, flag)
             watched[key] = (images, flagged)
             past = before.watched.get(key, (0, 0)) if before else (0, 0)
             if past[0] > images:
                 past = (0, 0)  # opened anew
-            cusum = self._cusums.setdefault(key, _Cusum(limit=limit))
-            cusum.add(images - past[0], flagged - past[1], (yes, no), limit, room)
+            if key not in self._cusums:
+                self._cusums[key] = Cusum(target, limit)
+            self._cusums[key].add(images - past[0], flagged - past[1])
         if before is not None:
             self._keep(before.counted, counted)
         open_versions = {(model, version) for model, version in snapshot["open"]}

@@ -20,12 +20,13 @@ from server.core.images import EncodedImage, ImageInput
 from server.core.verdict import Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
+from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
 from server.monitoring.detection import FLAGS, MAX_WATCHES, OMEGA_EVERY, Monitor, Watch
 from server.monitoring.detection_metrics import report
 from server.monitoring.exposition import Counted, as_json, from_json
 from server.monitoring.golden_probe import GoldenProbes, golden_probes
 from server.monitoring.metrics import Metrics
-from server.monitoring.statistics import ALARM_IMAGES, Cusum, OmegaDrift, ScoreDrift, limit_for, score_bins
+from server.monitoring.statistics import OmegaDrift, ScoreDrift, score_bins
 from server.workers.metrics_merge import Totals
 from tests.server.tiny import CHANNELS, contract_of, graph
 
@@ -87,12 +88,12 @@ def test_the_alarm_ends_after_the_attack_and_counts_once() -> None:
     """However long the attack was: the statistic has a ceiling."""
     cusum = Cusum(0.05, limit_for(ALARM_IMAGES))
     for _ in range(100_000):
-        cusum.add(True)
+        cusum.add(1, True)
     assert cusum.raised
     assert cusum.alarms == 1
     rng = random.Random(1)
     for _ in range(2_000):
-        cusum.add(rng.random() < 0.05)
+        cusum.add(1, rng.random() < 0.05)
     assert not cusum.raised
     assert cusum.alarms == 1
 

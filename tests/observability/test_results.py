@@ -10,7 +10,7 @@ from benchmarks import alerts, false_alarms, prometheus, staged
 from benchmarks.harness.report import bundled_model
 from deploy.grafana.panels import ANNOTATIONS, queries
 from deploy.prometheus.cases import CASES
-from server.monitoring.statistics import ALARM_IMAGES, limit_for
+from server.monitoring.cusum import ALARM_IMAGES, limit_for
 
 RESULTS = Path(alerts.ROOT) / "benchmarks/results"
 

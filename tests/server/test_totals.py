@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from server.monitoring.cusum import Cusum
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
-from server.monitoring.statistics import CUSUM_ROOM, Cusum
 from server.workers.metrics_merge import Totals
 
 HOW = {"sum", "livesum", "livemax", "livemin"}
@@ -136,12 +136,12 @@ def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
     family = ["awnet_cusum", "gauge", "pooled value", "CUSUM.", []]
     for turn in range(60):
         worker, flagged = turn % 2, turn % 3 == 0
-        single.add(flagged)
-        parts[worker].add(flagged)
+        single.add(1, flagged)
+        parts[worker].add(1, flagged)
         images[worker] += 1
-        entry = ["m", "1", "00", "suspicious", *parts[worker].steps, 19.0, CUSUM_ROOM]
+        entry = ["m", "1", "00", "suspicious", 0.05, 19.0]
         totals.update(worker, snapshot([family], [[*entry, images[worker], parts[worker].flagged]]))
-        assert values(totals, "awnet_cusum")["1"] == pytest.approx(single.value)
+        assert values(totals, "awnet_cusum")["1"] == single.value
     before = values(totals, "awnet_cusum")
     totals.leave(0)
     assert values(totals, "awnet_cusum") == before
