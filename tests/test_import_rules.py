@@ -144,6 +144,8 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
 def libraries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """What each room of the packages in `folder` imports that is neither ours nor Python's."""
     monkeypatch.syspath_prepend(folder)
+    for package in PACKAGES:  # one that a test has imported would be found where that came from
+        monkeypatch.delitem(sys.modules, package, raising=False)
     graph = grimp.build_graph("server", "export", "training", include_external_packages=True, cache_dir=None)
     ours = {module for module in graph.modules if not graph.is_module_squashed(module)}
     python = {*sys.stdlib_module_names, "_typeshed"}
