@@ -1,8 +1,8 @@
 """How many images a second does a training step take in? Ours against the published MTARD loop, in the same run.
 
-Both train the same AW-Net (ResNet-18, extractor frozen) with the same two teachers, batch and inner attack (PGD-10,
-cross-entropy with labels), all weights random: the time does not depend on them. A step is everything from the data
-set to the updated weights: batch, augmentation, adversarial images, teachers, forward, backward, SGD.
+Both train the same AW-Net (ResNet-18, extractor frozen) with the same two teachers, batch and inner maximisation
+(PGD-10, cross-entropy with labels), all weights random: the time does not depend on them. A step is everything from
+the data set to the updated weights: batch, augmentation, adversarial images, teachers, forward, backward, SGD.
 
     published   a transcription of the loop of github.com/zhaoshiji123/MTARD (mtard/mtard_resnet18_cifar10.py and
                 mtard_loss.py): float32, tensors as NCHW, images cropped and flipped one by one as PIL pictures in the
@@ -59,8 +59,8 @@ from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
 from training.hardware import multiplies_bfloat16
-from training.rng import GLOBAL, Chance
-from training.trainer.adversary import Inner
+from training.rng import GLOBAL_RNG, Rng
+from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups
 from training.trainer.distillation import Balancer, Mtard
 from training.trainer.objectives import type_loss
@@ -159,18 +159,18 @@ class Published:
         return self.transform(Image.fromarray(self.pictures[i])), self.labels[i]
 
 
-Batch = tuple[Tensor, Tensor, Chance]
+Batch = tuple[Tensor, Tensor, Rng]
 
 
 def batches(split: Split, size: int, pil: bool, device: torch.device = CPU) -> Iterator[Batch]:
-    """Augmented batches for ever, by the published means or by ours: x float32 [size,3,H,W] in [0,1] and y [size] on
+    """Augmented batches without end, by the published means or by ours: x float32 [size,3,H,W] in [0,1] and y [size] on
     `device`, and what else is random about these images."""
     if pil:
         data: Dataset[tuple[Tensor, int]] = Published(split)  # type: ignore[assignment]
         loader = DataLoader(data, batch_size=size, shuffle=True, num_workers=0, drop_last=True)
         while True:
             for x, y in loader:
-                yield x.to(device), y.to(device), GLOBAL
+                yield x.to(device), y.to(device), GLOBAL_RNG
     there = split.on(device)
     for epoch in itertools.count():
         yield from shuffled_batches(there, size, seed=0, epoch=epoch, device=device)
@@ -183,14 +183,14 @@ class Contestant:
     variant: Variant
     net: AWNet
     data: Iterator[Batch]
-    update: Callable[[Tensor, Tensor, Chance], float]  # a batch -> the loss
+    update: Callable[[Tensor, Tensor, Rng], float]  # a batch -> the loss
     device: torch.device
 
     def step(self) -> float:
         """Next batch, one update; returns the loss."""
-        x, y, chance = next(self.data)
+        x, y, rng = next(self.data)
         layout = torch.channels_last if self.variant.channels_last else torch.contiguous_format
-        loss = self.update(x.contiguous(memory_format=layout), y, chance)
+        loss = self.update(x.contiguous(memory_format=layout), y, rng)
         finish(self.device)
         return loss
 
@@ -211,15 +211,15 @@ def build(variant: Variant, size: Size, split: Split, steps: int, device: torch.
     if variant.loop == "published":
         balancer = Balancer()
 
-        def update(x: Tensor, y: Tensor, chance: Chance) -> float:
+        def update(x: Tensor, y: Tensor, rng: Rng) -> float:
             with runtime.autocast():
                 return published_step(net, teachers, optimizer, balancer, x, y, steps, variant)
 
     else:
-        objective = Mtard(Inner(Budget(EPS, STEP, steps)), *teachers, eta_decays=True)
+        objective = Mtard(Adversary(Budget(EPS, STEP, steps)), *teachers, eta_decays=True)
 
-        def update(x: Tensor, y: Tensor, chance: Chance) -> float:
-            return train_step(net, objective, optimizer, x, y, runtime, chance=chance).total.item()
+        def update(x: Tensor, y: Tensor, rng: Rng) -> float:
+            return train_step(net, objective, optimizer, x, y, runtime, rng=rng).total.item()
 
     return Contestant(variant, net, batches(split, size.batch, variant.pil, device), update, device)
 
@@ -289,7 +289,7 @@ def published_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -111,7 +111,7 @@ def build(
 
 
 def encode(document: Mapping[str, Any]) -> str:
-    """Compact JSON; ValueError where a number is not finite, because JSON has no word for it."""
+    """Compact JSON; ValueError where a number is not finite, which JSON cannot express."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

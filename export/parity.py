@@ -1,4 +1,4 @@
-"""Proof before publication: onnxruntime and torch must give the same answers, on images that try to part them.
+"""Proof before publication: onnxruntime and torch must give the same answers, on images chosen to make them differ.
 
 The inputs are made by a seeded program, so the proof needs no data set: flat fields, noise, gradients,
 textures, the drawings in `examples/` where there are any, and all of these attacked on the spot, rounded to the

@@ -77,13 +77,13 @@ def new_key(path: Path) -> Path:
     public = path.with_suffix(f".pub{path.suffix}")
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    told = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    public_bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     if public.exists():
         raise RepositoryError(f"{public} exists, and a key is never overwritten")
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secret)
-        public.write_bytes(told)
+        public.write_bytes(public_bytes)
     except FileExistsError:
         raise RepositoryError(f"{path} exists, and a key is never overwritten") from None
     except OSError as error:

@@ -1,6 +1,6 @@
 """All that export takes from training: a checkpoint, the parts of its network, and what parity is proved with.
 
-No other module here imports training, so this is the list of what may not change there unseen.
+No other module here imports training, so this lists everything there that a change may break here.
 """
 
 from __future__ import annotations

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .network import Branch, DetectingNetwork
-from .rng import GLOBAL, Chance
+from .rng import GLOBAL_RNG, Rng
 
 Model = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attacker may spend: L-infinity radius and step size in pixel units of [0,1], gradient steps, tries.
+    """Budget of an attack: L-infinity radius and step size in pixel units of [0,1], gradient steps, restarts.
 
-    Only `pgd_restarts` tries more than once.
+    Only `pgd_restarts` uses `restarts`.
     """
 
     eps: float = 8 / 255
@@ -62,14 +62,14 @@ def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
 
 
-def uniform_start(x: Tensor, eps: float, chance: Chance = GLOBAL, purpose: str = "start") -> Tensor:
+def uniform_start(x: Tensor, eps: float, rng: Rng = GLOBAL_RNG, purpose: str = "start") -> Tensor:
     """x plus uniform noise in (-eps, eps), in [0,1]."""
-    return (x + chance.uniform(x, -eps, eps, purpose)).clamp(0, 1)
+    return (x + rng.uniform(x, -eps, eps, purpose)).clamp(0, 1)
 
 
-def normal_start(x: Tensor, chance: Chance = GLOBAL, purpose: str = "start") -> Tensor:
+def normal_start(x: Tensor, rng: Rng = GLOBAL_RNG, purpose: str = "start") -> Tensor:
     """x plus 0.001 times standard normal noise, in [0,1]."""
-    return (x + 0.001 * chance.normal(x, purpose)).clamp(0, 1)
+    return (x + 0.001 * rng.normal(x, purpose)).clamp(0, 1)
 
 
 def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: Budget) -> Tensor:
@@ -119,7 +119,7 @@ def adaptive(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     """The paper's adaptive attack (sec. 5.9): `pgd_trades` on the whole training loss instead of cross-entropy.
 
     Its "Eq. (14)" is read as Eq. 24 with the true label: cross-entropy of the class plus L_type of an adversarial
-    image, so that what makes the detector err is gained too. L_nat does not depend on x_adv. `model` says both
+    image, so that the attack also gains from the detector's error. L_nat does not depend on x_adv. `model` says both
     where it has `with_type`, x -> (logits [N,K], type logits [N,2], the first adversarial); one that detects
     nothing is attacked by `pgd_trades`. An attacker who wants to evade, `evade` below, is stronger.
     """
@@ -150,7 +150,7 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     if targets < 3:
         raise ValueError("AutoAttack needs four classes at least: its DLR loss compares the four highest logits")
     seed = int(torch.randint(2**31, ()))
-    attack = AutoAttack(_Callable(model), eps=budget.eps, norm="Linf", seed=seed, version="standard", device=x.device)
+    attack = AutoAttack(_Module(model), eps=budget.eps, norm="Linf", seed=seed, version="standard", device=x.device)
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
     attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = budget.steps
     attack.square.n_queries = 50 * budget.steps
@@ -169,12 +169,12 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     return project(x_adv.detach(), x, budget.eps)
 
 
-class _Callable(nn.Module):
+class _Module(nn.Module):
     """Any model as a module, which is what AutoAttack takes."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model = [model]  # in a list: its parameters are nobody's business here
+        self.model = [model]  # in a list, so that its parameters are not registered here
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model[0](x)
@@ -201,7 +201,7 @@ def quantise(x_adv: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Evasion:
-    """One way to take the gradient against a network that classifies and detects.
+    """The loss and the gradient of an attack that evades a network with a detector.
 
     Attributes:
         weight: lambda in `cross-entropy + lambda * type margin`, the type margin being the natural minus the
@@ -241,7 +241,7 @@ EVASION_BUDGET = Budget(steps=60)
 
 
 class Evaded(NamedTuple):
-    """The best that `evade` found for each image: of the misclassified 8-bit images, the least suspicious one."""
+    """The best that `evade` found for each image: of the misclassified 8-bit images, the one with the lowest score."""
 
     x_adv: Tensor  # [N,3,H,W], 8-bit values in [0,1]; x itself where nothing misclassified was found
     score: Tensor  # [N] P(adversarial) of the deployed network for it; infinite where nothing was found

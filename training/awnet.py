@@ -232,7 +232,7 @@ class TypeHead(nn.Linear):
     """W_type of Eq. 20, psi [N,d] -> type logits [N,2], divided by a fixed temperature.
 
     The temperature changes no ranking. It keeps a head trained to saturation readable: without it all
-    scores crowd at 0 and 1 and a threshold cannot be told from its neighbours in float32.
+    scores crowd at 0 and 1, where float32 does not resolve neighbouring thresholds.
     """
 
     temperature: Tensor

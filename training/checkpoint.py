@@ -29,7 +29,7 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What the detector does on clean validation images; all scores are P_type[:, 0].
+    """Statistics of the detector on natural validation images; all scores are P_type[:, 0].
 
     Attributes:
         images: how many clean validation images were scored.
@@ -100,7 +100,7 @@ def pack(
 
 
 def save(path: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write a document of `pack` atomically."""
     files.save(path, dict(document))
 
 

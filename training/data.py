@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from .rng import Keyed
+from .rng import KeyedRng
 
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it
@@ -185,13 +185,13 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def crop_and_flip(images: Tensor, chance: Keyed, padding: int = 4) -> Tensor:
+def crop_and_flip(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
     """RandomCrop(H, padding) and a horizontal flip of half of the images; any dtype and device, [N,3,H,W]."""
     n, _, height, width = images.shape
     device = images.device
     padded = F.pad(images, (padding,) * 4) if padding else images
-    top, left = (chance.fractions("crop", 2) * (2 * padding + 1)).long().T  # [N] each
-    flip = chance.fractions("flip") < 0.5
+    top, left = (rng.fractions("crop", 2) * (2 * padding + 1)).long().T  # [N] each
+    flip = rng.fractions("flip") < 0.5
     rows = top[:, None] + torch.arange(height, device=device)  # [N, H]
     columns = torch.arange(width, device=device).expand(n, width)
     columns = left[:, None] + torch.where(flip[:, None], columns.flip(1), columns)  # [N, W]
@@ -208,26 +208,26 @@ def shuffled_batches(
     padding: int = 4,
     *,
     first: int = 0,
-    part: int = 0,
-    parts: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
     device: torch.device | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Keyed]]:
+) -> Iterator[tuple[Tensor, Tensor, KeyedRng]]:
     """One epoch from batch number `first` on, shuffled and augmented: (x float32 [n,3,H,W] in [0,1], y int64 [n], the
     random numbers of these images), on `device`. The last short batch of the epoch is dropped.
 
-    Of each batch of `size` images this is the `part`-th of `parts` equal contiguous parts. What one image becomes
-    follows from seed, epoch and image alone.
+    Of each batch of `size` images, process `rank` gets the `rank`-th of `world_size` equal contiguous shares. How one
+    image is augmented follows from seed, epoch and image alone.
 
     A detector must be trained with `padding` 0. The black border of a shifted image is exactly black in clean
     images and not in attacked ones: a detector reads just that, and is blind without a border.
     """
     device = device or split.images.device
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    own = size // parts
+    own = size // world_size
     for number in range(first, len(order) // size):
-        start = number * size + part * own
+        start = number * size + rank * own
         index = order[start : start + own]
         there = index.to(split.images.device)
-        chance = Keyed.of(seed, epoch, number, index.to(device))
+        rng = KeyedRng.of(seed, epoch, number, index.to(device))
         images = split.images[there].to(device)
-        yield to_pixels(crop_and_flip(images, chance, padding)), split.labels[there].to(device), chance
+        yield to_pixels(crop_and_flip(images, rng, padding)), split.labels[there].to(device), rng

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and locks that end with their process, however it ends."""
+"""Atomic writes, and file locks that end with their process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch does wrongly or slowly on some CPUs, and what is done instead.
+"""Workarounds for operations that torch computes wrongly or slowly on some CPUs.
 
 Everything here is measured, with torch 2.14.1 (oneDNN 3.12.0); tests/training/test_hardware.py runs it again.
 """
@@ -58,7 +58,7 @@ def has_bfloat16(features: Collection[str], limit: str = "") -> bool:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """What this CPU has, as torch tells it; where an older torch does not, as Linux does; else nothing."""
+    """Instruction sets of this CPU as torch reports them, or where an older torch does not, Linux; else none."""
     if hasattr(torch.cpu, "get_capabilities"):
         return {name for name, value in torch.cpu.get_capabilities().items() if value is True}
     if cpuinfo.is_file():

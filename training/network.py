@@ -1,4 +1,4 @@
-"""What attackers, losses and measures know of a network, whichever it is."""
+"""The interface of all networks, which attacks, losses and measurements use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Branch = Literal["adv", "nat"]
 
 
 class Signals(NamedTuple):
-    """What the detector says about a batch."""
+    """The detector's outputs for a batch."""
 
     type_logits: Tensor  # [N, 2], columns ADVERSARIAL and NATURAL
     omega: tuple[Tensor, ...]  # one [N, c_out] a modulated convolution, in forward order
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
 
 class DetectingNetwork(Network):
-    """A network with a detector beside its classifier, which sees each kind of image through a branch of its own.
+    """A network with a detector beside its classifier, with a branch for each kind of image.
 
     In training a branch must be named; in evaluation None lets the detector weight both (Eq. 16).
     """
@@ -71,7 +71,7 @@ class DetectingNetwork(Network):
         return self
 
     def detect(self, x: Tensor) -> Signals:
-        """What the detector says about x [N,3,H,W]."""
+        """The detector's outputs for x [N,3,H,W]."""
         raise NotImplementedError
 
     def type_logits(self, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class DetectingNetwork(Network):
 
 
 def must_detect(net: Network) -> DetectingNetwork:
-    """`net.detecting` where nothing can be done without; ValueError for a network without a detector."""
+    """`net.detecting`; ValueError for a network without a detector."""
     if (detecting := net.detecting) is None:
         raise ValueError(f"this needs a network with a detector, and a {net.kind} one has none")
     return detecting

@@ -16,7 +16,7 @@ from torch import Tensor
 from .baselines import StaticConfig, StaticNet, build_static
 
 # name -> what its file does not say: the architecture, and the normalisation that it was trained with
-FOREIGN: dict[str, StaticConfig] = {
+PRETRAINED: dict[str, StaticConfig] = {
     # Y. Idelbayev's CIFAR-10 ResNet-56 (pytorch_resnet_cifar10): option-A shortcuts, ImageNet normalisation.
     "resnet56": StaticConfig("resnet56", 16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     # The ResNet-18 that AutoAttack's package carries as its example; pixels in [0,1] as they are.
@@ -24,21 +24,21 @@ FOREIGN: dict[str, StaticConfig] = {
 }
 
 
-def load_foreign(name: str, path: Path | None = None) -> StaticNet:
-    """A network of `FOREIGN` in evaluation mode; `path` may be left out for 'pyautoattack' (an installed package).
+def load_pretrained(name: str, path: Path | None = None) -> StaticNet:
+    """A network of `PRETRAINED` in evaluation mode; `path` may be left out for 'pyautoattack' (an installed package).
 
     Raises:
         ValueError: the name is unknown or the file does not fit it; FileNotFoundError: no file.
     """
-    if name not in FOREIGN:
-        raise ValueError(f"foreign networks are {sorted(FOREIGN)}, not {name!r}")
+    if name not in PRETRAINED:
+        raise ValueError(f"pretrained networks are {sorted(PRETRAINED)}, not {name!r}")
     if path is None:
         path = bundled(name)
     if not path.is_file():
         raise FileNotFoundError(f"no weights of {name} at {path}")
     document: Any = torch.load(path, map_location="cpu", weights_only=True)
     state = document.get("state_dict", document)
-    net = build_static(FOREIGN[name])
+    net = build_static(PRETRAINED[name])
     try:
         net.load_state_dict(translate(state, net), strict=True)
     except RuntimeError as error:

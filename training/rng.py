@@ -1,8 +1,10 @@
-"""Where the random numbers of a training step come from: two sources with one face.
+"""Sources of the random numbers of a training step, behind one interface.
 
-`Chance` is torch's global generator, which a test or an evaluation seeds. `Keyed` computes each number by a hash of
-(seed, epoch, image, purpose): an image gets the same crop and the same start of its attack whatever batch, process or
-order it comes in, on any device, and a run that goes on in the middle of an epoch needs no state of a generator.
+`Rng` draws from torch's global generator, which a test or an evaluation seeds. `KeyedRng` computes each number by a
+hash of (seed, epoch, image, purpose): an image gets the same crop and the same start of its attack in whatever batch,
+process or order it comes, on any device, and a run resumed in the middle of an epoch needs no generator state.
+
+The texts given as `purpose` are hashed: changing one changes the numbers, and with them every training.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 MASK = (1 << 64) - 1
 
 
-class Chance:
-    """Random numbers for the N images of a batch, from torch's global generator. `purpose` tells draws apart."""
+class Rng:
+    """Random numbers for the N images of a batch, from torch's global generator. `purpose` names the draw."""
 
-    def __getitem__(self, part: slice) -> Chance:
-        """The source for a part of the batch."""
+    def __getitem__(self, images: slice) -> Rng:
+        """The source for some images of the batch."""
         return self
 
     def uniform(self, x: Tensor, low: float, high: float, purpose: str) -> Tensor:
@@ -46,16 +48,16 @@ class Chance:
         """One of low, ..., high - 1 for the whole step."""
         return int(torch.randint(low, high, ()))
 
-    def seed(self, part: int) -> None:
-        """Called before part number `part` of a step is learnt from, for what draws by itself: dropout."""
+    def seed(self, microbatch: int) -> None:
+        """Seed what draws from torch's generator by itself (dropout), before the loss of a step's microbatch."""
 
 
-GLOBAL = Chance()
+GLOBAL_RNG = Rng()
 
 
 @dataclass(frozen=True)
-class Keyed(Chance):
-    """Random numbers that belong to images, not to batches.
+class KeyedRng(Rng):
+    """Random numbers that follow from the image, not from its place in a batch.
 
     Attributes:
         keys: int64 [N], one stream an image, on the device of the images.
@@ -66,12 +68,12 @@ class Keyed(Chance):
     step: int
 
     @classmethod
-    def of(cls, seed: int, epoch: int, step: int, index: Tensor) -> Keyed:
+    def of(cls, seed: int, epoch: int, step: int, index: Tensor) -> KeyedRng:
         """For the training images number `index` (int64 [N]), which are met in `step` of `epoch`."""
         return cls(_scrambled(index * _signed(GOLDEN) + _signed(_key(seed, epoch))), _key(seed, epoch, step))
 
-    def __getitem__(self, part: slice) -> Keyed:
-        return Keyed(self.keys[part], self.step)
+    def __getitem__(self, images: slice) -> KeyedRng:
+        return KeyedRng(self.keys[images], self.step)
 
     def words(self, purpose: str, *shape: int) -> Tensor:
         """64 random bits for each element of an image: int64 [N,*shape]."""
@@ -100,8 +102,8 @@ class Keyed(Chance):
     def integer(self, low: int, high: int, purpose: str) -> int:
         return low + self._shared(purpose) % (high - low)
 
-    def seed(self, part: int) -> None:
-        torch.manual_seed(_key(self.step, part) >> 1)
+    def seed(self, microbatch: int) -> None:
+        torch.manual_seed(_key(self.step, microbatch) >> 1)
 
     def _shared(self, purpose: str) -> int:
         return _key(self.step, zlib.crc32(purpose.encode()))

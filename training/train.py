@@ -37,11 +37,11 @@ from . import checkpoint
 from .data import ImageSet, load_images
 from .files import write_json
 from .hardware import multiplies_bfloat16
-from .trainer.distributed import SOLO, Ranks, joined
+from .trainer.distributed import SINGLE_PROCESS, World, process_group
 from .trainer.recipe import RecipeError, read_recipe
 from .trainer.run import Run, locked
 from .trainer.step import Runtime
-from .trainer.validation import finish, measure, merit, settle
+from .trainer.validation import finalise, measure, pack_best, selection_score
 
 
 def train(
@@ -53,7 +53,7 @@ def train(
     resume: bool = False,
     device: str | torch.device = "cpu",
     stop_after_minutes: float | None = None,
-    ranks: Ranks = SOLO,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Run (or go on with) a training; returns the best validation figures. See the module's docstring for the files.
 
@@ -65,14 +65,14 @@ def train(
     """
 
     def say(text: str) -> None:
-        if ranks.first:
+        if world.first:
             tqdm.write(text)
 
     clock = Clock(recipe["runtime"]["checkpoint_minutes"], stop_after_minutes)
     if (out / "last.pt").exists() and not resume:
         raise FileExistsError(f"{out} holds a run already: go on with --resume, or name another --out")
     bf16 = recipe["runtime"]["bf16"]
-    if bf16 and not all(ranks.gather(multiplies_bfloat16(torch.device(device)))):
+    if bf16 and not all(world.gather(multiplies_bfloat16(torch.device(device)))):
         bf16 = False
         say("runtime.bf16: this CPU has no instructions for bfloat16; computing in float32, which is faster here")
     runtime = Runtime(torch.device(device), bf16)
@@ -80,44 +80,44 @@ def train(
         torch.set_num_threads(recipe["runtime"]["threads"])
     if runtime.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes never change; the fastest algorithm is found once
-    run = Run(recipe, images, out, runtime, ranks)
-    lock = locked(out) if ranks.first else None
+    run = Run(recipe, images, out, runtime, world)
+    lock = locked(out) if world.first else None
     if resume and (out / "last.pt").exists() and (was := run.load()) != runtime.bf16:
         names = {True: "bfloat16", False: "float32"}
         say(f"this run was computed in {names[was]} so far and goes on in {names[bf16]}")
     if recipe["runtime"]["compile"]:
         run.compile()
-    run.agree()
-    at, validation = run.at, images.validation.head(recipe["validate"]["images"])
-    writer = SummaryWriter(str(out / "tensorboard"), purge_step=run.steps) if ranks.first else None
+    run.synchronise()
+    progress, validation = run.progress, images.validation.head(recipe["validate"]["images"])
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=run.steps) if world.first else None
     stop = False
     clock.start()
-    with clock.heeding_signals(twice_ends=ranks.size == 1):
+    with clock.heeding_signals(twice_ends=world.size == 1):
         while not run.finished and not stop:
             if not take_steps(run, clock, writer, name):
                 break
-            row, judged = run.end_epoch(), run.judged
+            row, network = run.end_epoch(), run.ema_network
             figures: dict[str, float] = {}
-            if at.epoch % recipe["validate"]["every"] == 0 or run.finished:
+            if progress.epoch % recipe["validate"]["every"] == 0 or run.finished:
                 steps = recipe["validate"]["attack_steps"]
-                figures = measure(judged, run.objective, validation, steps, runtime, ranks)
-            at.history.append(row | {f"validation_{k}": round(v, 4) for k, v in figures.items()})
-            say(json.dumps(at.history[-1]))
-            if merit(figures) > at.best_score:
-                at.best_score = merit(figures)
-                settle(judged, run.objective, validation, ranks)
-                if ranks.first:
-                    metrics = {"validation": figures, "epoch": at.epoch, "history": at.history}
-                    checkpoint.save(out / "best.pt", finish(judged, images, recipe, name, metrics, runtime.device))
+                figures = measure(network, run.objective, validation, steps, runtime, world)
+            progress.history.append(row | {f"validation_{k}": round(v, 4) for k, v in figures.items()})
+            say(json.dumps(progress.history[-1]))
+            if selection_score(figures) > progress.best_score:
+                progress.best_score = selection_score(figures)
+                finalise(network, run.objective, validation, world)
+                if world.first:
+                    metrics = {"validation": figures, "epoch": progress.epoch, "history": progress.history}
+                    checkpoint.save(out / "best.pt", pack_best(network, images, recipe, name, metrics, runtime.device))
             clock.save(run)
             if writer:
                 for key, value in figures.items():
                     writer.add_scalar(f"validation/{key}", value, run.steps)
-                write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": at.history})
-            (stop,) = ranks.first_says(clock.over(clock.saved))
+                write_json(out / "history.json", {"name": name, "recipe": dict(recipe), "epochs": progress.history})
+            (stop,) = world.from_first(clock.over(clock.saved))
     if not run.finished:
         say(
-            f"stopped in epoch {at.epoch + 1} after {at.steps_done} of its {run.steps_per_epoch} steps; "
+            f"stopped in epoch {progress.epoch + 1} after {progress.steps_done} of its {run.steps_per_epoch} steps; "
             "go on with --resume"
         )
     if writer:
@@ -126,7 +126,7 @@ def train(
         lock.close()
     if clock.asked:
         raise KeyboardInterrupt
-    return {"best": at.best_score, **(at.history[-1] if at.history else {})}
+    return {"best": progress.best_score, **(progress.history[-1] if progress.history else {})}
 
 
 class Clock:
@@ -146,10 +146,10 @@ class Clock:
 
     @contextmanager
     def heeding_signals(self, twice_ends: bool) -> Iterator[None]:
-        """Ctrl-C and SIGTERM (a scheduler's word that time is up) stop the run between two steps, not within one.
+        """Ctrl-C and SIGTERM (which a scheduler sends when time is up) stop the run between two steps, not within one.
 
         A second one ends the process at once where `twice_ends`, by the kernel, even in the middle of a call to C++:
-        not under torchrun, which passes on to its processes what the terminal has told them already. A signal that
+        not under torchrun, which passes on to its processes what the terminal has sent them already. A signal that
         this process was started to ignore, as a script's background jobs ignore Ctrl-C, stays ignored. Other threads
         than the first get none and have nothing to heed.
         """
@@ -189,7 +189,7 @@ class Clock:
     def stops(self, run: Run) -> bool:
         """Between two steps of an epoch: save `run` where that is due, or where it stops here, which is the answer."""
         now = time.monotonic()
-        due, stop = run.ranks.first_says(now - self.saved > self.every, self.over(now))
+        due, stop = run.world.from_first(now - self.saved > self.every, self.over(now))
         if due or stop:
             self.save(run)
         return stop
@@ -220,29 +220,29 @@ def handle_once(number: signal.Signals) -> None:
 
 def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) -> bool:
     """The steps that are left of an epoch; returns whether all are taken (if not, the run is saved as it stands)."""
-    at, epochs = run.at, run.recipe["optim"]["epochs"]
+    progress, epochs = run.progress, run.recipe["optim"]["epochs"]
     run.net.train()
-    started, earlier, first = time.monotonic(), at.seconds, at.steps_done
+    started, earlier, first = time.monotonic(), progress.seconds, progress.steps_done
     bar = tqdm(
         run.batches(),
         total=run.steps_per_epoch,
         initial=first,
-        desc=f"{name} {at.epoch + 1}/{epochs}",
+        desc=f"{name} {progress.epoch + 1}/{epochs}",
         unit="batch",
         mininterval=0.5 if sys.stderr.isatty() else 20,
-        disable=not run.ranks.first,
+        disable=not run.world.first,
     )
-    for x, y, chance in bar:
-        loss = run.step(x, y, chance)
-        if writer and (at.steps_done - 1) % 20 == 0:
-            took = (time.monotonic() - started) / (at.steps_done - first)
+    for x, y, rng in bar:
+        loss = run.step(x, y, rng)
+        if writer and (progress.steps_done - 1) % 20 == 0:
+            took = (time.monotonic() - started) / (progress.steps_done - first)
             left = timedelta(seconds=round(took * (epochs * run.steps_per_epoch - run.steps)))
-            shown = {k: f"{v:.3f}" for k, v in loss.parts.items()}
+            shown = {k: f"{v:.3f}" for k, v in loss.terms.items()}
             bar.set_postfix({"img/s": f"{run.batch_size / took:.0f}", "run": f"{left} left", **shown})
-            for part, value in loss.parts.items():
+            for part, value in loss.terms.items():
                 writer.add_scalar(f"train/{part}", value, run.steps - 1)
-        at.seconds = earlier + time.monotonic() - started
-        if at.steps_done < run.steps_per_epoch and clock.stops(run):
+        progress.seconds = earlier + time.monotonic() - started
+        if progress.steps_done < run.steps_per_epoch and clock.stops(run):
             bar.close()
             return False
     return True
@@ -269,12 +269,12 @@ def main(argv: list[str] | None = None) -> int:
         recipe = read_recipe(args.recipe, args.set)
         if args.checkpoint_every is not None:
             recipe["runtime"]["checkpoint_minutes"] = args.checkpoint_every
-        with joined(args.device) as (ranks, device):
-            if not ranks.first:
-                ranks.wait()  # the first may have to download them
+        with process_group(args.device) as (world, device):
+            if not world.first:
+                world.barrier()  # the first may have to download them
             images = load_images(recipe["data"]["set"], args.data_dir)
-            if ranks.first:
-                ranks.wait()
+            if world.first:
+                world.barrier()
             result = train(
                 recipe,
                 images,
@@ -283,14 +283,14 @@ def main(argv: list[str] | None = None) -> int:
                 resume=args.resume,
                 device=device,
                 stop_after_minutes=args.stop_after,
-                ranks=ranks,
+                world=world,
             )
     except (RecipeError, checkpoint.CheckpointError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # the status of whatever Ctrl-C ended: a script must not go on to its next stage
-    if ranks.first:
+    if world.first:
         print(json.dumps({key: value for key, value in result.items() if math.isfinite(value)}))
     return 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.trainer.adversary import Inner
+from training.trainer.adversary import Adversary
 from training.trainer.awp import perturbed
 from training.trainer.distillation import Mtard
 from training.trainer.objectives import PgdAt, Trades
@@ -33,7 +33,7 @@ def test_weights_come_back_bit_for_bit_and_statistics_move_once(kind: str) -> No
     """Even when the step fails inside; batch norms and the balance are as after one ordinary step."""
     net = networks()[kind].train()
     teacher = build_static(StaticConfig("resnet18", 4))
-    objective = Mtard(Inner(Budget(steps=1)), teacher, teacher)
+    objective = Mtard(Adversary(Budget(steps=1)), teacher, teacher)
     step = objective.prepare(net, *batch())
     plain, plain_objective = copy.deepcopy(net), copy.deepcopy(objective)
     plain_objective.loss(plain, step)
@@ -57,7 +57,7 @@ def test_weights_come_back_bit_for_bit_and_statistics_move_once(kind: str) -> No
 def test_each_filter_bank_moves_by_gamma_of_its_norm_uphill(kind: str) -> None:
     """Layer by layer: |v| = gamma |w| along the gradient of the step's loss; biases and batch norms stay."""
     net = networks()[kind].train()
-    objective = Trades(Inner(Budget(steps=1)))
+    objective = Trades(Adversary(Budget(steps=1)))
     step = objective.prepare(net, *batch())
     other = copy.deepcopy(net)
     objective.loss(other, step).total.backward()
@@ -79,7 +79,7 @@ def test_each_filter_bank_moves_by_gamma_of_its_norm_uphill(kind: str) -> None:
 def test_a_step_moves_the_original_weights_by_the_gradient_at_the_perturbed_ones() -> None:
     """SGD at rate r: w - r * gradient(w + v), written out with a second copy of the network; 0 is plain training."""
     net = networks()["static"].train()
-    objective = PgdAt(Inner(Budget(steps=1)))
+    objective = PgdAt(Adversary(Budget(steps=1)))
     x, y = batch()
     start = copy.deepcopy(net)
     torch.manual_seed(4)
@@ -113,7 +113,7 @@ def test_bfloat16_sees_the_perturbed_weights() -> None:
     """Autocast keeps low-precision copies of weights; a perturbation inside its region would not be seen."""
     net = networks()["static"].train()
     runtime = Runtime(torch.device("cpu"), bf16=True)
-    objective = PgdAt(Inner(Budget(steps=1)))
+    objective = PgdAt(Adversary(Budget(steps=1)))
     step = objective.prepare(net, *batch())
     with runtime.autocast():
         plain = objective.loss(copy.deepcopy(net), step).total.item()

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import training as benchmark
 from benchmarks.training import OURS, PUBLISHED, VARIANTS, Size
 from training.awnet import AWNet, AWNetConfig
-from training.trainer.adversary import Inner
+from training.trainer.adversary import Adversary
 
 SIZE, CPU = Size(2, 4), torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_the_published_attack_is_ours_in_its_own_words():
     torch.manual_seed(1)
     theirs = benchmark.published_attack(net, x, y, 3, weight_gradients=False)
     torch.manual_seed(1)
-    ours = Inner(benchmark.Budget(benchmark.EPS, benchmark.STEP, 3)).adversaries(net, x, y)
+    ours = Adversary(benchmark.Budget(benchmark.EPS, benchmark.STEP, 3)).perturb(net, x, y)
     assert (theirs - x).abs().max() <= benchmark.EPS + 1e-6
     # Ours ends on whole grey levels; a sign may turn where a gradient is nearly zero.
     assert ((ours - theirs).abs() < 0.51 / 255).float().mean() > 0.98
@@ -77,7 +77,7 @@ def test_ours_computes_no_gradient_of_filters_in_the_attack():
     net = AWNet(AWNetConfig(width=2)).train()
     x, y = torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
     with WeightGradients() as counted:
-        Inner(benchmark.Budget(benchmark.EPS, benchmark.STEP, 2)).adversaries(net, x, y)
+        Adversary(benchmark.Budget(benchmark.EPS, benchmark.STEP, 2)).perturb(net, x, y)
     assert counted.seen == 0
 
 

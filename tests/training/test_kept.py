@@ -67,7 +67,7 @@ def steps(recipe: Recipe, out: Path, count: int, resume: bool = False) -> list[d
     found = []
     for (x, y, *rest), _ in zip(run.batches(), range(count), strict=False):
         loss = run.step(x, y, *rest)
-        found.append({"total": loss.total.item(), **loss.parts})
+        found.append({"total": loss.total.item(), **loss.terms})
     return found
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.trainer.adversary import Inner
+from training.trainer.adversary import Adversary
 from training.trainer.distillation import Balancer, Mtard, Rslad
 from training.trainer.objectives import (
     Mart,
@@ -97,9 +97,9 @@ def test_adversaries_stay_in_the_ball_and_leave_the_network_as_it_was(
     x, y = batch
     before = {k: v.clone() for k, v in awnet.state_dict().items()}
     awnet.train()
-    x_adv = Inner(
+    x_adv = Adversary(
         Budget(steps=2), adv_branch_share=forced, detector_ignored_share=detached, evading_share=evading
-    ).adversaries(awnet, x, y)
+    ).perturb(awnet, x, y)
     assert x_adv.shape == x.shape and not x_adv.requires_grad
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
     assert (x_adv != x).flatten(1).any(1).all()
@@ -114,7 +114,7 @@ def test_a_plain_attacker_sees_the_detector_and_a_detached_one_does_not(
     found = []
     for detached in (0.0, 1.0):
         torch.manual_seed(3)
-        found.append(Inner(Budget(steps=3), detector_ignored_share=detached).adversaries(awnet, x, y))
+        found.append(Adversary(Budget(steps=3), detector_ignored_share=detached).perturb(awnet, x, y))
     assert not torch.equal(found[0], found[1])
 
 
@@ -127,7 +127,7 @@ def test_a_forced_attacker_steers_omega_only_where_he_may(
     for through in (False, True):
         torch.manual_seed(3)
         found.append(
-            Inner(Budget(steps=3), adv_branch_share=1.0, adv_branch_sees_detector=through).adversaries(awnet, x, y)
+            Adversary(Budget(steps=3), adv_branch_share=1.0, adv_branch_sees_detector=through).perturb(awnet, x, y)
         )
     assert not torch.equal(found[0], found[1])
 
@@ -136,7 +136,7 @@ def test_those_who_evade_keep_to_the_drawn_radius(awnet: AWNet, batch: tuple[tor
     """The last quarter of the batch goes for the type margin too, in a quarter of the ball; the rest has all of it."""
     x, y = (torch.cat([part] * 4)[:8] for part in batch)
     x = (x * 255).round() / 255
-    x_adv = Inner(Budget(steps=3), start="uniform", evading_share=0.25, evading_radii=(0.25,)).adversaries(awnet, x, y)
+    x_adv = Adversary(Budget(steps=3), start="uniform", evading_share=0.25, evading_radii=(0.25,)).perturb(awnet, x, y)
     moved = 255 * (x_adv - x).abs().flatten(1).amax(1)
     assert moved[6:].max() <= 2.01 and moved[6:].min() > 0 and moved[:6].min() > 2.01
 
@@ -158,24 +158,24 @@ def test_pgd_at_trains_both_branches_and_never_the_frozen_extractor(
 ) -> None:
     """All trunk and head parameters get a gradient, none of the frozen extractor does."""
     awnet.train()
-    loss = PgdAt(Inner(Budget(steps=1), adv_branch_share=0.5), nat_eps=nat_eps)(awnet, *batch)
+    loss = PgdAt(Adversary(Budget(steps=1), adv_branch_share=0.5), nat_eps=nat_eps)(awnet, *batch)
     loss.total.backward()
     for name, parameter in awnet.named_parameters():
         assert (parameter.grad is None) == name.startswith("extractor."), name
-    assert set(loss.parts) == {"nat", "adv", "type"}
+    assert set(loss.terms) == {"nat", "adv", "type"}
 
 
 def test_mtard_distils_each_branch_from_its_teacher(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Teachers never get a gradient, the balance is state that can be restored, a static student works too."""
     torch.manual_seed(1)
     teachers = [build_static(StaticConfig("resnet18", WIDTH)) for _ in range(2)]
-    objective = Mtard(Inner(Budget(steps=1)), *teachers)
+    objective = Mtard(Adversary(Budget(steps=1)), *teachers)
     awnet.train()
     loss = objective(awnet, *batch)
     loss.total.backward()
     assert all(p.grad is None for t in teachers for p in t.parameters())
-    assert loss.parts["w_nat"] == 0.5
-    again = Mtard(Inner(Budget(steps=1)), *teachers)
+    assert loss.terms["w_nat"] == 0.5
+    again = Mtard(Adversary(Budget(steps=1)), *teachers)
     again.load_state_dict(objective.state_dict())
     assert again.balancer.first == objective.balancer.first is not None
     static = build_static(StaticConfig("resnet18", WIDTH))
@@ -205,7 +205,7 @@ def test_mtard_distils_a_share_of_clean_images_some_of_them_noisy(
     net = awnet if student == "awnet" else build_static(StaticConfig("resnet18", WIDTH))
     nat_teacher, adv_teacher = Recording(), Recording()
     objective = Mtard(
-        Inner(Budget(steps=1)),
+        Adversary(Budget(steps=1)),
         nat_teacher,
         adv_teacher,
         nat_batch_share=0.5,
@@ -220,7 +220,7 @@ def test_mtard_distils_a_share_of_clean_images_some_of_them_noisy(
     assert len(adv_teacher.seen[0]) == len(x) and not torch.equal(adv_teacher.seen[0], x)
 
     torch.manual_seed(7)
-    again = Inner(Budget(steps=1)).adversaries(before, x, y)
+    again = Adversary(Budget(steps=1)).perturb(before, x, y)
     assert torch.equal(again, adv_teacher.seen[0])
     noisy = sign_noise(x[:4], 0.5, 8 / 255)
     assert torch.equal(noisy[2:], x[2:4]) and not torch.equal(noisy[:2], x[:2])
@@ -230,8 +230,8 @@ def test_mtard_distils_a_share_of_clean_images_some_of_them_noisy(
         nat_logits, adv_logits = before(torch.cat([noisy, again])).split([4, 8])
     nat = kl_divergence(nat_logits, nat_teacher.body(x[:4]), 1.0)
     adv = kl_divergence(adv_logits, adv_teacher.body(again), 1.0)
-    assert loss.parts["nat"] == pytest.approx(nat.item(), rel=1e-5)
-    assert loss.parts["adv"] == pytest.approx(adv.item(), rel=1e-5)
+    assert loss.terms["nat"] == pytest.approx(nat.item(), rel=1e-5)
+    assert loss.terms["adv"] == pytest.approx(adv.item(), rel=1e-5)
     assert loss.total.item() == pytest.approx(0.5 * nat.item() + 0.5 * adv.item(), rel=1e-5)
 
 
@@ -241,10 +241,10 @@ def test_mtard_without_its_new_options_is_what_it_was(awnet: AWNet, batch: tuple
     teachers = [build_static(StaticConfig("resnet18", WIDTH)).eval() for _ in range(2)]
     before = copy.deepcopy(awnet).train()
     torch.manual_seed(7)
-    loss = Mtard(Inner(Budget(steps=1)), *teachers)(awnet.train(), x, y)
+    loss = Mtard(Adversary(Budget(steps=1)), *teachers)(awnet.train(), x, y)
     after = torch.rand(())
     torch.manual_seed(7)
-    x_adv = Inner(Budget(steps=1)).adversaries(before, x, y)
+    x_adv = Adversary(Budget(steps=1)).perturb(before, x, y)
     nat, adv, kind = branches(before, x, x_adv)
     assert torch.equal(torch.rand(()), after)
     by_hand = type_loss(kind, 8) + 0.5 * (
@@ -276,7 +276,7 @@ def literal_mart(net: torch.nn.Module, x: torch.Tensor, x_adv: torch.Tensor, y: 
 
 @pytest.mark.parametrize(
     "objective, literal",
-    [(Trades(Inner(Budget(steps=2))), literal_trades), (Mart(Inner(Budget(steps=2))), literal_mart)],
+    [(Trades(Adversary(Budget(steps=2))), literal_trades), (Mart(Adversary(Budget(steps=2))), literal_mart)],
     ids=["trades", "mart"],
 )
 def test_a_loss_is_the_published_one_written_out(
@@ -310,12 +310,12 @@ def test_trades_attacks_the_divergence_and_mart_the_label(batch: tuple[torch.Ten
         def wrong(x_adv: torch.Tensor) -> float:
             return float(F.cross_entropy(net(x_adv), y))
 
-    inner = Inner(Budget(steps=5))
+    adversary = Adversary(Budget(steps=5))
     torch.manual_seed(3)
-    trades = Trades(inner).prepare(net, x, y).x_adv
+    trades = Trades(adversary).prepare(net, x, y).x_adv
     torch.manual_seed(3)
-    again = Trades(inner).prepare(net, x, (y + 1) % 10).x_adv
-    mart = Mart(inner).prepare(net, x, y).x_adv
+    again = Trades(adversary).prepare(net, x, (y + 1) % 10).x_adv
+    mart = Mart(adversary).prepare(net, x, y).x_adv
     assert torch.equal(trades, again)
     with torch.no_grad():
         assert apart(trades) > apart(mart) and wrong(mart) > wrong(trades) and apart(trades) > 10 * apart(x) + 1e-3
@@ -330,7 +330,7 @@ def test_rslad_is_five_sixths_robust_soft_labels_and_needs_no_label(
     for network in (teacher, net):
         with torch.no_grad():
             network.body.classifier.weight.mul_(6)
-    objective = Rslad(Inner(Budget(steps=3)), teacher)
+    objective = Rslad(Adversary(Budget(steps=3)), teacher)
     other = copy.deepcopy(net).train()
     torch.manual_seed(3)
     step = objective.prepare(net.train(), x, y)
@@ -341,7 +341,7 @@ def test_rslad_is_five_sixths_robust_soft_labels_and_needs_no_label(
     adversarial = (t * (t / other(step.x_adv).softmax(1)).log()).sum() / len(x)
     loss = objective.loss(net, step)
     assert loss.total.item() == pytest.approx(5 / 6 * adversarial.item() + natural.item() / 6, rel=1e-3)
-    elements = Rslad(Inner(Budget(steps=3)), teacher, kl="elements").loss(copy.deepcopy(other), step)
+    elements = Rslad(Adversary(Budget(steps=3)), teacher, kl="elements").loss(copy.deepcopy(other), step)
     assert elements.total.item() == pytest.approx(loss.total.item() / 10, rel=1e-3)  # the code's mean over classes too
     loss.total.backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -353,7 +353,7 @@ def test_mtard_s_published_variants_are_options(batch: tuple[torch.Tensor, torch
     teachers = [build_static(StaticConfig("resnet18", WIDTH)).eval() for _ in range(2)]
     net = build_static(StaticConfig("resnet18", WIDTH)).train()
     other = copy.deepcopy(net)
-    objective = Mtard(Inner(Budget(steps=1)), *teachers, kl="mean", kl_scale=10, one_batch=False, eta_decays=True)
+    objective = Mtard(Adversary(Budget(steps=1)), *teachers, kl="mean", kl_scale=10, one_batch=False, eta_decays=True)
     step = objective.prepare(net, x, y)
     loss = objective.loss(net, step)
     with torch.no_grad():
@@ -361,12 +361,12 @@ def test_mtard_s_published_variants_are_options(batch: tuple[torch.Tensor, torch
             10 * (-other(images).log_softmax(1) * t + (t + 1e-5).log() * t).mean().item()
             for images, t in ((x, teachers[0](x).softmax(1)), (step.x_adv, teachers[1](step.x_adv).softmax(1)))
         ]
-    assert [loss.parts["nat"], loss.parts["adv"]] == pytest.approx(parts, rel=1e-3)
+    assert [loss.terms["nat"], loss.terms["adv"]] == pytest.approx(parts, rel=1e-3)
     assert loss.total.item() == pytest.approx(sum(parts) / 2, rel=1e-3)
-    objective.follow(0.1)
+    objective.set_lr_factor(0.1)
     assert objective.balancer.eta == pytest.approx(0.0025)
-    fixed = Mtard(Inner(Budget(steps=1)), *teachers)
-    fixed.follow(0.1)
+    fixed = Mtard(Adversary(Budget(steps=1)), *teachers)
+    fixed.set_lr_factor(0.1)
     assert fixed.balancer.eta == 0.025
     hot, cold = torch.randn(4, 10), torch.randn(4, 10)
     squared = kl_divergence(hot, cold, tau=5.0)
@@ -380,7 +380,7 @@ def test_an_awnet_learns_every_objective_through_its_two_branches(
     """Clean images move BN_nat, adversarial ones BN_adv, and L_type is part of the total (Eq. 24)."""
     x, y = batch
     more = [build_static(StaticConfig("resnet18", WIDTH))] if kind is Rslad else []
-    objective = kind(Inner(Budget(steps=1), adv_branch_share=0.5), *more)  # type: ignore[call-arg]
+    objective = kind(Adversary(Budget(steps=1), adv_branch_share=0.5), *more)  # type: ignore[call-arg]
     awnet.train()
     step = objective.prepare(awnet, x, y)
     before = copy.deepcopy(awnet)
@@ -389,10 +389,10 @@ def test_an_awnet_learns_every_objective_through_its_two_branches(
     for name, parameter in awnet.named_parameters():
         assert (parameter.grad is None) == name.startswith("extractor."), name
     _, _, type_logits = branches(before, step.x, step.x_adv)
-    assert loss.parts["type"] == pytest.approx(type_loss(type_logits, 8).item(), rel=1e-5)
+    assert loss.terms["type"] == pytest.approx(type_loss(type_logits, 8).item(), rel=1e-5)
     objective.type_weight = 0.0  # type: ignore[attr-defined]
     without = objective.loss(copy.deepcopy(before), step).total.item()
-    assert loss.total.item() == pytest.approx(without + loss.parts["type"], rel=1e-4)
+    assert loss.total.item() == pytest.approx(without + loss.terms["type"], rel=1e-4)
 
 
 def test_n_fgsm_takes_one_unprojected_step_from_strong_noise(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -402,21 +402,21 @@ def test_n_fgsm_takes_one_unprojected_step_from_strong_noise(batch: tuple[torch.
     net = build_static(StaticConfig("resnet18", WIDTH)).eval()
     eps = 8 / 255
     torch.manual_seed(5)
-    x_adv = Inner(Budget(eps, eps, 1), start="n_fgsm").adversaries(net, x, y)
+    x_adv = Adversary(Budget(eps, eps, 1), start="n_fgsm").perturb(net, x, y)
     torch.manual_seed(5)
     noisy = (x + torch.empty_like(x).uniform_(-2 * eps, 2 * eps)).requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(net(noisy), y, reduction="sum"), noisy)
     torch.testing.assert_close(x_adv, (noisy + eps * gradient.sign()).detach())
     assert (x_adv - x).abs().max() > 2.5 * eps
     with pytest.raises(ValueError, match="steps must be 1"):
-        Inner(Budget(steps=2), start="n_fgsm")
+        Adversary(Budget(steps=2), start="n_fgsm")
 
 
 def test_a_static_network_can_keep_a_share_of_clean_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Eq. 1: half of the loss on x, half on x_adv."""
     x, y = batch
     net = build_static(StaticConfig("resnet18", WIDTH)).train()
-    objective = PgdAt(Inner(Budget(steps=1)), clean_weight=0.5)
+    objective = PgdAt(Adversary(Budget(steps=1)), clean_weight=0.5)
     step = objective.prepare(net, x, y)
     other = copy.deepcopy(net)
     by_hand = (F.cross_entropy(other(x), y) + F.cross_entropy(other(step.x_adv), y)) / 2
@@ -427,9 +427,13 @@ def test_all_exits_of_a_multi_exit_network_learn(batch: tuple[torch.Tensor, torc
     """RDI-ResNet minimises the mean over its seven exits, under every objective that a static network has."""
     x, y = batch
     teacher = build_static(StaticConfig("resnet18", WIDTH))
-    inner = Inner(Budget(steps=1))
-    objectives = [Standard(), PgdAt(inner), Trades(inner), Mart(inner), Rslad(inner, teacher)]
-    for objective in [*objectives, Mtard(inner, teacher, teacher), Mtard(inner, teacher, teacher, one_batch=False)]:
+    adversary = Adversary(Budget(steps=1))
+    objectives = [Standard(), PgdAt(adversary), Trades(adversary), Mart(adversary), Rslad(adversary, teacher)]
+    for objective in [
+        *objectives,
+        Mtard(adversary, teacher, teacher),
+        Mtard(adversary, teacher, teacher, one_batch=False),
+    ]:
         net = build_static(StaticConfig("rdi_resnet38", WIDTH)).train()
         objective(net, x, y).total.backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.body.branches.parameters() if p.dim() > 1)
@@ -442,7 +446,7 @@ def test_detector_pretraining_touches_only_extractor_and_type_head(batch: tuple[
     """Stage A: the trunk that is attacked stays as it is, statistics included."""
     net = AWNet(AWNetConfig(width=WIDTH, beta=1.0, extractor_frozen=False)).train()
     statistics = net.stem.nat.running_mean.clone()
-    DetectorPretraining(Inner(Budget(steps=1)), sign_noise_share=0.5)(net, *batch).total.backward()
+    DetectorPretraining(Adversary(Budget(steps=1)), sign_noise_share=0.5)(net, *batch).total.backward()
     trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
     assert trained == {"extractor", "type_head"}
     assert torch.equal(statistics, net.stem.nat.running_mean)
@@ -458,10 +462,10 @@ def test_standard_is_cross_entropy(batch: tuple[torch.Tensor, torch.Tensor]) -> 
 def test_a_wrong_inner_attack_is_refused() -> None:
     """A typo in a recipe must not train something else."""
     with pytest.raises(ValueError, match="start"):
-        Inner(start="gaussian")
+        Adversary(start="gaussian")
     with pytest.raises(ValueError, match="shares"):
-        Inner(adv_branch_share=1.5)
+        Adversary(adv_branch_share=1.5)
     with pytest.raises(ValueError, match="shares"):
-        Inner(adv_branch_share=0.7, evading_share=0.7)
+        Adversary(adv_branch_share=0.7, evading_share=0.7)
     with pytest.raises(ValueError, match="radii"):
-        Inner(evading_radii=(0.0, 1.0))
+        Adversary(evading_radii=(0.0, 1.0))

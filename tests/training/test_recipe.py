@@ -125,8 +125,12 @@ def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
         objective = build_objective(recipe, tmp_path, torch.device("cpu"))
         assert type(objective) is kind
         if name == "n_fgsm":
-            inner = objective.inner  # type: ignore[attr-defined]
-            assert (inner.start, inner.budget.steps, inner.budget.step) == ("n_fgsm", 1, inner.budget.eps)
+            adversary = objective.adversary  # type: ignore[attr-defined]
+            assert (adversary.start, adversary.budget.steps, adversary.budget.step) == (
+                "n_fgsm",
+                1,
+                adversary.budget.eps,
+            )
     recipe["objective"] = {"name": "rslad", "teacher": "resnet56=missing.th"}
     with pytest.raises(FileNotFoundError, match=r"missing\.th"):
         build_objective(recipe, tmp_path, torch.device("cpu"))

@@ -21,7 +21,7 @@ from training.baselines import (
     reparameterised,
 )
 from training.data import load_cifar10
-from training.pretrained import load_foreign
+from training.pretrained import load_pretrained
 
 
 def parameters(arch: str, num_classes: int = 10) -> int:
@@ -223,7 +223,7 @@ def test_the_others_resnet56_reaches_its_published_accuracy() -> None:
     weights = Path(os.environ.get("AWNET_RESNET56", Path(data_dir) / "resnet56-cifar10.th"))
     if not weights.is_file():
         pytest.skip(f"no weights at {weights}: set AWNET_RESNET56 to the file of the CIFAR-10 ResNet-56")
-    net = load_foreign("resnet56", weights).to(memory_format=torch.channels_last)
+    net = load_pretrained("resnet56", weights).to(memory_format=torch.channels_last)
     test, right = load_cifar10(Path(data_dir), download=False).test, 0
     with torch.inference_mode():
         for x, y in test.batches(500):

@@ -1,4 +1,4 @@
-"""What one update promises when its batch is in parts: accumulated, or in several processes."""
+"""What one update promises when its batch is cut into microbatches, in one process or in several."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from training import checkpoint
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, StaticNet, build_static
-from training.rng import Keyed
-from training.trainer.adversary import Inner
+from training.rng import KeyedRng
+from training.trainer.adversary import Adversary
 from training.trainer.distillation import Mtard
 from training.trainer.objectives import PgdAt, Standard, Trades
 from training.trainer.recipe import read_recipe
@@ -39,26 +39,26 @@ def linear() -> StaticNet:
 
 
 def test_accumulated_gradients_are_the_whole_batch_s() -> None:
-    """Without batch norms, four parts of four images and one of sixteen move the weights alike."""
+    """Without batch norms, four microbatches of four images and one of sixteen move the weights alike."""
     x, y = torch.rand(16, 3, 8, 8), torch.arange(16) % 10
     whole = linear()
-    parts = copy.deepcopy(whole)
-    for net, count in ((whole, 1), (parts, 4)):
-        loss = train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, parts=count)
+    microbatches = copy.deepcopy(whole)
+    for net, count in ((whole, 1), (microbatches, 4)):
+        loss = train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, microbatches=count)
         assert loss.total.item() == pytest.approx(2.3, abs=0.2)
-    torch.testing.assert_close(parts.body[1].weight, whole.body[1].weight, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="equal parts"):
-        train_step(whole, Standard(), torch.optim.SGD(whole.parameters(), 0.1), x, y, CPU, parts=3)
+    torch.testing.assert_close(microbatches.body[1].weight, whole.body[1].weight, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="equal microbatches"):
+        train_step(whole, Standard(), torch.optim.SGD(whole.parameters(), 0.1), x, y, CPU, microbatches=3)
 
 
 def test_statistics_of_parts_move_once_by_their_mean() -> None:
-    """Running mean and variance after a step of two parts: the mean of what each part alone would have left."""
+    """Running mean and variance after a step of two microbatches: the mean of what each alone would have left."""
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
     net = build_static(StaticConfig("resnet18", 4)).train()
     alone = [copy.deepcopy(net) for _ in range(2)]
-    for one, part in zip(alone, (slice(4), slice(4, 8)), strict=True):
-        one(x[part])
-    train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, parts=2)
+    for one, microbatch in zip(alone, (slice(4), slice(4, 8)), strict=True):
+        one(x[microbatch])
+    train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, microbatches=2)
     for (name, moved), (_, a), (_, b) in zip(net.named_buffers(), *(n.named_buffers() for n in alone), strict=True):
         torch.testing.assert_close(moved, (a + b) // 2 if moved.dtype == torch.int64 else (a + b) / 2, msg=name)
 
@@ -67,46 +67,48 @@ def test_weight_perturbation_of_parts_follows_the_whole_gradient() -> None:
     """Without batch norms: the worst weights nearby are those for the batch, however it is cut."""
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8)
     whole = linear()
-    parts = copy.deepcopy(whole)
-    for net, count in ((whole, 1), (parts, 2)):
-        train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, awp=0.5, parts=count)
-    torch.testing.assert_close(parts.body[1].weight, whole.body[1].weight, rtol=1e-4, atol=1e-6)
+    microbatches = copy.deepcopy(whole)
+    for net, count in ((whole, 1), (microbatches, 2)):
+        train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, awp=0.5, microbatches=count)
+    torch.testing.assert_close(microbatches.body[1].weight, whole.body[1].weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["pgd_at", "trades"])
 def test_an_image_s_adversary_does_not_depend_on_its_batch(objective: str) -> None:
     """Keyed randomness: in eval mode, each half's adversarial images are those of the whole batch."""
     net = AWNet(AWNetConfig(width=4, beta=1.0)).train()
-    x, y, chance = torch.rand(8, 3, 32, 32), torch.arange(8), Keyed.of(0, 0, 0, torch.arange(8))
-    make = {"pgd_at": PgdAt, "trades": Trades}[objective](Inner(Budget(steps=2), start="uniform"))
-    whole = make.prepare(net, x, y, chance).x_adv
-    halves = [make.prepare(net, x[p], y[p], chance[p]).x_adv for p in (slice(4), slice(4, 8))]
+    x, y, rng = torch.rand(8, 3, 32, 32), torch.arange(8), KeyedRng.of(0, 0, 0, torch.arange(8))
+    make = {"pgd_at": PgdAt, "trades": Trades}[objective](Adversary(Budget(steps=2), start="uniform"))
+    whole = make.prepare(net, x, y, rng).x_adv
+    halves = [make.prepare(net, x[p], y[p], rng[p]).x_adv for p in (slice(4), slice(4, 8))]
     # Values are multiples of a grey level: convolutions of another batch size may flip a sign of a tiny gradient.
     assert (torch.cat(halves) != whole).float().mean() < 1e-3
 
 
 def test_the_balance_moves_once_a_step_by_the_losses_of_the_whole_step() -> None:
-    """MTARD in parts: every part has the same weights, and the means of the parts' losses move them afterwards."""
+    """MTARD in microbatches: each has the same weights, and the means of their losses move these afterwards."""
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
     teachers = [build_static(StaticConfig("resnet18", 4)).eval() for _ in range(2)]
     net = AWNet(AWNetConfig(width=4, beta=1.0)).train()
-    objective = Mtard(Inner(Budget(steps=1)), *teachers)
+    objective = Mtard(Adversary(Budget(steps=1)), *teachers)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
-    loss = train_step(net, objective, optimizer, x, y, CPU, parts=2)
-    assert objective.balancer.first == pytest.approx((loss.parts["nat"], loss.parts["adv"]))
-    assert objective.balancer.w_nat == 0.5 == loss.parts["w_nat"]
-    loss = train_step(net, objective, optimizer, x, y, CPU, parts=2)
-    assert loss.parts["w_nat"] == 0.5 != objective.balancer.w_nat
+    loss = train_step(net, objective, optimizer, x, y, CPU, microbatches=2)
+    assert objective.balancer.first == pytest.approx((loss.terms["nat"], loss.terms["adv"]))
+    assert objective.balancer.w_nat == 0.5 == loss.terms["w_nat"]
+    loss = train_step(net, objective, optimizer, x, y, CPU, microbatches=2)
+    assert loss.terms["w_nat"] == 0.5 != objective.balancer.w_nat
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
-    """Whichever part it was in."""
+    """Whichever microbatch it was in."""
     net = linear()
     before = copy.deepcopy(net.state_dict())
     x = torch.rand(8, 3, 8, 8)
     x[6] = float("nan")
     with pytest.raises(FloatingPointError, match="nan"):
-        train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, torch.arange(8), CPU, awp=0.1, parts=2)
+        train_step(
+            net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, torch.arange(8), CPU, awp=0.1, microbatches=2
+        )
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 

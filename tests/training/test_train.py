@@ -23,9 +23,9 @@ from tests.waiting import eventually
 from training import checkpoint, data
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.rng import Keyed
+from training.rng import KeyedRng
 from training.train import main, train
-from training.trainer.distributed import Ranks
+from training.trainer.distributed import World
 from training.trainer.recipe import RecipeError, read_recipe
 from training.trainer.step import Runtime
 from training.trainer.validation import shared_batches
@@ -308,7 +308,7 @@ def test_batches_that_make_no_equal_parts_are_refused(tmp_path: Path) -> None:
     for microbatches, size in ((3, 1), (1, 3), (0, 1), (8, 4)):
         recipe["optim"]["microbatches"] = microbatches
         with pytest.raises(RecipeError, match=r"optim\.microbatches"):
-            train(recipe, images, tmp_path / "run", ranks=Ranks(0, size))
+            train(recipe, images, tmp_path / "run", world=World(0, size))
 
 
 def test_synchronised_batch_norms_are_the_same_network(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_synchronised_batch_norms_are_the_same_network(tmp_path: Path) -> None:
     recipe, images = tiny_recipe(tmp_path), small_set()
     recipe["runtime"]["sync_batch_norm"] = True
     with pytest.raises(RecipeError, match="sync_batch_norm"):
-        train(recipe, images, tmp_path / "run", ranks=Ranks(0, 2))
+        train(recipe, images, tmp_path / "run", world=World(0, 2))
     net, x = AWNet(AWNetConfig(width=4)).eval(), torch.rand(2, 3, 32, 32)
     expected, names = net(x), list(net.state_dict())
     synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -330,11 +330,11 @@ def test_validation_is_the_same_for_any_number_of_processes() -> None:
     split = small_set().train
     runtime = Runtime(torch.device("cpu"), bf16=False)
 
-    def judged(ranks: Ranks) -> list[tuple[float, float]]:
-        return [(float(x.sum()), float(torch.rand(()))) for x, _ in shared_batches(split, 10, runtime, ranks)]
+    def judged(world: World) -> list[tuple[float, float]]:
+        return [(float(x.sum()), float(torch.rand(()))) for x, _ in shared_batches(split, 10, runtime, world)]
 
-    shares = [judged(Ranks(r, 3)) for r in range(3)]
-    assert sorted(j for share in shares for j in share) == sorted(judged(Ranks())) and [len(s) for s in shares] == [
+    shares = [judged(World(r, 3)) for r in range(3)]
+    assert sorted(j for share in shares for j in share) == sorted(judged(World())) and [len(s) for s in shares] == [
         3,
         2,
         2,
@@ -426,7 +426,7 @@ def test_augmentation_only_moves_and_flips_pixels() -> None:
     """Each crop is a window of the padded image or of its mirror image."""
     images = torch.arange(1, 1 + 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).to(torch.int32)
     for seed in range(20):
-        out = data.crop_and_flip(images, Keyed.of(seed, 0, 0, torch.arange(2)), padding=2)
+        out = data.crop_and_flip(images, KeyedRng.of(seed, 0, 0, torch.arange(2)), padding=2)
         for source, crop in zip(images, out, strict=True):
             padded = torch.nn.functional.pad(source, (2,) * 4)
             windows = [p[:, t : t + 8, s : s + 8] for p in (padded, padded.flip(2)) for t in range(5) for s in range(5)]

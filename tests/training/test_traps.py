@@ -16,8 +16,8 @@ from torch import Tensor
 from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.rng import Keyed
-from training.trainer.adversary import Inner
+from training.rng import KeyedRng
+from training.trainer.adversary import Adversary
 from training.trainer.distillation import Mtard, Rslad
 from training.trainer.objectives import Mart, Objective, PgdAt, Trades
 from training.trainer.pretraining import DetectorPretraining
@@ -32,18 +32,18 @@ def learning_awnet() -> AWNet:
 
 
 @pytest.mark.parametrize("kind", ["pgd_at", "trades", "mart", "rslad", "mtard", "detector"])
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_learning_detector_sees_both_kinds_of_image_in_one_batch(kind: str, parts: int) -> None:
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_learning_detector_sees_both_kinds_of_image_in_one_batch(kind: str, microbatches: int) -> None:
     """In separate batches their statistics give the answer away: training loss 0.003, AUROC 0.53 in evaluation mode."""
-    inner, net = Inner(Budget(steps=1)), learning_awnet()
+    adversary, net = Adversary(Budget(steps=1)), learning_awnet()
     teacher = build_static(StaticConfig("resnet18", 4))
     objective: Objective = {
-        "pgd_at": lambda: PgdAt(inner),
-        "trades": lambda: Trades(inner),
-        "mart": lambda: Mart(inner),
-        "rslad": lambda: Rslad(inner, teacher),
-        "mtard": lambda: Mtard(inner, teacher, teacher),
-        "detector": lambda: DetectorPretraining(inner),
+        "pgd_at": lambda: PgdAt(adversary),
+        "trades": lambda: Trades(adversary),
+        "mart": lambda: Mart(adversary),
+        "rslad": lambda: Rslad(adversary, teacher),
+        "mtard": lambda: Mtard(adversary, teacher, teacher),
+        "detector": lambda: DetectorPretraining(adversary),
     }[kind]()
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
     batches: list[Tensor] = []
@@ -54,9 +54,9 @@ def test_a_learning_detector_sees_both_kinds_of_image_in_one_batch(kind: str, pa
 
     net.extractor.register_forward_pre_hook(record)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
-    train_step(net, objective, optimizer, x, y, Runtime(torch.device("cpu"), bf16=False), parts=parts)
-    n = 8 // parts
-    assert [len(b) for b in batches] == [2 * n] * parts  # the attack's forwards are in evaluation mode
+    train_step(net, objective, optimizer, x, y, Runtime(torch.device("cpu"), bf16=False), microbatches=microbatches)
+    n = 8 // microbatches
+    assert [len(b) for b in batches] == [2 * n] * microbatches  # the attack's forwards are in evaluation mode
     for i, batch in enumerate(batches):
         assert torch.equal(batch[:n], x[i * n : (i + 1) * n])
         assert (batch[n:] != batch[:n]).flatten(1).any(1).all()
@@ -81,13 +81,13 @@ def test_no_recipe_trains_an_awnet_on_plain_one_step_adversaries(path: Path) -> 
 def test_a_detector_s_attackers_differ_from_step_to_step() -> None:
     """Radius and number of steps are drawn anew, so that it cannot learn one attack by heart."""
     net, x, y = learning_awnet(), torch.rand(4, 3, 32, 32), torch.arange(4)
-    objective = DetectorPretraining(Inner(Budget(steps=2)), eps=(4.0, 8.0), attackers=("deployed",))
+    objective = DetectorPretraining(Adversary(Budget(steps=2)), eps=(4.0, 8.0), attackers=("deployed",))
     looks = [0]
     net.extractor.register_forward_pre_hook(lambda module, inputs: looks.append(looks.pop() + 1))
     radii, steps = set(), set()
     for step in range(8):
         before = looks[0]
-        x_adv = objective.prepare(net, x, y, Keyed.of(0, 0, step, torch.arange(4))).x_adv
+        x_adv = objective.prepare(net, x, y, KeyedRng.of(0, 0, step, torch.arange(4))).x_adv
         radii.add(round(float((x_adv - x).abs().max()) * 255))
         steps.add(looks[0] - before - 1)  # one look at the clean images
     assert radii == {4, 8} and steps == {1, 2, 3}
@@ -112,10 +112,10 @@ def test_while_the_detector_is_undecided_forced_images_attack_the_adversarial_br
     other = copy.deepcopy(net)
     for _, unit in other.modulated():
         torch.nn.init.normal_(unit.nat.weight, 1.0, 0.5)
-    chance = Keyed.of(0, 0, 0, torch.arange(8))
+    rng = KeyedRng.of(0, 0, 0, torch.arange(8))
 
     def made(network: AWNet, forced: float) -> Tensor:
-        return Inner(Budget(steps=5), adv_branch_share=forced).adversaries(network, x, y, chance=chance)
+        return Adversary(Budget(steps=5), adv_branch_share=forced).perturb(network, x, y, rng=rng)
 
     assert torch.equal(made(net, 1.0), made(other, 1.0))  # whatever the clean branch is
     assert not torch.equal(made(net, 0.0), made(other, 0.0))

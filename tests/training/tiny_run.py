@@ -16,7 +16,7 @@ import torch
 import training.trainer.run
 from training.data import ImageSet, Split
 from training.train import train
-from training.trainer.distributed import joined
+from training.trainer.distributed import process_group
 from training.trainer.objectives import Loss
 
 
@@ -38,14 +38,14 @@ def run(recipe: dict[str, dict[str, Any]], out: Path) -> list[dict[str, float]]:
 
     def recorded(*arguments: Any, **options: Any) -> Loss:
         loss = step(*arguments, **options)
-        curve.append({"total": loss.total.item(), **loss.parts})
+        curve.append({"total": loss.total.item(), **loss.terms})
         return loss
 
     training.trainer.run.train_step = recorded  # type: ignore[assignment]
     try:
-        with joined("cpu") as (ranks, device):
-            train(recipe, images(), out, device=device, ranks=ranks, resume=True)
-            if ranks.first:
+        with process_group("cpu") as (world, device):
+            train(recipe, images(), out, device=device, world=world, resume=True)
+            if world.first:
                 (out / "curve.json").write_text(json.dumps(curve))
     finally:
         training.trainer.run.train_step = step

@@ -1,1 +1,1 @@
-"""Measures of a trained network: detection, corruptions, the report they go into."""
+"""Evaluation of trained networks: attackers, detection, corruptions, and the report."""

@@ -1,4 +1,4 @@
-"""What an attacker of each threat level has: a copy of the network to differentiate, or other networks only."""
+"""Models of the attackers: a copy of the network to differentiate (T1, T2), or other networks only (T0)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..network import DetectingNetwork, Network
-from ..pretrained import FOREIGN, load_foreign
+from ..pretrained import PRETRAINED, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BlindCopy(AttackersCopy):
 
 @dataclass(frozen=True)
 class DetectorsCopy(AttackersCopy):
-    """A T2 copy that says its type logits too, which the paper's adaptive attack differentiates."""
+    """A T2 copy with type logits, which the paper's adaptive attack differentiates."""
 
     net: DetectingNetwork
 
@@ -77,14 +77,14 @@ class Surrogate:
 
 
 def load_surrogate(spec: str, device: torch.device) -> Surrogate:
-    """NAME=FILE (a checkpoint of ours, or the weights of a network in `FOREIGN`), or the name 'pyautoattack'."""
+    """NAME=FILE (a checkpoint, or the weights of a network in `PRETRAINED`), or the name 'pyautoattack'."""
     name, _, file = spec.partition("=")
-    if name in FOREIGN:
-        network: Network = load_foreign(name, Path(file) if file else None)
+    if name in PRETRAINED:
+        network: Network = load_pretrained(name, Path(file) if file else None)
     elif file:
         network = checkpoint.load(Path(file)).network
     else:
-        raise ValueError(f"a surrogate is NAME=FILE, or one of {sorted(FOREIGN)}; {spec!r} is neither")
+        raise ValueError(f"a surrogate is NAME=FILE, or one of {sorted(PRETRAINED)}; {spec!r} is neither")
     digest = hashlib.sha256()
     for value in network.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())

@@ -33,7 +33,7 @@ def encoded(fmt: str, quality: int) -> Callable[[Tensor], Tensor]:
 
 
 def scaled(images: Tensor, factor: int = 4) -> Tensor:
-    """Blown up bicubically, then scaled down with the antialiased bilinear filter that the server uses."""
+    """Scaled up bicubically, then scaled down with the antialiased bilinear filter that the server uses."""
 
     def change(image: Image.Image) -> Image.Image:
         large = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -43,7 +43,7 @@ def scaled(images: Tensor, factor: int = 4) -> Tensor:
 
 
 def sign_noise(images: Tensor, radius: int = 8) -> Tensor:
-    """Plus or minus `radius` grey levels for every value, by the toss of a coin."""
+    """Plus or minus `radius` grey levels for every value, each with probability 1/2."""
     signs = torch.randint(0, 2, images.shape) * 2 - 1
     return (images.long() + radius * signs).clamp(0, 255).to(torch.uint8)
 

@@ -1,4 +1,4 @@
-"""How well the detector detects, and the thresholds that a server applies.
+"""Measures of the detector, and the thresholds that a server applies.
 
 A score is P_type[:, 0], the probability of "adversarial", in float32. An image is flagged where
 `score > threshold`, everywhere in this project; so a threshold may itself be the score of a clean image.
@@ -21,7 +21,7 @@ FPRS = (0.05, 0.01)  # the two operating points: suspicious, adversarial
 
 
 def auroc(clean: Tensor, adversarial: Tensor) -> float:
-    """Area under the ROC curve of scores [N] and [M]: the chance that an adversarial image scores higher.
+    """Area under the ROC curve of scores [N] and [M]: the probability that an adversarial image scores higher.
 
     Ties count half, so a detector that always says the same has 0.5. ValueError where either is empty or
     not finite.

@@ -1,4 +1,4 @@
-"""One network against one set of images: what the deployed network answers, and the figures that follow.
+"""Evaluates one network on one set of images: outputs of the deployed network, and figures from them.
 
 Adversarial images of T0 to T2 are rounded to 8 bits before they are judged; figures named `float_...` are before that.
 """
@@ -27,7 +27,7 @@ from .report import Progress, to_hex, w_robust
 
 @dataclass(frozen=True)
 class Answers:
-    """What the deployed network says about N images: `correct` bool [N], `scores` float32 [N] or None (static)."""
+    """Outputs of the deployed network for N images: `correct` bool [N], `scores` float32 [N] or None (static)."""
 
     correct: Tensor
     scores: Tensor | None
@@ -48,14 +48,14 @@ def ask(net: Network, x: Tensor, y: Tensor) -> Answers:
         return Answers(correct.cpu(), signals.p_type[:, ADVERSARIAL].float().cpu())
 
 
-def joined(parts: Sequence[Answers]) -> Answers:
+def concatenated(parts: Sequence[Answers]) -> Answers:
     scores = [p.scores for p in parts if p.scores is not None]
     return Answers(torch.cat([p.correct for p in parts]), torch.cat(scores) if scores else None)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The clean side of a report: what adversarial answers are compared with.
+    """Figures of adversarial answers, relative to the answers to natural images.
 
     Attributes:
         clean: answers to the clean images.
@@ -127,7 +127,7 @@ class Evaluation:
         device = torch.device(device)
         judge = Judge(Answers(torch.ones(0), None), thresholds)
         one = cls(prepared(net, device), split, judge, batch_size, device, bf16, progress)
-        clean = joined([ask(one.net, x, y) for x, y in one.batches(split)])
+        clean = concatenated([ask(one.net, x, y) for x, y in one.batches(split)])
         return replace(one, judge=Judge(clean, thresholds))
 
     @property
@@ -199,7 +199,7 @@ class Evaluation:
             [Answers(right, scores) for right, scores in zip(b[::2], b[1::2], strict=True) if right is not None]
             for b in done
         ]
-        return tuple(joined(parts) for parts in zip(*answers, strict=True))
+        return tuple(concatenated(parts) for parts in zip(*answers, strict=True))
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:
         """T3 by one attack of `EVASIONS`, aimed at the 5 % threshold; successes as bits, image by image."""
@@ -222,7 +222,7 @@ class Evaluation:
         """False-positive rate and accuracy on natural images changed by `CORRUPTIONS[name]`."""
         split = self.split.head(limit)
         changed = Split(CORRUPTIONS[name](split.images), split.labels)
-        answers = joined([ask(self.net, x, y) for x, y in self.batches(changed)])
+        answers = concatenated([ask(self.net, x, y) for x, y in self.batches(changed)])
         out: dict[str, Any] = {"images": len(changed), "accuracy": answers.accuracy}
         if answers.scores is not None:
             out["fpr"] = {str(f): detection.flagged(answers.scores, t) for f, t in self.judge.thresholds.items()}

@@ -1,4 +1,4 @@
-"""The report of an evaluation: a JSON file of finished parts, the tables beside it, and what follows from the parts.
+"""The report of an evaluation: a JSON file of finished parts, the tables beside it, and figures over several parts.
 
 Nothing here computes with a network. Parts are named `clean`, `zero_gradients`, `corruptions/<name>`,
 `T0/<surrogate>/<attack>`, `T1/<attack>`, `T2/<attack>`, `T3/<evasion>`; `T3` is the best case over the last.
@@ -143,7 +143,7 @@ class Progress:
         self.name, self.began, self.written, self.before = "", 0.0, 0.0, 0.0
 
     def begin(self, name: str) -> None:
-        """From here on batches belong to the part `name`."""
+        """Start the part `name`; batches that are kept from here on are its."""
         self.name, self.before = name, 0.0
         self.began = self.written = time.perf_counter()
 
@@ -184,7 +184,7 @@ class Progress:
         self.written = time.perf_counter()
 
     def end(self) -> None:
-        """The part is in the report now."""
+        """Remove the file: the part is in the report."""
         self.path.unlink(missing_ok=True)
 
 

@@ -1,1 +1,1 @@
-"""The paper again: its networks trained and judged at a scale, its tables, claims and figures."""
+"""Reproduction of the paper: trains and evaluates its networks at a scale, and makes its tables, claims and figures."""

@@ -7,7 +7,7 @@ Written as ledger.md and ledger.json from what `sweep` has finished under RUNS.
 
 A relative claim (A above B) compares two networks of the same scale over seeds; it `holds` or `fails` where the 95 %
 interval of the difference leaves out zero, and is `undecided` otherwise. With one seed the interval is that of the
-test images alone, which knows nothing of other trainings: the verdict stays `undecided` and says which way the seed
+test images alone, which does not cover other trainings: the verdict stays `undecided` and says which way the seed
 points.
 """
 

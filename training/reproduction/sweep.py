@@ -1,4 +1,4 @@
-"""The networks of the paper's tables, trained and judged unattended at the scale of a specification.
+"""Trains and evaluates the networks of the paper's tables unattended, at the scale of a specification.
 
     python -m training.reproduction.sweep --data-dir data --runs runs/tables          everything, in order; hours
     python -m training.reproduction.sweep --data-dir data --runs runs/tables --only awnet static
@@ -33,7 +33,7 @@ from ..files import lock, whole, write_json
 from ..renames import RECIPE_KEYS, rename_recipe
 from ..train import train
 from ..trainer.recipe import RecipeError, read_recipe
-from ..trainer.validation import commit
+from ..trainer.validation import git_commit
 
 HERE = Path(__file__).parent
 SPECIFICATION = HERE / "tables-small.toml"
@@ -69,7 +69,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Specification:
-    """What a file like tables-small.toml says."""
+    """A file like tables-small.toml, read."""
 
     scale: str
     about: str
@@ -78,7 +78,7 @@ class Specification:
 
     @classmethod
     def read(cls, path: Path = SPECIFICATION) -> Specification:
-        """SpecificationError or `RecipeError` says what is wrong with it."""
+        """Read a specification; SpecificationError or `RecipeError` names what is wrong."""
         try:
             document = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
@@ -89,7 +89,7 @@ class Specification:
             for name, entry in entries.items():
                 for seed in range(entry.get("seeds", 1)):
                     networks.append(network(document, folder, name, entry, seed))
-        # Seeds after the first come last: a table with one seed in every row is worth more than three in some.
+        # Seeds after the first come last: every row of a table needs one seed before any needs three.
         first = [n for n in networks if ".s" not in n.name]
         known = {n.title for n in networks} | {f"{s}/{n}" for s, names in given.items() for n in names}
         for one in networks:
@@ -179,7 +179,7 @@ def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: 
         "scale": spec.scale,
         "recipe": net.recipe,
         "judged": net.judged,
-        "commit": commit(),
+        "commit": git_commit(),
         "threads": torch.get_num_threads(),
         "train_seconds": sum(row["train_seconds"] for row in epochs),
         "judge_seconds": sum(p.get("seconds", 0.0) for p in report["parts"].values()) if report else 0.0,

@@ -1,4 +1,4 @@
-"""The inner problem: how the adversarial images of a training step are made."""
+"""Inner maximisation: makes the adversarial images of a training step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ..attacks import Budget, ascend, cross_entropy, normal_start, project, quantise, selective, uniform_start
 from ..network import DetectingNetwork, Network
-from ..rng import GLOBAL, Chance
+from ..rng import GLOBAL_RNG, Rng
 
 STARTS = ("normal", "uniform", "n_fgsm")
 Outputs = Callable[[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Inner:
-    """How x_adv is made in training.
+class Adversary:
+    """Solves the inner maximisation of adversarial training (Eq. 1) by signed gradient ascent.
 
     Attributes:
         budget: radius, step and number of steps.
@@ -69,8 +69,8 @@ class Inner:
         if self.start == "n_fgsm" and self.budget.steps != 1:
             raise ValueError("attack.start 'n_fgsm' is a one-step attack: attack.steps must be 1")
 
-    def adversaries(
-        self, net: Network, x: Tensor, y: Tensor, target: Tensor | None = None, chance: Chance = GLOBAL
+    def perturb(
+        self, net: Network, x: Tensor, y: Tensor, target: Tensor | None = None, rng: Rng = GLOBAL_RNG
     ) -> Tensor:
         """x_adv against `net` in evaluation mode (so that the deployed network is attacked), which is then restored.
 
@@ -79,7 +79,7 @@ class Inner:
         """
         was_training = net.training
         net.eval()
-        start = self.started(x, chance)
+        start = self.initial(x, rng)
 
         def attack(part: slice, model: Outputs) -> Tensor:
             def gain(logits: Tensor) -> Tensor:
@@ -105,25 +105,30 @@ class Inner:
                     (
                         slice(0, first),
                         lambda z: [
-                            detecting.classify(z, detecting.detect(cut(z, self.adv_branch_sees_detector)), "adv")
+                            detecting.classify(
+                                z, detecting.detect(detector_input(z, self.adv_branch_sees_detector)), "adv"
+                            )
                         ],
                     ),
-                    (slice(first, second), lambda z: [detecting.classify(z, detecting.detect(cut(z, False)))]),
+                    (
+                        slice(first, second),
+                        lambda z: [detecting.classify(z, detecting.detect(detector_input(z, False)))],
+                    ),
                     (slice(second, n), lambda z: [net(z)]),
                 )
                 # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
                 made = [attack(part, model) for part, model in models if part.start < part.stop]
                 if evading.start < evading.stop:
-                    made.append(self.evaders(detecting, x[evading], y[evading], start[evading], chance))
+                    made.append(self.evade(detecting, x[evading], y[evading], start[evading], rng))
                 x_adv = quantise(torch.cat(made))
             else:
                 x_adv = attack(slice(None), net.exits)
         net.train(was_training)
         return x_adv
 
-    def evaders(self, net: DetectingNetwork, x: Tensor, y: Tensor, start: Tensor, chance: Chance) -> Tensor:
-        """x_adv of attackers at T3; see `evading`."""
-        share = self.evading_radii[chance.integer(0, len(self.evading_radii), "radius")]
+    def evade(self, net: DetectingNetwork, x: Tensor, y: Tensor, start: Tensor, rng: Rng) -> Tensor:
+        """x_adv [N,3,H,W] of attackers at T3, from `start`; see `evading_share`."""
+        share = self.evading_radii[rng.integer(0, len(self.evading_radii), "radius")]
         budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
 
         def loss(z: Tensor) -> Tensor:
@@ -132,14 +137,14 @@ class Inner:
 
         return ascend(loss, x, project(start, x, budget.eps), budget)
 
-    def started(self, x: Tensor, chance: Chance = GLOBAL) -> Tensor:
-        """Where the attack starts, in [0,1]."""
+    def initial(self, x: Tensor, rng: Rng = GLOBAL_RNG) -> Tensor:
+        """The start of the attack, shaped like x, in [0,1]."""
         if self.start == "normal":
-            return normal_start(x, chance)
-        return uniform_start(x, self.budget.eps * (self.noise_magnitude if self.start == "n_fgsm" else 1), chance)
+            return normal_start(x, rng)
+        return uniform_start(x, self.budget.eps * (self.noise_magnitude if self.start == "n_fgsm" else 1), rng)
 
-    def own_answers(self, net: Network, x: Tensor) -> Tensor:
-        """What `net` in evaluation mode says about clean x: probabilities [N,K], the target of TRADES' attack."""
+    def clean_probabilities(self, net: Network, x: Tensor) -> Tensor:
+        """Probabilities [N,K] of `net` in evaluation mode for natural x, mean over exits: TRADES' target."""
         was_training = net.training
         net.eval()
         with torch.no_grad():
@@ -150,7 +155,7 @@ class Inner:
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
-    """`net` without gradients of its weights, which an attack does not need but a compiled network would compute."""
+    """`net` without gradients of its weights: an attack needs none, and a compiled network would compute them."""
     weights = [p for p in net.parameters() if p.requires_grad]
     for p in weights:
         p.requires_grad_(False)
@@ -161,9 +166,9 @@ def frozen(net: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def cut(z: Tensor, through: bool) -> Tensor:
-    """What the detector is shown: z, and where not `through` without the attacker's gradient."""
-    return z if through else z.detach()
+def detector_input(z: Tensor, differentiable: bool) -> Tensor:
+    """z as the detector gets it: without the attacker's gradient where not `differentiable`."""
+    return z if differentiable else z.detach()
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..network import Network
-from .distributed import SOLO, Ranks
+from .distributed import SINGLE_PROCESS, World
 from .objectives import Objective, Step
 
 
@@ -20,11 +20,11 @@ def perturbed(
     step: Step | Sequence[Step],
     gamma: float,
     autocast: torch.autocast,
-    ranks: Ranks = SOLO,
-    before: Callable[[int], None] = lambda part: None,
+    world: World = SINGLE_PROCESS,
+    before: Callable[[int], None] = lambda microbatch: None,
 ) -> Iterator[dict[str, Tensor]]:
     """`net` with every filter and matrix w moved by gamma * |w| * g/|g|, g the gradient of the step's loss: of the
-    mean over its parts in all processes. `before` is called with the number of each part that is differentiated.
+    mean over the microbatches of all processes. `before` is called with the number of each microbatch before its loss.
 
     That is one step of the paper's Eq. 8 (Algorithm 1), layer by layer; vectors (biases, batch norms) stay. Inside
     the block the loss is to be computed and differentiated; on leaving it the weights are what they were, bit for
@@ -41,14 +41,14 @@ def perturbed(
     state = objective.state_dict()
     steps = [step] if isinstance(step, Step) else step
     gradients: list[Tensor | None] = [None] * len(named)
-    for i, part in enumerate(steps):
+    for i, one in enumerate(steps):
         before(i)
         with autocast:
-            total = objective.loss(net, part).total / len(steps)
+            total = objective.loss(net, one).total / len(steps)
         for j, g in enumerate(torch.autograd.grad(total, list(named.values()), allow_unused=True)):
             so_far = gradients[j]
             gradients[j] = so_far if g is None else g if so_far is None else so_far + g
-    ranks.mean_([g for g in gradients if g is not None])
+    world.mean_([g for g in gradients if g is not None])
     objective.load_state_dict(state)
     kept = {name: p.detach().clone() for name, p in named.items()}
     moves: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What is built from a recipe: network, objective, optimiser, learning rates.
+"""Builds what a recipe names: network, objective, optimiser, schedule of the learning rates.
 
 What a recipe asks for that does not exist is a `RecipeError` that names the key. Files under [init] and [objective] are
 relative to a folder that the caller names.
@@ -18,8 +18,8 @@ from ..attacks import Budget
 from ..awnet import AWNet, AWNetConfig
 from ..baselines import StaticConfig, build_static
 from ..network import Network
-from ..pretrained import FOREIGN, load_foreign
-from .adversary import Inner
+from ..pretrained import PRETRAINED, load_pretrained
+from .adversary import Adversary
 from .distillation import Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades
 from .pretraining import DetectorPretraining
@@ -114,10 +114,10 @@ def copy_static(net: AWNet, part: str, static: Network) -> None:
 
 
 def load_teacher(spec: str, folder: Path, device: torch.device) -> Network:
-    """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `FOREIGN`."""
+    """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `PRETRAINED`."""
     name, equals, file = spec.partition("=")
-    if equals and name in FOREIGN:
-        net: Network = load_foreign(name, folder / file)
+    if equals and name in PRETRAINED:
+        net: Network = load_pretrained(name, folder / file)
     else:
         net = checkpoint.load(folder / spec).network
     return net.to(device).to(memory_format=torch.channels_last)
@@ -135,11 +135,11 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
     if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
         attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:
-        inner = Inner(Budget(eps, step, steps), **attack)
+        adversary = Adversary(Budget(eps, step, steps), **attack)
         for option in ("teacher", "nat_teacher", "adv_teacher"):
             if option in options:
                 options[option] = load_teacher(options[option], folder, device)
-        return Standard(**options) if name == "standard" else OBJECTIVES[name](inner, **options)
+        return Standard(**options) if name == "standard" else OBJECTIVES[name](adversary, **options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[objective] {name}: {error}") from error
 
@@ -168,7 +168,7 @@ def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str,
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD its loss stays at chance)."""
+    """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD it learns nothing)."""
     decay = optim["weight_decay"]
     if optim["optimizer"] == "sgd":
         return torch.optim.SGD(groups, momentum=optim["momentum"], nesterov=optim["nesterov"], weight_decay=decay)
@@ -180,7 +180,7 @@ def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> t
 def schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> Callable[[int], float]:
     """step -> factor of the base learning rates."""
     total = optim["epochs"] * steps_per_epoch
-    if optim["schedule"] == "triangular":  # linear up over `warmup` of the run, linear down to nearly nothing
+    if optim["schedule"] == "triangular":  # up over `warmup` of the run, down to 0.002 at least
         up = max(1, round(total * optim["warmup"]))
         return lambda step: min((step + 1) / up, max(0.002, (total - step) / max(1, total - up)))
     if optim["schedule"] == "multistep":

@@ -10,40 +10,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import Network
-from ..rng import GLOBAL, Chance
-from .adversary import Inner
-from .objectives import Loss, Objective, Step, both, kl_divergence, mean, natural_images, sign_noise
+from ..rng import GLOBAL_RNG, Rng
+from .adversary import Adversary
+from .objectives import Loss, Objective, Step, exit_logits, exit_mean, kl_divergence, natural_images, sign_noise
 
 
 class Rslad(Objective):
-    """RSLAD (Zi et al. 2021): one robust teacher's answers to clean images teach clean and adversarial ones.
+    """RSLAD (Zi et al. 2021): the student learns a robust teacher's logits for natural x, on x and on x_adv.
 
     5/6 KL(T(x) || S(x_adv)) + 1/6 KL(T(x) || S(x)), and x_adv ascends KL(T(x) || S(x_adv)): no labels anywhere.
     """
 
     def __init__(
         self,
-        inner: Inner,
+        adversary: Adversary,
         teacher: nn.Module,
         adv_weight: float = 5 / 6,
         tau: float = 1.0,
         kl: str = "batchmean",
         type_weight: float = 1.0,
     ) -> None:
-        self.inner, self.adv_weight, self.tau, self.kl, self.type_weight = inner, adv_weight, tau, kl, type_weight
+        self.adversary, self.adv_weight, self.tau, self.kl, self.type_weight = (
+            adversary,
+            adv_weight,
+            tau,
+            kl,
+            type_weight,
+        )
         self.teacher = teacher.eval().requires_grad_(False)
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         with torch.no_grad():
             target = self.teacher(x)
-        x_adv = self.inner.adversaries(net, x, y, F.softmax(target.float() / self.tau, dim=1), chance)
+        x_adv = self.adversary.perturb(net, x, y, F.softmax(target.float() / self.tau, dim=1), rng)
         return Step(x, x_adv, y, (target,))
 
     def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step)
+        pairs, kind = exit_logits(net, step)
         (target,) = step.targets
-        nat = mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
-        adv = mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
+        nat = exit_mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
+        adv = exit_mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
         total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
 
@@ -87,7 +93,7 @@ class Mtard(Objective):
         eta: of the balance; `eta_decays` multiplies it with the factor of the learning rate (the code's eta falls
             tenfold where the learning rate does).
         balance: off, both losses keep weight 0.5. The weights of a step follow its own losses, as in the published
-            code; of a batch in parts, the losses of the step before.
+            code; of a batch in several microbatches, the losses of the step before.
         one_batch: a static network sees both kinds of image in one batch; the code has two passes.
         nat_batch_share: share of the batch that goes through the natural branch (Eq. 22 is then the mean over those).
         sign_noise_share: share of them that get random sign noise and stay natural, as in `PgdAt`; the teacher sees the
@@ -96,7 +102,7 @@ class Mtard(Objective):
 
     def __init__(
         self,
-        inner: Inner,
+        adversary: Adversary,
         nat_teacher: nn.Module,
         adv_teacher: nn.Module,
         tau: float = 1.0,
@@ -111,7 +117,7 @@ class Mtard(Objective):
         eta_decays: bool = False,
         one_batch: bool = True,
     ) -> None:
-        self.inner = inner
+        self.adversary = adversary
         self.nat_teacher = nat_teacher.eval().requires_grad_(False)
         self.adv_teacher = adv_teacher.eval().requires_grad_(False)
         self.tau, self.kl, self.balance, self.type_weight = tau, kl, balance, type_weight
@@ -120,34 +126,34 @@ class Mtard(Objective):
         self.eta, self.eta_decays = eta, eta_decays
         self.balancer = Balancer(eta)
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        x_adv = self.inner.adversaries(net, x, y, chance=chance)
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        x_adv = self.adversary.perturb(net, x, y, rng=rng)
         x_nat = x[: natural_images(len(x), self.nat_batch_share)]
         with torch.no_grad():
             targets = self.nat_teacher(x_nat), self.adv_teacher(x_adv)
-        return Step(sign_noise(x_nat, self.sign_noise_share, self.inner.budget.eps, chance), x_adv, y, targets)
+        return Step(sign_noise(x_nat, self.sign_noise_share, self.adversary.budget.eps, rng), x_adv, y, targets)
 
     def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step, self.one_batch)
+        pairs, kind = exit_logits(net, step, self.one_batch)
         nat, adv = (
             self.kl_scale
-            * mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
+            * exit_mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
             for i, target in enumerate(step.targets)
         )
-        if self.balance and self.whole:
+        if self.balance and self.whole_batch:
             self.balancer.update(nat.item(), adv.item())
         total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
         parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
         return Loss(total, parts)
 
-    def follow(self, factor: float) -> None:
+    def set_lr_factor(self, factor: float) -> None:
         if self.eta_decays:
             self.balancer.eta = self.eta * factor
 
-    def settle(self, parts: Mapping[str, float]) -> None:
-        # One step later than in `loss`: a part does not know the others' losses while it is differentiated.
+    def end_step(self, losses: Mapping[str, float]) -> None:
+        # One step later than in `loss`, where the losses of the other microbatches are not known yet.
         if self.balance:
-            self.balancer.update(parts["nat"], parts["adv"])
+            self.balancer.update(losses["nat"], losses["adv"])
 
     def state_dict(self) -> dict[str, Any]:
         return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}

@@ -1,8 +1,8 @@
-"""The processes of one training (`torchrun`): which one this is, and what they tell each other.
+"""The processes of one training (`torchrun`), and the collective operations among them.
 
-Every process holds the whole network, learns from its own part of each batch, and averages explicitly: gradients,
-statistics, losses. Nothing wraps the network (docs/decisions/0015-*.md says why), so a step may call whatever it
-likes as often as it likes. With one process all of this does nothing.
+Every process holds the whole network, takes its own share of each batch, and gradients, statistics and losses are
+averaged explicitly. Nothing wraps the network (reasons: docs/decisions/0015-*.md), so a step may call any of its
+methods any number of times. With one process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # rank 0 writes best.pt and measures thresholds while the others wait
+TIMEOUT = timedelta(minutes=30)  # rank 0 writes best.pt and measures thresholds while the others wait
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Process number `rank` of `size`. All of them must make the same calls in the same order."""
+class World:
+    """Process `rank` of `size`. All processes must make the same calls in the same order."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this is the process that writes files and logs: rank 0."""
         return self.rank == 0
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -51,26 +51,26 @@ class Ranks:
         return [float(s) / self.size for s in sums]
 
     def gather(self, thing: T) -> list[T]:
-        """What every process has, in their order, for all of them."""
+        """The `thing` of every process, by rank, in every process."""
         things = [thing] * self.size
         if self.size > 1:
             dist.all_gather_object(things, thing)
         return things
 
-    def first_says(self, *flags: bool) -> list[bool]:
-        """The flags of rank 0, whose clock decides for all."""
+    def from_first(self, *flags: bool) -> list[bool]:
+        """The flags of rank 0, in every process."""
         if self.size == 1:
             return list(flags)
         said = torch.tensor(flags, dtype=torch.uint8)
         dist.broadcast(said, src=0)
         return [bool(s) for s in said]
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        self.first_says(True)
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
+        self.from_first(True)
 
-    def same(self, net: nn.Module) -> None:
-        """Give all processes rank 0's tensors, having made sure that they hold the same to float32's precision.
+    def synchronise(self, net: nn.Module) -> None:
+        """Copy rank 0's tensors to all processes, having checked that all hold the same within float32's precision.
 
         Raises:
             RuntimeError: they do not, so they have trained different networks.
@@ -91,24 +91,24 @@ def _write(tensors: Sequence[Tensor], flat: Tensor) -> None:
         t.copy_(piece.view(t.shape))
 
 
-SOLO = Ranks()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """This process among those that `torchrun` started, and its device: 'cuda' is the GPU of its local rank.
+def process_group(device: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that `torchrun` started: yields this one and its device ('cuda' is the GPU of its local rank).
 
-    Not under `torchrun` it is alone. Messages about tensors on a GPU go by NCCL, all others by gloo.
+    Without `torchrun` it is a single process. Collectives on GPU tensors use NCCL, all others gloo.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:  # torchrun's, not ours: not part of any setting
-        yield SOLO, torch.device(device)
+        yield SINGLE_PROCESS, torch.device(device)
         return
     own = torch.device(device)
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size()), own
+        yield World(dist.get_rank(), dist.get_world_size()), own
     finally:
         dist.destroy_process_group()

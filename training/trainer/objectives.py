@@ -1,9 +1,8 @@
-"""What is minimised: the interface, what objectives share, and those that learn from labels.
+"""Objectives: the interface, the losses that they share, and the objectives that learn from labels.
 
-An objective is called once a step, `objective(net, x, y)`, on x [N,3,H,W] in [0,1] and y [N], with the
-network in training mode. It does so in two halves: `prepare` makes the adversarial images and asks the
-teachers (everything random happens there, but for dropout, and draws from `chance`), `loss` is a function of
-the weights. It never updates them.
+A step evaluates an objective on x [N,3,H,W] in [0,1] and y [N], with the network in training mode, in two halves:
+`prepare` makes the adversarial images and the teachers' logits (all randomness but dropout is here, and comes from
+`rng`), `loss` is a function of the weights. An objective never updates them.
 
 Every objective serves an AW-Net, whose two kinds of image go through their own branches (Eq. 15) and which
 adds L_type, and a static network. A network with several exits minimises the mean over them.
@@ -21,51 +20,53 @@ from torch import Tensor
 
 from ..attacks import Budget, ascend, cross_entropy, quantise, uniform_start
 from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
-from ..rng import GLOBAL, Chance
-from .adversary import Inner
+from ..rng import GLOBAL_RNG, Rng
+from .adversary import Adversary
 
 
 @dataclass
 class Loss:
-    """`total` to minimise, and what to log."""
+    """`total` to minimise, and its terms by name, to log."""
 
     total: Tensor
-    parts: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 class Step(NamedTuple):
-    """What a step learns from."""
+    """The tensors that a loss is computed from."""
 
     x: Tensor  # [n,3,H,W] natural images, as the network is to see them
     x_adv: Tensor  # [N,3,H,W] adversarial images; the first n belong to x
     y: Tensor  # [N]
-    targets: tuple[Tensor, ...] = ()  # what teachers said
+    targets: tuple[Tensor, ...] = ()  # logits of the teachers, [n,K] or [N,K]
 
 
 class Objective:
     """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser.
 
     Attributes:
-        whole: `loss` sees the whole batch of a step. Where it sees parts of it (in several processes, or one after
-            the other), state must move once a step, by the means that `settle` is told, the same everywhere.
+        whole_batch: `loss` gets the whole batch of a step. Where it gets microbatches (in several processes, or one
+            after the other), state must change once a step, by the means given to `end_step`, in all processes alike.
     """
 
-    whole: bool = True
+    whole_batch: bool = True
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        """Adversarial images and teachers' logits for x [N,3,H,W] in [0,1] with labels y [N]."""
         raise NotImplementedError
 
     def loss(self, net: Network, step: Step) -> Loss:
+        """The loss to differentiate, a function of the weights of `net` alone."""
         raise NotImplementedError
 
     def __call__(self, net: Network, x: Tensor, y: Tensor) -> Loss:
         return self.loss(net, self.prepare(net, x, y))
 
-    def follow(self, factor: float) -> None:
-        """Told before each step what the learning rate is, as a share of the recipe's."""
+    def set_lr_factor(self, factor: float) -> None:
+        """Called before each step with its learning rate as a share of the recipe's."""
 
-    def settle(self, parts: Mapping[str, float]) -> None:
-        """Told after a step that was not `whole` what `Loss.parts` were, as means over all of it."""
+    def end_step(self, losses: Mapping[str, float]) -> None:
+        """Called after a step that was not `whole_batch` with the means of `Loss.terms` over all microbatches."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -77,8 +78,8 @@ class Objective:
 def branches(net: DetectingNetwork, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Natural logits, adversarial logits (each [N,K], Eq. 15) and type logits [n+N,2] of a step with n natural images.
 
-    The detector sees both kinds in one batch: in separate batches its batch statistics would tell it the
-    answer. The trunk sees them apart, each kind through its own batch norms.
+    The detector gets both kinds in one batch: in separate batches its batch statistics would give the type away. The
+    trunk gets them apart, each kind through its own batch norms.
     """
     n = len(x)
     signals = net.detect(torch.cat([x, x_adv]))
@@ -94,10 +95,10 @@ def type_loss(type_logits: Tensor, n: int) -> Tensor:
     return F.cross_entropy(type_logits.float(), kind)
 
 
-def both(net: Network, step: Step, one_batch: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def exit_logits(net: Network, step: Step, one_batch: bool = False) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """(natural logits [n,K], adversarial logits [N,K]) of each exit, and L_type (zero for a static network).
 
-    A static network sees the two kinds in two passes, each with its own batch statistics, as the published codes
+    A static network gets the two kinds in two passes, each with its own batch statistics, as the published codes
     of TRADES, MART, RSLAD and MTARD have it, or in one pass with `one_batch`.
     """
     if (detecting := net.detecting) is not None:
@@ -110,8 +111,8 @@ def both(net: Network, step: Step, one_batch: bool = False) -> tuple[list[tuple[
     return list(zip(net.exits(step.x), net.exits(step.x_adv), strict=True)), none
 
 
-def mean(losses: Sequence[Tensor]) -> Tensor:
-    """Over the exits; of one exit exactly its own loss."""
+def exit_mean(losses: Sequence[Tensor]) -> Tensor:
+    """Mean of the losses of the exits; the very loss where there is one exit."""
     return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
 
 
@@ -142,12 +143,12 @@ class Standard(Objective):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         return Step(x, x[:0], y)
 
     def loss(self, net: Network, step: Step) -> Loss:
         losses = [F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in net.exits(step.x)]
-        loss = mean(losses)
+        loss = exit_mean(losses)
         return Loss(loss, {"nat": loss.item()})
 
 
@@ -166,7 +167,7 @@ class PgdAt(Objective):
 
     def __init__(
         self,
-        inner: Inner,
+        adversary: Adversary,
         label_smoothing: float = 0.0,
         nat_weight: float = 0.5,
         type_weight: float = 1.0,
@@ -177,7 +178,7 @@ class PgdAt(Objective):
         sign_noise_share: float = 0.0,
         clean_weight: float = 0.0,
     ) -> None:
-        self.inner = inner
+        self.adversary = adversary
         self.clean_weight = clean_weight
         self.label_smoothing = label_smoothing
         self.nat_weight = nat_weight
@@ -188,24 +189,24 @@ class PgdAt(Objective):
         self.nat_batch_share = nat_batch_share
         self.sign_noise_share = sign_noise_share
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        x_adv = self.inner.adversaries(net, x, y, chance=chance)
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        x_adv = self.adversary.perturb(net, x, y, rng=rng)
         detecting = net.detecting
         if detecting is None:
             return Step(x if self.clean_weight else x[:0], x_adv, y)
         n = natural_images(len(x), self.nat_batch_share)
-        x_nat = self.natural(detecting, x[:n], y[:n], chance[:n])
-        x_nat = sign_noise(x_nat, self.sign_noise_share, self.inner.budget.eps, chance)
+        x_nat = self.natural(detecting, x[:n], y[:n], rng[:n])
+        x_nat = sign_noise(x_nat, self.sign_noise_share, self.adversary.budget.eps, rng)
         return Step(x_nat, x_adv, y)
 
     def loss(self, net: Network, step: Step) -> Loss:
         y, n = step.y, len(step.x)
         detecting = net.detecting
         if detecting is None:
-            loss = mean([self.cross_entropy(z, y) for z in net.exits(step.x_adv)])
+            loss = exit_mean([self.cross_entropy(z, y) for z in net.exits(step.x_adv)])
             if not self.clean_weight:
                 return Loss(loss, {"adv": loss.item()})
-            natural = mean([self.cross_entropy(z, y) for z in net.exits(step.x)])
+            natural = exit_mean([self.cross_entropy(z, y) for z in net.exits(step.x)])
             total = (1 - self.clean_weight) * loss + self.clean_weight * natural
             return Loss(total, {"nat": natural.item(), "adv": loss.item()})
         logits_nat, logits_adv, type_logits = branches(detecting, step.x, step.x_adv)
@@ -220,8 +221,8 @@ class PgdAt(Objective):
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
 
-    def natural(self, net: DetectingNetwork, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Tensor:
-        """x as the natural branch is to learn it: x itself, or slightly perturbed against that branch."""
+    def natural(self, net: DetectingNetwork, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Tensor:
+        """The natural branch's training images: x, or with `nat_eps` x perturbed against that branch."""
         if not self.nat_eps:
             return x
         part = slice(0, round(len(x) * self.nat_perturbed_share))
@@ -230,7 +231,7 @@ class PgdAt(Objective):
         budget = Budget(
             self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps
         )
-        start = uniform_start(x[part], self.nat_eps, chance[part], "natural")
+        start = uniform_start(x[part], self.nat_eps, rng[part], "natural")
         moved = ascend(lambda z: cross_entropy(net.classify(z, signals, "nat"), y[part]), x[part], start, budget)
         net.train()
         return torch.cat([moved, x[part.stop :]])
@@ -243,16 +244,16 @@ class Trades(Objective):
     p(x_adv) through its adversarial one (the paper's Fig. 8).
     """
 
-    def __init__(self, inner: Inner, beta: float = 6.0, type_weight: float = 1.0) -> None:
-        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+    def __init__(self, adversary: Adversary, beta: float = 6.0, type_weight: float = 1.0) -> None:
+        self.adversary, self.beta, self.type_weight = adversary, beta, type_weight
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        return Step(x, self.inner.adversaries(net, x, y, self.inner.own_answers(net, x), chance), y)
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        return Step(x, self.adversary.perturb(net, x, y, self.adversary.clean_probabilities(net, x), rng), y)
 
     def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step)
-        nat = mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
-        adv = mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
+        pairs, kind = exit_logits(net, step)
+        nat = exit_mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
+        adv = exit_mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
         total = nat + self.beta * adv + self.type_weight * kind
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
 
@@ -264,16 +265,16 @@ class Mart(Objective):
     Boosted: -log p_y(x_adv) - log(1 - the highest other probability). beta is 5 in the published code.
     """
 
-    def __init__(self, inner: Inner, beta: float = 5.0, type_weight: float = 1.0) -> None:
-        self.inner, self.beta, self.type_weight = inner, beta, type_weight
+    def __init__(self, adversary: Adversary, beta: float = 5.0, type_weight: float = 1.0) -> None:
+        self.adversary, self.beta, self.type_weight = adversary, beta, type_weight
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
-        return Step(x, self.inner.adversaries(net, x, y, chance=chance), y)
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        return Step(x, self.adversary.perturb(net, x, y, rng=rng), y)
 
     def loss(self, net: Network, step: Step) -> Loss:
-        pairs, kind = both(net, step)
+        pairs, kind = exit_logits(net, step)
         losses = [self.pair(nat.float(), adv.float(), step.y) for nat, adv in pairs]
-        boosted, weighted = mean([b for b, _ in losses]), mean([w for _, w in losses])
+        boosted, weighted = exit_mean([b for b, _ in losses]), exit_mean([w for _, w in losses])
         total = boosted + self.beta * weighted + self.type_weight * kind
         return Loss(total, {"nat": weighted.item(), "adv": boosted.item(), "type": kind.item()})
 
@@ -288,14 +289,14 @@ class Mart(Objective):
 
 
 def natural_images(batch: int, share: float) -> int:
-    """How many of `batch` images go through the natural branch: two at least, a batch norm needs them."""
+    """How many of `batch` images go through the natural branch: at least two, as batch norms need."""
     return min(batch, max(2, round(batch * share)))
 
 
-def sign_noise(x: Tensor, share: float, eps: float, chance: Chance = GLOBAL) -> Tensor:
+def sign_noise(x: Tensor, share: float, eps: float, rng: Rng = GLOBAL_RNG) -> Tensor:
     """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits."""
     n = round(len(x) * share)
     if not n:
         return x
-    signs = chance[:n].signs(x[:n], "noise")
+    signs = rng[:n].signs(x[:n], "noise")
     return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])

@@ -1,4 +1,4 @@
-"""The objective of a detector's pretraining."""
+"""The objective of the detection stage: the detector alone is trained, against adversarial images of a fixed trunk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from ..network import Network, must_detect
-from ..rng import GLOBAL, Chance
-from .adversary import Inner
+from ..rng import GLOBAL_RNG, Rng
+from .adversary import Adversary
 from .objectives import Loss, Objective, Step, sign_noise, type_loss
 
 T = TypeVar("T")
@@ -26,12 +26,12 @@ class DetectorPretraining(Objective):
     clean image; 'detector_ignored' has the deployed network without the detector's gradient (T1), 'deployed' with it
     (T2).
     `sign_noise_share` is the share of clean images that get random sign noise of the drawn radius and stay *natural*:
-    without it, any noise is called an attack.
+    without it, the detector flags any noise.
     """
 
     def __init__(
         self,
-        inner: Inner,
+        adversary: Adversary,
         eps: Sequence[float] = (8.0,),
         sign_noise_share: float = 0.0,
         attackers: Sequence[str] = ("nat",),
@@ -39,14 +39,14 @@ class DetectorPretraining(Objective):
         unknown = set(attackers) - {"nat", "adv", "detector_ignored", "deployed"}
         if unknown or not attackers:
             raise TypeError(f"attackers are nat, adv, detector_ignored and deployed, not {sorted(unknown)}")
-        self.inner, self.eps, self.sign_noise_share, self.attackers = inner, eps, sign_noise_share, attackers
+        self.adversary, self.eps, self.sign_noise_share, self.attackers = adversary, eps, sign_noise_share, attackers
 
-    def prepare(self, net: Network, x: Tensor, y: Tensor, chance: Chance = GLOBAL) -> Step:
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         detecting = must_detect(net)
-        eps = _draw(self.eps, chance, "radius") / 255
-        steps = chance.integer(1, 2 * self.inner.budget.steps, "steps")
-        step = eps * (1.0 if steps == 1 else chance.number(max(0.25, 1 / steps), 1, "step"))
-        attacker = _draw(self.attackers, chance, "attacker")
+        eps = _draw(self.eps, rng, "radius") / 255
+        steps = rng.integer(1, 2 * self.adversary.budget.steps, "steps")
+        step = eps * (1.0 if steps == 1 else rng.number(max(0.25, 1 / steps), 1, "step"))
+        attacker = _draw(self.attackers, rng, "attacker")
         net.eval()
         with torch.no_grad():
             signals = detecting.detect(x)
@@ -59,15 +59,15 @@ class DetectorPretraining(Objective):
                 return detecting.classify(z, detecting.detect(z.detach()))
             return detecting.classify(z, signals, "adv" if attacker == "adv" else "nat")
 
-        start = normal_start(x, chance) if chance.number(0, 1, "start") < 0.5 else uniform_start(x, eps, chance)
+        start = normal_start(x, rng) if rng.number(0, 1, "start") < 0.5 else uniform_start(x, eps, rng)
         x_adv = quantise(ascend(lambda z: cross_entropy(model(z), y), x, start, Budget(eps, step, steps)))
         net.train()
-        return Step(sign_noise(x, self.sign_noise_share, eps, chance), x_adv, y)
+        return Step(sign_noise(x, self.sign_noise_share, eps, rng), x_adv, y)
 
     def loss(self, net: Network, step: Step) -> Loss:
         loss = type_loss(must_detect(net).type_logits(torch.cat([step.x, step.x_adv])), len(step.x))
         return Loss(loss, {"type": loss.item()})
 
 
-def _draw(choices: Sequence[T], chance: Chance, purpose: str) -> T:
-    return choices[chance.integer(0, len(choices), purpose)]
+def _draw(choices: Sequence[T], rng: Rng, purpose: str) -> T:
+    return choices[rng.integer(0, len(choices), purpose)]

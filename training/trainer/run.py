@@ -1,6 +1,6 @@
-"""One run of a recipe: its network, averages, optimiser and objective, how far they are, and last.pt that holds it all.
+"""One run of a recipe: network, EMA, optimiser, objective and progress, saved to and restored from last.pt.
 
-A `Run` takes steps and tells nobody; when to save, what to measure and what to say is decided in `training.train`.
+A `Run` takes steps; when to save, what to measure and what to log is decided in `training.train`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..data import ImageSet, shuffled_batches
 from ..files import lock
 from ..network import Network
 from ..renames import CHECKPOINT_KEYS
-from ..rng import Chance
+from ..rng import Rng
 from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
-from .distributed import SOLO, Ranks
+from .distributed import SINGLE_PROCESS, World
 from .objectives import Loss
 from .recipe import RecipeError
 from .step import Runtime, train_step
@@ -29,7 +29,7 @@ from .step import Runtime, train_step
 
 @dataclass
 class Progress:
-    """How far a run is: in last.pt, so that it goes on from any step."""
+    """How far a run is; part of last.pt, so that a run resumes at any step."""
 
     epoch: int = 0  # epochs that are finished
     steps_done: int = 0  # steps of the next one
@@ -40,7 +40,7 @@ class Progress:
 
 
 class Run:
-    """A recipe at work on the images of `images.train`, from the folder `out`, in one process of `ranks`.
+    """A recipe at work on the images of `images.train`, from the folder `out`, in one process of `world`.
 
     Everything random in it follows from (seed, epoch, step, image). Making one writes nothing.
 
@@ -54,27 +54,27 @@ class Run:
         images: ImageSet,
         out: Path,
         runtime: Runtime,
-        ranks: Ranks = SOLO,
+        world: World = SINGLE_PROCESS,
     ) -> None:
-        self.recipe, self.last, self.runtime, self.ranks = recipe, out / "last.pt", runtime, ranks
+        self.recipe, self.last, self.runtime, self.world = recipe, out / "last.pt", runtime, world
         optim, options = recipe["optim"], recipe["runtime"]
         self.batch_size: int = optim["batch_size"]
         self.microbatches: int = optim["microbatches"]
-        if self.microbatches < 1 or self.batch_size % (self.microbatches * ranks.size):
+        if self.microbatches < 1 or self.batch_size % (self.microbatches * world.size):
             raise RecipeError(
-                f"optim.batch_size {self.batch_size} cannot be cut into equal parts for {ranks.size} processes times "
+                f"optim.batch_size {self.batch_size} cannot be cut equally for {world.size} processes times "
                 f"optim.microbatches {self.microbatches}"
             )
         torch.manual_seed(recipe["data"]["seed"])
         net = starting_network(recipe, out.parent, len(images.labels), images.validation.images.shape[-1])
-        if options["sync_batch_norm"] and ranks.size > 1:
+        if options["sync_batch_norm"] and world.size > 1:
             if runtime.device.type != "cuda":
                 raise RecipeError("runtime.sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU")
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         self.net = net.to(runtime.device).to(memory_format=torch.channels_last)
         self.objective = build_objective(recipe, out.parent, runtime.device)
         self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim)
-        self.averaged = (
+        self.ema = (
             AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True)
             if optim["ema"]
             else None
@@ -84,55 +84,55 @@ class Run:
         self.steps_per_epoch: int = len(self.split) // self.batch_size
         self.factor = schedule(optim, self.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.at = Progress()
+        self.progress = Progress()
 
     @property
     def steps(self) -> int:
         """How many steps have been taken since the run began."""
-        return self.at.epoch * self.steps_per_epoch + self.at.steps_done
+        return self.progress.epoch * self.steps_per_epoch + self.progress.steps_done
 
     @property
     def finished(self) -> bool:
         """Whether there is no epoch left."""
-        return bool(self.at.epoch >= self.recipe["optim"]["epochs"])
+        return bool(self.progress.epoch >= self.recipe["optim"]["epochs"])
 
     @property
-    def judged(self) -> Network:
-        """The network that is measured and published: the averaged one where there is one."""
-        if self.averaged is None:
+    def ema_network(self) -> Network:
+        """The network that is measured and published; without `optim.ema` the trained one itself."""
+        if self.ema is None:
             return self.net
-        averaged = self.averaged.module
+        averaged = self.ema.module
         assert isinstance(averaged, Network)
         return averaged
 
     def save(self) -> None:
         """Write last.pt; only the first process does."""
-        if self.ranks.first:
+        if self.world.first:
             run = {
                 "network": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "objective": self.objective.state_dict(),
-                "ema_network": None if self.averaged is None else self.averaged.state_dict(),
+                "ema_network": None if self.ema is None else self.ema.state_dict(),
                 "bf16": self.runtime.bf16,
-                **asdict(self.at),
+                **asdict(self.progress),
             }
             checkpoint.save(self.last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
 
     def load(self) -> bool:
-        """Go on from last.pt; returns whether it was computing in bfloat16. See `checkpoint.read` for the errors."""
+        """Restore last.pt, also an older one; returns whether the run was in bfloat16. Errors: `checkpoint.read`."""
         stored = checkpoint.read(self.last)["run"]
         state = {CHECKPOINT_KEYS.get(key, key): value for key, value in stored.items()}
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["ema_network"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema_network"])
         known = {f.name for f in fields(Progress)}  # last.pt of older versions lacks some
-        self.at = Progress(**{k: v for k, v in state.items() if k in known})
+        self.progress = Progress(**{k: v for k, v in state.items() if k in known})
         return bool(state.get("bf16", self.recipe["runtime"]["bf16"]))
 
     def compile(self) -> None:
-        """`torch.compile` for whatever a step calls: attacks and losses go past `forward`, all that `net.compile` sees.
+        """`torch.compile` each method that a step calls: `net.compile` would compile `forward` alone.
 
         Needs a C++ compiler on a CPU. The first steps take minutes.
         """
@@ -140,31 +140,31 @@ class Run:
         for call in self.net.calls:
             setattr(self.net, call, torch.compile(getattr(self.net, call)))
 
-    def agree(self) -> None:
-        """The first process's network and averages in every process; RuntimeError where another has other ones."""
-        for held in filter(None, (self.net, self.averaged)):
-            self.ranks.same(held)
+    def synchronise(self) -> None:
+        """Copy rank 0's network and EMA to every process; RuntimeError where they differ by more than rounding."""
+        for held in filter(None, (self.net, self.ema)):
+            self.world.synchronise(held)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Chance]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Rng]]:
         """What is left of this epoch's batches: this process's images x, their labels y, the step's random numbers."""
         return shuffled_batches(
             self.split,
             self.batch_size,
             self.recipe["data"]["seed"],
-            self.at.epoch,
+            self.progress.epoch,
             self.recipe["data"]["padding"],
-            first=self.at.steps_done,
-            part=self.ranks.rank,
-            parts=self.ranks.size,
+            first=self.progress.steps_done,
+            rank=self.world.rank,
+            world_size=self.world.size,
             device=self.runtime.device,
         )
 
-    def step(self, x: Tensor, y: Tensor, chance: Chance) -> Loss:
+    def step(self, x: Tensor, y: Tensor, rng: Rng) -> Loss:
         """One update with what `batches` gave, at this step's learning rates; its losses join the epoch's sums."""
         optim, factor = self.recipe["optim"], self.factor(self.steps)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
-        self.objective.follow(factor)
+        self.objective.set_lr_factor(factor)
         loss = train_step(
             self.net,
             self.objective,
@@ -172,35 +172,35 @@ class Run:
             x,
             y,
             self.runtime,
-            awp=optim["awp"] if self.at.epoch >= optim["awp_from"] else 0.0,
-            chance=chance,
-            parts=self.microbatches,
-            ranks=self.ranks,
+            awp=optim["awp"] if self.progress.epoch >= optim["awp_from"] else 0.0,
+            rng=rng,
+            microbatches=self.microbatches,
+            world=self.world,
         )
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.net)
-        for part, value in loss.parts.items():
-            self.at.loss_sums[part] = self.at.loss_sums.get(part, 0.0) + value
-        self.at.steps_done += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
+        for part, value in loss.terms.items():
+            self.progress.loss_sums[part] = self.progress.loss_sums.get(part, 0.0) + value
+        self.progress.steps_done += 1
         return loss
 
     def end_epoch(self) -> dict[str, Any]:
-        """The finished epoch as a row of the history, its losses as means; from here on the next one counts."""
-        at = self.at
+        """The finished epoch's row of the history, losses as means over its steps; progress moves to the next epoch."""
+        progress = self.progress
         row = {
-            "epoch": at.epoch + 1,
+            "epoch": progress.epoch + 1,
             "bf16": self.runtime.bf16,
-            "train_seconds": round(at.seconds, 1),
-            "images_per_second": round(self.steps_per_epoch * self.batch_size / max(at.seconds, 1e-9), 1),
-            **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in at.loss_sums.items()},
+            "train_seconds": round(progress.seconds, 1),
+            "images_per_second": round(self.steps_per_epoch * self.batch_size / max(progress.seconds, 1e-9), 1),
+            **{k: round(v / max(1, self.steps_per_epoch), 4) for k, v in progress.loss_sums.items()},
         }
-        at.epoch, at.steps_done, at.loss_sums, at.seconds = at.epoch + 1, 0, {}, 0.0
-        self.agree()
+        progress.epoch, progress.steps_done, progress.loss_sums, progress.seconds = progress.epoch + 1, 0, {}, 0.0
+        self.synchronise()
         return row
 
 
 def locked(out: Path) -> IO[str]:
-    """The folder, made where it is missing, for this process alone as long as the file that comes back is open.
+    """Lock the folder `out`, made where it is missing, for this process until the returned file is closed.
 
     `torchrun` killed with -9 leaves its processes running: they and a resumed run must not write into each other's.
 

@@ -1,7 +1,8 @@
-"""One update of the weights, from a batch that may be in parts: parts of this process, and parts in other processes.
+"""One update of the weights, from a batch that is computed in microbatches, in one process or in several.
 
-A part is what a GPU computes at once. Whatever the number of parts, gradients, losses and batch-norm statistics are
-means over them, and each part is normalised by itself: two processes and one process with two parts do the same.
+A microbatch is what a GPU computes at once. Gradients, losses and batch-norm statistics are means over all microbatches
+of all processes, and each microbatch is normalised by itself: two processes with one microbatch each compute what one
+process with two computes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..network import Network
-from ..rng import GLOBAL, Chance
+from ..rng import GLOBAL_RNG, Rng
 from .awp import perturbed
-from .distributed import SOLO, Ranks
+from .distributed import SINGLE_PROCESS, World
 from .objectives import Loss, Objective
 
 
@@ -33,19 +34,19 @@ class Runtime:
 
 
 class Statistics:
-    """Running statistics of the batch norms that train, in a step of several parts.
+    """Running statistics of the batch norms that train, in a step of several microbatches.
 
-    Each part starts from the statistics before the step, and in the end they move by the mean of the parts' moves.
-    Left alone they would move once a part, so that accumulation would change their momentum, and processes would
-    drift apart, each attacking another network in evaluation mode.
+    Each microbatch starts from the statistics before the step, and at the end they move by the mean of all moves.
+    Without this they would move once a microbatch, so that accumulation would change their momentum, and the statistics
+    of the processes would diverge, so that each would attack another network in evaluation mode.
     """
 
-    def __init__(self, net: nn.Module, parts: int) -> None:
+    def __init__(self, net: nn.Module, microbatches: int) -> None:
         norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
         self.values = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
         self.counts = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         self.before, self.counts_before = self.flat(), [t.clone() for t in self.counts]
-        self.moves, self.parts = torch.zeros_like(self.before), parts
+        self.moves, self.microbatches = torch.zeros_like(self.before), microbatches
 
     def flat(self) -> Tensor:
         return torch.cat([t.reshape(-1) for t in self.values]) if self.values else torch.zeros(0)
@@ -54,16 +55,16 @@ class Statistics:
         for t, piece in zip(self.values, flat.split([t.numel() for t in self.values]), strict=True):
             t.copy_(piece)
 
-    def start_part(self) -> None:
+    def start_microbatch(self) -> None:
         self.write(self.before)
         for t, count in zip(self.counts, self.counts_before, strict=True):
             t.copy_(count)
 
-    def end_part(self) -> None:
-        self.moves += (self.flat() - self.before) / self.parts
+    def end_microbatch(self) -> None:
+        self.moves += (self.flat() - self.before) / self.microbatches
 
-    def finish(self, ranks: Ranks) -> None:
-        ranks.mean_([self.moves])
+    def apply(self, world: World) -> None:
+        world.mean_([self.moves])
         self.write(self.before + self.moves)  # of what did not move, the very same bits
 
 
@@ -76,56 +77,56 @@ def train_step(
     runtime: Runtime,
     awp: float = 0.0,
     *,
-    chance: Chance = GLOBAL,
-    parts: int = 1,
-    ranks: Ranks = SOLO,
+    rng: Rng = GLOBAL_RNG,
+    microbatches: int = 1,
+    world: World = SINGLE_PROCESS,
 ) -> Loss:
-    """One update: make adversaries, minimise; with `awp` > 0 at the worst weights within that share of their norm.
+    """One update of `net`; with `awp` > 0 the loss is taken at the worst weights within that share of their norm.
 
-    x [n,3,H,W] and y [n] are this process's images, taken in `parts` equal parts one after the other; the losses
-    that come back are means over all parts of all processes.
+    x [n,3,H,W] and y [n] are the images and labels of this process, computed in equal microbatches one after the other;
+    the losses that come back are means over all microbatches of all processes.
 
     Raises:
         FloatingPointError: the loss is not finite; the weights are as before, in every process.
-        ValueError: n is no multiple of `parts`.
+        ValueError: n is no multiple of `microbatches`.
     """
-    if len(x) % parts:
-        raise ValueError(f"{len(x)} images are not {parts} equal parts")
-    objective.whole = parts * ranks.size == 1
-    slices = [slice(i, i + len(x) // parts) for i in range(0, len(x), len(x) // parts)]
+    if len(x) % microbatches:
+        raise ValueError(f"{len(x)} images are not {microbatches} equal microbatches")
+    objective.whole_batch = microbatches * world.size == 1
+    slices = [slice(i, i + len(x) // microbatches) for i in range(0, len(x), len(x) // microbatches)]
     steps = []
-    for part in slices:  # all before the first is learnt from: every part attacks the network as it was
+    for own in slices:  # all before the first backward pass: every microbatch attacks the same network
         with runtime.autocast():
-            steps.append(objective.prepare(net, x[part], y[part], chance[part]))
+            steps.append(objective.prepare(net, x[own], y[own], rng[own]))
     optimizer.zero_grad(set_to_none=True)
-    statistics = None if objective.whole else Statistics(net, parts)
+    statistics = None if objective.whole_batch else Statistics(net, microbatches)
     losses: list[dict[str, float]] = []
 
     def seed(i: int) -> None:
-        chance.seed(ranks.rank * parts + i)
+        rng.seed(world.rank * microbatches + i)
 
-    with perturbed(net, objective, steps, awp, runtime.autocast(), ranks, seed) if awp else nullcontext():
+    with perturbed(net, objective, steps, awp, runtime.autocast(), world, seed) if awp else nullcontext():
         for i, step in enumerate(steps):
             seed(i)
             if statistics:
-                statistics.start_part()
+                statistics.start_microbatch()
             with runtime.autocast():
                 loss = objective.loss(net, step)
-            (loss.total / parts).backward()
+            (loss.total / microbatches).backward()
             if statistics:
                 with torch.no_grad():
-                    statistics.end_part()
-            losses.append({"total": loss.total.item(), **loss.parts})
-        means = ranks.mean([sum(part[key] for part in losses) / parts for key in losses[0]])
-        total, *shown = means
-        named = dict(zip(list(losses[0])[1:], shown, strict=True))
+                    statistics.end_microbatch()
+            losses.append({"total": loss.total.item(), **loss.terms})
+        means = world.mean([sum(one[key] for one in losses) / microbatches for key in losses[0]])
+        total, *others = means
+        named = dict(zip(list(losses[0])[1:], others, strict=True))
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total} ({named}); lower optim.lr or switch bf16 off")
     with torch.no_grad():
-        ranks.mean_([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+        world.mean_([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
         if statistics:
-            statistics.finish(ranks)
-    if not objective.whole:
-        objective.settle(named)
+            statistics.apply(world)
+    if not objective.whole_batch:
+        objective.end_step(named)
     optimizer.step()
     return Loss(torch.tensor(total), named)

@@ -1,4 +1,4 @@
-"""What is measured on the validation split while a network is trained, and what goes into best.pt with its weights.
+"""Measures a network on the validation split while it is trained, and packs best.pt.
 
 Accuracies and AUROC by which epochs are compared; exits, temperature and thresholds that belong to a checkpoint.
 Nothing here reads a test image.
@@ -21,45 +21,45 @@ from ..attacks import Budget, pgd_trades
 from ..data import ImageSet, Split
 from ..evaluation.detection import auroc, calibrate
 from ..network import ADVERSARIAL, DetectingNetwork, Network, must_detect
-from .distributed import SOLO, Ranks
+from .distributed import SINGLE_PROCESS, World
 from .objectives import Objective
 from .pretraining import DetectorPretraining
 from .step import Runtime
 
 
 def measure(
-    net: Network, objective: Objective, split: Split, steps: int, runtime: Runtime, ranks: Ranks = SOLO
+    net: Network, objective: Objective, split: Split, steps: int, runtime: Runtime, world: World = SINGLE_PROCESS
 ) -> dict[str, float]:
     """The figures of an epoch: AUROC where a detector is pretrained, otherwise what `validate` finds with `steps`.
 
     A multi-exit network chooses its exits first; from then on they are part of it.
     """
     if isinstance(objective, DetectorPretraining):
-        return detector_figures(must_detect(net), split, runtime, ranks)
+        return detector_figures(must_detect(net), split, runtime, world)
     if net.multi_exit:
         set_exits(net, split.head(500), runtime)
-    return validate(net, split, steps, runtime, ranks=ranks)
+    return validate(net, split, steps, runtime, world=world)
 
 
-def merit(figures: Mapping[str, float]) -> float:
-    """What best.pt is chosen by: the first of W-Robust, clean accuracy and AUROC that was measured; -inf: none was."""
+def selection_score(figures: Mapping[str, float]) -> float:
+    """What best.pt is chosen by: the first measured of W-Robust, clean accuracy and AUROC; -inf without any."""
     return next((figures[key] for key in ("w_robust", "clean", "auroc") if key in figures), float("-inf"))
 
 
 @torch.no_grad()
 def validate(
-    net: Network, split: Split, steps: int, runtime: Runtime, batch: int = 250, ranks: Ranks = SOLO
+    net: Network, split: Split, steps: int, runtime: Runtime, batch: int = 250, world: World = SINGLE_PROCESS
 ) -> dict[str, float]:
     """Clean accuracy, PGD accuracy (T2, PGD_trades with `steps`), W-Robust (Eq. 25) and AUROC, in percent but the last.
 
-    With `steps` 0 nothing is attacked and W-Robust is left out. Each process judges some of the batches.
+    With `steps` 0 nothing is attacked and W-Robust is left out. Each process measures some of the batches.
     """
     was_training, detecting = net.training, net.detecting
     net.eval()
     right, right_adv = 0, 0
     scores: dict[str, list[Tensor]] = {"nat": [], "adv": []}
 
-    def judge(x: Tensor, kind: str) -> Tensor:
+    def predict(x: Tensor, kind: str) -> Tensor:
         if detecting is None:
             logits: Tensor = net(x)
             return logits.argmax(1)
@@ -67,14 +67,14 @@ def validate(
         scores[kind].append(signals.p_type[:, ADVERSARIAL].cpu())
         return detecting.classify(x, signals).argmax(1)
 
-    for x, y in shared_batches(split, batch, runtime, ranks):
+    for x, y in shared_batches(split, batch, runtime, world):
         with runtime.autocast():
-            right += int((judge(x, "nat") == y).sum())
+            right += int((predict(x, "nat") == y).sum())
             if steps:
                 x_adv = pgd_trades(net, x, y, Budget(steps=steps))
-                right_adv += int((judge(x_adv, "adv") == y).sum())
+                right_adv += int((predict(x_adv, "adv") == y).sum())
     net.train(was_training)
-    parts = ranks.gather((right, right_adv, scores["nat"], scores["adv"]))
+    parts = world.gather((right, right_adv, scores["nat"], scores["adv"]))
     right, right_adv = sum(part[0] for part in parts), sum(part[1] for part in parts)
     scores = {"nat": [s for part in parts for s in part[2]], "adv": [s for part in parts for s in part[3]]}
     clean = 100 * right / len(split)
@@ -87,19 +87,21 @@ def validate(
     return figures
 
 
-def shared_batches(split: Split, size: int, runtime: Runtime, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of `split` that this process judges; random starts are those of the batch's number, in every run."""
+def shared_batches(split: Split, size: int, runtime: Runtime, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `split` that this process measures; the global generator is seeded by the batch's number."""
     for i, (x, y) in enumerate(split.batches(size)):
-        if i % ranks.size == ranks.rank:
+        if i % world.size == world.rank:
             torch.manual_seed(i)
             yield x.to(runtime.device), y.to(runtime.device)
 
 
-def detector_figures(net: DetectingNetwork, split: Split, runtime: Runtime, ranks: Ranks = SOLO) -> dict[str, float]:
-    """What stage A is selected by: AUROC on PGD-10 examples made against the trunk, rounded to 8 bits."""
+def detector_figures(
+    net: DetectingNetwork, split: Split, runtime: Runtime, world: World = SINGLE_PROCESS
+) -> dict[str, float]:
+    """AUROC on PGD-10 examples against the trunk, rounded to 8 bits: the selection score of the detection stage."""
     net.eval()
     nat, adv = [], []
-    for x, y in shared_batches(split, 250, runtime, ranks):
+    for x, y in shared_batches(split, 250, runtime, world):
         with runtime.autocast():
             signals = net.detect(x).detach()
             naturally = partial(net.classify, signals=signals, branch="nat")
@@ -107,7 +109,7 @@ def detector_figures(net: DetectingNetwork, split: Split, runtime: Runtime, rank
             with torch.no_grad():
                 nat.append(signals.p_type[:, ADVERSARIAL].cpu())
                 adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL].cpu())
-    parts = ranks.gather((nat, adv))
+    parts = world.gather((nat, adv))
     return {"auroc": auroc(torch.cat([s for p in parts for s in p[0]]), torch.cat([s for p in parts for s in p[1]]))}
 
 
@@ -120,12 +122,12 @@ def set_exits(net: Network, split: Split, runtime: Runtime) -> None:
     net.train(was_training)
 
 
-def settle(net: Network, objective: Objective, split: Split, ranks: Ranks = SOLO) -> None:
-    """What a network gets for good before it becomes best.pt: after a detector's pretraining, its temperature."""
+def finalise(net: Network, objective: Objective, split: Split, world: World = SINGLE_PROCESS) -> None:
+    """Set what best.pt fixes: after the detection stage, the temperature of the type head."""
     if isinstance(objective, DetectorPretraining):
         net.eval()
         set_type_temperature(must_detect(net), split)
-        ranks.same(net)
+        world.synchronise(net)
 
 
 @torch.no_grad()
@@ -142,7 +144,7 @@ def set_type_temperature(net: DetectingNetwork, split: Split, spread: float = 8.
     net.temper(max(1.0, reach / spread))
 
 
-def finish(
+def pack_best(
     net: Network,
     images: ImageSet,
     recipe: Mapping[str, Any],
@@ -156,7 +158,7 @@ def finish(
         labels=images.labels,
         recipe={"name": name, **recipe},
         metrics=metrics,
-        provenance={"commit": commit(), "report": f"training/reports/{name.replace('/', '-')}.json"},
+        provenance={"commit": git_commit(), "report": f"training/reports/{name.replace('/', '-')}.json"},
         half=True,
     )
     if net.detecting is not None:
@@ -168,7 +170,7 @@ def finish(
     return document
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The repository's commit, or 'unknown' outside a checkout."""
     try:
         found = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training import data, rng
-from training.rng import GLOBAL, Keyed
+from training.rng import GLOBAL_RNG, KeyedRng
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -19,25 +19,25 @@ def test_the_hash_is_splitmix64() -> None:
 def test_numbers_belong_to_an_image_and_not_to_its_batch() -> None:
     """Another order, another batch, a part of it, another step: the image keeps its numbers; a step's own stay."""
     index, x = torch.tensor([7, 3, 44_000, 12]), torch.zeros(4, 3, 8, 8)
-    whole = Keyed.of(1, 2, 5, index)
+    whole = KeyedRng.of(1, 2, 5, index)
     for draw in (
         lambda c, z: c.normal(z, "start"),
         lambda c, z: c.uniform(z, -1, 1, "a"),
         lambda c, z: c.signs(z, "b"),
     ):
         numbers = draw(whole, x)
-        assert torch.equal(draw(Keyed.of(1, 2, 9, index.flip(0)), x), numbers.flip(0))
+        assert torch.equal(draw(KeyedRng.of(1, 2, 9, index.flip(0)), x), numbers.flip(0))
         assert torch.equal(draw(whole[1:3], x[1:3]), numbers[1:3])
-        assert not torch.equal(draw(Keyed.of(1, 3, 5, index), x), numbers)
-        assert not torch.equal(draw(Keyed.of(2, 2, 5, index), x), numbers)
-    assert whole.number(0, 1, "step") == Keyed.of(1, 2, 5, index[:1]).number(0, 1, "step")
-    assert whole.number(0, 1, "step") != Keyed.of(1, 2, 6, index).number(0, 1, "step")
+        assert not torch.equal(draw(KeyedRng.of(1, 3, 5, index), x), numbers)
+        assert not torch.equal(draw(KeyedRng.of(2, 2, 5, index), x), numbers)
+    assert whole.number(0, 1, "step") == KeyedRng.of(1, 2, 5, index[:1]).number(0, 1, "step")
+    assert whole.number(0, 1, "step") != KeyedRng.of(1, 2, 6, index).number(0, 1, "step")
 
 
 def test_numbers_are_what_they_are_called() -> None:
     """Moments, range and independence of 200 images' draws; within five standard errors."""
     x = torch.zeros(200, 3, 16, 16)
-    keyed = Keyed.of(0, 0, 0, torch.arange(200))
+    keyed = KeyedRng.of(0, 0, 0, torch.arange(200))
     normal, uniform, signs = keyed.normal(x, "n"), keyed.uniform(x, -2, 2, "u"), keyed.signs(x, "s")
     error = 5 / x.numel() ** 0.5
     assert abs(normal.mean()) < error and abs(normal.std() - 1) < error and torch.isfinite(normal).all()
@@ -46,7 +46,7 @@ def test_numbers_are_what_they_are_called() -> None:
     assert signs.abs().eq(1).all() and abs(signs.mean()) < error
     for other in (uniform, normal.roll(1, 0), normal.roll(1, 3), keyed.normal(x, "another purpose")):
         assert abs(torch.corrcoef(torch.stack([normal.flatten(), other.flatten()]))[0, 1]) < error
-    counts = torch.tensor([Keyed.of(0, 0, i, torch.arange(1)).integer(2, 5, "c") for i in range(3000)]).bincount()
+    counts = torch.tensor([KeyedRng.of(0, 0, i, torch.arange(1)).integer(2, 5, "c") for i in range(3000)]).bincount()
     assert counts[:2].sum() == 0 and (counts[2:] - 1000).abs().max() < 150
 
 
@@ -54,20 +54,26 @@ def test_the_other_source_is_torch_s_generator() -> None:
     """Evaluation and tests seed it as ever."""
     x = torch.zeros(2, 3)
     torch.manual_seed(3)
-    drawn = GLOBAL[1:].uniform(x, -1, 1, "whatever"), GLOBAL.normal(x, "whatever"), GLOBAL.integer(0, 100, "whatever")
+    drawn = (
+        GLOBAL_RNG[1:].uniform(x, -1, 1, "whatever"),
+        GLOBAL_RNG.normal(x, "whatever"),
+        GLOBAL_RNG.integer(0, 100, "whatever"),
+    )
     torch.manual_seed(3)
     expected = torch.empty(2, 3).uniform_(-1, 1), torch.randn(2, 3), int(torch.randint(0, 100, ()))
     assert torch.equal(drawn[0], expected[0]) and torch.equal(drawn[1], expected[1]) and drawn[2] == expected[2]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_an_epoch_in_parts_has_the_same_images_as_a_whole(parts: int) -> None:
-    """Every image once, the same crops, rank r a contiguous part of each batch; it can be entered at any batch."""
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_an_epoch_in_several_processes_has_the_same_images_as_in_one(processes: int) -> None:
+    """Every image once, the same crops, rank r a contiguous share of each batch; it can be entered at any batch."""
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
     split = data.Split(images, torch.arange(50))
     whole = list(data.shuffled_batches(split, 16, seed=1, epoch=2))
     assert len(whole) == 3 and len(torch.cat([y for _, y, _ in whole]).unique()) == 48
-    pieces = [list(data.shuffled_batches(split, 16, 1, 2, first=1, part=p, parts=parts)) for p in range(parts)]
+    pieces = [
+        list(data.shuffled_batches(split, 16, 1, 2, first=1, rank=r, world_size=processes)) for r in range(processes)
+    ]
     for number, (x, y, keyed) in enumerate(whole[1:]):
         assert torch.equal(torch.cat([piece[number][0] for piece in pieces]), x)
         assert torch.equal(torch.cat([piece[number][1] for piece in pieces]), y)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.baselines import StaticConfig
-from training.pretrained import FOREIGN, load_foreign
+from training.pretrained import PRETRAINED, load_pretrained
 
 
 class TheirBlock(nn.Module):
@@ -65,36 +65,36 @@ def test_a_translated_network_gives_the_same_logits(
     theirs: TheirResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ) -> None:
     """Bare, and as older code saved it: under `state_dict`, with `module.` before each key, without BN counters."""
-    monkeypatch.setitem(FOREIGN, "theirs", StaticConfig("resnet18", 4))
+    monkeypatch.setitem(PRETRAINED, "theirs", StaticConfig("resnet18", 4))
     state = dict(theirs.state_dict())
     if wrapped:
         state = {f"module.{k}": v for k, v in state.items() if "num_batches" not in k}
         state = {"state_dict": state, "best_prec1": 0.9}
     torch.save(state, tmp_path / "w.th")
     x = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(load_foreign("theirs", tmp_path / "w.th")(x), theirs(x))
+    torch.testing.assert_close(load_pretrained("theirs", tmp_path / "w.th")(x), theirs(x))
 
 
 def test_normalisation_is_part_of_the_loaded_network(
     theirs: TheirResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network trained on normalised pixels takes plain ones here."""
-    config = dataclasses.replace(FOREIGN["resnet56"], arch="resnet18", width=4)
-    monkeypatch.setitem(FOREIGN, "theirs", config)
+    config = dataclasses.replace(PRETRAINED["resnet56"], arch="resnet18", width=4)
+    monkeypatch.setitem(PRETRAINED, "theirs", config)
     torch.save(theirs.state_dict(), tmp_path / "w.th")
     x = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.mean, config.std))
-    torch.testing.assert_close(load_foreign("theirs", tmp_path / "w.th")(x), theirs((x - mean) / std))
+    torch.testing.assert_close(load_pretrained("theirs", tmp_path / "w.th")(x), theirs((x - mean) / std))
 
 
 def test_wrong_names_and_files_are_clear_errors(theirs: TheirResNet, tmp_path: Path) -> None:
     """An unknown name, a missing file and weights of another network each say what is wrong."""
-    with pytest.raises(ValueError, match="foreign networks are"):
-        load_foreign("vgg")
+    with pytest.raises(ValueError, match="pretrained networks are"):
+        load_pretrained("vgg")
     with pytest.raises(FileNotFoundError, match=r"none\.th"):
-        load_foreign("resnet56", tmp_path / "none.th")
+        load_pretrained("resnet56", tmp_path / "none.th")
     torch.save(theirs.state_dict(), tmp_path / "w.th")
     with pytest.raises(ValueError, match="does not fit resnet56"):
-        load_foreign("resnet56", tmp_path / "w.th")
+        load_pretrained("resnet56", tmp_path / "w.th")
     with pytest.raises(FileNotFoundError, match="NAME=FILE"):
-        load_foreign("resnet56")
+        load_pretrained("resnet56")
