@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
+import tomllib
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.repository import ROOT, tracked
+
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/**/*.md", "benchmarks/results/*.md")
     for path in ROOT.glob(pattern)
 )
 ARTEFACTS = ("training/reports", "training/checkpoints", "training/recipes", "benchmarks/results", "docs/images")
+REPRODUCED = ("training/reports/tables/", "training/reports/figures/")
 TEXTS = (".md", ".py", ".toml", ".yaml", ".sh")
 SUFFIXES = ("json", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
 LIBRARIES = ("onnx", "torch")  # export/onnx.py is no one's prefix in prose
@@ -27,21 +29,14 @@ TELL_OLD_NAMES = (
     "docs/glossary.md",
     "docs/renames.md",
 )
+NOT_CODE = {"backend", "preprocessing", "torchrun"}  # keys of other files, and a program
 ROOMS = "training|benchmarks|server|export|tests|examples|deploy|docs|requirements"
 
 
-@cache
-def tracked() -> tuple[str, ...]:
-    """Paths of the repository's files."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout, so nobody can say which files belong to the repository")
-    return tuple(name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file())
+def paths(*folders: str) -> list[str]:
+    """Paths of the repository's files, all or those in `folders`, which end in a slash."""
+    found = (path.relative_to(ROOT).as_posix() for path in tracked())
+    return [path for path in found if path.startswith(folders or "")]
 
 
 def expanded(text: str) -> list[str]:
@@ -56,43 +51,72 @@ def names_in(text: str) -> set[str]:
     return {re.sub(r"\.\w+$", "", name) for token in found for name in expanded(token)}
 
 
+def folders_in(text: str) -> set[str]:
+    """Every part of the paths in a text: of what has a slash."""
+    found = re.findall(r"[\w.{},-]*/[\w.{},/-]*", text)
+    return {part for token in found for path in expanded(token) for part in path.split("/")}
+
+
 @cache
-def named() -> dict[str, set[str]]:
-    """Text -> what it names. Reports and results do not count, nor does the changelog: they tell what was."""
-    return {
-        path: names_in((ROOT / path).read_text("utf-8"))
-        for path in tracked()
+def named() -> dict[str, tuple[set[str], set[str]]]:
+    """Text -> files and folders that it names. Reports and results do not count, nor does the changelog: they tell what
+    was."""
+    texts = {
+        path: (ROOT / path).read_text("utf-8")
+        for path in paths()
         if (path.endswith(TEXTS) or path == "Makefile")
         and not path.startswith(("training/reports", "benchmarks/results"))
         and path not in ("CHANGELOG.md", "tests/test_artefacts.py")
     }
+    return {path: (names_in(text), folders_in(text)) for path, text in texts.items()}
 
 
-def written_whole() -> list[str]:
-    """Folders that a command of the Makefile writes."""
-    return re.findall(r"--out ((?:training|benchmarks)/\S+?)[;\s]", (ROOT / "Makefile").read_text("utf-8"))
+@cache
+def reproduced() -> frozenset[str]:
+    """What `make tables-small` writes: a report for each judged network and seed, tables, the ledger, figures."""
+    specification, paper, figures = (
+        tomllib.loads((ROOT / f"training/reproduction/{name}.toml").read_text("utf-8"))
+        for name in ("tables-small", "paper", "figures-small")
+    )
+    drawn = [*(f"tables/table-{n}" for n in paper), *(f"figures/figure-{n}" for n in figures)]
+    found = {f"{stem}.{suffix}" for stem in drawn for suffix in ("json", "md", "png", "svg")}
+    found |= {"tables/ledger.json", "tables/ledger.md"}
+    for folder, networks in specification["networks"].items():
+        for name, network in networks.items():
+            if network.get("judge", True):
+                seeds = ["", *(f".s{seed}" for seed in range(1, network.get("seeds", 1)))]
+                found |= {f"tables/{folder}/{name}{seed}.json" for seed in seeds}
+    return frozenset(f"training/reports/{path}" for path in found)
 
 
 def used(path: str) -> bool:
-    """Whether a document, a recipe, a command or code uses the file at `path`, by name or by its folder."""
-    stem = Path(path).stem
-    return any(path.startswith(f"{folder}/") for folder in written_whole()) or any(
-        stem in names for text, names in named().items() if text != path
+    """Whether a document, a recipe, a command or code names the file at `path`, and its folder or lies beside it."""
+    file = Path(path)
+    return any(
+        file.stem in names and (file.parent.name in folders or Path(text).parent == file.parent)
+        for text, (names, folders) in named().items()
+        if text != path
     )
 
 
 @pytest.mark.parametrize("folder", ARTEFACTS)
 def test_every_artefact_is_used(folder):
     """What nothing names is history, and git keeps that: delete it, or say what it is for."""
-    files = [path for path in tracked() if path.startswith(f"{folder}/")]
+    files = paths(f"{folder}/")
     assert files
-    assert [path for path in files if not used(path)] == []
+    assert [path for path in files if not path.startswith(REPRODUCED) and not used(path)] == []
+
+
+def test_the_reproduction_keeps_what_its_specification_tells():
+    """No report of a network that no table has, and none missing."""
+    assert set(paths(*REPRODUCED)) == reproduced()
 
 
 def test_an_artefact_that_nothing_names_is_found():
-    """The rule can fail."""
+    """The rule can fail: for a name that nobody says, and for one that is said, but of another folder."""
     assert not used("training/reports/awnet-robust-of-nobody.json")
-    assert used("training/reports/tables/any.json") and used("training/reports/awnet-robust-whitebox.json")
+    assert not used("docs/images/awnet-robust-whitebox.png")
+    assert used("training/reports/awnet-robust-whitebox.json")
 
 
 def paths_in(text: str) -> list[str]:
@@ -117,8 +141,8 @@ def test_a_path_that_leads_nowhere_is_found():
 def defined() -> dict[str, set[str]]:
     """Module, by each ending of its dotted name (`trainer.step`, `step`) -> what is defined in modules of that name."""
     found: dict[str, set[str]] = {}
-    for path in tracked():
-        if path.endswith(".py") and path.startswith(("server/", "training/", "export/")):
+    for path in paths("server/", "training/", "export/"):
+        if path.endswith(".py"):
             parts = path.removesuffix("/__init__.py").removesuffix(".py").split("/")
             names = set()
             for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
@@ -147,7 +171,7 @@ def unknown_names(text: str) -> list[str]:
     """Dotted names in backticks that begin with a module or a table of recipes, and lead nowhere."""
     defaults = recipe_defaults()
     wrong = []
-    for name in sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", text))):
+    for name in sorted(set(re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)(?:\(\))?`", text))):
         parts = name.split(".")
         prefixes = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
         module = next((prefix for prefix in prefixes if prefix in defined()), None)
@@ -174,5 +198,33 @@ def test_a_name_that_leads_nowhere_is_found():
         "`trainer.step.train_step` `core.verdict.judge` `attack.steps` `pyproject.toml` `torch.compile` `training.data`"
     )
     assert unknown_names(right) == []
-    wrong = "`trainer.step.walk` `core.verdict.guess` `attack.stride` `service.Server.run`"
+    wrong = "`trainer.step.walk` `core.verdict.guess` `attack.stride` `service.Server.run()`"
     assert unknown_names(wrong) == ["attack.stride", "core.verdict.guess", "service.Server.run", "trainer.step.walk"]
+
+
+def said_without_meaning(sources: dict[str, str], modules: set[str]) -> dict[str, list[str]]:
+    """Module -> words and dotted names in backticks of its docstring that no code of its package has, nor a module."""
+    trees = {path: ast.parse(source) for path, source in sources.items()}
+    code = "\n".join(ast.unparse(ast.Module(tree.body[1:], [])) for tree in trees.values())
+    known = {*re.findall(r"\w+", code), *modules, *NOT_CODE}
+    found = {}
+    for path, tree in trees.items():
+        text = ast.get_docstring(tree) or ""
+        words = set(re.findall(r"`([a-z_]+)(?:\(\))?`", text)) - known
+        found[path] = sorted(words) + [name for name in unknown_names(text) if name not in code]
+    return {path: wrong for path, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("package", ["server", "training", "export"])
+def test_every_name_that_a_module_is_introduced_with_exists(package):
+    """The first lines of a module speak of what is there: a rename reaches them too."""
+    modules = {part for name in defined() for part in name.split(".")}
+    sources = {path: (ROOT / path).read_text("utf-8") for path in paths(f"{package}/") if path.endswith(".py")}
+    assert said_without_meaning(sources, modules) == {}
+
+
+def test_a_name_that_a_package_lacks_is_found():
+    """A word, and a function of a module; not what a neighbour's code says."""
+    first = '"""`opened` and `closed` by `step.train_step()`, not `step.walk()`."""'
+    sources = {"a.py": first, "b.py": '"""B."""\nclosed = 1'}
+    assert said_without_meaning(sources, {"step"}) == {"a.py": ["opened", "step.walk"]}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.repository import ROOT, tracked
 from training.renames import COMMANDS
 
-ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "training.nothing"
 OURS = "server|export|training|benchmarks|deploy|examples|tests"
 # "python -m X", "torchrun ... -m X", and "-m", "X" in a list of arguments; not "-m benchmarks.{name}".
@@ -28,22 +27,11 @@ def runnable(module: str) -> bool:
 
 def named() -> dict[str, set[str]]:
     """module -> the files of the repository that say `python -m module`."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout, so nobody can say which files belong to the repository")
     found: dict[str, set[str]] = {}
-    for name in filter(None, listed.stdout.split("\0")):
-        try:
-            text = (ROOT / name).read_text("utf-8")
-        except (UnicodeDecodeError, FileNotFoundError):
-            continue
-        for module in NAMED.findall(text):
-            found.setdefault(module, set()).add(name)
+    for path in tracked():
+        with contextlib.suppress(UnicodeDecodeError):
+            for module in NAMED.findall(path.read_text("utf-8")):
+                found.setdefault(module, set()).add(path.relative_to(ROOT).as_posix())
     return found
 
 

@@ -9,27 +9,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.repository import ROOT, tracked
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("server", "export", "training", "benchmarks", "examples")
 LOCKS = ("server", "dev", "triton")
-
-
-def tracked(pattern: str = "*") -> list[Path]:
-    """Files of the repository that match; caches and environments are no part of it."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", pattern],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode:
-        pytest.skip("not a git checkout, so nobody can say which files belong to the repository")
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def locked(name: str) -> dict[str, str]:
@@ -140,8 +127,9 @@ def test_the_locks_hold_every_declared_dependency():
 
 
 @pytest.mark.real
-def test_the_wheel_holds_the_three_packages_and_the_recipes_only(tmp_path):
-    """`pip install .` works with several top-level packages, and brings no tests along."""
+def test_the_wheel_holds_the_three_packages_and_their_data_only(tmp_path):
+    """`pip install .` works with several top-level packages, and brings the page, the recipes and specifications along,
+    but neither tests nor reports nor weights."""
     source = tmp_path / "source"  # a copy, because setuptools leaves build/ and *.egg-info where it works
     for name in ("server", "export", "training", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -152,14 +140,31 @@ def test_the_wheel_holds_the_three_packages_and_the_recipes_only(tmp_path):
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"server", "export", "training"}
-    wanted = {p.relative_to(ROOT).as_posix() for top in tops for p in (ROOT / top).rglob("*.py")}
-    wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "training/recipes").rglob("*.toml")}
-    assert wanted <= set(names)
+    sources = ("server/*.py", "export/*.py", "training/*.py")
+    data = ("server/http/assets/*", "training/recipes/*.toml", "training/reproduction/*.toml")
+    wanted = {path.relative_to(ROOT).as_posix() for pattern in (*sources, *data) for path in tracked(pattern)}
+    assert {name for name in names if ".dist-info/" not in name} == wanted
 
 
-def test_the_changelog_names_the_version():
-    """What is released is described: the version is the newest heading, or lies under Unreleased."""
-    headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert headings[0] == "Unreleased" or headings[0] == PROJECT["project"]["version"]
+def unreleased_or_listed(changelog: str, version: str, released: set[str]) -> bool:
+    """Whether a changelog tells what is new, under Unreleased or the version, and each released version."""
+    headings = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
+    return headings[:1] in (["Unreleased"], [version]) and released <= set(headings)
+
+
+def test_the_changelog_tells_what_is_new_and_every_release():
+    """The version at hand is the newest heading or lies under Unreleased; what has a tag has a heading."""
+    tags = subprocess.run(["git", "tag", "--list", "v*"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    released = {tag.removeprefix("v") for tag in tags}
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert unreleased_or_listed(changelog, PROJECT["project"]["version"], released)
+
+
+def test_a_changelog_that_lacks_a_version_is_found():
+    """Neither Unreleased nor the version on top, or a release without a heading."""
+    told = "## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n"
+    assert unreleased_or_listed(told, "0.1.0", {"0.1.0"})
+    assert not unreleased_or_listed(told, "0.2.0", {"0.1.0", "0.2.0"})
+    assert unreleased_or_listed(told.replace("## [Unreleased]", ""), "0.1.0", {"0.1.0"})
+    assert not unreleased_or_listed(told.replace("## [Unreleased]", ""), "0.2.0", {"0.1.0"})
+    assert not unreleased_or_listed("", "0.1.0", set())
