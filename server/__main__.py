@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if settings.workers > 1:
         from .workers.supervisor import supervise
 
-        return supervise(settings)
+        return supervise(settings, [sys.executable, "-m", "server.process"])
     from .process import serve
 
     return serve(settings)

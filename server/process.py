@@ -25,6 +25,7 @@ from .engines.repository import Repository
 from .errors import AWNetError
 from .http.admin import create_admin
 from .http.app import create_app
+from .listening import bind, url
 from .monitoring import request_log
 from .monitoring.clients import TopClients
 from .monitoring.detection import Monitor
@@ -33,7 +34,6 @@ from .service import Service
 from .settings import Settings
 from .workers.acceptor import Acceptor
 from .workers.member import Assignment, receive_assignment
-from .workers.sockets import bind, url
 
 if TYPE_CHECKING:
     from .oip.grpc_front import GrpcFront

@@ -96,6 +96,7 @@ FORBIDDEN = {
 LIBRARIES = {
     "server.__main__": {"pydantic"},
     "server.errors": set(),
+    "server.listening": set(),
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),

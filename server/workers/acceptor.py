@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .sockets import LoadTable
+from .load_table import LoadTable
 
 log = logging.getLogger("awnet")
 

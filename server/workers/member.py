@@ -21,7 +21,7 @@ from ..errors import LinkLost, NotReady, StartupError
 from ..monitoring.exposition import Counted, from_json
 from ..service import CarryOut, Service
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, error_of, received
-from .sockets import LoadTable
+from .load_table import LoadTable
 
 log = logging.getLogger("awnet")
 

@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,10 +19,11 @@ from typing import Any
 
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
+from ..listening import BACKLOG, bind, reserve_shared, url
 from ..settings import Settings
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
+from .load_table import LoadTable, shared_memory
 from .metrics_merge import Family, Totals
-from .sockets import BACKLOG, LoadTable, bind, reserve_shared, shared_memory, url
 
 log = logging.getLogger("awnet")
 
@@ -36,15 +36,23 @@ GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
 
 
-def supervise(settings: Settings) -> int:
-    """Serve with `settings.workers` processes until told to stop. Returns the exit status, as of one process."""
+def supervise(settings: Settings, command: Sequence[str]) -> int:
+    """Serve with `settings.workers` processes until told to stop.
+
+    Args:
+        settings: see `Supervisor`.
+        command: starts a worker; the number of its socket is added.
+
+    Returns:
+        The exit status, as of one process.
+    """
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s"
     )
     if not hasattr(os, "memfd_create"):
         log.critical("several workers need Linux; one process serves everywhere (--workers 1)")
         return 1
-    return asyncio.run(Supervisor(settings).run())
+    return asyncio.run(Supervisor(settings, command).run())
 
 
 class _Worker:
@@ -64,10 +72,12 @@ class Supervisor:
     Args:
         settings: as for one process. Threads, unless given, queue capacity and images in flight at each Triton are
             divided among the workers, so that the service has as many as with one worker.
+        command: starts a worker; the number of its socket is added.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, command: Sequence[str]) -> None:
         self._settings = settings
+        self._command = command
         self._count = settings.workers
         self._totals = Totals()
         self._workers: dict[int, _Worker] = {}
@@ -175,7 +185,8 @@ class Supervisor:
         }
         ours.sendall(packed(assignment))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "server.process", str(theirs.fileno())),
+            *self._command,
+            str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), self._load_table_memory, *assignment["listening"], *assignment["admin"]],  # type: ignore[misc]
             process_group=0,  # a terminal's Ctrl-C is passed on by us, once
