@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
     within 30 steps ("corrupted size vs. prev_size", or a segmentation fault), on AVX-512 with 2 to 8 channels and
     images of 64 pixels. Forward, the gradient of the image, all other filters (3 channels in the stem among them) and
     NCHW are harmless; but NCHW is slower at every width. So here the pixels are left out first, and stride 1 goes over
-    what is left: the same sums, bit for bit.
+    what is left: the same sums, bit for bit in batches of 16 images and more, in another order in some smaller ones.
     """
 
     def forward(self, x: Tensor) -> Tensor:
