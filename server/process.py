@@ -1,4 +1,4 @@
-"""One serving process: builds and wires all components, and runs uvicorn and the other front ends until a signal.
+"""One serving process: builds its parts, wires them, and runs uvicorn and the other front ends until a signal.
 
 `python -m server` calls `serve`; where there are several workers, the supervisor starts each as
 `python -m server.process FD`, with a socket to itself under that number.
@@ -202,7 +202,8 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     """
     begin_logging(settings, assignment.member.number if assignment else None)
     monitor = Monitor(TopClients(salt=assignment.salt) if assignment else None)
-    metrics = Metrics(monitor, settings.queue_capacity)
+    models = [settings.model, *settings.further_models]
+    metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
     try:
         engine = make_engine(settings, metrics)
     except AWNetError as error:

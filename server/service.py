@@ -88,7 +88,6 @@ class Service:
         models: the open versions and their roles.
         requests: counts and logs each request of the front ends.
         verdict_history: verdicts of the last minutes, for the page.
-        draining: readiness is off, requests are still answered.
         failure: the error that ends the process, if any.
     """
 
@@ -100,8 +99,6 @@ class Service:
         self.metrics = metrics
         self.monitor = monitor
         self.requests = Requests(metrics, monitor.clients)
-        metrics.known([settings.model, *settings.further_models])
-        metrics.golden_interval(settings.golden_probe_seconds)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.models = Models(
             engine,
@@ -115,7 +112,7 @@ class Service:
             capacity=settings.queue_capacity,
         )
         self.verdict_history = VerdictHistory()
-        self.draining = False
+        self._draining = False
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
         self._watching: asyncio.Task[None] | None = None
@@ -123,6 +120,11 @@ class Service:
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         metrics.follow(lambda: self.models.ready and engine.up(), engine.waiting)
+
+    @property
+    def draining(self) -> bool:
+        """Readiness is off, requests are still answered."""
+        return self._draining
 
     @property
     def ready(self) -> bool:
@@ -164,7 +166,7 @@ class Service:
 
     def drain(self) -> None:
         """Turn readiness off, so that load balancers stop sending; requests are still answered."""
-        self.draining = True
+        self._draining = True
 
     def reload_soon(self) -> None:
         """Look for new versions, on the event loop's thread; asked for while one looks, it looks once more."""

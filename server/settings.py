@@ -19,10 +19,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .core.version import WHAT, parse_version
+from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
 
@@ -45,7 +44,7 @@ class Settings(BaseSettings):
         "embedded", description="What runs the model: ONNX Runtime in this process, or NVIDIA Triton over gRPC."
     )
     repository: Path = Field(Path("model_repository"), description="Folder that holds <model>/<version>/model.onnx.")
-    model: str = Field("awnet", pattern=NAME, description="Default model, for requests that name none.")
+    model: str = Field("awnet", pattern=f"^{MODEL_NAME}$", description="Default model, for requests that name none.")
     models: str = Field("", description="Further models to serve, names separated by commas.")
     version: str = Field("latest", description="Version of that model to serve: a number, or 'latest' for the highest.")
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
@@ -127,7 +126,7 @@ class Settings(BaseSettings):
     @classmethod
     def _models(cls, value: str) -> str:
         for name in filter(None, (part.strip() for part in value.split(","))):
-            if not re.fullmatch(NAME, name):
+            if not re.fullmatch(MODEL_NAME, name):
                 raise ValueError(f"{name!r} is no model name")
         return value
 

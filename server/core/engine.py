@@ -22,6 +22,9 @@ from .images import ImageInput, PixelArray
 Priority = Literal["normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("normal", "low")
 
+OUTPUTS = ("logits", "p_type", "omega")  # of the model, in the order of `Outputs`
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # [N,K], [N,2], [N,C], see `Signals`
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.engine import Signals, Terms
+from ..core.engine import Outputs, Signals, Terms
 from ..core.images import ImageInput
 from ..errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
 from .scheduling import Batch, Job, Lane, Scheduler
 
-Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 Run = Callable[[NDArray[np.uint8], bool], Outputs]
 NO_DEADLINE = Terms()
 

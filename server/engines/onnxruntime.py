@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from ..core import contract
 from ..core.contract import Contract
 from ..core.cpu_limits import usable_cores
-from ..core.engine import Model, Runner, Signals, Terms
+from ..core.engine import OUTPUTS, Model, Outputs, Runner, Signals, Terms
 from ..core.images import ImageInput
 from ..errors import ContractError, NotReady
-from .batching import NO_DEADLINE, Batcher, Feed, Outputs, Run
+from .batching import NO_DEADLINE, Batcher, Feed, Run
 from .repository import Repository
 
 LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
-OUTPUTS = ("logits", "p_type", "omega")
 
 
 class EmbeddedEngine:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..core.version import parse_version
+from ..core.version import MODEL_NAME, parse_version
 from ..errors import ContractError, ManifestError, ModelNotFound
 from .onnx_scan import scan
 
 MODEL_FILE, MANIFEST_FILE, SIGNATURE_FILE = "model.onnx", "manifest.json", "manifest.json.sig"
 SCHEMA_VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES = 64 << 10, 1 << 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -88,7 +87,7 @@ class Repository:
             ManifestError: the manifest is missing, does not fit, or is not signed.
             ContractError: the model keeps weights in other files, or uses operators that are not ONNX's own.
         """
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(MODEL_NAME, name):
             raise ModelNotFound(f"{name[:40]!r} is no model name")
         folder = self._root / name / str(version)
         if not folder.is_dir():
@@ -118,7 +117,7 @@ class Repository:
     def _marks(self) -> Iterator[Mark]:
         """Entries of `fingerprint`, by name and version. Raises ModelNotFound."""
         try:
-            models = sorted(p.name for p in os.scandir(self._root) if NAME.fullmatch(p.name) and p.is_dir())
+            models = sorted(p.name for p in os.scandir(self._root) if re.fullmatch(MODEL_NAME, p.name) and p.is_dir())
         except OSError as error:
             raise ModelNotFound(f"there is no model repository {self._root}: {error.strerror}") from None
         for name in models:

@@ -65,9 +65,14 @@ class Metrics(Events):
     Args:
         monitor: whose values are exported as well, read when they are scraped.
         capacity: most images accepted and unanswered.
+        models: names of the configured models. Their counters begin at 0: no alert on an increase sees a series that
+            begins at 1.
+        golden_probe_seconds: how often golden probes are sent; 0 is never.
     """
 
-    def __init__(self, monitor: Monitor, capacity: int) -> None:
+    def __init__(
+        self, monitor: Monitor, capacity: int, models: Sequence[str] = (), golden_probe_seconds: float = 0.0
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter("awnet_requests", "Requests answered.", ["route", "method", "code"], registry=registry)
         self._request_seconds = Histogram(
@@ -155,12 +160,12 @@ class Metrics(Events):
             registry=registry,
             multiprocess_mode="livesum",
         ).set(capacity)
-        self._golden_interval = Gauge(
+        Gauge(
             "awnet_golden_probe_interval_seconds",
             "Seconds between two golden images of a version; 0 where none are sent.",
             registry=registry,
             multiprocess_mode="livemax",
-        )
+        ).set(golden_probe_seconds)
         build = Gauge(
             "awnet_build_info",
             "1; what runs here.",
@@ -177,16 +182,9 @@ class Metrics(Events):
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._judgements: dict[tuple[str, int], tuple[dict[Verdict, Counter], Histogram]] = {}
         self._info: dict[str, dict[int, Role]] = {}
-
-    def known(self, names: Sequence[str]) -> None:
-        """The configured models. Their counters begin at 0: no alert on an increase sees a series that begins at 1."""
-        for name in names:
+        for name in models:
             for result in get_args(Result):
                 self._reloads.labels(name, result)
-
-    def golden_interval(self, seconds: float) -> None:
-        """How often golden probes are sent; 0 is never."""
-        self._golden_interval.set(seconds)
 
     # Requests.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from ..core.engine import Model, Terms
+from ..core.engine import OUTPUTS, Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
 from ..core.version import parse_version
 from ..errors import (
@@ -39,7 +39,7 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
 PLATFORM = "onnxruntime_onnx"
 
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
-ALWAYS = ("logits", "p_type", "omega")  # the outputs where a request names none
+ALWAYS = OUTPUTS  # where a request names none
 ON_REQUEST = ("score", "verdict", "label", "calibrated")
 MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
 BASE64 = "base64"  # the value of an input's parameter `content_type`

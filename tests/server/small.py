@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from server.core import contract
-from server.core.engine import Engine, Model, Signals, Terms
+from server.core.engine import OUTPUTS, Engine, Model, Signals, Terms
 from server.core.images import ImageInput
 from server.http.admin import create_admin
 from server.http.app import create_app
@@ -24,14 +24,15 @@ from server.settings import Settings
 from tests.server.tiny import publish
 
 T = TypeVar("T")
-OUTPUTS = ("logits", "p_type", "omega")
 
 
 def service_over(engine: Engine, fleet: Fleet | None = None, **settings: Any) -> Service:
     """A service over `engine`, as `process.serve` builds it; it polls only where that is asked for."""
     given = Settings(**{"poll_seconds": 0, **settings})
     monitor = Monitor()
-    return Service(given, engine, Metrics(monitor, given.queue_capacity), monitor, fleet)
+    models = [given.model, *given.further_models]
+    metrics = Metrics(monitor, given.queue_capacity, models, given.golden_probe_seconds)
+    return Service(given, engine, metrics, monitor, fleet)
 
 
 @asynccontextmanager

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.core.engine import Terms
+from server.core.engine import Outputs, Terms
 from server.core.images import PixelArray
-from server.engines.batching import Batcher, Outputs
+from server.engines.batching import Batcher
 from server.errors import (
     AWNetError,
     DeadlineExceeded,

@@ -10,6 +10,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -129,8 +130,9 @@ def test_health_and_metadata_are_those_of_http(served: Served) -> None:
     assert config["config"]["output"][4]["data_type"] == "TYPE_STRING"
 
 
-def test_readiness_goes_off_with_the_drain(served: Served) -> None:
+def test_readiness_goes_off_with_the_drain(tmp_path: Path) -> None:
     """Liveness does not, and requests are still answered."""
+    served = Served(Small(tmp_path))
 
     async def ask(stub: Any) -> list[bool]:
         return [
@@ -140,12 +142,11 @@ def test_readiness_goes_off_with_the_drain(served: Served) -> None:
         ]
 
     assert served.call(ask) == [True, True, True]
-    served.small.service.draining = True
-    try:
-        assert served.call(ask) == [True, False, False]
-        served.infer(image())
-    finally:
-        served.small.service.draining = False
+    served.small.service.drain()
+    assert served.call(ask) == [True, False, False]
+    served.infer(image())
+    served.small.run(served.front.stop(0))
+    served.small.close()
 
 
 def test_values_and_parameters_are_those_of_http(served: Served) -> None:

@@ -162,17 +162,16 @@ def test_an_unknown_model_or_version_is_404(small: Small, path: str, call: str) 
     assert list(json.loads(content)) == ["error"]
 
 
-def test_a_model_is_ready_until_the_server_leaves(small: Small) -> None:
+def test_a_model_is_ready_until_the_server_leaves(tmp_path: Path) -> None:
     """A probe on the model sees the drain as a probe on the server does."""
+    small = Small(tmp_path)
     paths = ["/v2/health/ready", "/v2/models/awnet/ready", "/v2/models/awnet/versions/1/ready"]
     assert [ask(small, path)[0] for path in paths] == [200, 200, 200]
-    small.service.draining = True
-    try:
-        assert [ask(small, path)[0] for path in paths] == [503, 503, 503]
-        assert ask(small, "/v2/health/live")[0] == 200
-        answered(small, image())  # and what still comes is answered
-    finally:
-        small.service.draining = False
+    small.service.drain()
+    assert [ask(small, path)[0] for path in paths] == [503, 503, 503]
+    assert ask(small, "/v2/health/live")[0] == 200
+    answered(small, image())  # and what still comes is answered
+    small.close()
 
 
 @pytest.mark.parametrize(

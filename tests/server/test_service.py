@@ -85,7 +85,7 @@ def test_an_answer_that_is_not_finite_is_a_fault_and_counts_no_verdict(tmp_path:
     async def scenario() -> None:
         async with serving(publish(tmp_path)) as service:
             with service.lease() as lease:
-                inner = lease._entry.runner
+                inner = lease._open.runner
 
                 class Spoilt:
                     async def infer(self, *arguments: Any) -> Any:
@@ -93,10 +93,10 @@ def test_an_answer_that_is_not_finite_is_a_fault_and_counts_no_verdict(tmp_path:
                         signals.p_type[0, 0] = np.nan
                         return signals
 
-                lease._entry.runner = Spoilt()
+                lease._open.runner = Spoilt()
                 with pytest.raises(EngineFault, match="finite"):
                     await service.run(lease, [flat(0.1)], service.terms())
-                lease._entry.runner = inner
+                lease._open.runner = inner
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 0
 
     run(scenario)
@@ -127,7 +127,7 @@ def test_readiness_holds_during_a_reload_and_ends_with_the_server(tmp_path: Path
             while service.models.latest().version == 1:
                 assert service.ready
                 await asyncio.sleep(0)
-            service.draining = True
+            service.drain()
             assert not service.ready
         assert not service.models.ready
         assert value(service, "awnet_engine_up") == 0

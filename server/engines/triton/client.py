@@ -20,13 +20,12 @@ from tritonclient.utils import InferenceServerException
 
 from ...core import contract
 from ...core.contract import Contract
-from ...core.engine import Model
+from ...core.engine import OUTPUTS, Model, Outputs
 from ...core.version import parse_version
 from ...errors import ContractError, DeadlineExceeded, EngineFault, EngineUnavailable, ModelNotFound
 from .balancer import Key
-from .runner import Description, Outputs
+from .runner import Description
 
-OUTPUTS = ("logits", "p_type", "omega")
 ASK_SECONDS = 2.0  # longest wait for an answer about models
 
 # In the order in which they are tried: gRPC's status, a part of its text, and what it means. Nothing was executed
@@ -74,12 +73,17 @@ class TritonClient:
     """
 
     def __init__(self, url: str, *, tls: bool, ca: Path | None, metadata: Mapping[str, str]) -> None:
+        self._url, self._tls, self._ca = url, tls, ca
         self._metadata = dict(metadata)
         self._parse = functools.lru_cache(8)(contract.parse)  # 90 kB of JSON, read again at every proof
-        self._client = InferenceServerClient(
-            url,
-            ssl=tls,
-            root_certificates=str(ca) if ca else None,
+
+    @functools.cached_property
+    def _client(self) -> InferenceServerClient:
+        """The channel, made by the first call: it belongs to the event loop that runs then."""
+        return InferenceServerClient(
+            self._url,
+            ssl=self._tls,
+            root_certificates=str(self._ca) if self._ca else None,
             channel_args=[
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_receive_message_length", -1),
@@ -94,7 +98,9 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        await self._client.close()
+        """Close the channel, if there is one."""
+        if "_client" in self.__dict__:
+            await self._client.close()
 
     async def live(self, seconds: float) -> None:
         """A sign of life. Raises CallError."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.cpu_limits import usable_cores
-from ...core.engine import Model
+from ...core.engine import Model, Outputs
 from ...errors import (
     AWNetError,
     ContractError,
@@ -34,7 +34,7 @@ from ...errors import (
 from .balancer import Address, Balancer, Key
 from .client import CallError, Ready, TritonClient
 from .health import HealthChecks, Peer
-from .runner import Decoders, Description, Outputs, RemoteRunner
+from .runner import Decoders, Description, RemoteRunner
 
 STUCK_SECONDS = 1.0  # an execution that was given up after less than this says nothing about Triton
 
@@ -89,16 +89,10 @@ class TritonEngine:
             raise StartupError("Triton's addresses are different host:port pairs, without a scheme")
         if ca is not None and not tls:
             raise StartupError("an authority for Triton's certificate is named, and TLS to Triton is off")
-        self._urls = tuple(urls)
-        self._tls, self._ca = tls, ca
-        self._metadata = dict(metadata or {})
-        self._in_flight, self._failures = in_flight, failures
-        self._probe_seconds, self._silence_seconds = probe_seconds, silence_seconds
-        self._threads = decode_threads or usable_cores()
+        self._ca = ca
         self._capacity = capacity
         self._on_state = on_state
         self._patience_seconds = patience_seconds
-        self._peers: list[Peer] = []
         self._runners: dict[Key, list[RemoteRunner]] = {}
         self._descriptions: dict[Key, Description] = {}  # of what is open
         self._arrivals = 0
@@ -106,19 +100,15 @@ class TritonEngine:
         self._pending = 0
         self._fingerprint: object = None
         self._someone_came = asyncio.Event()
+        self._peers = [Peer(url, TritonClient(url, tls=tls, ca=ca, metadata=metadata or {})) for url in urls]
+        self.balancer = Balancer(self._peers, room=in_flight, failures=failures, on_state=self._state_changed)
+        self.decoders = Decoders(decode_threads or usable_cores())
+        self._health = HealthChecks(self.balancer, self, self._descriptions, probe_seconds, silence_seconds)
 
     async def start(self) -> None:
         """Connect, and wait for the first Triton that answers. Raises StartupError."""
         if self._ca is not None and not self._ca.is_file():
             raise StartupError(f"there is no certificate {self._ca}")
-        self._peers = [
-            Peer(url, TritonClient(url, tls=self._tls, ca=self._ca, metadata=self._metadata)) for url in self._urls
-        ]
-        self.balancer = Balancer(
-            self._peers, room=self._in_flight, failures=self._failures, on_state=self._state_changed
-        )
-        self.decoders = Decoders(self._threads)
-        self._health = HealthChecks(self.balancer, self, self._descriptions, self._probe_seconds, self._silence_seconds)
         for peer in self._peers:
             self._on_state(peer.url, False)
             self._tasks += [asyncio.create_task(watch(peer)) for watch in (self._health.tend, self._health.listen)]
@@ -191,7 +181,7 @@ class TritonEngine:
         return self._pending
 
     def up(self) -> bool:
-        return bool(self._peers) and self.balancer.up()
+        return self.balancer.up()
 
     async def close(self) -> None:
         """Stop sending, then close the channels: a Triton that ends waits for those to close."""
@@ -200,8 +190,7 @@ class TritonEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await asyncio.gather(*(peer.client.close() for peer in self._peers))
-        if self._peers:
-            self.decoders.close()
+        self.decoders.close()
 
     # For runners.
 
@@ -250,7 +239,7 @@ class TritonEngine:
             raise EngineFault("the engine fell silent during this request") from None
         finally:
             peer.calls.discard(task)
-        peer.heard = peer.answered = time.monotonic()
+        peer.has_answered()
         self.balancer.succeeded(peer)
         return outputs
 

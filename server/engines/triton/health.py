@@ -32,10 +32,27 @@ class Peer(Address):
     def __init__(self, url: str, client: TritonClient) -> None:
         super().__init__(url)
         self.client = client
-        self.heard = float("-inf")  # when the last sign of life came, on `time.monotonic`
-        self.answered = float("-inf")  # when the last execution was answered
         self.nudge = asyncio.Event()  # set to have the address looked at now
         self.reasons: dict[Ready | None, str] = {}  # what was logged last, so that it is logged once
+        self._heard = self._answered = float("-inf")
+
+    @property
+    def heard(self) -> float:
+        """When the last sign of life came, on `time.monotonic`."""
+        return self._heard
+
+    @property
+    def answered(self) -> float:
+        """When the last execution was answered, on `time.monotonic`."""
+        return self._answered
+
+    def lives(self) -> None:
+        """A sign of life came."""
+        self._heard = time.monotonic()
+
+    def has_answered(self) -> None:
+        """An execution was answered, which is a sign of life as well."""
+        self._heard = self._answered = time.monotonic()
 
 
 class HealthChecks:
@@ -97,7 +114,7 @@ class HealthChecks:
         started = time.monotonic()
         try:
             await peer.client.live(self._silence_seconds)
-            peer.heard = time.monotonic()
+            peer.lives()
         except CallError as failed:
             if failed.meaning != "late":
                 self._balancer.take_out(peer, str(failed))

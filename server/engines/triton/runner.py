@@ -17,12 +17,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.engine import Model, Signals, Terms
+from ...core.engine import Model, Outputs, Signals, Terms
 from ...core.images import ImageInput
 from ...errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
 from .balancer import Address, Balancer, Key
-
-Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 MAX_SECONDS = 60.0  # of a request that has no deadline
 WARM_SECONDS = 20.0  # of one batch that warms
