@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks.harness.report import bundled_model
 from export import triton_python
 from export.triton_python import ConversionError, convert
-from tests.server.real_triton import publish_tiny
+from tests.server.engines.triton.real_triton import publish_tiny
 from tests.server.tiny import SIZE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.harness.processes import free_port
 from benchmarks.harness.prometheus import Prometheus, substitute
 from deploy.grafana.panels import ANNOTATIONS, queries
-from tests.server.fake_triton import FakeTriton
+from tests.server.engines.triton.fake_triton import FakeTriton
 from tests.server.tiny import Running, encoded, noise, plain, publish
 from tests.waiting import eventually
 

@@ -19,8 +19,8 @@ from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.request_log import LOGGER
 from server.oip.grpc_front import GrpcFront
+from tests.server.http.test_app import Engine
 from tests.server.small import Small, service_over, started
-from tests.server.test_app import Engine
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import until
 

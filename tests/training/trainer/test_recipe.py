@@ -14,7 +14,7 @@ from training.baselines import StaticConfig, build_static
 from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
 from training.trainer.recipe import RecipeError, read_recipe
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = Path(__file__).parents[3] / "training" / "recipes"
 PAPER = sorted((RECIPES / "paper").rglob("*.toml"))
 
 

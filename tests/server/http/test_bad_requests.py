@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.server.test_images import chunk, png
-from tests.server.test_upload import FORM, form, part
+from tests.server.core.test_images import chunk, png
+from tests.server.http.test_upload import FORM, form, part
 from tests.server.tiny import Running, encoded, noise
 
 PNG = encoded(noise())

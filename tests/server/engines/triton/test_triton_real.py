@@ -22,9 +22,9 @@ from server.engines.triton.engine import TritonEngine
 from server.engines.triton.runner import RemoteRunner
 from server.errors import AWNetError, EngineFault, EngineUnavailable, ModelNotFound, Unavailable
 from tests.requires import ROOT, requires, triton_venv
-from tests.server.fake_triton import SHA256
-from tests.server.real_triton import RealTriton
-from tests.server.test_triton import images, inputs, plays, right, soon
+from tests.server.engines.triton.fake_triton import SHA256
+from tests.server.engines.triton.real_triton import RealTriton
+from tests.server.engines.triton.test_triton import images, inputs, plays, right, soon
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import eventually, until
 

@@ -30,7 +30,7 @@ from training.trainer.recipe import RecipeError, read_recipe
 from training.trainer.step import Runtime
 from training.trainer.validation import shared_batches
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "training" / "recipes"
 
 

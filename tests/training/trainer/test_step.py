@@ -28,7 +28,7 @@ from training.trainer.objectives import PgdAt, Standard, Trades
 from training.trainer.recipe import read_recipe
 from training.trainer.step import Runtime, train_step
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
 CPU = Runtime(torch.device("cpu"), bf16=False)
 

@@ -24,7 +24,7 @@ from training.trainer.pretraining import DetectorPretraining
 from training.trainer.recipe import read_recipe
 from training.trainer.step import Runtime, train_step
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+RECIPES = Path(__file__).parents[3] / "training" / "recipes"
 
 
 def learning_awnet() -> AWNet:

@@ -25,7 +25,7 @@ from training.reproduction.results import Results, Run, binomial, student
 from training.reproduction.sweep import Specification, SpecificationError
 from training.reproduction.tables import build_table, read_paper
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = """
 [scale]
 name = "tiny"

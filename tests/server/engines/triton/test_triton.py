@@ -35,7 +35,7 @@ from server.errors import (
     SelfTestFailed,
     StartupError,
 )
-from tests.server.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes
+from tests.server.engines.triton.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import settle, until
 

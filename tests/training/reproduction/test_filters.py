@@ -184,6 +184,6 @@ def test_what_a_figure_lacks_is_said_in_a_line(
 
 def test_the_committed_specification_names_committed_checkpoints() -> None:
     """Figures 1 and 3 can be drawn from a fresh checkout."""
-    path = Path(__file__).parents[2] / "training" / "reproduction" / "figures.toml"
+    path = Path(__file__).parents[3] / "training" / "reproduction" / "figures.toml"
     for figure in ("1", "3"):
         assert {"standard", "PGD-AT"} <= set(figures.read_spec(path, figure))

@@ -28,7 +28,7 @@ from benchmarks.harness.processes import free_port
 from server.errors import AWNetError
 from server.oip import rest
 from server.oip.grpc_front import SERVED, code_of
-from tests.server.fake_triton import FILES, FakeTriton
+from tests.server.engines.triton.fake_triton import FILES, FakeTriton
 from tests.server.tiny import CHANNELS, LABELS, ROOT, SIZE, Running, encoded, noise, plain
 from tests.waiting import eventually
 

@@ -10,7 +10,7 @@ from benchmarks.harness.processes import Triton
 from export.repository import publish
 from export.triton_python import convert
 from tests.requires import triton_venv
-from tests.server.fake_triton import CONTRACTS, MODELS
+from tests.server.engines.triton.fake_triton import CONTRACTS, MODELS
 from tests.waiting import PATIENCE_SECONDS
 
 
