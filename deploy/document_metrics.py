@@ -14,11 +14,11 @@ from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.core.verdict import VERDICTS
-from server.monitoring.detection import RESULTS as PROBES
+from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
 from server.monitoring.metrics import Metrics
-from server.versions.events import Result
+from server.versions.events import ReloadResult
 from server.workers.supervisor import OWN
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/metrics.md"
@@ -36,7 +36,7 @@ LABELS = {
     "model": "a configured model",
     "reason": "the type of the problem, as in [api.md](api.md), and `client-gone`",
     "result": "of reloads "
-    + ", ".join(f"`{result}`" for result in get_args(Result))
+    + ", ".join(f"`{result}`" for result in get_args(ReloadResult))
     + "; of golden probes "
     + ", ".join(f"`{result}`" for result in PROBES)
     + "; of the shadow `compared`, `dropped`, `failed`",

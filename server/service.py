@@ -115,7 +115,7 @@ class Service:
         self._draining = False
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
-        self._watching: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
@@ -157,7 +157,7 @@ class Service:
             probes = GoldenProbes(self.monitor, self._open, self.limits, every)
             self._probing = asyncio.create_task(probes.run())
         if self.settings.poll_seconds and not self.draining:
-            self._watching = asyncio.create_task(self.models.watch(self.settings.poll_seconds))
+            self._polling = asyncio.create_task(self.models.poll(self.settings.poll_seconds))
 
     def fail(self, error: AWNetError) -> None:
         """Log `error` and keep it as `failure`."""
@@ -178,7 +178,7 @@ class Service:
     async def stop(self) -> None:
         """Close everything; requests in flight are answered first. No front end may send any more."""
         self.drain()
-        for task in (self._watching, self._reloading, self._probing):
+        for task in (self._polling, self._reloading, self._probing):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -232,7 +232,7 @@ class Service:
         return Terms(time.monotonic() + seconds, priority)
 
     async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms) -> Outcome:
-        """Answer and judge; counts verdicts, scores and stages.
+        """Answers and verdicts; counts verdicts, scores and stages.
 
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `engine.Runner.infer`.
@@ -244,13 +244,13 @@ class Service:
         thresholds = model.contract.thresholds
         scores: list[float] = signals.p_type[:, 0].tolist()
         verdicts = [judge(score, thresholds) for score in scores]
-        self.metrics.judged(model, verdicts, scores)
+        self.metrics.count_verdicts(model, verdicts, scores)
         self.metrics.stages(signals)
         self.verdict_history.add(verdicts)
-        self._watch(model, images, verdicts, scores, signals)
+        self._monitor_answer(model, images, verdicts, scores, signals)
         return Outcome(model, signals, verdicts)
 
-    def _watch(
+    def _monitor_answer(
         self,
         model: Model,
         images: Sequence[ImageInput],
@@ -263,10 +263,10 @@ class Service:
             image.decoded is None or image.decoded.calibrated if isinstance(image, EncodedImage) else True
             for image in images
         ]
-        self.monitor.watch(model).answered(verdicts, scores, calibrated, signals.omega)
+        self.monitor.of(model).answered(verdicts, scores, calibrated, signals.omega)
         request = CURRENT.get()
         if request is not None:
-            request.judged(model, verdicts, signals)
+            request.record_verdicts(model, verdicts, signals)
             if request.client_address is not None:
                 for verdict in verdicts:
                     if verdict != "clean":

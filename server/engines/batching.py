@@ -88,7 +88,7 @@ class Feed:
             batcher.leave(ticket)
             self._open -= 1
             if self.closing:
-                self.settle()
+                self.release_if_idle()
 
     async def warm(self, images: NDArray[np.uint8]) -> None:
         """Run every batch that may occur, twice: once to prepare, once to learn what it costs.
@@ -119,10 +119,10 @@ class Feed:
     async def close(self) -> None:
         """Answer what was accepted, then let go of the model. Other feeds go on."""
         self.closing = True
-        self.settle()
+        self.release_if_idle()
         await self._emptied.wait()
 
-    def settle(self) -> None:
+    def release_if_idle(self) -> None:
         """Let go of the model if this feed is closing, has answered everybody and nothing of it runs."""
         if self.closing and self.run is not None and not self._open and not self.lane.running:
             self.run = None
@@ -369,7 +369,7 @@ class Batcher:
                 if not ticket.missing:
                     ticket.future.set_result(_signals(ticket))
         if feed.closing:
-            feed.settle()
+            feed.release_if_idle()
 
 
 def _execute(

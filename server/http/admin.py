@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Scope
 
 from ..core.version import parse_version
 from ..errors import READ, AWNetError, Forbidden, InvalidQuery, NotReady, StartupError, UnsupportedMedia
-from ..monitoring.request import Request as Observed
+from ..monitoring.request import ObservedRequest
 from ..service import Service
 from .exchange import Exchange
 from .front import Front
@@ -104,7 +104,7 @@ class AdminFront(Front):
     """The routes of the admin port."""
 
     async def _answer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Observed
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
     ) -> None:
         scope[EXCHANGE] = exchange
         await self._route(scope, exchange, request)

@@ -27,7 +27,7 @@ from ..errors import (
     UnsupportedMedia,
 )
 from ..monitoring.metrics import OTHER
-from ..monitoring.request import Request
+from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
@@ -95,7 +95,9 @@ class PublicFront(Front):
             page.Page(service.models.loaded, settings.model, service.verdict_history) if settings.page else None
         )
 
-    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request) -> None:
+    async def _answer(
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
+    ) -> None:
         path, method = scope["path"], scope["method"]
         if path == PREDICT:
             request.routed(PREDICT)
@@ -118,7 +120,7 @@ class PublicFront(Front):
             await self._route(scope, exchange, request)
 
     async def _predict(
-        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
     ) -> None:
         service, settings = self._service, self._service.settings
         if scope["method"] != "POST":

@@ -9,7 +9,7 @@ from types import TracebackType
 from starlette.types import Message, Receive, Send
 
 from ..errors import BodyTooLarge
-from ..monitoring.request import Request
+from ..monitoring.request import ObservedRequest
 
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
 DISCONNECT_CHECK_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
@@ -81,7 +81,7 @@ class Exchange:
         self,
         receive: Receive,
         send: Send,
-        request: Request,
+        request: ObservedRequest,
         watcher: DisconnectWatcher,
         headers: Mapping[bytes, bytes],
         *,

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import AWNetError, MethodNotAllowed, NotFound, headers_of, problem, status_of
 from ..monitoring.metrics import OTHER
-from ..monitoring.request import Request
+from ..monitoring.request import ObservedRequest
 from ..oip.rest import Reply
 from ..service import Service
 from .exchange import ClientGoneError, DisconnectWatcher, Exchange
@@ -56,10 +56,12 @@ class Front(ABC):
                 await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
 
     @abstractmethod
-    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: Request) -> None:
+    async def _answer(
+        self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
+    ) -> None:
         """Answer one request, or raise the error to answer with."""
 
-    async def _route(self, scope: Scope, exchange: Exchange, request: Request) -> None:
+    async def _route(self, scope: Scope, exchange: Exchange, request: ObservedRequest) -> None:
         """Let `routes` answer; the request belongs to the template that they find."""
         try:
             await self._routes(scope, exchange.receive, exchange.forward)

@@ -33,8 +33,8 @@ from .statistics import OmegaDrift, ScoreDrift
 
 Flag = Literal["suspicious", "adversarial"]
 FLAGS: tuple[Flag, ...] = ("suspicious", "adversarial")
-Result = Literal["right", "wrong", "failed"]
-RESULTS: tuple[Result, ...] = ("right", "wrong", "failed")
+ProbeResult = Literal["right", "wrong", "failed"]
+PROBE_RESULTS: tuple[ProbeResult, ...] = ("right", "wrong", "failed")
 
 OMEGA_EVERY = 8  # requests between two that omega is read from
 MAX_WATCHES = 16
@@ -68,7 +68,9 @@ class Watch:
         golden = contract.golden.outputs["p_type"][:, 0].tolist()
         expected = sorted({judge(score, contract.thresholds) for score in golden})
         # From 0 on: an alert on an increase cannot see a series that begins at 1.
-        self.golden_probes: dict[tuple[Verdict, Result], int] = {(e, r): 0 for e in expected for r in RESULTS}
+        self.golden_probes: dict[tuple[Verdict, ProbeResult], int] = {
+            (e, r): 0 for e in expected for r in PROBE_RESULTS
+        }
         self._detected: deque[bool] = deque(maxlen=PROBES_REMEMBERED)
         self._requests = 0
 
@@ -93,7 +95,7 @@ class Watch:
             self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
         self._requests += 1
 
-    def golden_probe(self, expected: Verdict, result: Result) -> None:
+    def golden_probe(self, expected: Verdict, result: ProbeResult) -> None:
         """One golden image has been sent."""
         self.golden_probes[expected, result] += 1
         if expected != "clean":
@@ -114,12 +116,12 @@ class Monitor(Events):
         self.clients = TopClients() if clients is None else clients
 
     def opened(self, model: Model) -> None:
-        self.watch(model)
+        self.of(model)
 
     def closed(self, model: Model) -> None:
         self._watches.pop((model.name, model.version), None)
 
-    def watch(self, model: Model) -> Watch:
+    def of(self, model: Model) -> Watch:
         """The watch of this version; a new one where the file behind the version is another."""
         key = (model.name, model.version)
         watch = self._watches.get(key)

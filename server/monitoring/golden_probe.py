@@ -1,7 +1,7 @@
 """Sends golden probes: golden images of the contract, through the real path while serving.
 
 The self-test at load compares values. A golden probe is sent under load and as a client would send it: an encoded file
-that is decoded, queued, run and judged. It is not counted among the clients' verdicts.
+that is decoded, queued, run and given a verdict. It is not counted among the clients' verdicts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..core.engine import Model, Signals, Terms
 from ..core.images import EncodedImage, ImageInput, Limits
 from ..core.verdict import Verdict, judge
 from ..errors import AWNetError
-from .detection import Monitor, Result
+from .detection import Monitor, ProbeResult
 
 log = logging.getLogger("awnet")
 
@@ -36,7 +36,7 @@ class GoldenProbe(NamedTuple):
     expected: Verdict
     tolerance: float
 
-    def judged(self, score: float, thresholds: Thresholds) -> Result:
+    def result_of(self, score: float, thresholds: Thresholds) -> ProbeResult:
         """A score within the tolerance is right even where a threshold lies between."""
         near = abs(score - self.score) <= self.tolerance
         return "right" if near or judge(score, thresholds) == self.expected else "wrong"
@@ -116,7 +116,7 @@ class GoldenProbes:
             # A probe gives way to clients, and has its answer before the next one is sent.
             terms = Terms(deadline=time.monotonic() + self.every, priority="low")
             signals = await answering.infer([EncodedImage(probe.png, self.limits)], terms)
-            result = probe.judged(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
+            result = probe.result_of(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
         except AWNetError as error:
             log.warning("golden probe: %s", error.detail)
             result = "failed"
@@ -127,4 +127,4 @@ class GoldenProbes:
                 answering.model.version,
                 probe.expected,
             )
-        self.monitor.watch(answering.model).golden_probe(probe.expected, result)
+        self.monitor.of(answering.model).golden_probe(probe.expected, result)

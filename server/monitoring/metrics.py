@@ -19,14 +19,13 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..core.engine import Model, Signals
 from ..core.verdict import VERDICTS, Verdict
-from ..versions.events import Difference, Events, Result, Role, ShadowResult
+from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
@@ -180,10 +179,10 @@ class Metrics(Events):
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._judgements: dict[tuple[str, int], tuple[dict[Verdict, Counter], Histogram]] = {}
+        self._verdict_children: dict[tuple[str, int], tuple[dict[Verdict, Counter], Histogram]] = {}
         self._info: dict[str, dict[int, Role]] = {}
         for name in models:
-            for result in get_args(Result):
+            for result in get_args(ReloadResult):
                 self._reloads.labels(name, result)
 
     # Requests.
@@ -215,9 +214,9 @@ class Metrics(Events):
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)
 
-    def judged(self, model: Model, verdicts: Sequence[Verdict], scores: Sequence[float]) -> None:
+    def count_verdicts(self, model: Model, verdicts: Sequence[Verdict], scores: Sequence[float]) -> None:
         """The images of one request that `model` answered."""
-        counters, histogram = self._judgements.get((model.name, model.version)) or self._judgement(model)
+        counters, histogram = self._verdict_children.get((model.name, model.version)) or self._children_of(model)
         for verdict, score in zip(verdicts, scores, strict=True):
             counters[verdict].inc()
             histogram.observe(score)
@@ -240,13 +239,13 @@ class Metrics(Events):
     # `Events`: what happens to models.
 
     def opened(self, model: Model) -> None:
-        self._judgement(model)
+        self._children_of(model)
         thresholds = model.contract.thresholds
         self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
         self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
 
     def closed(self, model: Model) -> None:
-        self._judgements.pop((model.name, model.version), None)
+        self._verdict_children.pop((model.name, model.version), None)
         for family, last in (
             (self._verdicts, VERDICTS),
             (self._thresholds, VERDICTS[1:]),
@@ -264,7 +263,7 @@ class Metrics(Events):
         for version, role in roles.items():
             self._model_info.labels(name, version, role).set(1)
 
-    def reload(self, name: str, result: Result) -> None:
+    def reload(self, name: str, result: ReloadResult) -> None:
         self._reloads.labels(name, result).inc()
 
     def canary(self, name: str, version: int | None, share: float) -> None:
@@ -284,10 +283,6 @@ class Metrics(Events):
         """What makes up the exposition, for the page that documents it."""
         return list(self.registry._collector_to_names)
 
-    def text(self) -> bytes:
-        """Every metric in Prometheus's text format."""
-        return generate_latest(self.registry)
-
     @cached_property
     def modes(self) -> dict[str, str]:
         """How the values of several workers become one, by the name of each family; see `workers.metrics_merge`."""
@@ -299,12 +294,12 @@ class Metrics(Events):
                 found[collector._name] = "sum"
         return found
 
-    def _judgement(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
+    def _children_of(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
         key = (model.name, model.version)
-        found = self._judgements.get(key)
+        found = self._verdict_children.get(key)
         if found is None:
             counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
-            found = self._judgements[key] = (counters, self._scores.labels(*key))
+            found = self._verdict_children[key] = (counters, self._scores.labels(*key))
         return found
 
 

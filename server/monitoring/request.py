@@ -28,7 +28,7 @@ CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # the client disconnected 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Request:
+class ObservedRequest:
     """One request; each layer adds what it knows. Counted and logged once, when the `with` ends.
 
     Attributes:
@@ -45,7 +45,7 @@ class Request:
         self.client_address = client_address
         self._record = Record(self.id, route, method)
 
-    def __enter__(self) -> Request:
+    def __enter__(self) -> ObservedRequest:
         self._token = CURRENT.set(self)
         return self
 
@@ -75,7 +75,7 @@ class Request:
         """It belongs to `route`, a template and never a path."""
         self._record.route = route
 
-    def judged(self, model: Model, verdicts: Sequence[Verdict], signals: Signals) -> None:
+    def record_verdicts(self, model: Model, verdicts: Sequence[Verdict], signals: Signals) -> None:
         """`model` answered its images."""
         self._record.model, self._record.verdicts, self._record.signals = model, verdicts, signals
 
@@ -100,7 +100,7 @@ class Request:
 
 
 # A front end sets it, `service` adds to it, so that no layer between them has to hand it on.
-CURRENT: ContextVar[Request | None] = ContextVar("awnet_request", default=None)
+CURRENT: ContextVar[ObservedRequest | None] = ContextVar("awnet_request", default=None)
 
 
 class Requests:
@@ -115,7 +115,9 @@ class Requests:
         self._clients = clients
         self._log = log or RequestLog()
 
-    def observe(self, method: str, client_address: str | None, given_id: str = "", route: str = OTHER) -> Request:
+    def observe(
+        self, method: str, client_address: str | None, given_id: str = "", route: str = OTHER
+    ) -> ObservedRequest:
         """A request that comes in now, for a `with`.
 
         Args:
@@ -124,7 +126,7 @@ class Requests:
             given_id: what the client calls it.
             route: a template, if it is known already.
         """
-        return Request(self, method, client_address, given_id, route)
+        return ObservedRequest(self, method, client_address, given_id, route)
 
     def ended(self, record: Record, client_address: str | None) -> None:
         """Count and log one request."""

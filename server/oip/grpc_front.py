@@ -31,7 +31,7 @@ from ..errors import (
     UnknownModel,
 )
 from ..monitoring.metrics import OTHER
-from ..monitoring.request import Request
+from ..monitoring.request import ObservedRequest
 from ..service import Service
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
@@ -198,7 +198,7 @@ async def _unserved(service: Service, name: str, messages: Any, context: Any) ->
         await _refuse(request, NotFound("this extension of the protocol is not served here"), context)
 
 
-def _observed(service: Service, name: str, context: Any) -> Request:
+def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
     """The call, to be counted and logged. Its id goes back in the trailing metadata, as in a header over HTTP."""
     given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
     route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
@@ -207,7 +207,7 @@ def _observed(service: Service, name: str, context: Any) -> Request:
     return request
 
 
-async def _refuse(request: Request, error: Exception, context: Any) -> None:
+async def _refuse(request: ObservedRequest, error: Exception, context: Any) -> None:
     refusal = request.refused(error)
     request.answered(protocol.status_of(refusal))
     await context.abort(code_of(refusal), refusal.detail[:MAX_DETAIL])
@@ -219,7 +219,7 @@ def _address(peer: str) -> str | None:
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
 
 
-def _request(message: Any) -> protocol.Request:
+def _request(message: Any) -> protocol.InferRequest:
     """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor."""
     limit = protocol.MAX_TENSORS
     if len(message.inputs) > limit or len(message.outputs) > limit:
@@ -237,7 +237,7 @@ def _request(message: Any) -> protocol.Request:
             raise InvalidTensor(f"input {quoted(given.name)}: its shape must hold integers of at least 0")
         inputs.append(Tensor(given.name, given.datatype, tuple(given.shape), data, parameters))
     wanted = [protocol.Wanted(output.name, _parameters(output.parameters)) for output in message.outputs]
-    return protocol.Request(
+    return protocol.InferRequest(
         message.model_name,
         protocol.version_of(message.model_version, message.model_name),
         inputs,
@@ -268,7 +268,7 @@ def _parameters(given: Any) -> dict[str, Scalar]:
     return found
 
 
-def _response(request_id: str, answer: protocol.Answer) -> Any:
+def _response(request_id: str, answer: protocol.InferAnswer) -> Any:
     """`answer` as ModelInferResponse; always raw, as the clients expect."""
     response = service_pb2.ModelInferResponse(
         model_name=answer.model.name,

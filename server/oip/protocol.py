@@ -58,7 +58,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InferRequest:
     """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `ALWAYS`."""
 
     model: str
@@ -69,7 +69,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class InferAnswer:
     """What came out: `outputs` in the order of the request."""
 
     model: Model
@@ -77,7 +77,7 @@ class Answer:
     parameters: dict[str, Scalar]
 
 
-async def infer(service: Service, request: Request, max_seconds: float = math.inf) -> Answer:
+async def infer(service: Service, request: InferRequest, max_seconds: float = math.inf) -> InferAnswer:
     """Answer one request.
 
     Args:
@@ -102,7 +102,7 @@ async def infer(service: Service, request: Request, max_seconds: float = math.in
     calibrated = np.array([upload.decoded is not None and upload.decoded.calibrated for upload in uploads], np.bool_)
     if not uploads:
         calibrated = np.ones(len(images), np.bool_)
-    return Answer(
+    return InferAnswer(
         outcome.model,
         [_output(name, outcome, calibrated) for name in names],
         _about(outcome.model, bool(calibrated.all())),

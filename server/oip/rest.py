@@ -115,7 +115,7 @@ class _Read(NamedTuple):
     """A request's body. `binary`: output name -> whether raw bytes are asked for; `otherwise` where none is named."""
 
     id: str | None
-    request: protocol.Request
+    request: protocol.InferRequest
     binary: Mapping[str, bool]
     otherwise: bool
 
@@ -205,7 +205,7 @@ def _read(name: str, version: int | None, header_length: bytes | None, body: byt
         if "binary_data" in output.parameters:
             binary[output.name] = _flag(output.parameters, "binary_data")
     otherwise = _flag(parameters, "binary_data_output")
-    return _Read(request_id, protocol.Request(name, version, inputs, wanted, parameters), binary, otherwise)
+    return _Read(request_id, protocol.InferRequest(name, version, inputs, wanted, parameters), binary, otherwise)
 
 
 def _tensor(given: dict[str, Any], raw: memoryview) -> tuple[Tensor, int]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..core.engine import Model
 
-Result = Literal["loaded", "unchanged", "refused", "unavailable", "absent"]
+ReloadResult = Literal["loaded", "unchanged", "refused", "unavailable", "absent"]
 Role = Literal["serving", "canary", "shadow", "kept"]
 ShadowResult = Literal["compared", "dropped", "failed"]
 Difference = Literal["class", "verdict"]
@@ -25,7 +25,7 @@ class Events:
     def roles(self, name: str, roles: Mapping[int, Role]) -> None:
         """The role of each open version of the model `name`, after every change."""
 
-    def reload(self, name: str, result: Result) -> None:
+    def reload(self, name: str, result: ReloadResult) -> None:
         """A check of the repository for versions of `name`, one of the configured models, has ended.
 
         'loaded': a version was opened. 'unchanged': asked for, and nothing was new. 'refused': a version is at fault.
@@ -60,7 +60,7 @@ class Broadcast(Events):
         for other in self._others:
             other.roles(name, roles)
 
-    def reload(self, name: str, result: Result) -> None:
+    def reload(self, name: str, result: ReloadResult) -> None:
         for other in self._others:
             other.reload(name, result)
 

@@ -20,7 +20,7 @@ from .reload import Change, Reload
 from .rollout import Lease, Rollout, millionths
 from .shadow import ShadowComparer
 
-log = logging.getLogger("awnet.lifecycle")
+log = logging.getLogger("awnet.versions")
 
 
 class Models:
@@ -127,7 +127,7 @@ class Models:
         """Check the repository and load what is new; what cannot be loaded changes nothing.
 
         Returns:
-            {"changes": [{"model", "version", "result", "detail"}, ...]}; the result is one of `events.Result`.
+            {"changes": [{"model", "version", "result", "detail"}, ...]}; the result is one of `events.ReloadResult`.
         """
         async with self._changing:
             changes = await self._reload.run()
@@ -136,7 +136,7 @@ class Models:
                     self._events.reload(name, "unchanged")
             return {"changes": changes}
 
-    async def watch(self, seconds: float) -> None:
+    async def poll(self, seconds: float) -> None:
         """Reload whenever the engine's fingerprint has changed; looks every `seconds`, for ever."""
         failing = ""
         while True:
@@ -191,7 +191,7 @@ class Models:
         async with self._changing:
             await self._set_apart(version)
             self._main.split(version, exact)
-            self._main.settle()
+            self._main.apply_roles()
             return self.status()
 
     async def set_shadow(self, version: int | None) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Models:
         async with self._changing:
             await self._set_apart(version)
             self._main.compare(version)
-            self._main.settle()
+            self._main.apply_roles()
             return self.status()
 
     async def _set_apart(self, version: int | None) -> None:

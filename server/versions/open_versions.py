@@ -17,7 +17,7 @@ from ..core.engine import Engine, Model, Runner, self_test
 from ..errors import AWNetError, QueueFull, StartupError
 from .events import Events
 
-log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
+log = logging.getLogger("awnet.versions")
 
 PROOFS, PROOF_PAUSE_SECONDS = 20, 0.1  # a golden test that found the queue full is tried again
 

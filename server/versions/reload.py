@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from ..core.engine import Engine
 from ..errors import AWNetError, EngineFault, ModelNotFound, StartupError, Unavailable
-from .events import Events, Result
+from .events import Events, ReloadResult
 from .open_versions import OpenVersion, OpenVersions
 from .rollout import Rollout
 
-log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
+log = logging.getLogger("awnet.versions")
 
-Change = dict[str, str]  # "model", "version" ("" where it is about all), "result" (an `events.Result`), "detail"
+Change = dict[str, str]  # "model", "version" ("" where it is about all), "result" (an `events.ReloadResult`), "detail"
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +26,9 @@ class _Tried:
     """Outcomes of one model's versions so far."""
 
     refused: dict[int, tuple[object, str]] = field(default_factory=dict)  # version -> (mark of its files, why)
-    reported: dict[tuple[int | None, Result], str] = field(default_factory=dict)  # lasting states that were logged
+    reported: dict[tuple[int | None, ReloadResult], str] = field(
+        default_factory=dict
+    )  # lasting states that were logged
 
 
 class Reload:
@@ -50,11 +52,11 @@ class Reload:
         self._unlogged: str | None = unlogged
         self._tried = {name: _Tried() for name in rollouts}
         self._seen: object = None
-        self._unsettled = False  # something could not be tried and may be later, without any file changing
+        self._retry = False  # something could not be tried and may be later, without any file changing
 
     async def due(self) -> bool:
         """Whether there may be something to load. Raises what `Engine.fingerprint` does."""
-        return await self._engine.fingerprint() != self._seen or self._unsettled
+        return await self._engine.fingerprint() != self._seen or self._retry
 
     def log_all(self) -> None:
         """The start is over: log failures of every model."""
@@ -75,13 +77,13 @@ class Reload:
             What was tried or is missing; empty where nothing is new.
         """
         marks = await self._engine.fingerprint()  # before anything is read, so that no later change is missed
-        self._unsettled = False
+        self._retry = False
         changes: list[Change] = []
         try:
             catalogue = await self._engine.catalogue()
         except AWNetError as error:
-            self._unsettled = True
-            result: Result = "unavailable" if isinstance(error, Unavailable) else "absent"
+            self._retry = True
+            result: ReloadResult = "unavailable" if isinstance(error, Unavailable) else "absent"
             for rollout in self._rollouts.values():
                 self._outcome(rollout, None, result, error.detail, changes)
             return changes
@@ -92,7 +94,7 @@ class Reload:
             listed = catalogue.get(rollout.name, ())
             versions = [version for version in listed if _mark(marks, rollout.name, version) != ()]
             if len(versions) < len(listed):
-                self._unsettled = True  # it appeared in between: its mark is known the next time
+                self._retry = True  # it appeared in between: its mark is known the next time
             await self._renew(rollout, versions, marks, changes)
         self._seen = marks
         return changes
@@ -138,12 +140,12 @@ class Reload:
             return
         for version in rollout.canary_and_shadow:
             await self._take(rollout, version, marks, changes)
-        rollout.settle()  # frees what is not wanted any more before anything else is opened
+        rollout.apply_roles()  # frees what is not wanted any more before anything else is opened
         for version in rollout.reserves(listed):
             if rollout.full:
                 break
             await self._take(rollout, version, marks, changes)
-        rollout.settle()
+        rollout.apply_roles()
 
     async def _take(self, rollout: Rollout, version: int, marks: object, changes: list[Change]) -> OpenVersion | None:
         """The open version, opened if need be; None where it cannot be, reported once for each state of its files."""
@@ -183,15 +185,15 @@ class Reload:
     def _failed(self, rollout: Rollout, version: int, mark: object, error: AWNetError, changes: list[Change]) -> None:
         if isinstance(error, ModelNotFound) or _is_transient(error):
             # Nothing is known against the version: it has gone again, or the engine was away or full.
-            self._unsettled = True
-            result: Result = "absent" if isinstance(error, ModelNotFound) else "unavailable"
+            self._retry = True
+            result: ReloadResult = "absent" if isinstance(error, ModelNotFound) else "unavailable"
             self._outcome(rollout, version, result, error.detail, changes)
             return
         self._tried[rollout.name].refused[version] = (mark, error.detail)
         self._outcome(rollout, version, "refused", f"{error.title}: {error.detail}", changes)
 
     def _outcome(
-        self, rollout: Rollout, version: int | None, result: Result, detail: str, changes: list[Change]
+        self, rollout: Rollout, version: int | None, result: ReloadResult, detail: str, changes: list[Change]
     ) -> None:
         """Add to `changes`, count, and log what is not 'loaded', unless it is known."""
         name, tried = rollout.name, self._tried[rollout.name]

@@ -18,7 +18,7 @@ from .events import Events, Role
 from .open_versions import OpenVersion, OpenVersions
 from .shadow import ShadowComparer
 
-log = logging.getLogger("awnet.lifecycle")  # one logger for the life cycle of versions
+log = logging.getLogger("awnet.versions")
 
 MILLIONTHS = 1_000_000  # shares are counted in these, so that the split is exact
 HISTORY_LENGTH = 8  # versions in `history`
@@ -197,7 +197,7 @@ class Rollout:
             raise UnknownModel(f"{self.name} has no version before {serving} to go back to")
         return next((version for version in earlier if version in self.open), earlier[0])
 
-    # Changes, to versions that are open. After `switch`, `replaced`, `split` or `compare` the caller settles.
+    # Changes, to versions that are open. After `switch`, `replaced`, `split`, `compare`: `apply_roles`.
 
     def switch(self, opened: OpenVersion) -> None:
         """Make `opened` the serving version."""
@@ -216,7 +216,7 @@ class Rollout:
         """Make `opened` the serving version on request; the previous one is not loaded automatically again."""
         self._clear_special_roles(opened)
         self.switch(opened)
-        self.settle()
+        self.apply_roles()
 
     def go_back(self, opened: OpenVersion) -> None:
         """As `promote`, to the `previous` version; later versions leave the history."""
@@ -224,14 +224,14 @@ class Rollout:
             del self.history[len(self.history) - 1 - self.history[::-1].index(opened.model.version) :]
         self._clear_special_roles(opened)
         self._serve(opened)
-        self.settle()
+        self.apply_roles()
 
     def follow(self, opened: OpenVersion, not_taken_up_to: int, history: Sequence[int]) -> None:
         """Make `opened` the serving version as in another process, whose `not_taken_up_to` and `history` these are."""
         self.not_taken_up_to = not_taken_up_to
         self._serve(opened)
         self.history = list(history)
-        self.settle()
+        self.apply_roles()
 
     def split(self, version: int | None, share: int) -> None:
         """Give `version` so many millionths of the unversioned requests; None ends the split."""
@@ -246,7 +246,7 @@ class Rollout:
         """Report to `Events.canary` how requests are split."""
         self._events.canary(self.name, self.canary, self.share)
 
-    def settle(self) -> None:
+    def apply_roles(self) -> None:
         """Assign canary and shadow among the open versions, and retire versions without a role."""
         serving, apart = self.current(), self.canary_and_shadow
         self._find_special_roles()

@@ -45,7 +45,7 @@ class Acceptor:
         """Take connections from now on."""
         self._begun = True
         for listening in self._listening:
-            self._watch(listening)
+            self._listen(listening)
 
     async def end(self) -> None:
         """Take none any more; those that were taken are set up."""
@@ -64,7 +64,7 @@ class Acceptor:
     def _held(self) -> int:
         return self._open_connections() + len(self._taken)
 
-    def _watch(self, listening: socket.socket) -> None:
+    def _listen(self, listening: socket.socket) -> None:
         if self._begun:
             asyncio.get_running_loop().add_reader(listening.fileno(), self._offered, listening)
 
@@ -81,7 +81,7 @@ class Acceptor:
 
     def _take_late(self, listening: socket.socket) -> None:
         if self._begun:
-            self._watch(listening)
+            self._listen(listening)
             self._take(listening)
 
     def _take(self, listening: socket.socket) -> None:
@@ -93,16 +93,16 @@ class Acceptor:
         except OSError as error:
             log.error("no connection can be taken: %s", error)
             loop.remove_reader(listening.fileno())
-            loop.call_later(FULL_SECONDS, self._watch, listening)
+            loop.call_later(FULL_SECONDS, self._listen, listening)
             return
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
         self._taken.add(task)
-        task.add_done_callback(self._settled)
+        task.add_done_callback(self._set_up)
         self.post()
 
-    def _settled(self, task: asyncio.Task[Any]) -> None:
+    def _set_up(self, task: asyncio.Task[Any]) -> None:
         self._taken.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a connection was lost at once: %s", error)

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import LinkLost, QueueFull
@@ -48,7 +49,7 @@ class Observed:
 
     def counters(self) -> dict[str, float]:
         """The series of requests and rejections."""
-        rows = [row for row in self.small.metrics.text().decode().splitlines() if row[0] != "#"]
+        rows = [row for row in generate_latest(self.small.metrics.registry).decode().splitlines() if row[0] != "#"]
         counted = ("awnet_requests_total", "awnet_rejections_total")
         return {name: float(value) for name, value in (row.rsplit(" ", 1) for row in rows) if name.startswith(counted)}
 
@@ -323,7 +324,7 @@ def test_a_client_who_leaves_is_logged_and_counted_whichever_way_it_came(reposit
                 await app(scope, receive, send)
                 assert sent == []
             engine.gate.set()
-        text = service.metrics.text().decode()
+        text = generate_latest(service.metrics.registry).decode()
         assert 'awnet_rejections_total{reason="client-gone"} 4.0' in text
         for route in ("/predict", "/v2/models/{model}/infer"):
             assert f'awnet_requests_total{{code="499",method="POST",route="{route}"}} 2.0' in text

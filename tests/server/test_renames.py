@@ -100,7 +100,7 @@ def test_metrics_are_exported_under_their_old_names_too_with_the_same_values(acc
     for number in range(workers):
         monitor = Monitor()
         metrics = Metrics(monitor, 1, golden_probe_seconds=7)
-        watch = monitor.watch(MODEL)
+        watch = monitor.of(MODEL)
         for expected, _ in list(watch.golden_probes):
             watch.golden_probe(expected, "right")
         snapshot = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 from server.core.images import PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
@@ -46,7 +47,7 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> None:
 
 def value(service: Service, line: str) -> float | None:
     """A series' value; None where there is no such series."""
-    for row in service.metrics.text().decode().splitlines():
+    for row in generate_latest(service.metrics.registry).decode().splitlines():
         if row.startswith(line + " "):
             return float(row.rpartition(" ")[2])
     return None
@@ -174,7 +175,7 @@ def test_the_series_of_a_closed_version_are_dropped(tmp_path: Path) -> None:
                     await service.run(lease, [flat(0.5)], service.terms())
             while service.models.status()["closing"]:
                 await asyncio.sleep(0.01)
-            text = service.metrics.text().decode()
+            text = generate_latest(service.metrics.registry).decode()
             assert {number for number in range(1, 8) if f'version="{number}"' in text} == {7}
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="suspicious",version="7"}') == 1
 

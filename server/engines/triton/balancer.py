@@ -18,7 +18,7 @@ from ...errors import EngineUnavailable
 
 State = Literal["up", "proving", "down"]
 
-log = logging.getLogger("awnet.balance")
+log = logging.getLogger("awnet.triton")
 
 
 class Key(NamedTuple):

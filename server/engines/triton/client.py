@@ -170,7 +170,7 @@ class TritonClient:
         )
         return _outputs(answer, len(images), model.contract)
 
-    async def watch(self, lost: Callable[[], None]) -> None:
+    async def on_connection_lost(self, lost: Callable[[], None]) -> None:
         """Call `lost` whenever the connection goes, for ever: what answers after that may be another process."""
         channel = self._client._channel  # the client library offers no other way
         state = channel.get_state(try_to_connect=True)

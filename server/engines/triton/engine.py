@@ -111,7 +111,7 @@ class TritonEngine:
             raise StartupError(f"there is no certificate {self._ca}")
         for peer in self._peers:
             self._on_state(peer.url, False)
-            self._tasks += [asyncio.create_task(watch(peer)) for watch in (self._health.tend, self._health.listen)]
+            self._tasks += [asyncio.create_task(check(peer)) for check in (self._health.tend, self._health.listen)]
         try:
             async with asyncio.timeout(self._patience_seconds):
                 await self._someone_came.wait()
@@ -226,7 +226,7 @@ class TritonEngine:
         try:
             outputs = await task
         except CallError as failed:
-            raise self._judge(peer, key, failed, started) from None
+            raise self._interpret_failure(peer, key, failed, started) from None
         except EngineFault as fault:
             self.balancer.failed(peer, fault.detail)
             raise
@@ -243,7 +243,7 @@ class TritonEngine:
         self.balancer.succeeded(peer)
         return outputs
 
-    def _judge(self, peer: Peer, key: Key, failed: CallError, started: float) -> AWNetError:
+    def _interpret_failure(self, peer: Peer, key: Key, failed: CallError, started: float) -> AWNetError:
         """What a failed execution means for the address, and the error that means it to the client."""
         if failed.meaning == "late":
             self._gave_up(peer, started)

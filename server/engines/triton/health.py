@@ -102,7 +102,7 @@ class HealthChecks:
 
     async def listen(self, peer: Peer) -> None:
         """Suspect the address whenever its connection changes; for ever."""
-        await peer.client.watch(lambda: self.lost(peer))
+        await peer.client.on_connection_lost(lambda: self.lost(peer))
 
     def lost(self, peer: Peer) -> None:
         """The connection was lost: the address has to pass the self-test again before it serves."""

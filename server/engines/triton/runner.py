@@ -25,7 +25,7 @@ from .balancer import Address, Balancer, Key
 MAX_SECONDS = 60.0  # of a request that has no deadline
 WARM_SECONDS = 20.0  # of one batch that warms
 
-log = logging.getLogger("awnet.remote")
+log = logging.getLogger("awnet.triton")
 
 
 class Description(NamedTuple):

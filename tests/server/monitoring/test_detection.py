@@ -210,11 +210,11 @@ def test_omega_is_sampled(model: Model) -> None:
 def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> None:
     """Its thresholds are other ones; and however many versions come, memory stays bounded."""
     monitor = Monitor()
-    first = monitor.watch(Model("awnet", 1, "a", contract))
-    assert monitor.watch(Model("awnet", 1, "a", contract)) is first
-    assert monitor.watch(Model("awnet", 1, "b", contract)) is not first
+    first = monitor.of(Model("awnet", 1, "a", contract))
+    assert monitor.of(Model("awnet", 1, "a", contract)) is first
+    assert monitor.of(Model("awnet", 1, "b", contract)) is not first
     for n in range(100):
-        monitor.watch(Model("awnet", n, "c", contract))
+        monitor.of(Model("awnet", n, "c", contract))
     assert len(list(monitor)) == MAX_WATCHES
     monitor.closed(Model("awnet", 99, "c", contract))
     assert len(list(monitor)) == MAX_WATCHES - 1
@@ -300,7 +300,7 @@ def send(fake: Fake, times: int = 8) -> Watch:
     prober = GoldenProbes(monitor, lambda: [fake.lease()])
     for _ in range(times):
         asyncio.run(prober.once())
-    return monitor.watch(fake.model)
+    return monitor.of(fake.model)
 
 
 def told(watch: Watch) -> set[str]:
@@ -345,8 +345,8 @@ def test_a_golden_probe_at_a_threshold_is_right_within_the_tolerance(contract: C
     middle: Verdict = "suspicious"
     probe = next(c for c in made if c.expected == middle)._replace(score=0.7699, tolerance=0.001)
     assert judge(0.7701, model.contract.thresholds) == "adversarial"
-    assert probe.judged(0.7701, model.contract.thresholds) == "right"
-    assert probe.judged(0.9, model.contract.thresholds) == "wrong"
+    assert probe.result_of(0.7701, model.contract.thresholds) == "right"
+    assert probe.result_of(0.9, model.contract.thresholds) == "wrong"
 
 
 def test_clean_and_attacked_golden_probes_take_turns(contract: Contract) -> None:
@@ -360,7 +360,7 @@ def test_the_report_for_the_admin_port_names_hashes_only(model: Model) -> None:
     """And it is the same where the process is one worker of several: what it told has been added up."""
     monitor = Monitor()
     metrics = Metrics(monitor, 1)
-    monitor.watch(model).answered(["adversarial"], [0.9], [True], np.zeros((1, CHANNELS), np.float32))
+    monitor.of(model).answered(["adversarial"], [0.9], [True], np.zeros((1, CHANNELS), np.float32))
     monitor.clients.flagged("203.0.113.9")
     alone = report(Counted(metrics.registry, monitor.clients.top(), monitor.clients.total))
     text = json.dumps(alone)

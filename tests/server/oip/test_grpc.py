@@ -17,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
@@ -348,14 +349,14 @@ def test_calls_are_counted_under_their_method(served: Served) -> None:
         call = stub.ModelInfer(image())
         await until(lambda: len(served.small.engine.asked) > count)
         call.cancel()
-        await until(lambda: 'code="499"' in served.small.metrics.text().decode())
+        await until(lambda: 'code="499"' in generate_latest(served.small.metrics.registry).decode())
 
     served.small.engine.gate.clear()
     try:
         served.call(leave)
     finally:
         served.small.engine.gate.set()
-    text = served.small.metrics.text().decode()
+    text = generate_latest(served.small.metrics.registry).decode()
     route = "/inference.GRPCInferenceService/ModelInfer"
     for code in ("200", "400", "404", "499"):
         lines = [line for line in text.splitlines() if line.startswith("awnet_requests_total") and route in line]

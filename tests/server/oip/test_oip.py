@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client import generate_latest
 
 from server.core.engine import Terms
 from server.core.images import Limits, decode
@@ -319,7 +320,7 @@ def test_a_shadow_changes_no_answer(tmp_path: Path) -> None:
         assert answer["model_version"] == "2"
         assert answer["outputs"][0]["data"] == [True, False]
         counted = 'awnet_shadow_images_total{model="awnet",result="compared",version="1"} 2.0'
-        running.run(until(lambda: counted in running.metrics.text().decode()))
+        running.run(until(lambda: counted in generate_latest(running.metrics.registry).decode()))
     finally:
         running.close()
 
@@ -588,7 +589,7 @@ def test_faults_of_the_engine_have_their_status(small: Small, fault: Exception, 
     assert got == status
     assert ("retry-after" in headers) == (status == 503)
     assert json.loads(content) == {"error": str(fault)}
-    assert f'awnet_rejections_total{{reason="{fault.slug}"}}'.encode() in small.metrics.text()  # type: ignore[attr-defined]
+    assert f'awnet_rejections_total{{reason="{fault.slug}"}}'.encode() in generate_latest(small.metrics.registry)  # type: ignore[attr-defined]
 
 
 def test_an_unforeseen_fault_tells_nothing_of_the_inside(small: Small, caplog: pytest.LogCaptureFixture) -> None:

@@ -475,13 +475,13 @@ def test_an_engine_that_is_away_is_asked_again(tmp_path: Path, caplog: pytest.Lo
             await models.reload()
             assert models._events.reloads == ["loaded", "unavailable", "unavailable"]
             assert len(errors(caplog)) == 1
-            watching = asyncio.create_task(models.watch(0.01))
+            polling = asyncio.create_task(models.poll(0.01))
             await until(lambda: models._events.reloads.count("unavailable") > 3)
             assert await answer(models) == 1
             away[0] = False
             await until(lambda: models.latest().version == 2)
             assert await answer(models) == 2
-            watching.cancel()
+            polling.cancel()
 
     run(scenario)
 
@@ -493,7 +493,7 @@ def test_polling_takes_what_appears_and_outlives_what_goes_wrong(tmp_path: Path)
         home = publish(tmp_path / "repository")
         shelf = Shelf(home)
         async with serving(shelf) as models, Load(models) as load:
-            watching = asyncio.create_task(models.watch(0.01))
+            polling = asyncio.create_task(models.poll(0.01))
             home.rename(tmp_path / "elsewhere")
             looks = shelf.looks
             await until(lambda: shelf.looks > looks + 2)
@@ -504,7 +504,7 @@ def test_polling_takes_what_appears_and_outlives_what_goes_wrong(tmp_path: Path)
             opened, looks = list(shelf.opened), shelf.looks
             await until(lambda: shelf.looks > looks + 5)
             assert shelf.opened == opened  # looking costs nothing while nothing changes
-            watching.cancel()
+            polling.cancel()
 
     run(scenario)
 

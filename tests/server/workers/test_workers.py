@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as plain_families
 from tritonclient.grpc import InferenceServerClient
@@ -344,6 +345,8 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
                 (watch,) = service.monitor
                 right = sum(count for (_, result), count in watch.golden_probes.items() if result == "right")
             assert right >= 3 if seconds else right == 0
-            assert f"awnet_golden_probe_interval_seconds {seconds}" in service.metrics.text().decode()
+            assert (
+                f"awnet_golden_probe_interval_seconds {seconds}" in generate_latest(service.metrics.registry).decode()
+            )
 
     asyncio.run(scenario())
