@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .harness import bad_models
-from .harness.exchange import Link, exchange, get, post, until
+from .harness.exchange import Link, exchange, get, post, seconds_until
 from .harness.load import IMAGES, Load, drawing, loaded, quantile
 from .harness.processes import Haproxy, Server, Triton
 from .harness.report import ROOT
@@ -316,7 +316,7 @@ async def reload(bench: Bench) -> Result:
                 spoil(repository / "awnet", number)
                 front.send(signal.SIGHUP)
                 try:
-                    told = await until(lambda before=before: _more_refusals(front, before), 15, front)
+                    told = await seconds_until(lambda before=before: _more_refusals(front, before), 15, front)
                 except TimeoutError:
                     told = float("nan")
                 await asyncio.sleep(1)
@@ -343,7 +343,7 @@ async def reload(bench: Bench) -> Result:
             bad_models.complete(repository / "awnet", number)
             front.send(signal.SIGHUP)
             try:
-                took = await until(lambda: _served(load, str(number)), 20, front)
+                took = await seconds_until(lambda: _served(load, str(number)), 20, front)
             except TimeoutError:
                 took = float("nan")
             await asyncio.sleep(1)
@@ -474,14 +474,14 @@ async def _triton(
         for _ in range(bench.rounds):
             await asyncio.sleep(2)
             damage(triton)
-            opens.append(await until(lambda: _engine_up(front, 0), 30, front))
+            opens.append(await seconds_until(lambda: _engine_up(front, 0), 30, front))
             turned.append(not await get(front.port, "/v2/health/ready"))
             await asyncio.sleep(2)
             mending = time.monotonic()
             await mend(triton)
             returned = time.monotonic()
-            await until(lambda: get(front.port, "/v2/health/ready"), 60, front)
-            await until(lambda mending=mending: _answers_since(load, mending), 60, front)
+            await seconds_until(lambda: get(front.port, "/v2/health/ready"), 60, front)
+            await seconds_until(lambda mending=mending: _answers_since(load, mending), 60, front)
             recoveries.append(time.monotonic() - returned)
         await asyncio.sleep(2)
     outcomes = load.counts()
@@ -577,12 +577,12 @@ async def wrong_engine(bench: Bench) -> Result:
                     counts["wrong"] == 0 and not ready and load.counts(since=back)["ok"] == 0,
                 )
                 triton.wrong.unlink()
-                took = await until(lambda: get(front.port, "/v2/health/ready"), 60, front)
+                took = await seconds_until(lambda: get(front.port, "/v2/health/ready"), 60, front)
                 result.goal("right again: taken in within 5 s", f"{took:.2f} s", took <= 5)
                 await asyncio.sleep(2)
                 begun, before = time.monotonic(), load.counts()["wrong"]
                 triton.wrong.touch()
-                gone = await until(lambda: _engine_up(front, 0), 60, front)
+                gone = await seconds_until(lambda: _engine_up(front, 0), 60, front)
                 await asyncio.sleep(8)
                 late = [s for s in load.samples if s.outcome == "wrong" and s.begun > begun + gone + GRACE]
                 result.figures["turned wrong"] = {

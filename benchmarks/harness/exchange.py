@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
+
+from .waiting import until
 
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -65,20 +68,20 @@ def post(body: bytes, keep: bool) -> bytes:
     return (head + ("" if keep else "Connection: close\r\n") + "\r\n").encode() + body
 
 
-async def until(check: Callable[[], Awaitable[bool]], seconds: float, process: Ends | None = None) -> float:
+async def seconds_until(check: Callable[[], Awaitable[bool]], seconds: float, process: Ends | None = None) -> float:
     """Ask `check` until it is true; the seconds that took. Connection errors count as no."""
-    started = time.monotonic()
-    while True:
-        try:
+
+    async def checked() -> bool:
+        with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
             if await check():
-                return time.monotonic() - started
-        except (OSError, EOFError, ValueError, TimeoutError):
-            pass
+                return True
         if process is not None and not process.running:
             raise process.failure()
-        if time.monotonic() - started > seconds:
-            raise TimeoutError(f"not so within {seconds:g} s")
-        await asyncio.sleep(0.02)
+        return False
+
+    started = time.monotonic()
+    await until(checked, seconds)
+    return time.monotonic() - started
 
 
 def exposition(text: bytes) -> dict[str, float]:

@@ -13,13 +13,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from .exchange import exposition, fetch, get, until
+from .exchange import exposition, fetch, get, seconds_until
 from .report import ROOT
+from .waiting import eventually
 
 HAPROXY_CONFIG = ROOT / "deploy/haproxy.cfg"
 
@@ -28,17 +29,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `condition`; RuntimeError if there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if found := condition():
-            return found
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.01)
 
 
 class Process:
@@ -83,7 +73,7 @@ class Process:
         return RuntimeError(f"{self.command[0]} ended with status {self.popen.returncode}:\n{self.text()[-2000:]}")
 
     def answering(self, url: str, seconds: float = 60) -> None:
-        """Wait until a GET of `url` succeeds; where it does not, end the process and raise RuntimeError."""
+        """Wait until a GET of `url` succeeds; where it does not, end the process and raise what failed."""
 
         def answers() -> bool:
             if not self.running:
@@ -162,7 +152,7 @@ class Server(Process):
 
     async def until_ready(self, seconds: float = 60) -> None:
         """The same beside other work."""
-        await until(lambda: get(self.port, "/v2/health/ready"), seconds, self)
+        await seconds_until(lambda: get(self.port, "/v2/health/ready"), seconds, self)
 
     async def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its full name, labels included."""
@@ -187,7 +177,7 @@ class Triton(Process):
 
     async def until_ready(self) -> None:
         """Wait until the model can be asked."""
-        await until(lambda: get(self.http, "/v2/models/awnet/ready"), 90, self)
+        await seconds_until(lambda: get(self.http, "/v2/models/awnet/ready"), 90, self)
 
     def signal_server(self, sig: signal.Signals) -> None:
         """To the server itself, past the program that runs it."""
@@ -231,7 +221,7 @@ class Haproxy(Process):
             name = 'haproxy_server_status{{proxy="fronts",server="front-{}",state="UP"}}'
             return all(samples.get(name.format(index + 1)) == 1 for index in indices)
 
-        await until(all_up, seconds, self)
+        await seconds_until(all_up, seconds, self)
 
 
 def cpu_seconds(pid: int) -> float:

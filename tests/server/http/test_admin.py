@@ -17,6 +17,7 @@ from server.http.admin import create_admin
 from server.http.app import create_app
 from tests.server.small import service_over, started
 from tests.server.tiny import encoded, noise, publish
+from tests.waiting import until
 
 PNG = encoded(noise())
 
@@ -31,8 +32,8 @@ async def served(repository: Path, *, wait: bool = True, **settings: Any) -> Any
         httpx.AsyncClient(transport=httpx.ASGITransport(admin, raise_app_exceptions=False), base_url="http://a") as one,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://u") as two,
     ):
-        while wait and not service.ready:
-            await asyncio.sleep(0.01)
+        if wait:
+            await until(lambda: service.ready)
         yield one, two
 
 
@@ -122,8 +123,12 @@ def test_canary_and_shadow_are_set_and_ended(tmp_path: Path) -> None:
             before = (await users.get("/metrics")).text
             assert [await version(users) for _ in range(4)] == ["1"] * 4
             counted = 'awnet_shadow_images_total{model="awnet",result="compared",version="2"} 4.0'
-            while counted not in (text := (await users.get("/metrics")).text):
-                await asyncio.sleep(0.01)
+
+            async def compared() -> str:
+                text = (await users.get("/metrics")).text
+                return text if counted in text else ""
+
+            text = await until(compared)
             users_verdicts = 'awnet_verdicts_total{model="awnet",verdict="suspicious",version="2"}'
             assert [line for line in before.splitlines() if users_verdicts in line] == [
                 line for line in text.splitlines() if users_verdicts in line

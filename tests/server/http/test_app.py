@@ -109,8 +109,10 @@ async def client(engine: Any, **settings: Any) -> Any:
 
 
 async def until_ready(http: httpx.AsyncClient) -> None:
-    while (await http.get("/v2/health/ready")).status_code != 200:
-        await asyncio.sleep(0.01)
+    async def ready() -> bool:
+        return (await http.get("/v2/health/ready")).status_code == 200
+
+    await until(ready)
 
 
 def ask(http: httpx.AsyncClient, data: bytes = PNG, query: str = "") -> Awaitable[httpx.Response]:

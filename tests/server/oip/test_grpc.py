@@ -299,11 +299,16 @@ def test_the_clients_deadline_reaches_the_engine(served: Served) -> None:
 
         async def too_late(stub: Any) -> None:
             count, before, timeout = len(engine.asked), engine.cancelled, 0.1
-            while len(engine.asked) == count:  # until a call has come as far as the engine
+
+            async def came_as_far_as_the_engine() -> bool:
+                nonlocal timeout
                 timeout *= 2
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await stub.ModelInfer(image(), timeout=timeout)
                 assert caught.value.code() == Status.DEADLINE_EXCEEDED
+                return len(engine.asked) > count
+
+            await until(came_as_far_as_the_engine)
             await until(lambda: engine.cancelled == before + 1)
 
         served.call(too_late)

@@ -181,11 +181,14 @@ class Load:
     async def more(self, count: int = 20) -> None:
         """Wait until so many more requests are answered."""
         wanted = len(self.versions) + count
-        while len(self.versions) < wanted:
+
+        def answered() -> bool:
             for task in self.tasks:
                 if task.done():
                     task.result()
-            await asyncio.sleep(0.001)
+            return len(self.versions) >= wanted
+
+        await until(answered)
 
     async def ask(self) -> None:
         while not self.leaving:
@@ -577,9 +580,12 @@ def test_a_canary_whose_files_are_replaced_fails_nobody(tmp_path: Path) -> None:
 
             shelf.opening = slow
             reloading = asyncio.create_task(models.reload())
-            while not reloading.done():
+
+            async def replaced() -> bool:
                 asked.append(await answer(models))
-                await asyncio.sleep(0)
+                return reloading.done()
+
+            await until(replaced)
             assert {1, 2} <= set(asked)
             assert models.loaded()["awnet"][2].sha256 != before
             assert models._events.now["awnet"] == {1: "serving", 2: "canary", 3: "shadow"}

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +23,9 @@ from server.core.cpu_limits import share_of
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
+from server.monitoring.golden_probe import GoldenProbes
 from server.workers.member import _together
-from tests.server.small import service_over, started
+from tests.server.small import service_over
 from tests.server.test_process import Load, call
 from tests.server.tiny import CALL, Running, encoded, noise, plain, publish
 from tests.waiting import eventually, until
@@ -336,17 +336,17 @@ def test_golden_images_are_sent_as_often_as_the_setting_says(repository: Path, s
     async def scenario() -> None:
         engine = EmbeddedEngine(Repository(repository), threads=1)
         service = service_over(engine, golden_probe_seconds=seconds)
-        async with started(service):
-            await until(lambda: service.ready)
-            begun = time.monotonic()
-            right = 0
-            while right < 3 and time.monotonic() - begun < (60 if seconds else 0.5):
-                await asyncio.sleep(0.02)
-                (watch,) = service.monitor
-                right = sum(count for (_, result), count in watch.golden_probes.items() if result == "right")
-            assert right >= 3 if seconds else right == 0
+        await service.start()
+        try:
+            probing = {task.get_coro().__qualname__ for task in asyncio.all_tasks()} & {GoldenProbes.run.__qualname__}
+            assert bool(probing) == bool(seconds)
+            (watch,) = service.monitor
+            if seconds:
+                await until(lambda: sum(n for (_, result), n in watch.golden_probes.items() if result == "right") >= 3)
             assert (
                 f"awnet_golden_probe_interval_seconds {seconds}" in generate_latest(service.metrics.registry).decode()
             )
+        finally:
+            await service.stop()
 
     asyncio.run(scenario())

@@ -9,7 +9,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.waiting import eventually
 from training import evaluate
 from training.data import ImageSet, Split
 from training.reproduction import claims, sweep, tables
@@ -166,12 +166,12 @@ def test_two_of_them_never_work_on_the_same_network(tmp_path: Path) -> None:
             assert not mine
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
-    deadline = time.monotonic() + 30
-    while True:
+
+    def claimed() -> bool:
         with sweep.claimed(tmp_path) as mine:
-            if mine:
-                break
-        assert time.monotonic() < deadline
+            return mine
+
+    eventually(claimed)
 
 
 def test_a_seed_follows_its_own_stages(specification: Path) -> None:

@@ -9,7 +9,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,12 +87,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path: Pa
     tiny_run = Path(__file__).with_name("tiny_run.py")
     command = [sys.executable, str(tiny_run), json.dumps(recipe), str(tmp_path / "killed")]
     killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    last, deadline, seen = tmp_path / "killed" / "last.pt", time.monotonic() + 600, 0
-    while seen % 4 == 0:
-        assert killed.poll() is None and time.monotonic() < deadline, "no checkpoint within an epoch"
-        if last.exists():
-            run = checkpoint.read(last)["run"]
-            seen = 4 * run["epoch"] + run["steps_done"]
+    last = tmp_path / "killed" / "last.pt"
+
+    def within_an_epoch() -> int:
+        assert killed.poll() is None, "no checkpoint within an epoch"
+        run = checkpoint.read(last)["run"] if last.exists() else {"steps_done": 0}
+        return 4 * run["epoch"] + run["steps_done"] if run["steps_done"] else 0
+
+    seen = eventually(within_an_epoch, 600)
     killed.send_signal(signal.SIGSTOP)
     with pytest.raises(FileExistsError, match="another process"):
         train(recipe, small_set(), tmp_path / "killed", resume=True)

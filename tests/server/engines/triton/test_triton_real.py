@@ -143,8 +143,8 @@ def test_a_fault_of_triton_costs_unavailable_answers_only(triton: RealTriton, fa
     asyncio.run(asyncio.wait_for(play(), 300))
 
 
-def test_triton_ends_at_once_after_the_engine_closed_and_leaves_no_memory(tmp_path: Path) -> None:
-    """Its exit timeout of 20 s is for connections that stay open; ours are closed before."""
+def test_triton_ends_of_itself_after_the_engine_closed_and_leaves_no_memory(tmp_path: Path) -> None:
+    """Its exit timeout of 20 s is for requests that stay open; it ends of itself, before that has passed."""
     triton = RealTriton(tmp_path)
 
     async def play() -> None:
@@ -154,9 +154,9 @@ def test_triton_ends_at_once_after_the_engine_closed_and_leaves_no_memory(tmp_pa
         await closed(engine, runner)
 
     asyncio.run(play())
-    started = time.monotonic()
     assert triton.stop() == 0
-    assert time.monotonic() - started < 15
+    log = (tmp_path / "triton.log").read_text("utf-8")
+    assert "Found 0 live models and 0 in-flight" in log and "timeout expired" not in log
     assert triton.shared_memory() == []
 
 
