@@ -95,13 +95,21 @@ class Results:
 
     @classmethod
     def read(cls, spec: sweep.Specification, folder: Path) -> Results:
-        """Every finished and judged network of the specification."""
+        """Every finished and judged network of the specification.
+
+        Raises:
+            FileNotFoundError: no such folder, or nothing in it is finished: tables of it would say `not tried` alone.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--runs {folder}: no such folder; python -m training.reproduction.sweep makes it")
         runs = {}
         for net in spec.networks:
             if net.judged and sweep.done(net, folder):
                 home = folder / net.title
                 parts = rename_parts(json.loads((home / "report.json").read_text())["parts"])
                 runs[net.title] = Run(net.title, parts, json.loads((home / "done.json").read_text()))
+        if not runs:
+            raise FileNotFoundError(f"--runs {folder}: no network of the specification is trained and judged there")
         return cls(spec.scale, " ".join(spec.about.split()), runs)
 
     def seeds(self, title: str) -> list[Run]:

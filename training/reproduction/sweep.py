@@ -234,7 +234,9 @@ def finished(folder: str, name: str, spec: Specification, runs: Path) -> bool:
 
 
 def taken(net: Network, runs: Path) -> bool:
-    """Whether somebody works on it now."""
+    """Whether somebody works on it now; writes nothing."""
+    if not (runs / net.title / ".claim").exists():
+        return False
     with claimed(runs / net.title) as mine:
         return not mine
 
@@ -276,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.only and not wanted:
             raise SpecificationError(f"no network is called {' or '.join(args.only)}; --list names them")
         if args.list:
+            if not args.runs.is_dir():
+                print(f"--runs {args.runs} is not there: nothing is finished", file=sys.stderr)
             print(listing(spec, args.runs))
             return 0
         return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0

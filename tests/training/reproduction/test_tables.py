@@ -116,6 +116,11 @@ def test_networks_are_made_after_what_they_need_and_only_once(
     done = [r for r in rows if r["verdict"] == "undecided"]
     assert {(r["network"], r["attack"]) for r in done} == {("awnet", "fgsm")}
     assert (out / done[0]["reports"][0]).is_file()
+    other = tmp_path / "other.md"
+    other.write_text("a page")  # without the ledger's place: refused before anything is written
+    nowhere = ["--spec", str(specification), "--runs", str(runs), "--out", str(tmp_path / "nowhere")]
+    assert claims.main([*nowhere, "--page", str(other)]) == 2
+    assert other.read_text() == "a page" and not (tmp_path / "nowhere").exists()
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "not tried" in text
 
@@ -133,12 +138,31 @@ def test_networks_are_made_after_what_they_need_and_only_once(
     assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()} == files
 
 
-def test_a_page_without_the_ledger_s_place_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """Both markers must be there."""
-    page = tmp_path / "page.md"
-    page.write_text("a page")
-    options = ["--runs", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--page", str(page)]
-    assert claims.main(options) == 2 and page.read_text() == "a page" and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("made", [False, True], ids=["no folder", "nothing finished"])
+def test_runs_in_which_nothing_is_finished_change_no_ledger(
+    made: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped --runs is an error that names it, and the published page and tables stay as they were."""
+    page, out, runs = tmp_path / "page.md", tmp_path / "out", tmp_path / "none"
+    page.write_text(published := f"{claims.BEGIN}\nwhat was found\n{claims.END}\n")
+    if made:
+        runs.mkdir()
+    options = ["--runs", str(runs), "--out", str(out)]
+    assert claims.main([*options, "--page", str(page)]) == tables.main(["--table", "all", *options]) == 2
+    for said in capsys.readouterr().err.splitlines():
+        assert said.startswith(f"error: --runs {runs}")
+    assert page.read_text() == published and not out.exists()
+
+
+def test_listing_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not where there are no runs, which it says, nor where there are."""
+    runs = tmp_path / "none"
+    assert sweep.main(["--list", "--runs", str(runs)]) == 0
+    said = capsys.readouterr()
+    assert f"{runs} is not there" in said.err and "cifar10/awnet " in said.out and not runs.exists()
+    runs.mkdir()
+    assert sweep.main(["--list", "--runs", str(runs)]) == 0
+    assert capsys.readouterr().err == "" and list(runs.iterdir()) == []
 
 
 @pytest.mark.slow
