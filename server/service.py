@@ -19,10 +19,11 @@ from .core.verdict import Verdict, judge
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
-from .monitoring.exposition import Counted, as_json, exposition
+from .monitoring.exposition import Counted, exposition, snapshot
 from .monitoring.golden_probe import GoldenProbes
 from .monitoring.metrics import Metrics
 from .monitoring.request import CURRENT, Requests
+from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
 from .settings import Settings
 from .versions.events import Broadcast
@@ -197,14 +198,10 @@ class Service:
         """Carry an admin call out in every process; see `carry_out`."""
         return await self._fleet.operate(self.carry_out, do, given)
 
-    def snapshot(self) -> dict[str, Any]:
-        """What this process has counted and what it serves, for the other processes; plain lists and dicts for JSON."""
-        return {
-            "families": as_json(self.metrics.registry, self.metrics.modes),
-            **self.monitor.state(),
-            "models": self.models.state(),
-            "verdict_history": self.verdict_history.state(),
-        }
+    def snapshot(self) -> Snapshot:
+        """What this process has counted and what it serves, for the other processes."""
+        metrics, history = self.metrics, self.verdict_history.state()
+        return snapshot(metrics.registry, metrics.modes, self.monitor, self.models.state(), history)
 
     async def carry_out(self, do: str, given: Sequence[Any] = ()) -> dict[str, Any]:
         """An admin call in this process: the method of `Models`, its answer and what it raises."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from ..core.verdict import Verdict, judge
 from ..versions.events import Events
 from .clients import TopClients
 from .cusum import ALARM_IMAGES, Cusum, limit_for
+from .snapshot import CusumCounts
 from .statistics import OmegaDrift, ScoreDrift
 
 Flag = Literal["suspicious", "adversarial"]
@@ -134,20 +135,13 @@ class Monitor(Events):
     def __iter__(self) -> Iterator[Watch]:
         return iter(list(self._watches.values()))
 
-    def state(self) -> dict[str, Any]:
-        """What the supervisor of several workers needs beyond the metrics; see `workers.metrics_merge`."""
-        return {
-            "cusums": [
-                [
-                    *(watch.model.name, str(watch.model.version), watch.model.sha256, flag),
-                    *(cusum.target, cusum.limit, watch.calibrated, cusum.flagged),
-                ]
-                for watch in self
-                for flag, cusum in watch.cusums.items()
-            ],
-            "clients": {
-                "total": self.clients.total,
-                "largest": [[c.name, c.flagged, c.max_overcount] for c in self.clients.top(len(self.clients))],
-            },
-            "open": [[watch.model.name, str(watch.model.version)] for watch in self],
-        }
+    def cusum_counts(self) -> list[CusumCounts]:
+        """What the CUSUMs were made of, so that those of several workers become one."""
+        return [
+            CusumCounts(
+                *(watch.model.name, str(watch.model.version), watch.model.sha256, flag),
+                *(cusum.target, cusum.limit, watch.calibrated, cusum.flagged),
+            )
+            for watch in self
+            for flag, cusum in watch.cusums.items()
+        ]

@@ -18,7 +18,7 @@ _Put = Callable[[dict[str, Any], Mapping[str, str], float], None]
 
 
 class _Family(NamedTuple):
-    """One metric. `mode`: how the values of several workers become one; see `workers.metrics_merge`."""
+    """One metric. `mode`: how the values of several workers become one; see `snapshot.Family`."""
 
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str

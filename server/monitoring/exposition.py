@@ -9,10 +9,13 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.samples import Exemplar
+from prometheus_client.samples import Exemplar as PrometheusExemplar
+from prometheus_client.samples import Sample as PrometheusSample
 
 from ..renames import METRICS
 from .clients import Client
+from .detection import Monitor
+from .snapshot import ClientCount, Exemplar, Family, Sample, Snapshot, Total
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -49,24 +52,39 @@ def exposition(families: Families, accept: str) -> tuple[bytes, str]:
     return generate_latest(source), CONTENT_TYPE
 
 
-def as_json(registry: CollectorRegistry, modes: Mapping[str, str]) -> list[list[Any]]:
-    """The families of a worker for `workers.metrics_merge`; plain lists and dicts that JSON takes."""
-    return [
-        [
-            *(family.name, family.type, modes[family.name], family.documentation),
-            [
-                [sample.name, sample.labels, sample.value, None if sample.exemplar is None else list(sample.exemplar)]
-                for sample in family.samples
-            ],
-        ]
+def snapshot(
+    registry: CollectorRegistry,
+    modes: Mapping[str, str],
+    monitor: Monitor,
+    models: dict[str, Any] | None = None,
+    verdict_history: Sequence[tuple[int, list[int]]] = (),
+) -> Snapshot:
+    """What this process has counted and what it serves, for the other processes."""
+    families = [
+        Family(family.name, family.type, modes[family.name], family.documentation, list(map(_sample, family.samples)))
         for family in registry.collect()
     ]
+    clients = [ClientCount(c.name, c.flagged, c.max_overcount) for c in monitor.clients.top(len(monitor.clients))]
+    return Snapshot(
+        families,
+        monitor.cusum_counts(),
+        clients,
+        monitor.clients.total,
+        [(watch.model.name, str(watch.model.version)) for watch in monitor],
+        list(verdict_history),
+        models or {},
+    )
 
 
-def from_json(document: Mapping[str, Any]) -> Counted:
-    """What all workers have counted, from `workers.metrics_merge.Totals.document`."""
-    clients = [Client(entry["client"], entry["flagged"], entry["most_too_many"]) for entry in document["clients"]]
-    return Counted(_Merged(document["families"]), clients, document["flagged_images"])
+def counted_by_all(total: Total) -> Counted:
+    """What all workers have counted, as it is exported."""
+    return Counted(_Merged(total.families), [Client(*client) for client in total.clients], total.flagged_images)
+
+
+def _sample(sample: PrometheusSample) -> Sample:
+    given = sample.exemplar
+    exemplar = None if given is None else Exemplar(given.labels, given.value, float(given.timestamp or 0.0))
+    return Sample(sample.name, sample.labels, sample.value, exemplar)
 
 
 class _WithOldNames:
@@ -92,12 +110,14 @@ class _WithOldNames:
 class _Merged:
     """Families of other processes, in the place of a registry."""
 
-    def __init__(self, families: Iterable[list[Any]]) -> None:
+    def __init__(self, families: Iterable[Family]) -> None:
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        for name, kind, text, samples in self._families:
-            metric = Metric(name, text, kind)
-            for sample, labels, value, exemplar in samples:
-                metric.add_sample(sample, labels, value, exemplar=None if exemplar is None else Exemplar(*exemplar))
+        for family in self._families:
+            metric = Metric(family.name, family.help, family.kind)
+            for name, labels, value, exemplar in family.samples:
+                metric.add_sample(
+                    name, labels, value, exemplar=None if exemplar is None else PrometheusExemplar(*exemplar)
+                )
             yield metric

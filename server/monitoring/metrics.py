@@ -1,7 +1,7 @@
 """Every Prometheus metric: name, help, labels. Labels come from closed sets, so the number of series is bounded.
 
 Versions come and go; the series of one are dropped when it is closed. How the values of several workers become one is
-the mode of each metric, see `workers.metrics_merge`.
+the mode of each metric, see `snapshot.Family`.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Metrics(Events):
 
     @cached_property
     def modes(self) -> dict[str, str]:
-        """How the values of several workers become one, by the name of each family; see `workers.metrics_merge`."""
+        """How the values of several workers become one, by the name of each family; see `snapshot.Family`."""
         found = detection_modes() | _PROCESS_MODES
         for collector in self.collectors():
             if isinstance(collector, Gauge):

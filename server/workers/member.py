@@ -13,12 +13,13 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from ..errors import LinkLost, NotReady, StartupError
-from ..monitoring.exposition import Counted, from_json
+from ..monitoring.exposition import Counted, counted_by_all
+from ..monitoring.snapshot import Snapshot, Total
 from ..service import CarryOut, Service
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, error_of, received
 from .load_table import LoadTable
@@ -39,7 +40,7 @@ class Member:
         self.first = first
         self._connected = connected
         self._link = Link()
-        self._snapshot: Callable[[], dict[str, Any]] = dict
+        self._snapshot: Callable[[], Snapshot] | None = None
         self._numbers = count()
         self._loaded = asyncio.Event()
         self._reporting: asyncio.Task[None] | None = None
@@ -107,20 +108,22 @@ class Member:
 
     def _numbered(self) -> dict[str, Any]:
         """A numbered snapshot of this worker's counts: messages may arrive in another order than they were sent."""
-        return {"number": next(self._numbers), **self._snapshot()}
+        assert self._snapshot is not None
+        return replace(self._snapshot(), number=next(self._numbers)).to_json()
 
     async def stop(self) -> None:
         """Send the last snapshot and close the link."""
         for task in (self._reporting, self._watching):
             if task is not None:
                 task.cancel()
-        with suppress(LinkLost):
-            await self._link.ask("last", self._numbered())
+        if self._snapshot is not None:
+            with suppress(LinkLost):
+                await self._link.ask("last", self._numbered())
         await self._link.close()
 
     async def counted(self, here: Counted) -> Counted:
         """The counts of all workers until now; this one is asked like the others. Raises LinkLost."""
-        return from_json(await self._link.ask("totals"))
+        return counted_by_all(Total.from_json(await self._link.ask("totals")))
 
     async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
         """Have all workers carry an operator's call out.

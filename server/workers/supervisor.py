@@ -20,10 +20,11 @@ from typing import Any
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
 from ..listening import BACKLOG, bind, reserve_shared, url
+from ..monitoring.snapshot import Family, Sample, Snapshot
 from ..settings import Settings
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
 from .load_table import LoadTable, shared_memory
-from .metrics_merge import Family, Totals
+from .metrics_merge import Totals
 
 log = logging.getLogger("awnet")
 
@@ -200,8 +201,9 @@ class Supervisor:
             worker.silent = 0
             # Until it takes requests, it has no part in what the service is.
             if self._workers.get(number) is worker and (worker.up_since is not None or not self._up()):
-                self._totals.update(number, body)
-                self._models = body["models"]
+                sent = Snapshot.from_json(body)
+                self._totals.update(number, sent)
+                self._models = sent.models
 
         async def totals(body: Any) -> Any:
             return await self._collect()
@@ -349,18 +351,18 @@ class Supervisor:
     async def _collect(self) -> dict[str, Any]:
         """What all workers have counted until now."""
         await asyncio.gather(*(self._ask(number, worker) for number, worker in self._asked()))
-        return self._totals.document(self._own())
+        return self._totals.total(self._own()).to_json()
 
     async def _ask(self, number: int, worker: _Worker) -> None:
         with suppress(LinkLost):
             snapshot = await worker.link.ask("snapshot", seconds=SNAPSHOT_SECONDS)
             if self._workers.get(number) is worker:
-                self._totals.update(number, snapshot)
+                self._totals.update(number, Snapshot.from_json(snapshot))
 
     def _own(self) -> Sequence[Family]:
         values = (float(self._count), float(self._serving()), float(self._restarts))
         return [
-            (name, kind, text, [[f"{name}_total" if kind == "counter" else name, {}, value, None]])
+            Family(name, kind, "service", text, [Sample(f"{name}_total" if kind == "counter" else name, {}, value)])
             for (name, kind, text), value in zip(OWN, values, strict=True)
         ]
 

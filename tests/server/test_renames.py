@@ -14,7 +14,7 @@ from server.__main__ import main, read_settings
 from server.core.contract import parse
 from server.core.engine import Model
 from server.monitoring.detection import Monitor
-from server.monitoring.exposition import as_json, exposition, from_json
+from server.monitoring.exposition import counted_by_all, exposition, snapshot
 from server.monitoring.metrics import Metrics
 from server.renames import METRICS, SETTINGS, option, variable
 from server.settings import Settings
@@ -103,14 +103,8 @@ def test_metrics_are_exported_under_their_old_names_too_with_the_same_values(acc
         watch = monitor.of(MODEL)
         for expected, _ in list(watch.golden_probes):
             watch.golden_probe(expected, "right")
-        snapshot = {
-            "families": as_json(metrics.registry, metrics.modes),
-            **monitor.state(),
-            "verdict_history": [],
-            "number": 0,
-        }
-        totals.update(number, snapshot)
-    families = metrics.registry if workers == 1 else from_json(totals.document()).families
+        totals.update(number, snapshot(metrics.registry, metrics.modes, monitor))
+    families = metrics.registry if workers == 1 else counted_by_all(totals.total()).families
     text, _ = exposition(families, accept)
     told = series(text.decode())
     for old, new in METRICS.items():

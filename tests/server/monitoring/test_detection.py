@@ -23,7 +23,7 @@ from server.monitoring.clients import TopClients
 from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
 from server.monitoring.detection import FLAGS, MAX_WATCHES, OMEGA_EVERY, Monitor, Watch
 from server.monitoring.detection_metrics import report
-from server.monitoring.exposition import Counted, as_json, from_json
+from server.monitoring.exposition import Counted, counted_by_all, snapshot
 from server.monitoring.golden_probe import GoldenProbes, golden_probes
 from server.monitoring.metrics import Metrics
 from server.monitoring.statistics import OmegaDrift, ScoreDrift, score_bins
@@ -367,11 +367,5 @@ def test_the_report_for_the_admin_port_names_hashes_only(model: Model) -> None:
     assert "203.0.113.9" not in text
     assert monitor.clients.name("203.0.113.9") in text
     totals = Totals()
-    snapshot = {
-        "families": as_json(metrics.registry, metrics.modes),
-        **monitor.state(),
-        "verdict_history": [],
-        "number": 0,
-    }
-    totals.update(0, json.loads(json.dumps(snapshot)))
-    assert report(from_json(totals.document())) == alone
+    totals.update(0, snapshot(metrics.registry, metrics.modes, monitor))
+    assert report(counted_by_all(totals.total())) == alone

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 import pytest
 
 from server.monitoring.cusum import Cusum
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
+from server.monitoring.snapshot import ClientCount, CusumCounts, Exemplar, Family, Sample, Snapshot, Total
 from server.workers.metrics_merge import Totals
 
 HOW = {"sum", "livesum", "livemax", "livemin"}
@@ -16,37 +17,50 @@ HOW |= {"pooled value", "pooled raised", "pooled alarms", "service clients", "se
 
 
 def snapshot(
-    families: list[list[Any]] | None = None,
-    cusums: list[list[Any]] | None = None,
-    clients: list[list[Any]] | None = None,
+    families: list[Family] | None = None,
+    cusums: list[CusumCounts] | None = None,
+    clients: list[ClientCount] | None = None,
     versions: tuple[str, ...] = ("1",),
     recent: list[tuple[int, list[int]]] | None = None,
     number: int = 0,
-) -> dict[str, Any]:
-    return {
-        "number": number,
-        "families": families or [],
-        "cusums": cusums or [],
-        "clients": {"total": sum(flagged for _, flagged, _ in clients or []), "largest": clients or []},
-        "open": [["m", version] for version in versions],
-        "verdict_history": recent or [],
-    }
+) -> Snapshot:
+    """As it comes out of the link."""
+    given = Snapshot(
+        families or [],
+        cusums or [],
+        clients or [],
+        sum(client.flagged for client in clients or []),
+        [("m", version) for version in versions],
+        recent or [],
+        number=number,
+    )
+    taken = Snapshot.from_json(json.loads(json.dumps(given.to_json())))
+    assert taken == given
+    return taken
 
 
-def verdicts(**counts: float) -> list[Any]:
+def verdicts(**counts: float) -> Family:
     """A counter with a series for each version, as v1=3."""
-    samples = [["v_total", {"model": "m", "version": name[1:]}, value, None] for name, value in counts.items()]
-    return ["v", "counter", "sum", "Verdicts.", samples]
+    samples = [Sample("v_total", {"model": "m", "version": name[1:]}, value) for name, value in counts.items()]
+    return Family("v", "counter", "sum", "Verdicts.", samples)
 
 
-def gauge(mode: str, value: float, name: str = "g", **labels: str) -> list[Any]:
-    return [name, "gauge", mode, "A gauge.", [[name, labels, value, None]]]
+def gauge(mode: str, value: float, name: str = "g", **labels: str) -> Family:
+    return Family(name, "gauge", mode, "A gauge.", [Sample(name, labels, value)])
+
+
+def family_of(totals: Totals, name: str) -> Family:
+    """As it comes out of the link."""
+    total = totals.total()
+    taken = Total.from_json(json.loads(json.dumps(total.to_json())))
+    assert taken == total
+    (family,) = [family for family in taken.families if family.name == name]
+    return family
 
 
 def values(totals: Totals, name: str) -> dict[str, float]:
     """Version (or '') -> value of the samples of a family."""
-    (family,) = [family for family in totals.document()["families"] if family[0] == name]
-    return {labels.get("version", ""): value for _, labels, value, _ in family[3]}
+    return {sample.labels.get("version", ""): sample.value for sample in family_of(totals, name).samples}
 
 
 def test_every_metric_says_how_several_become_one() -> None:
@@ -122,25 +136,25 @@ def test_a_mean_weighs_workers_by_their_images() -> None:
 def test_the_newest_exemplar_of_a_bucket_is_kept() -> None:
     totals = Totals()
     for worker, when in ((0, 20.0), (1, 10.0)):
-        exemplar = [{"request_id": f"w{worker}"}, 0.2, when]
-        samples = [["h_bucket", {"le": "+Inf"}, 1.0, exemplar], ["h_count", {}, 1.0, None]]
-        totals.update(worker, snapshot([["h", "histogram", "sum", "A histogram.", samples]]))
-    (family,) = [family for family in totals.document()["families"] if family[0] == "h"]
-    assert family[3][0] == ["h_bucket", {"le": "+Inf"}, 2.0, [{"request_id": "w0"}, 0.2, 20.0]]
+        exemplar = Exemplar({"request_id": f"w{worker}"}, 0.2, when)
+        samples = [Sample("h_bucket", {"le": "+Inf"}, 1.0, exemplar), Sample("h_count", {}, 1.0)]
+        totals.update(worker, snapshot([Family("h", "histogram", "sum", "A histogram.", samples)]))
+    newest = Exemplar({"request_id": "w0"}, 0.2, 20.0)
+    assert family_of(totals, "h").samples[0] == Sample("h_bucket", {"le": "+Inf"}, 2.0, newest)
 
 
 def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
     """Told after every image it is exactly that; a dead worker leaves its part in it."""
     single, parts, totals = Cusum(0.05, 19.0), [Cusum(0.05, 19.0), Cusum(0.05, 19.0)], Totals()
     images = [0, 0]
-    family = ["awnet_cusum", "gauge", "pooled value", "CUSUM.", []]
+    family = Family("awnet_cusum", "gauge", "pooled value", "CUSUM.", [])
     for turn in range(60):
         worker, flagged = turn % 2, turn % 3 == 0
         single.add(1, flagged)
         parts[worker].add(1, flagged)
         images[worker] += 1
-        entry = ["m", "1", "00", "suspicious", 0.05, 19.0]
-        totals.update(worker, snapshot([family], [[*entry, images[worker], parts[worker].flagged]]))
+        counts = CusumCounts("m", "1", "00", "suspicious", 0.05, 19.0, images[worker], parts[worker].flagged)
+        totals.update(worker, snapshot([family], [counts]))
         assert values(totals, "awnet_cusum")["1"] == single.value
     before = values(totals, "awnet_cusum")
     totals.leave(0)
@@ -149,14 +163,11 @@ def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
 
 def test_a_client_who_met_two_workers_is_one() -> None:
     totals = Totals()
-    totals.update(0, snapshot(clients=[["aa", 6, 1], ["bb", 1, 0]]))
-    totals.update(1, snapshot(clients=[["aa", 3, 0]]))
-    assert totals.document()["clients"] == [
-        {"client": "aa", "flagged": 9, "most_too_many": 1},
-        {"client": "bb", "flagged": 1, "most_too_many": 0},
-    ]
+    totals.update(0, snapshot(clients=[ClientCount("aa", 6, 1), ClientCount("bb", 1, 0)]))
+    totals.update(1, snapshot(clients=[ClientCount("aa", 3, 0)]))
+    assert totals.total().clients == [ClientCount("aa", 9, 1), ClientCount("bb", 1, 0)]
     totals.leave(1)
-    assert totals.document()["flagged_images"] == 7
+    assert totals.total().flagged_images == 7
 
 
 def test_recent_verdicts_of_others_are_told_and_those_of_the_dead_stay() -> None:
