@@ -62,7 +62,7 @@ from training.hardware import multiplies_bfloat16
 from training.rng import GLOBAL_RNG, Rng
 from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups
-from training.trainer.distillation import Balancer, Mtard
+from training.trainer.distillation import LossBalance, Mtard
 from training.trainer.objectives import type_loss
 from training.trainer.recipe import DEFAULTS
 from training.trainer.step import Runtime, train_step
@@ -209,7 +209,7 @@ def build(variant: Variant, size: Size, split: Split, steps: int, device: torch.
     if variant.compiled:
         net.compile()
     if variant.loop == "published":
-        balancer = Balancer()
+        balancer = LossBalance()
 
         def update(x: Tensor, y: Tensor, rng: Rng) -> float:
             with runtime.autocast():
@@ -236,7 +236,7 @@ def published_step(
     net: AWNet,
     teachers: tuple[nn.Module, nn.Module],
     optimizer: torch.optim.Optimizer,
-    balancer: Balancer,
+    balancer: LossBalance,
     x: Tensor,
     y: Tensor,
     steps: int,

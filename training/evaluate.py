@@ -46,7 +46,7 @@ from .evaluation import detection
 from .evaluation.attackers import load_surrogate
 from .evaluation.corruptions import CORRUPTIONS
 from .evaluation.judge import Evaluation
-from .evaluation.report import ONE_STEP, Progress, Report
+from .evaluation.report import ONE_STEP, PartProgress, Report
 from .hardware import multiplies_bfloat16
 from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table
 
@@ -142,7 +142,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.pgd_restarts:
         setup["pgd_restarts"] = args.pgd_restarts
     report = Report(args.out, setup, fresh=args.fresh)
-    progress = Progress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
+    progress = PartProgress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
     if args.fresh:
         progress.end()
     run = Evaluation.start(loaded.network, split, thresholds, args.batch_size, device, args.bf16, progress)

@@ -20,7 +20,7 @@ from training.evaluate import main
 from training.evaluation import judge
 from training.evaluation.attackers import attackers_copy, load_surrogate
 from training.evaluation.judge import Answers, Evaluation, Judge
-from training.evaluation.report import Progress, from_hex
+from training.evaluation.report import PartProgress, from_hex
 from training.network import Network
 
 LEVELS = ["T0", "T1", "T2", "T3"]
@@ -145,7 +145,7 @@ def test_a_run_killed_inside_an_attack_keeps_its_batches(
         monkeypatch.setattr(judge, "evade", counted)
     else:
         monkeypatch.setitem(evaluate.ATTACKS, "pgd_sat", (counted, budget))
-    monkeypatch.setattr(evaluate.Progress.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(evaluate.PartProgress.__init__, "__defaults__", (0.0,))
     out = tmp_path / "cut.json"
     with pytest.raises(Killed):
         main(command(tiny_checkpoint, out, *options))
@@ -161,12 +161,12 @@ def test_a_run_killed_inside_an_attack_keeps_its_batches(
 def test_batches_of_something_else_are_not_taken_over(tmp_path: Path, kept: str) -> None:
     """What is kept beside a report counts for the same part of the same set-up only."""
     path = tmp_path / "r.progress.pt"
-    first = Progress(path, {"eps": 8 if kept != "another set-up" else 4}, every=0)
+    first = PartProgress(path, {"eps": 8 if kept != "another set-up" else 4}, every=0)
     first.begin("T2/fgsm" if kept == "another part" else "T2/pgd_sat")
     first.keep([(torch.ones(3, dtype=torch.bool), None)])
     if kept == "a damaged file":
         path.write_bytes(path.read_bytes()[:100])
-    second = Progress(path, {"eps": 8})
+    second = PartProgress(path, {"eps": 8})
     second.begin("T2/pgd_sat")
     assert second.restored() == []
     first.begin(first.name)

@@ -49,11 +49,6 @@ def flagged(scores: Tensor, threshold: float) -> float:
     return float((_scores(scores) > threshold).double().mean())
 
 
-def tpr_at(clean: Tensor, adversarial: Tensor, fpr: float) -> float:
-    """TPR at a fixed FPR, the threshold taken from these clean scores themselves."""
-    return flagged(adversarial, threshold_at(clean, fpr))
-
-
 def bootstrap(
     statistic: Callable[..., float], *samples: Tensor, resamples: int = 200, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

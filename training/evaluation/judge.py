@@ -22,7 +22,7 @@ from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
 from .attackers import Surrogate, attackers_copy, prepared
 from .corruptions import CORRUPTIONS
-from .report import Progress, to_hex, w_robust
+from .report import PartProgress, to_hex, w_robust
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Evaluation:
     batch_size: int
     device: torch.device
     bf16: bool = False
-    progress: Progress | None = None
+    progress: PartProgress | None = None
 
     @classmethod
     def start(
@@ -121,7 +121,7 @@ class Evaluation:
         batch_size: int = 128,
         device: torch.device | str = "cpu",
         bf16: bool = False,
-        progress: Progress | None = None,
+        progress: PartProgress | None = None,
     ) -> Evaluation:
         """Prepares the network (see `prepared`) and asks it about the clean images."""
         device = torch.device(device)

@@ -131,7 +131,7 @@ class Report:
         return document
 
 
-class Progress:
+class PartProgress:
     """The finished batches of the part under way, in a file, so that a kill costs at most `every` seconds of attack.
 
     With the batches stands the state of the random numbers, so that a resumed part is what it would have been.

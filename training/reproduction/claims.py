@@ -25,7 +25,7 @@ from typing import Any
 
 from ..files import write_json, write_text
 from . import sweep, tables
-from .results import KINDS, Figure, Results, Run
+from .results import KINDS, Figure, FinishedRun, Results
 from .tables import build_table, head_of, percent, row_of, shown
 
 BEGIN, END = "<!-- ledger: made by training.reproduction.claims -->", "<!-- end of the ledger -->"
@@ -47,7 +47,7 @@ def figure_of(side: Side) -> tuple[str, Figure]:
     """(network, figure): one of KINDS, or `gap`, by how much FGSM leaves a higher accuracy than the attack."""
     title, level, attack, kind = side
 
-    def gap(run: Run) -> float | None:
+    def gap(run: FinishedRun) -> float | None:
         one, many = run.accuracy(level, "fgsm"), run.accuracy(level, attack)
         return None if one is None or many is None else one - many
 

@@ -31,7 +31,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished network: its report's parts and what it took."""
 
     title: str
@@ -82,7 +82,7 @@ def is_of(name: str, attack: str) -> bool:
     return name.rpartition("/")[2] == attack
 
 
-Figure = Callable[[Run], float | None]
+Figure = Callable[[FinishedRun], float | None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Results:
 
     scale: str
     about: str
-    runs: Mapping[str, Run]
+    runs: Mapping[str, FinishedRun]
 
     @classmethod
     def read(cls, spec: sweep.Specification, folder: Path) -> Results:
@@ -107,12 +107,12 @@ class Results:
             if net.judged and sweep.done(net, folder):
                 home = folder / net.title
                 parts = rename_parts(json.loads((home / "report.json").read_text())["parts"])
-                runs[net.title] = Run(net.title, parts, json.loads((home / "done.json").read_text()))
+                runs[net.title] = FinishedRun(net.title, parts, json.loads((home / "done.json").read_text()))
         if not runs:
             raise FileNotFoundError(f"--runs {folder}: no network of the specification is trained and judged there")
         return cls(spec.scale, " ".join(spec.about.split()), runs)
 
-    def seeds(self, title: str) -> list[Run]:
+    def seeds(self, title: str) -> list[FinishedRun]:
         """The runs of one network, seed by seed."""
         return [run for name, run in self.runs.items() if name == title or name.startswith(f"{title}.s")]
 

@@ -45,8 +45,8 @@ class SpecificationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Network:
-    """One run: `name` in the data set `folder`, its whole recipe, and how it is judged (None: not at all)."""
+class PlannedRun:
+    """A run that a specification asks for: `name` in the data set `folder`, its recipe, how it is judged (or None)."""
 
     folder: str
     name: str
@@ -73,7 +73,7 @@ class Specification:
 
     scale: str
     about: str
-    networks: tuple[Network, ...]
+    networks: tuple[PlannedRun, ...]
     given: dict[str, dict[str, Path]]
 
     @classmethod
@@ -100,7 +100,7 @@ class Specification:
         return cls(document["scale"]["name"], document["scale"]["about"], (*first, *later), given)
 
 
-def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, Any], seed: int) -> Network:
+def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, Any], seed: int) -> PlannedRun:
     """One entry of a specification with one seed; seed k > 0 is called name.sk and follows its stages' seed k."""
     allowed = {"recipe", "set", "drop", "seeds", "judge", "levels", "attacks", "limit"}
     if unknown := set(entry) - allowed:
@@ -128,10 +128,10 @@ def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, A
             "batch_size": document["judge"]["batch_size"],
             "surrogate": document["surrogate"].get(folder, ""),
         }
-    return Network(folder, f"{name}.s{seed}" if seed else name, path, recipe, judged)
+    return PlannedRun(folder, f"{name}.s{seed}" if seed else name, path, recipe, judged)
 
 
-def done(net: Network, runs: Path) -> bool:
+def done(net: PlannedRun, runs: Path) -> bool:
     """Finished, by this recipe; SpecificationError where the folder holds the run of another."""
     file = runs / net.title / "done.json"
     if not file.is_file():
@@ -156,7 +156,7 @@ def claimed(folder: Path) -> Iterator[bool]:
             held.close()
 
 
-def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
+def make(net: PlannedRun, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
     """Train and judge one network, going on where an earlier try stopped; returns what done.json then holds."""
     out = runs / net.title
     images = load_images(net.recipe["data"]["set"], data_dir)
@@ -189,7 +189,7 @@ def make(net: Network, spec: Specification, data_dir: Path, runs: Path, device: 
     return made
 
 
-def work(spec: Specification, wanted: Sequence[Network], data_dir: Path, runs: Path, device: str = "cpu") -> int:
+def work(spec: Specification, wanted: Sequence[PlannedRun], data_dir: Path, runs: Path, device: str = "cpu") -> int:
     """Make every wanted network that is not there; returns how many failed. Others may work beside."""
     for folder, files in spec.given.items():
         for name, file in files.items():
@@ -233,7 +233,7 @@ def finished(folder: str, name: str, spec: Specification, runs: Path) -> bool:
     return any(n.folder == folder and n.name == name and done(n, runs) for n in spec.networks)
 
 
-def taken(net: Network, runs: Path) -> bool:
+def taken(net: PlannedRun, runs: Path) -> bool:
     """Whether somebody works on it now; writes nothing."""
     if not (runs / net.title / ".claim").exists():
         return False

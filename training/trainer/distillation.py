@@ -54,7 +54,7 @@ class Rslad(Objective):
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
 
 
-class Balancer:
+class LossBalance:
     """MTARD's automatic balance of the two distillation losses.
 
     With Lhat = L / L(first step):  w_nat <- w_nat - eta * (w_nat - Lhat_nat / (Lhat_adv + Lhat_nat)),
@@ -124,7 +124,7 @@ class Mtard(Objective):
         self.nat_batch_share, self.sign_noise_share = nat_batch_share, sign_noise_share
         self.tau_squared, self.kl_scale, self.one_batch = tau_squared, kl_scale, one_batch
         self.eta, self.eta_decays = eta, eta_decays
-        self.balancer = Balancer(eta)
+        self.balancer = LossBalance(eta)
 
     def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         x_adv = self.adversary.perturb(net, x, y, rng=rng)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training import checkpoint
-from training.evaluation.detection import auroc, bootstrap, calibrate, flagged, histogram, threshold_at, tpr_at
+from training.evaluation.detection import auroc, bootstrap, calibrate, flagged, histogram, threshold_at
 
 CLEAN = torch.tensor([0.1, 0.2, 0.3, 0.4])
 ADVERSARIAL = torch.tensor([0.35, 0.8])
@@ -69,8 +69,8 @@ def test_a_threshold_survives_json_and_compares_alike_in_both_precisions() -> No
 
 def test_tpr_uses_the_threshold_of_the_clean_scores() -> None:
     """At 25 % one of four clean images may be flagged: the threshold is 0.3, which both adversarial ones exceed."""
-    assert tpr_at(CLEAN, ADVERSARIAL, 0.25) == 1.0
-    assert tpr_at(CLEAN, ADVERSARIAL, 0.0) == 0.5
+    assert flagged(ADVERSARIAL, threshold_at(CLEAN, 0.25)) == 1.0
+    assert flagged(ADVERSARIAL, threshold_at(CLEAN, 0.0)) == 0.5
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([]), torch.tensor([float("nan")]), torch.tensor([float("inf")])])

@@ -21,7 +21,7 @@ from training import evaluate
 from training.data import ImageSet, Split
 from training.reproduction import claims, sweep, tables
 from training.reproduction.claims import Claim, judge
-from training.reproduction.results import Results, Run, binomial, student
+from training.reproduction.results import FinishedRun, Results, binomial, student
 from training.reproduction.sweep import Specification, SpecificationError
 from training.reproduction.tables import build_table, read_paper
 
@@ -256,13 +256,13 @@ def test_the_paper_s_numbers_are_printed_as_they_are() -> None:
     }
 
 
-def run(title: str, clean: float, **accuracies: float) -> Run:
+def run(title: str, clean: float, **accuracies: float) -> FinishedRun:
     """A finished network with these accuracies at T2 on 1,000 images."""
     parts: dict[str, Any] = {f"T2/{k}": {"accuracy": v, "seconds": 1.0} for k, v in accuracies.items()}
-    return Run(title, {"clean": {"accuracy": clean, "images": 1000}, **parts}, {"train_seconds": 2.0})
+    return FinishedRun(title, {"clean": {"accuracy": clean, "images": 1000}, **parts}, {"train_seconds": 2.0})
 
 
-def results(*runs: Run) -> Results:
+def results(*runs: FinishedRun) -> Results:
     return Results("tiny", "A rehearsal.", {r.title: r for r in runs})
 
 

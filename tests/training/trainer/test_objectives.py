@@ -13,7 +13,7 @@ from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.trainer.adversary import Adversary
-from training.trainer.distillation import Balancer, Mtard, Rslad
+from training.trainer.distillation import LossBalance, Mtard, Rslad
 from training.trainer.objectives import (
     Mart,
     Objective,
@@ -47,7 +47,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_balancer_follows_the_published_formula_worked_by_hand() -> None:
     """Three steps of w <- w - eta (w - Lhat_nat / (Lhat_adv + Lhat_nat)), eta 0.025, worked on paper."""
-    balancer = Balancer(eta=0.025)
+    balancer = LossBalance(eta=0.025)
     balancer.update(nat=2.0, adv=4.0)  # both relative losses are 1: 0.5 - 0.025 * (0.5 - 0.5)
     assert balancer.w_nat == pytest.approx(0.5)
     balancer.update(nat=1.0, adv=4.0)  # 0.5 and 1: 0.5 - 0.025 * (0.5 - 1/3) = 0.4958333
