@@ -35,6 +35,7 @@ from torch import nn
 from export import graph
 from training.awnet import AWNet, AWNetConfig, fold
 
+from .harness.networks import randomised
 from .harness.report import RESULTS, processor, publish
 
 GOALS = {16: 1.20, 64: 1.08}  # fused over static
@@ -81,20 +82,9 @@ def settings_to_try(threads: Sequence[int]) -> list[Settings]:
 
 
 def random_net(width: int) -> AWNet:
-    """An AW-Net with heads and batch norms that all matter."""
+    """The same network at each call."""
     torch.manual_seed(0)
-    net = AWNet(AWNetConfig(width=width)).eval()
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(0, 0.1)
-        for head in net.signal_heads:
-            head.weight.normal_(0, 0.05)
-        net.type_head.weight.normal_(0, 0.5)
-    return net
+    return randomised(AWNet(AWNetConfig(width=width)))
 
 
 def graphs(net: AWNet) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness.networks import randomised
 from training.awnet import AWNet, AWNetConfig
 from training.checkpoint import Calibration, pack, save
 
@@ -14,18 +15,8 @@ def write_checkpoint(path: Path, config: AWNetConfig) -> Path:
     """A calibrated network as `best.pt`: random, but with heads and batch norms that all matter. Returns `path`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        net = AWNet(config).eval()
+        net = randomised(AWNet(config))
         with torch.no_grad():
-            for module in net.modules():
-                if isinstance(module, torch.nn.BatchNorm2d):
-                    module.running_mean.normal_(0, 0.2)
-                    module.running_var.uniform_(0.5, 1.5)
-                    module.weight.uniform_(0.5, 1.5)
-                    module.bias.normal_(0, 0.2)
-            for head in net.signal_heads:
-                head.weight.normal_(0, 0.1)
-                head.bias.normal_(0, 0.1)
-            net.type_head.weight.normal_(0, 1)
             signals = net.detect(torch.rand(64, 3, config.image_size, config.image_size))
         scores, omega = signals.p_type[:, 0], torch.cat(signals.omega, dim=1)
         edges = [i / 20 for i in range(21)]

@@ -13,6 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from benchmarks.harness.networks import randomised
 from export import graph
 from training.awnet import AWNet, AWNetConfig
 from training.network import Signals
@@ -27,21 +28,14 @@ class ExactSignals(Signals):
 
 
 def restless(net: AWNet) -> AWNet:
-    """`net` in evaluation with every head and batch norm far from where it started, some scales negative."""
+    """`net` far from where it started, with some negative scales and a temperature."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
-        for module in net.modules():
+        for module in randomised(net).modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.3, 2)
-                module.weight.normal_(0.8, 0.5)
-                module.bias.normal_(0, 0.3)
-        for head in net.signal_heads:
-            head.weight.normal_(0, 0.3)
-            head.bias.normal_(0, 0.2)
-        net.type_head.weight.normal_(0, 0.5)
+                module.weight[::4] *= -1
         net.type_head.temperature.fill_(1.7)
-    return net.eval()
+    return net
 
 
 def images(n: int, size: int) -> torch.Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import onnxruntime as ort
-
-from server.core import contract
-from server.core.engine import OUTPUTS, Engine, Model, Signals, Terms
+from server.core.engine import Engine, Model, Runner, Signals, Terms
 from server.core.images import ImageInput
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Repository
 from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
@@ -24,6 +21,7 @@ from server.settings import Settings
 from tests.server.tiny import publish
 
 T = TypeVar("T")
+NO_DEADLINE = Terms()
 
 
 def service_over(engine: Engine, fleet: Fleet | None = None, **settings: Any) -> Service:
@@ -46,74 +44,108 @@ async def started(service: Service) -> AsyncIterator[None]:
         await service.stop()
 
 
-class SmallEngine:
-    """Runs each request at once, on the loop's own thread.
+class AroundEngine:
+    """The embedded engine with one thread, for a class that changes a part of it."""
+
+    def __init__(self, repository: Path, key: Path | None = None, **options: Any) -> None:
+        self.inner = EmbeddedEngine(Repository(repository, key), **{"threads": 1, **options})
+
+    async def start(self) -> None:
+        await self.inner.start()
+
+    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
+        return await self.inner.catalogue()
+
+    async def fingerprint(self) -> object:
+        return await self.inner.fingerprint()
+
+    async def open(self, name: str, version: int) -> Runner:
+        return await self.inner.open(name, version)
+
+    def waiting(self) -> int:
+        return self.inner.waiting()
+
+    def up(self) -> bool:
+        return self.inner.up()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+class AroundRunner:
+    """One version of it."""
+
+    def __init__(self, inner: Runner) -> None:
+        self.inner = inner
+
+    @property
+    def model(self) -> Model:
+        return self.inner.model
+
+    async def warm(self) -> None:
+        await self.inner.warm()
+
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
+        return await self.inner.infer(images, terms)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+class GatedEngine(AroundEngine):
+    """An engine behind a gate, with faults on demand.
 
     Attributes:
-        fault: raised by every request while it is set.
-        gate: every request waits while it is closed.
+        fault: raised by every request while it is set. start_fault: raised by `start`.
+        gate: every request, and `start`, wait while it is closed.
+        reachable: whether it is up.
+        spoil: changes every answer while it is set.
         asked: the terms of each request so far.
         cancelled: requests that were cancelled while they waited.
     """
 
-    def __init__(self, repository: Path) -> None:
-        self.repository = repository
-        self.fault: Exception | None = None
+    def __init__(self, repository: Path, **options: Any) -> None:
+        super().__init__(repository, **options)
         self.gate = asyncio.Event()
         self.gate.set()
-        self.asked: list[Terms] = []
+        self.fault: Exception | None = None
+        self.start_fault: Exception | None = None
+        self.spoil: Callable[[Signals], None] | None = None
+        self.reachable = True
         self.cancelled = 0
+        self.asked: list[Terms] = []
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        await self.gate.wait()
+        if self.start_fault:
+            raise self.start_fault
+        await super().start()
 
-    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
-        return {
-            folder.name: tuple(sorted(int(version.name) for version in folder.iterdir()))
-            for folder in self.repository.iterdir()
-        }
-
-    async def fingerprint(self) -> object:
-        return 0
-
-    async def open(self, name: str, version: int) -> SmallRunner:
-        return SmallRunner(self, name, version)
-
-    def waiting(self) -> int:
-        return 0
+    async def open(self, name: str, version: int) -> Runner:
+        return _Gated(self, await super().open(name, version))
 
     def up(self) -> bool:
-        return True
-
-    async def close(self) -> None: ...
+        return self.reachable and super().up()
 
 
-class SmallRunner:
-    """One version, in onnxruntime."""
+class _Gated(AroundRunner):
+    def __init__(self, engine: GatedEngine, inner: Runner) -> None:
+        super().__init__(inner)
+        self.engine = engine
 
-    def __init__(self, engine: SmallEngine, name: str, version: int) -> None:
-        data = (engine.repository / name / str(version) / "model.onnx").read_bytes()
-        self._engine = engine
-        self._session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
-        text = self._session.get_modelmeta().custom_metadata_map[contract.METADATA_KEY]
-        self.model = Model(name, version, hashlib.sha256(data).hexdigest(), contract.parse(text))
-
-    async def warm(self) -> None: ...
-
-    async def infer(self, inputs: Sequence[ImageInput], terms: Terms = Terms()) -> Signals:  # noqa: B008 - frozen
-        self._engine.asked.append(terms)
-        if self._engine.fault is not None:
-            raise self._engine.fault
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
+        self.engine.asked.append(terms)
         try:
-            await self._engine.gate.wait()
+            await self.engine.gate.wait()
+            if self.engine.fault:
+                raise self.engine.fault
+            signals = await super().infer(images, terms)
         except asyncio.CancelledError:
-            self._engine.cancelled += 1
+            self.engine.cancelled += 1
             raise
-        size = self.model.contract.preprocessing.size
-        images = np.stack([image.pixels(size) for image in inputs])
-        logits, p_type, omega = self._session.run(OUTPUTS, {"image": images})
-        return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
-
-    async def close(self) -> None: ...
+        if self.engine.spoil:
+            self.engine.spoil(signals)
+        return signals
 
 
 class Small:
@@ -122,7 +154,7 @@ class Small:
     def __init__(self, folder: Path, *, start: bool = True, **settings: Any) -> None:
         for version in ("1", "2"):
             publish(folder, version, seed=int(version))
-        self.engine = SmallEngine(folder)
+        self.engine = GatedEngine(folder)
         given = {"max_images": 4, "max_pixels": 100_000, "max_body_bytes": 1 << 20, "queue_capacity": 8, **settings}
         self.service = service_over(self.engine, repository=folder, **given)
         self.settings, self.metrics = self.service.settings, self.service.metrics
@@ -154,4 +186,5 @@ class Small:
         return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
 
     def close(self) -> None:
+        self.run(self.service.models.close())
         self.runner.close()

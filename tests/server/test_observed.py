@@ -20,8 +20,7 @@ from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.request_log import LOGGER
 from server.oip.grpc_front import GrpcFront
-from tests.server.http.test_app import Engine
-from tests.server.small import Small, service_over, started
+from tests.server.small import GatedEngine, Small, service_over, started
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import until
 
@@ -298,7 +297,7 @@ def test_a_client_who_leaves_is_logged_and_counted_whichever_way_it_came(reposit
     """In the middle of its upload or while it waits: 499 and a reason, as for gRPC."""
 
     async def scenario() -> None:
-        service = service_over(engine := Engine(repository))
+        service = service_over(engine := GatedEngine(repository))
         app = create_app(service)
         async with started(service):
             await until(lambda: service.ready)
@@ -401,7 +400,7 @@ def test_the_admin_port_answers_head_and_names_its_methods(repository: Path) -> 
         assert (await http.get("/admin/models", headers={"x-request-id": "me"})).headers["x-request-id"] == "me"
 
     async def scenario() -> None:
-        service = service_over(engine := Engine(repository))
+        service = service_over(engine := GatedEngine(repository))
         engine.gate.clear()
         transport = httpx.ASGITransport(create_admin(service), raise_app_exceptions=False)
         async with started(service), httpx.AsyncClient(transport=transport, base_url="http://a") as http:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,88 +14,18 @@ import httpx
 import numpy as np
 import pytest
 
-from server.core.engine import Model, Runner, Signals, Terms
-from server.core.images import ImageInput
+from server.core.engine import Signals, Terms
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, StartupError, problem, status_of
 from server.http.app import create_app
 from server.settings import Settings
-from tests.server.small import service_over, started
+from tests.server.small import GatedEngine, service_over, started
 from tests.server.tiny import encoded, noise, plain, publish
 from tests.waiting import until
 
 PNG = encoded(noise())
 NO_DEADLINE = Terms()
-
-
-class Engine:
-    """The embedded engine behind a gate, with faults on demand."""
-
-    def __init__(self, repository: Path, **options: Any) -> None:
-        self.inner = EmbeddedEngine(Repository(repository), **{"threads": 1, **options})
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.fault: Exception | None = None
-        self.start_fault: Exception | None = None
-        self.spoil: Callable[[Signals], None] | None = None
-        self.reachable = True
-        self.cancelled = 0
-        self.terms: list[Terms] = []
-
-    async def start(self) -> None:
-        await self.gate.wait()
-        if self.start_fault:
-            raise self.start_fault
-        await self.inner.start()
-
-    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
-        return await self.inner.catalogue()
-
-    async def fingerprint(self) -> object:
-        return await self.inner.fingerprint()
-
-    async def open(self, name: str, version: int) -> Runner:
-        return _Gated(self, await self.inner.open(name, version))
-
-    def waiting(self) -> int:
-        return self.inner.waiting()
-
-    def up(self) -> bool:
-        return self.reachable and self.inner.up()
-
-    async def close(self) -> None:
-        await self.inner.close()
-
-
-class _Gated:
-    def __init__(self, engine: Engine, inner: Runner) -> None:
-        self.engine = engine
-        self.inner = inner
-
-    @property
-    def model(self) -> Model:
-        return self.inner.model
-
-    async def warm(self) -> None:
-        await self.inner.warm()
-
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
-        self.engine.terms.append(terms)
-        try:
-            await self.engine.gate.wait()
-            if self.engine.fault:
-                raise self.engine.fault
-            signals = await self.inner.infer(images, terms)
-        except asyncio.CancelledError:
-            self.engine.cancelled += 1
-            raise
-        if self.engine.spoil:
-            self.engine.spoil(signals)
-        return signals
-
-    async def close(self) -> None:
-        await self.inner.close()
 
 
 @asynccontextmanager
@@ -127,7 +57,7 @@ def test_the_server_is_live_before_it_is_ready(repository: Path) -> None:
     """While the model loads, liveness is 200, readiness 503, and a prediction is to be tried again."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         engine.gate.clear()
         async with client(engine) as http:
             assert (await http.get("/v2/health/live")).status_code == 200
@@ -169,7 +99,7 @@ def test_a_start_that_fails_in_an_unforeseen_way_is_told_as_well(repository: Pat
     """Whoever runs the server hears of it; nobody waits for ever."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         engine.start_fault = OSError("disk on fire")
         async with client(engine) as http:
             await until(lambda: http.service.failure is not None)
@@ -201,7 +131,7 @@ def test_an_engine_that_fails_is_503_and_says_nothing_about_itself(repository: P
     """A prediction failed; its reason is in the log."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
             engine.fault = EngineFault("the model failed on this request")
@@ -216,7 +146,7 @@ def test_an_unforeseen_error_is_a_500_without_its_trace(repository: Path) -> Non
     """The client gets the request id, the log gets the rest."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
             engine.fault = RuntimeError("secret path /etc")
@@ -237,7 +167,7 @@ def test_an_answer_that_is_not_finite_is_a_fault_and_never_clean(repository: Pat
     """NaN is over no threshold."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
 
@@ -258,7 +188,7 @@ def test_an_engine_that_cannot_be_reached_takes_readiness_off(repository: Path) 
     """503 with Retry-After for who comes all the same, a gauge of 0, and back again without a restart."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
             engine.reachable = False
@@ -279,7 +209,7 @@ def test_a_deadline_that_passes_is_504_without_retry_after(repository: Path) -> 
     """Trying again at once would only add to what made it late."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
             engine.fault = DeadlineExceeded("the answer would come too late")
@@ -297,7 +227,7 @@ def test_deadline_and_priority_reach_the_engine(repository: Path) -> None:
     """A client may ask for less time than the server allows, never for more."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine, timeout_seconds=5) as http:
             await until_ready(http)
             for query, seconds, priority in [
@@ -308,7 +238,7 @@ def test_deadline_and_priority_reach_the_engine(repository: Path) -> None:
             ]:
                 begun = time.monotonic()
                 assert (await ask(http, query=query)).status_code == 200
-                terms = engine.terms[-1]
+                terms = engine.asked[-1]
                 assert begun + seconds <= terms.deadline <= time.monotonic() + seconds
                 assert terms.priority == priority
 
@@ -319,7 +249,7 @@ def test_a_client_that_has_gone_gives_its_place_back(repository: Path) -> None:
     """Its work is cancelled, no answer is counted, and the next request is served."""
 
     async def scenario() -> None:
-        engine = Engine(repository)
+        engine = GatedEngine(repository)
         async with client(engine) as http:
             await until_ready(http)
             engine.gate.clear()
@@ -358,7 +288,7 @@ def test_the_open_inference_protocol_is_reached_through_the_same_door(repository
     """Ids, body limit and metrics as everywhere; the route is a template, the error has the protocol's shape."""
 
     async def scenario() -> None:
-        async with client(Engine(repository), max_body_bytes=1000) as http:
+        async with client(GatedEngine(repository), max_body_bytes=1000) as http:
             await until_ready(http)
             told = await http.get("/v2/models/awnet", headers={"x-request-id": "me"})
             assert (told.status_code, told.json()["name"], told.headers["x-request-id"]) == (200, "awnet", "me")
@@ -377,7 +307,7 @@ def test_draining_takes_readiness_off_and_answers_on(repository: Path) -> None:
     """Balancers look away, connections are given up one by one, nobody is turned down."""
 
     async def scenario() -> None:
-        async with client(Engine(repository)) as http:
+        async with client(GatedEngine(repository)) as http:
             await until_ready(http)
             assert "connection" not in (await ask(http)).headers
             http.service.drain()

@@ -21,8 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from server.core.engine import Engine, Model, Runner, Signals, Terms
 from server.core.images import ImageInput, PixelArray
-from server.engines.onnxruntime import EmbeddedEngine
-from server.engines.repository import Repository
 from server.errors import (
     DeadlineExceeded,
     EngineFault,
@@ -35,6 +33,7 @@ from server.errors import (
 )
 from server.versions.events import Events
 from server.versions.models import Models
+from tests.server.small import AroundEngine, AroundRunner
 from tests.server.tiny import SIZE, graph, manifest_of, publish, tensor, write
 from tests.waiting import settle, until
 
@@ -71,8 +70,8 @@ class Told(Events):
         self.disagreements[about] = self.disagreements.get(about, 0) + images
 
 
-class Shelf:
-    """The embedded engine, which remembers what it opened and does with a version what a test says.
+class Shelf(AroundEngine):
+    """An engine that remembers what it opened and does with a version what a test says.
 
     Attributes:
         before: awaited ahead of every answer of a version.
@@ -80,61 +79,39 @@ class Shelf:
     """
 
     def __init__(self, repository: Path, key: Path | None = None, **options: Any) -> None:
-        self.inner = EmbeddedEngine(Repository(repository, key), **{"threads": 1, **options})
-        self.opened: list[str] = []
-        self.closed: list[str] = []
-        self.asked: list[str] = []
+        super().__init__(repository, key, **options)
+        self.opened: list[int] = []
+        self.closed: list[int] = []
+        self.asked: list[int] = []
         self.looks = 0
         self.before: dict[int, Callable[[], Awaitable[None]]] = {}
         self.opening: Callable[[], Awaitable[None]] | None = None
 
-    async def start(self) -> None:
-        await self.inner.start()
-
-    async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
-        return await self.inner.catalogue()
-
     async def fingerprint(self) -> object:
         self.looks += 1
-        return await self.inner.fingerprint()
+        return await super().fingerprint()
 
     async def open(self, name: str, version: int) -> Runner:
         self.opened.append(version)
         if self.opening is not None:
             await self.opening()
-        return _Book(self, await self.inner.open(name, version))
-
-    def waiting(self) -> int:
-        return self.inner.waiting()
-
-    def up(self) -> bool:
-        return self.inner.up()
-
-    async def close(self) -> None:
-        await self.inner.close()
+        return _Book(self, await super().open(name, version))
 
 
-class _Book:
+class _Book(AroundRunner):
     def __init__(self, shelf: Shelf, inner: Runner) -> None:
+        super().__init__(inner)
         self.shelf = shelf
-        self.inner = inner
-
-    @property
-    def model(self) -> Model:
-        return self.inner.model
-
-    async def warm(self) -> None:
-        await self.inner.warm()
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
         version = self.model.version
         self.shelf.asked.append(version)
         if version in self.shelf.before:
             await self.shelf.before[version]()
-        return await self.inner.infer(images, terms)
+        return await super().infer(images, terms)
 
     async def close(self) -> None:
-        await self.inner.close()
+        await super().close()
         self.shelf.closed.append(self.model.version)
 
 
