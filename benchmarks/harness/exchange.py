@@ -80,7 +80,7 @@ async def seconds_until(check: Callable[[], Awaitable[bool]], seconds: float, pr
         return False
 
     started = time.monotonic()
-    await until(checked, seconds)
+    await until(checked, seconds, pause_seconds=0.02)
     return time.monotonic() - started
 
 

@@ -24,7 +24,7 @@ def eventually(state: Callable[[], T], seconds: float = PATIENCE_SECONDS, what: 
     return found
 
 
-async def until(state: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
+async def until(state: Callable[[], Any], seconds: float = PATIENCE_SECONDS, pause_seconds: float = 0.001) -> Any:
     """The same where other tasks of this loop bring it about too; `state` may be a coroutine function."""
     deadline = time.monotonic() + seconds
     while True:
@@ -35,4 +35,4 @@ async def until(state: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> 
             return found
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {seconds:.0f} s")
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(pause_seconds)
