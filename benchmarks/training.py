@@ -58,7 +58,7 @@ from training.attacks import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
-from training.hardware import multiplies_bfloat16
+from training.hardware import DEVICES, DeviceError, device_of, multiplies_bfloat16
 from training.rng import GLOBAL_RNG, Rng
 from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups
@@ -512,7 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=10, help="of the attack (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", default="cpu", help=DEVICES)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above (%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; without it, random images")
@@ -524,9 +524,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--steps, --rounds and --threads are at least 1")
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
         parser.error("--clock cpu needs --threads 1 and --device cpu: elsewhere it is not the time that a step takes")
-    device = torch.device(options.device)
-    if device.type not in GOALS or (device.type == "cuda" and not torch.cuda.is_available()):
-        parser.error(f"--device {options.device}: there is no such device here (cpu, or cuda with a GPU)")
+    try:
+        device = device_of(options.device)
+    except DeviceError as error:
+        parser.error(str(error))
     names = list(dict.fromkeys(["published", *options.variants]))
     torch.set_num_threads(options.threads)
     split = load_cifar10(options.data_dir, download=False).train if options.data_dir else random_images(5_000)

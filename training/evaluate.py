@@ -47,7 +47,7 @@ from .evaluation.attackers import load_surrogate
 from .evaluation.corruptions import CORRUPTIONS
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, PartProgress, Report
-from .hardware import multiplies_bfloat16
+from .hardware import DEVICES, device_of, multiplies_bfloat16
 from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
@@ -81,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--cache", type=Path, help="folder that keeps T0 images for the next network")
     add("--batch-size", type=int, default=128)
     add("--threads", type=int, help="CPU threads (default: torch's)")
-    add("--device", default="cpu")
+    add("--device", default="cpu", help=DEVICES)
     add("--bf16", action="store_true", help="attackers' gradients at T0 to T2 in bfloat16; judgement stays float32")
     add("--seed", type=int, default=0)
     add("--fresh", action="store_true", help="replace a report instead of going on with it")
@@ -100,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         return evaluate(args)
     except (ValueError, FileNotFoundError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Every part that the options ask for and the report does not hold yet."""
-    device = torch.device(args.device)
+    device = device_of(args.device)
     if args.bf16 and not multiplies_bfloat16(device):
         args = argparse.Namespace(**{**vars(args), "bf16": False})
         tqdm.write("--bf16: this CPU has no instructions for bfloat16, so attackers' gradients are in float32")

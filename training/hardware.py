@@ -1,4 +1,4 @@
-"""Workarounds for operations that torch computes wrongly or slowly on some CPUs.
+"""Which devices there are, and workarounds for operations that torch computes wrongly or slowly on some CPUs.
 
 Everything here is measured, with torch 2.14.1 (oneDNN 3.12.0); tests/training/test_hardware.py runs it again.
 """
@@ -18,7 +18,28 @@ from torch import Tensor, nn
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 LIMITED = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 
+DEVICES = "cpu (default), cuda, cuda:1, ..."  # as --help names them
+
 VECTOR = 16  # float32 values in the longest register of an x86-64 CPU: AVX-512; with AVX2 it is 8
+
+
+class DeviceError(ValueError):
+    """A device that torch cannot compute on here; the message names it and says what there is."""
+
+
+def device_of(name: str) -> torch.device:
+    """What --device names: the CPU or a GPU of this machine; DeviceError where there is none of that name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {name}: no such device; cpu, cuda or cuda:NUMBER") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name}: no such device; cpu, cuda or cuda:NUMBER")
+    if device.type == "cuda":
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= gpus:
+            raise DeviceError(f"--device {name}: torch finds {gpus or 'no'} GPU{'s' * (gpus > 1)} here")
+    return device
 
 
 class Conv2d(nn.Conv2d):

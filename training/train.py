@@ -36,7 +36,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import ImageSet, load_images
 from .files import write_json
-from .hardware import multiplies_bfloat16
+from .hardware import DEVICES, DeviceError, multiplies_bfloat16
 from .trainer.distributed import SINGLE_PROCESS, World, process_group
 from .trainer.recipe import RecipeError, read_recipe
 from .trainer.run import Run, locked
@@ -256,9 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
-    parser.add_argument(
-        "--device", default="cpu", help="cpu (default), cuda, cuda:1, ...; under torchrun, cuda is one GPU a process"
-    )
+    parser.add_argument("--device", default="cpu", help=f"{DEVICES}; under torchrun, cuda is one GPU a process")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override the recipe")
     parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="checkpoint and stop after this")
     parser.add_argument(
@@ -266,9 +264,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        recipe = read_recipe(args.recipe, args.set)
         if args.checkpoint_every is not None:
-            recipe["runtime"]["checkpoint_minutes"] = args.checkpoint_every
+            args.set.append(f"runtime.checkpoint_minutes={args.checkpoint_every}")
+        recipe = read_recipe(args.recipe, args.set)
         with process_group(args.device) as (world, device):
             if not world.first:
                 world.barrier()  # the first may have to download them
@@ -285,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
                 stop_after_minutes=args.stop_after,
                 world=world,
             )
-    except (RecipeError, checkpoint.CheckpointError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (RecipeError, DeviceError, checkpoint.CheckpointError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -231,7 +231,7 @@ def test_another_set_up_is_refused_with_a_sentence(
     main(command(tiny_checkpoint, out, *quick))
     with pytest.raises(SystemExit) as stopped:
         main(command(tiny_checkpoint, out, *quick, "--eps", "4"))
-    assert stopped.value.code == 1 and "eps" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "eps" in capsys.readouterr().err
     assert main(command(tiny_checkpoint, out, *quick, "--eps", "4", "--fresh"))["setup"]["eps"] == 4
 
 
@@ -280,7 +280,7 @@ def test_what_is_missing_is_said_in_one_line(
     surrogate = ["--surrogate", "somebody"] if missing == "unknown surrogate" else []
     with pytest.raises(SystemExit) as stopped:
         main(command(ckpt, tmp_path / "r.json", "--levels", level, "--no-corruptions", *surrogate))
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     word = {"no surrogate": "--surrogate", "no checkpoint": "none.pt", "unknown surrogate": "somebody"}[missing]
     assert word in capsys.readouterr().err
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import training as benchmark
+from training import evaluate, train
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import ARCHITECTURES, StaticConfig, build_static
 from training.hardware import BFLOAT16, Conv2d, cpu_features, has_bfloat16, multiplies_bfloat16
+from training.reproduction import sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,3 +107,33 @@ def test_on_a_gpu_bfloat16_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU beside it is not asked."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert multiplies_bfloat16(torch.device("cuda")) and not multiplies_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line_from_every_command(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, with the option and what it was given, before anything is read or written."""
+    (tmp_path / "r.toml").write_text("")
+    out, data = str(tmp_path / "out"), ["--data-dir", str(tmp_path)]
+    commands: dict[str, Callable[[], int]] = {
+        "train": lambda: train.main(["--recipe", str(tmp_path / "r.toml"), *data, "--out", out, "--device", name]),
+        "evaluate": lambda: refused(["--ckpt", str(tiny_checkpoint), *data, "--out", out, "--device", name]),
+        "sweep": lambda: sweep.main([*data, "--runs", out, "--device", name]),
+    }
+    for command, call in commands.items():
+        assert call() == 2, command
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"error: --device {name}: ") and ("GPU" in said or "cuda:NUMBER" in said), command
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(["--device", name])
+    assert ended.value.code == 2 and f"error: --device {name}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def refused(arguments: list[str]) -> int:
+    """The status that `training.evaluate` ends with."""
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code

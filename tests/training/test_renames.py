@@ -11,7 +11,15 @@ import pytest
 
 from training.evaluate import arguments, part_seed
 from training.evaluation.report import Report
-from training.renames import CHECKPOINT_KEYS, OPTIONS, RECIPE_KEYS, RECIPE_VALUES, REPORT_PARTS, warn_renamed
+from training.renames import (
+    CHECKPOINT_KEYS,
+    OPTIONS,
+    RECIPE_KEYS,
+    RECIPE_VALUES,
+    REPORT_PARTS,
+    rename_recipe,
+    warn_renamed,
+)
 from training.trainer.build import OBJECTIVES
 from training.trainer.recipe import DEFAULTS, RecipeError, read_recipe
 
@@ -41,10 +49,12 @@ def test_an_old_key_sets_the_new_one_and_says_so_once(
 ) -> None:
     """In a recipe and in --set, which goes over it under either name."""
     (table, key), (_, new) = old.split("."), RECIPE_KEYS[old].split(".")
-    path = written(tmp_path, f"[{table}]\n{key} = 0.125\n")
-    assert read_recipe(path)[table][new] == 0.125
-    assert read_recipe(path, [f"{old}=0.25"])[table][new] == 0.25
-    assert read_recipe(path, [f"{RECIPE_KEYS[old]}=0.5"])[table][new] == 0.5
+    values = {bool: (True, False, True), int: (2, 3, 4), list: ([0.125], [0.25], [0.5])}
+    one, two, three = values.get(type(DEFAULTS[table].get(new)), (0.125, 0.25, 0.5))
+    path = written(tmp_path, f"[{table}]\n{key} = {json.dumps(one)}\n")
+    assert read_recipe(path)[table][new] == one
+    assert read_recipe(path, [f"{old}={json.dumps(two)}"])[table][new] == two
+    assert read_recipe(path, [f"{RECIPE_KEYS[old]}={json.dumps(three)}"])[table][new] == three
     assert key not in read_recipe(path)[table]
     assert said(capsys) == [f"warning: {old} goes with the next release: it is {RECIPE_KEYS[old]} now"]
 
@@ -57,7 +67,7 @@ def test_an_old_value_is_the_new_one_and_says_so_once(
     (table, name), new = key.split("."), RECIPE_VALUES[key][old]
     path = written(tmp_path, f"[{table}]\n{name} = '{old}'\n")
     assert read_recipe(path)[table][name] == new
-    assert read_recipe(path, [f"{key}=['{old}', 'other', '{new}']"])[table][name] == [new, "other", new]
+    assert rename_recipe({table: {name: [old, "other", new]}})[table][name] == [new, "other", new]
     assert read_recipe(path, [f"{key}={old}"])[table][name] == new
     assert said(capsys) == [f'warning: {key} = "{old}" goes with the next release: it is "{new}" now']
 

@@ -30,6 +30,7 @@ import torch
 from .. import evaluate
 from ..data import load_images
 from ..files import lock, whole, write_json
+from ..hardware import DEVICES, DeviceError, device_of
 from ..renames import RECIPE_KEYS, rename_recipe
 from ..train import train
 from ..trainer.recipe import RecipeError, read_recipe
@@ -268,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--only", nargs="+", metavar="NAME", help="these networks alone: NAME, SET/NAME, or SET/")
     add("--list", action="store_true", help="say what is finished, and stop")
     add("--threads", type=int, help="CPU threads (default: torch's)")
-    add("--device", default="cpu")
+    add("--device", default="cpu", help=DEVICES)
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -282,8 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"--runs {args.runs} is not there: nothing is finished", file=sys.stderr)
             print(listing(spec, args.runs))
             return 0
+        device_of(args.device)
         return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0
-    except (SpecificationError, RecipeError) as error:
+    except (SpecificationError, RecipeError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

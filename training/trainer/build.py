@@ -41,7 +41,10 @@ def starting_network(
         )
     initialise(net, recipe["init"], folder)
     for module in recipe["network"]["freeze"]:
-        net.get_submodule(module).requires_grad_(False)
+        try:
+            net.get_submodule(module).requires_grad_(False)
+        except AttributeError as error:
+            raise RecipeError(f"network.freeze: this network has no part {module!r}") from error
     return net
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..hardware import device_of
+
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 writes best.pt and measures thresholds while the others wait
 
@@ -99,11 +101,14 @@ def process_group(device: str) -> Iterator[tuple[World, torch.device]]:
     """Join the processes that `torchrun` started: yields this one and its device ('cuda' is the GPU of its local rank).
 
     Without `torchrun` it is a single process. Collectives on GPU tensors use NCCL, all others gloo.
+
+    Raises:
+        DeviceError: there is no such device here.
     """
+    own = device_of(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:  # torchrun's, not ours: not part of any setting
-        yield SINGLE_PROCESS, torch.device(device)
+        yield SINGLE_PROCESS, own
         return
-    own = torch.device(device)
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(own)

@@ -1,8 +1,8 @@
 """Recipes: TOML over another recipe's or over the defaults.
 
-A recipe is read here and nowhere else, and strictly: a table or key that does not exist is a `RecipeError` that names
-it. Every key has its default in `DEFAULTS`; those of [network], [init] and [objective] belong to what is built from
-them (`build`).
+A recipe is read here and nowhere else, and strictly: a table or key that does not exist, or a value that its key cannot
+have, is a `RecipeError` that names it. Every key has its default in `DEFAULTS`, whose type its values have, and its
+range in `RANGES`; other keys of [network], [init] and [objective] belong to what is built from them (`build`).
 
 A recipe that `extends = "FILE"` another one states only what differs. Its tables are laid over the other's key by key,
 but for [init] and [objective], whose keys belong together: stated at all, they are taken as they stand.
@@ -10,8 +10,9 @@ but for [init] and [objective], whose keys belong together: stated at all, they 
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,73 @@ class RecipeError(ValueError):
     """The recipe asks for something that does not exist; the message names the key."""
 
 
+Range = tuple[str, Callable[[Any], bool]]  # in words, and whether a value of the right type lies in it
+POSITIVE: Range = ("at least 1", lambda v: v >= 1)
+NOT_NEGATIVE: Range = ("at least 0", lambda v: 0 <= v < math.inf)
+SHARE: Range = ("from 0 to 1", lambda v: 0 <= v <= 1)
+PIXELS: Range = ("above 0 and at most 255", lambda v: 0 < v <= 255)
+ANY: Range = ("", lambda v: True)  # what builds the network or the objective knows the names
+TYPES: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+}
+
+# What the values of a key may be, and the items of a list; types are those of the defaults, of lists those of ITEMS.
+ITEMS: dict[str, type] = {"network.freeze": str, "attack.evading_radii": float, "optim.milestones": int}
+RANGES: dict[str, Range] = {
+    "network.kind": ANY,
+    "network.freeze": ANY,
+    "objective.name": ANY,
+    "attack.eps": PIXELS,
+    "attack.step": PIXELS,
+    "attack.steps": POSITIVE,
+    "attack.start": ANY,
+    "attack.adv_branch_share": SHARE,
+    "attack.adv_branch_sees_detector": ANY,
+    "attack.evading_share": SHARE,
+    "attack.evading_radii": SHARE,
+    "attack.detector_ignored_share": SHARE,
+    "attack.noise_magnitude": NOT_NEGATIVE,
+    "optim.epochs": POSITIVE,
+    "optim.batch_size": POSITIVE,
+    "optim.microbatches": POSITIVE,
+    "optim.optimizer": ANY,
+    "optim.lr": NOT_NEGATIVE,
+    "optim.regulator_lr": NOT_NEGATIVE,
+    "optim.momentum": SHARE,
+    "optim.nesterov": ANY,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.schedule": ANY,
+    "optim.warmup": SHARE,
+    "optim.milestones": NOT_NEGATIVE,
+    "optim.ema": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "optim.awp": NOT_NEGATIVE,
+    "optim.awp_from": NOT_NEGATIVE,
+    "data.set": (f"one of {', '.join(SETS)}", lambda v: v in SETS),
+    "data.seed": ("from 0 to 2147483647", lambda v: 0 <= v < 2**31),
+    "data.train_images": NOT_NEGATIVE,
+    "data.padding": NOT_NEGATIVE,
+    "validate.images": POSITIVE,
+    "validate.attack_steps": NOT_NEGATIVE,
+    "validate.every": POSITIVE,
+    "runtime.bf16": ANY,
+    "runtime.compile": ANY,
+    "runtime.threads": NOT_NEGATIVE,
+    "runtime.sync_batch_norm": ANY,
+    "runtime.data_on_device": ANY,
+    "runtime.checkpoint_minutes": NOT_NEGATIVE,
+}
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """The recipe, over what it extends, over the defaults, with `table.key=value` overrides (values in TOML) on top.
 
     Raises:
         FileNotFoundError: no recipe there.
-        RecipeError: no TOML, an unknown table or key, an override that is none, a recipe to extend that does not exist,
-            or recipes that extend each other in a circle.
+        RecipeError: no TOML, an unknown table or key, a value of another type or out of its range, an override that is
+            none, a recipe to extend that does not exist, or recipes that extend each other in a circle.
     """
     given, more = _stated(path, ()), dict[str, dict[str, Any]]()
     for override in overrides:
@@ -92,10 +153,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
             stated[name] = value
     for table, values in _checked(more, "--set").items():
         given[table] = {**given.get(table, {}), **values}
-    recipe = {table: {**values, **given.get(table, {})} for table, values in DEFAULTS.items()}
-    if recipe["data"]["set"] not in SETS:
-        raise RecipeError(f"data.set must be one of {', '.join(SETS)}, not {recipe['data']['set']!r}")
-    return recipe
+    return {table: {**values, **given.get(table, {})} for table, values in DEFAULTS.items()}
 
 
 def _stated(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
@@ -128,7 +186,7 @@ def _extended(path: Path, parent: object) -> Path:
 
 
 def _checked(document: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
-    """The tables under today's names; RecipeError for one or a key that does not exist. `source`: where it stands."""
+    """The tables under today's names; RecipeError for a table, key or value that cannot be there, with its `source`."""
     try:
         document = rename_recipe(document, warn_renamed)
     except ValueError as error:
@@ -141,4 +199,24 @@ def _checked(document: Mapping[str, Any], source: str) -> dict[str, dict[str, An
         unknown = sorted(values.keys() - DEFAULTS[table].keys())
         if unknown and table not in ("network", *WHOLE):
             raise RecipeError(f"{source}: unknown key {table}.{unknown[0]}; known are {', '.join(DEFAULTS[table])}")
+        for key, value in values.items():
+            if table == "init" and not isinstance(value, str):
+                raise RecipeError(f"{source}: init.{key} must be the path of a checkpoint in quotes, not {value!r}")
+            if key in DEFAULTS[table] and (expected := _expected(f"{table}.{key}", value, DEFAULTS[table][key])):
+                raise RecipeError(f"{source}: {table}.{key} must be {expected}, not {value!r}")
     return dict(document)
+
+
+def _expected(key: str, value: Any, default: Any) -> str:
+    """What a value of this key must be where this one is none, in words; empty where it is one."""
+    listed = isinstance(default, list)
+    name, types = TYPES[ITEMS[key] if listed else type(default)]
+    text, within = RANGES[key]
+    items = value if listed else [value]
+    if isinstance(items, list) and all(
+        isinstance(item, types) and isinstance(item, bool) == (bool in types) and within(item) for item in items
+    ):
+        return ""
+    if text.startswith("one of"):
+        return text
+    return f"{'a list, each item ' if listed else ''}{name}{text and ', '}{text}"

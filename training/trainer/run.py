@@ -82,6 +82,11 @@ class Run:
         split = images.train.head(recipe["data"]["train_images"] or None)  # 0: all
         self.split = split.on(runtime.device) if options["data_on_device"] else split
         self.steps_per_epoch: int = len(self.split) // self.batch_size
+        if not self.steps_per_epoch:
+            raise RecipeError(
+                f"optim.batch_size {self.batch_size} is more than the {len(self.split)} images to train on "
+                f"(data.train_images {recipe['data']['train_images']}): an epoch has no step"
+            )
         self.factor = schedule(optim, self.steps_per_epoch)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.progress = Progress()

@@ -169,7 +169,7 @@ def test_listing_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path, data: None, tmp_path: Path) -> None:
     """The others are made, and the program says so by its status."""
     broken = SMALL.replace(
-        '"objective.adv_teacher=trunk/best.pt"', '"objective.adv_teacher=trunk/best.pt", "optim.lr=nan"'
+        '"objective.adv_teacher=trunk/best.pt"', '"objective.adv_teacher=trunk/best.pt", "optim.lr=1e30"'
     )
     specification.write_text(broken)
     spec = Specification.read(specification)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from training import checkpoint
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
-from training.trainer.recipe import RecipeError, read_recipe
+from training.trainer.recipe import DEFAULTS, RANGES, RecipeError, read_recipe
 
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
 PAPER = sorted((RECIPES / "paper").rglob("*.toml"))
@@ -71,6 +73,67 @@ def test_a_recipe_can_extend_one_of_the_repository_s_from_anywhere(tmp_path: Pat
 def test_what_cannot_be_read_is_named_with_its_file(tmp_path: Path, recipes: dict[str, str], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         read_recipe(written(tmp_path, **recipes))
+
+
+KEYS = [f"{table}.{key}" for table, values in DEFAULTS.items() for key in values]
+
+
+def test_every_default_is_a_value_that_its_key_can_have(tmp_path: Path) -> None:
+    """Each key has a range, and stated as they stand the defaults are themselves."""
+    assert sorted(RANGES) == sorted(KEYS)
+    stated = [f"{key}={json.dumps(DEFAULTS[key.partition('.')[0]][key.partition('.')[2]])}" for key in KEYS]
+    assert read_recipe(written(tmp_path, empty=""), stated) == DEFAULTS
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_of_another_type_is_refused_with_its_key(key: str, tmp_path: Path) -> None:
+    """A table is a value of no key; nor is a number where true or false, a text or a list is asked for."""
+    default = DEFAULTS[key.partition(".")[0]][key.partition(".")[2]]
+    for value in ("{x = 1}", "true" if type(default) in (int, float) else "1"):
+        with pytest.raises(RecipeError, match=rf"^--set: {key} must be "):
+            read_recipe(written(tmp_path, empty=""), [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.epochs=x",
+        "optim.epochs=0",
+        "optim.epochs=1.5",
+        "optim.lr=abc",
+        "optim.lr=-1",
+        "optim.lr=nan",
+        "optim.lr=inf",
+        "optim.batch_size=0",
+        "optim.ema=1.0",
+        "optim.warmup=2",
+        "optim.milestones=[1.5]",
+        "optim.milestones=[-1]",
+        "data.seed=-1",
+        "data.train_images=-5",
+        "data.set=imagenet",
+        "validate.images=0",
+        "validate.every=0",
+        "attack.eps=256",
+        "attack.steps=0",
+        "attack.evading_radii=[2]",
+        "runtime.threads=-1",
+        "runtime.checkpoint_minutes=nan",
+        "network.freeze=[1]",
+        "init.trunk=3",
+        "attack.eps=0",
+        "attack.step=0",
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_its_key(override: str, tmp_path: Path) -> None:
+    """And with the value, in the file that states it."""
+    key, _, value = override.partition("=")
+    with pytest.raises(RecipeError, match=rf"^--set: {key} must be .*, not '?{re.escape(value)}'?$"):
+        read_recipe(written(tmp_path, empty=""), [override])
+    table, _, name = key.partition(".")
+    stated = f"[{table}]\n{name} = {value if value[-1] not in 'xctsb' else repr(value)}\n"
+    with pytest.raises(RecipeError, match=rf"r\.toml: {key} must be "):
+        read_recipe(written(tmp_path, r=stated))
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         ("network.depth=20", "depth"),
         ("network.image_size=64", "image_size"),
         ("data.set=imagenet", "data.set"),
+        ("optim.epochs=x", "optim.epochs must be a whole number, at least 1, not 'x'"),
+        ("optim.batch_size=65", "an epoch has no step"),
+        ("network.freeze=['nothing']", "no part 'nothing'"),
         ("optim.microbatches=3", "optim.microbatches"),
         ("attack.start=n_fgsm", "attack.steps"),
         ("network.colour=3", "colour"),
@@ -393,7 +396,8 @@ def test_a_wrong_recipe_gets_a_clear_error_and_leaves_nothing(
     code = main(
         ["--recipe", str(tmp_path / "r.toml"), "--data-dir", ".", "--out", str(tmp_path / "run"), "--set", override]
     )
-    assert code == 2 and complaint in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and said.startswith("error: ") and complaint in said
     assert not (tmp_path / "run").exists()
 
 
