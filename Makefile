@@ -54,6 +54,7 @@ format: $(VENV)/.locked ## Put the code into the house format and mend what lint
 STAGES := small/0-trunk small/a-detector variants/robust-teacher small/d-robust
 
 train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
+	@mkdir -p $(DATA_DIR)
 	@set -e; for stage in $(STAGES); do \
 	  name=$$(basename "$$stage"); \
 	  echo "== $$name"; \
@@ -62,6 +63,7 @@ train-small: $(VENV)/.locked ## Train the bundled model again, stage by stage
 
 # Hours on two cores; killed and started again it goes on. A second `python -m training.reproduction.sweep` beside it shares the work.
 tables-small: $(VENV)/.locked ## Train and judge every network of the paper's tables at a small scale
+	@mkdir -p $(DATA_DIR)
 	$(PYTHON) -m training.reproduction.sweep --data-dir $(DATA_DIR) --runs $(RUNS)/tables $(ARGS)
 	$(PYTHON) -m training.reproduction.tables --table all --runs $(RUNS)/tables --out training/reports/tables
 	$(PYTHON) -m training.reproduction.claims --runs $(RUNS)/tables --out training/reports/tables --page docs/reproduction.md

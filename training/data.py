@@ -22,6 +22,10 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from .rng import KeyedRng
 
+DATA_DIR_HELP = (
+    "folder that holds cifar-10-batches-py/, cifar-100-python/ or tiny-imagenet-200/; it must be there, and a CIFAR "
+    "that is not in it is downloaded into it"
+)
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it
 
@@ -63,10 +67,11 @@ class ImageSet:
 
 
 def load_images(name: str, data_dir: Path) -> ImageSet:
-    """The set called `name` in `SETS`, from `data_dir`; the CIFARs are downloaded where they are missing.
+    """The set called `name` in `SETS`, from the folder `data_dir`; the CIFARs are downloaded where it lacks them.
 
     Raises:
-        ValueError: unknown name; FileNotFoundError: not there (and no download), with what to do.
+        ValueError: unknown name; FileNotFoundError: no such folder, which is never made, or no set in it (and no
+            download), with what to do.
     """
     if name not in SETS:
         raise ValueError(f"data sets are {', '.join(SETS)}, not {name!r}")
@@ -92,6 +97,9 @@ def _load_cifar(kind: type[CIFAR10], title: str, data_dir: Path, download: bool)
         f"{title} is not in {data_dir}: that folder must hold {kind.base_folder}/, the unpacked Python version "
         f"({kind.filename}, from the data set's home page)"
     )
+    if not data_dir.is_dir():
+        how = f"; or make that folder, and {title} is downloaded into it" if download else ""
+        raise FileNotFoundError(f"no folder {data_dir}: name the one that holds {kind.base_folder}/{how}")
     try:
         train = kind(str(data_dir), train=True, download=False)
         test = kind(str(data_dir), train=False, download=False)

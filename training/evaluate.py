@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget
-from .data import SETS, Split, load_images
+from .data import DATA_DIR_HELP, SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate
 from .evaluation.corruptions import CORRUPTIONS
@@ -58,7 +58,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m training.evaluate", description="Measure a network at T0 to T3.")
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of an AW-Net or a static network")
-    add("--data-dir", type=Path, required=True, help="folder that holds the data set, e.g. cifar-10-batches-py/")
+    add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
     add("--data-set", choices=list(SETS), help="default: the one that the checkpoint was trained on")
     add("--out", type=Path, required=True, help="report (.json); tables are written beside it (.md)")
     add("--attacks", nargs="+", default=["fgsm", "pgd_trades"], choices=list(ATTACKS))

@@ -6,9 +6,10 @@
     torchrun --standalone --nproc-per-node 4 -m training.train --recipe ... --device cuda --resume --stop-after 55
 
 `--out` receives last.pt (every few minutes and after every epoch, for --resume), best.pt (the best validation
-figure), history.json and TensorBoard logs. Ctrl-C and SIGTERM save the run after the step at hand; a second one ends it
-at once. Files that a recipe names under [init] and [objective] are relative to the parent of --out, so that the stages
-of one training stand side by side. A recipe may extend another one and state only what differs (`extends = "FILE"`).
+figure), history.json and TensorBoard logs. Ctrl-C and SIGTERM save the run after the step at hand, and say so; a
+second one ends it at once and leaves last.pt as it was. Files that a recipe names under [init] and [objective] are
+relative to the parent of --out, so that the stages of one training stand side by side. A recipe may extend another
+one and state only what differs (`extends = "FILE"`).
 Several GPUs, small GPUs, chunks: docs/training.md.
 """
 
@@ -18,12 +19,14 @@ import argparse
 import ctypes
 import json
 import math
+import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -34,7 +37,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import checkpoint
-from .data import ImageSet, load_images
+from .data import DATA_DIR_HELP, ImageSet, load_images
 from .files import write_json
 from .hardware import DEVICES, DeviceError, multiplies_bfloat16
 from .trainer.distributed import SINGLE_PROCESS, World, process_group
@@ -92,7 +95,7 @@ def train(
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=run.steps) if world.first else None
     stop = False
     clock.start()
-    with clock.heeding_signals(twice_ends=world.size == 1):
+    with clock.heeding_signals(twice_ends=world.size == 1, says=world.first):
         while not run.finished and not stop:
             if not take_steps(run, clock, writer, name):
                 break
@@ -145,8 +148,9 @@ class Clock:
         self.asked = False
 
     @contextmanager
-    def heeding_signals(self, twice_ends: bool) -> Iterator[None]:
-        """Ctrl-C and SIGTERM (which a scheduler sends when time is up) stop the run between two steps, not within one.
+    def heeding_signals(self, twice_ends: bool, says: bool = True) -> Iterator[None]:
+        """Ctrl-C and SIGTERM (which a scheduler sends when time is up) stop the run between two steps, not within one,
+        which this process `says` at once.
 
         A second one ends the process at once where `twice_ends`, by the kernel, even in the middle of a call to C++:
         not under torchrun, which passes on to its processes what the terminal has sent them already. A signal that
@@ -169,8 +173,10 @@ class Clock:
             signal.signal(one, ask)
             if twice_ends:
                 handle_once(one)
+        told = "stopping after this step" + ("; again: at once, unsaved" if twice_ends else "")
         try:
-            yield
+            with saying_at_signals(earlier, told) if says else nullcontext():
+                yield
         finally:
             for one, handler in earlier.items():
                 signal.signal(one, handler)
@@ -218,6 +224,35 @@ def handle_once(number: signal.Signals) -> None:
         libc.sigaction(number, ctypes.byref(action), None)
 
 
+@contextmanager
+def saying_at_signals(heeded: Iterable[int], text: str) -> Iterator[None]:
+    """`text` on stderr as soon as one of these signals comes, even in the middle of a step that takes half a minute.
+
+    Python's own handlers wait until a call to C++ returns; what C writes of a signal into this socket, a thread reads
+    meanwhile. It writes past tqdm and Python's buffers, whose locks the first thread may hold.
+    """
+    heeded = set(heeded)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def say() -> None:
+        while came := reader.recv(1):
+            if came[0] in heeded:
+                with suppress(OSError):  # a terminal that is gone
+                    os.write(2, f"\n{text}\n".encode())
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
 def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) -> bool:
     """The steps that are left of an epoch; returns whether all are taken (if not, the run is saved as it stands)."""
     progress, epochs = run.progress, run.recipe["optim"]["epochs"]
@@ -251,9 +286,7 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
-    parser.add_argument(
-        "--data-dir", type=Path, required=True, help="where the recipe's data set is (or is downloaded to: the CIFARs)"
-    )
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
     parser.add_argument("--device", default="cpu", help=f"{DEVICES}; under torchrun, cuda is one GPU a process")

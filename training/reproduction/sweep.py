@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from .. import evaluate
-from ..data import load_images
+from ..data import DATA_DIR_HELP, load_images
 from ..files import lock, whole, write_json
 from ..hardware import DEVICES, DeviceError, device_of
 from ..renames import RECIPE_KEYS, rename_recipe
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help=f"{DATA_DIR_HELP} (default: data)")
     add("--runs", type=Path, default=Path("runs/tables"), help="where runs are kept (default: runs/tables)")
     add("--spec", type=Path, default=SPECIFICATION, help="TOML: networks and scale (default: the small scale)")
     add("--only", nargs="+", metavar="NAME", help="these networks alone: NAME, SET/NAME, or SET/")
@@ -284,8 +284,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(listing(spec, args.runs))
             return 0
         device_of(args.device)
+        if not args.data_dir.is_dir():
+            raise FileNotFoundError(f"no folder {args.data_dir}: --data-dir is the {DATA_DIR_HELP}")
         return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0
-    except (SpecificationError, RecipeError, DeviceError) as error:
+    except (SpecificationError, RecipeError, DeviceError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

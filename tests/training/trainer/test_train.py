@@ -19,9 +19,10 @@ import torch
 import training.train
 import training.trainer.run
 from tests.waiting import eventually
-from training import checkpoint, data
+from training import checkpoint, data, evaluate
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
+from training.reproduction import sweep
 from training.rng import KeyedRng
 from training.train import main, train
 from training.trainer.distributed import World
@@ -183,14 +184,19 @@ def test_a_second_signal_ends_a_run_at_once(number: signal.Signals, call: str, t
     tiny_run = Path(__file__).with_name("tiny_run.py")
     command = [sys.executable, "-c", STUCK, str(tiny_run), json.dumps(recipe), str(tmp_path / "stuck_run"), call]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    told = tmp_path / "stderr"
+    with told.open("wb") as stderr, subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=stderr) as process:
         try:
             eventually(lambda: (tmp_path / "stuck").exists() or process.poll() is not None)
             process.send_signal(number)
+            if call == "CDLL":  # as in a step of torch's, which lets other threads run
+                eventually(lambda: b"\nstopping after this step; again: at once, unsaved\n" in told.read_bytes())
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.5)
+            last = (tmp_path / "stuck_run" / "last.pt").read_bytes()
             process.send_signal(number)
             assert process.wait(30) == -number
+            assert (tmp_path / "stuck_run" / "last.pt").read_bytes() == last
         finally:
             process.kill()
     run = checkpoint.read(tmp_path / "stuck_run" / "last.pt")["run"]
@@ -459,3 +465,19 @@ def test_missing_data_says_what_is_missing(tmp_path: Path) -> None:
     """No traceback from torchvision: the folder and what must lie in it."""
     with pytest.raises(FileNotFoundError, match="cifar-10-batches-py"):
         data.load_cifar10(tmp_path, download=False)
+
+
+def test_a_mistyped_data_folder_is_named_and_not_made(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By training, evaluation and sweep: no download is tried into it."""
+    nowhere, out = tmp_path / "dta", str(tmp_path / "out")
+    (tmp_path / "r.toml").write_text("[network]\nwidth = 4\n")
+    assert main(["--recipe", str(tmp_path / "r.toml"), "--data-dir", str(nowhere), "--out", out]) == 2
+    assert sweep.main(["--data-dir", str(nowhere), "--runs", out]) == 2
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--ckpt", str(tiny_checkpoint), "--data-dir", str(nowhere), "--out", out])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and all(f"error: no folder {nowhere}" in line and "download" in line for line in said)
+    assert [path.name for path in tmp_path.iterdir() if path.name in ("dta", "out")] == []
