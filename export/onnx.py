@@ -25,9 +25,9 @@ GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file
 
 EXAMPLES = """examples:
-  python -m export.onnx --ckpt runs/small/best.pt
+  python -m export.onnx --ckpt runs/small/d-robust/best.pt      # what `make train-small` made
   python -m export.onnx --ckpt best.pt --repository /srv/models --version 7
-  python -m export.onnx --ckpt best.pt --data-dir data      # parity on real test images as well
+  python -m export.onnx --ckpt best.pt --data-dir data          # parity on real test images as well
 """
 
 
@@ -104,7 +104,7 @@ def _version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 published, 1 refused."""
+    """The command line; 0 published, 2 refused."""
     parser = argparse.ArgumentParser(
         prog="python -m export.onnx",
         description="Turn a checkpoint into a version of a model repository, once onnxruntime agrees with torch.",
@@ -112,10 +112,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a calibrated AW-Net checkpoint")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--name", default="awnet", help="of the model (%(default)s)")
-    parser.add_argument("--version", type=int, metavar="N", help="the next free number")
-    parser.add_argument("--opset", type=int, default=graph.OPSET, metavar="N", help="%(default)s")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="DIR",
+        help="folder that the version is written to, made where it is missing (default: %(default)s)",
+    )
+    parser.add_argument("--name", default="awnet", help="name of the model (default: %(default)s)")
+    parser.add_argument("--version", type=int, metavar="N", help="number of the version (default: the next free one)")
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=graph.OPSET,
+        metavar="N",
+        help="ONNX operator set that the graph is written in (default: %(default)s)",
+    )
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="holds cifar-10-batches-py/: parity on its test images as well"
     )
@@ -126,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(f"not exported: {error}", file=sys.stderr)
-        return 1
+        return 2
     size = (folder / MODEL_FILE).stat().st_size
     print(f"{report}\n{folder / MODEL_FILE}: {size / 1e6:.1f} MB, opset {options.opset}")
     return 0

@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, 1 where something cannot be signed, 2 for wrong options."""
+    """Exit status 0, 2 where something cannot be signed or an option is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m export.sign",
         description="Sign the versions of a model repository.",
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         signed = sign(options.repository, read_key(options.key), options.name, options.version)
     except RepositoryError as error:
         print(f"export.sign: {error}", file=sys.stderr)
-        return 1
+        return 2
     for path in signed:
         print(f"signed {path}")
     return 0

@@ -102,7 +102,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 written, 1 refused."""
+    """The command line; 0 written, 2 refused."""
     parser = argparse.ArgumentParser(
         prog="python -m export.triton_python",
         description="Write a model repository for Triton's Python backend.",
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         versions = convert(options.repository, options.out, options.name)
     except (ConversionError, OSError) as error:
         print(f"not converted: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{options.out / options.name}: version {', '.join(map(str, versions))} for Triton's Python backend")
     return 0
 

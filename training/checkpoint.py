@@ -111,7 +111,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged archive
-        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is not a readable checkpoint: no file of torch's, or a damaged one") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
     return document
@@ -120,6 +120,8 @@ def read(path: Path) -> dict[str, Any]:
 def load(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Rebuild the network of a checkpoint; see `read` for the errors."""
     document = read(path)
+    if document["kind"] == "run":
+        raise CheckpointError(f"{path} is a run to resume, not a network to use: take the best.pt beside it")
     build = BUILDERS.get(document["kind"])
     if build is None:
         raise CheckpointError(f"{path} holds a network of unknown kind {document['kind']!r}")

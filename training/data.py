@@ -99,7 +99,9 @@ def _load_cifar(kind: type[CIFAR10], title: str, data_dir: Path, download: bool)
     )
     if not data_dir.is_dir():
         how = f"; or make that folder, and {title} is downloaded into it" if download else ""
-        raise FileNotFoundError(f"no folder {data_dir}: name the one that holds {kind.base_folder}/{how}")
+        raise FileNotFoundError(
+            f"{title} is not in {data_dir}: no such folder; name the one that holds {kind.base_folder}/{how}"
+        )
     try:
         train = kind(str(data_dir), train=True, download=False)
         test = kind(str(data_dir), train=False, download=False)

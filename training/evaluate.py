@@ -59,12 +59,25 @@ def arguments() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of an AW-Net or a static network")
     add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
-    add("--data-set", choices=list(SETS), help="default: the one that the checkpoint was trained on")
+    add("--data-set", choices=list(SETS), help="data set (default: the one that the checkpoint was trained on)")
     add("--out", type=Path, required=True, help="report (.json); tables are written beside it (.md)")
-    add("--attacks", nargs="+", default=["fgsm", "pgd_trades"], choices=list(ATTACKS))
-    add("--levels", nargs="+", default=["T1", "T2"], choices=list(LEVELS))
-    add("--surrogate", nargs="+", action="extend", default=[], metavar="NAME=FILE", help="networks of T0")
-    add("--split", default="test", choices=["test", "validation"])
+    add(
+        "--attacks",
+        nargs="+",
+        default=["fgsm", "pgd_trades"],
+        choices=list(ATTACKS),
+        help="attacks at T0 to T2 (default: fgsm pgd_trades)",
+    )
+    add("--levels", nargs="+", default=["T1", "T2"], choices=list(LEVELS), help="threat levels (default: T1 T2)")
+    add(
+        "--surrogate",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="networks whose adversarial images T0 passes on; needed there (default: none)",
+    )
+    add("--split", default="test", choices=["test", "validation"], help="images to judge on (default: test)")
     add("--limit", type=int, help="first N images (default: all)")
     add("--t0-limit", type=int, help="first N images for T0 (default: as --limit)")
     add("--t3-limit", type=int, default=1000, help="first N images for T3 (default: 1000)")
@@ -78,12 +91,12 @@ def arguments() -> argparse.ArgumentParser:
     corruptions.add_argument("--no-corruptions", action="store_true", help="leave out the benign corruptions")
     for old, new in OPTIONS["training.evaluate"].items():
         corruptions.add_argument(old, action=RenamedOption, dest=new.lstrip("-").replace("-", "_"), new=new)
-    add("--cache", type=Path, help="folder that keeps T0 images for the next network")
-    add("--batch-size", type=int, default=128)
+    add("--cache", type=Path, help="folder that keeps T0 images for the next network (default: none are kept)")
+    add("--batch-size", type=int, default=128, help="images computed at once (default: 128)")
     add("--threads", type=int, help="CPU threads (default: torch's)")
     add("--device", default="cpu", help=DEVICES)
     add("--bf16", action="store_true", help="attackers' gradients at T0 to T2 in bfloat16; judgement stays float32")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of the attacks' random numbers (default: 0)")
     add("--fresh", action="store_true", help="replace a report instead of going on with it")
     return parser
 

@@ -284,7 +284,9 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
     parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")

@@ -73,7 +73,9 @@ def test_parity_cannot_be_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out.split("examples:")[0]))
+    said = capsys.readouterr().out
+    assert "--ckpt runs/small/d-robust/best.pt" in said  # what the README's commands make
+    options = set(re.findall(r"--[a-z-]+", said.split("examples:")[0]))
     assert options == {"--help", "--ckpt", "--repository", "--name", "--version", "--opset", "--data-dir"}
 
 
@@ -272,9 +274,9 @@ def test_a_network_that_overflows_is_refused(tiny_checkpoint: Path, tmp_path: Pa
 def test_the_command_refuses_in_one_line(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
-    """A wrong option ends with status 1 and a sentence, not with a trace, and writes no version."""
+    """A wrong option ends with status 2 and a sentence, not with a trace, and writes no version."""
     models = tmp_path / "models"
-    assert main(["--ckpt", str(tiny_checkpoint), "--repository", str(models), *arguments]) == 1
+    assert main(["--ckpt", str(tiny_checkpoint), "--repository", str(models), *arguments]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.startswith("not exported: ") and "Traceback" not in error
     assert list(tmp_path.rglob("*.onnx")) == []

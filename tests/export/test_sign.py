@@ -38,7 +38,7 @@ def test_the_private_key_is_for_its_owner_alone(key: Path) -> None:
     """And is never overwritten."""
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     before = key.read_bytes()
-    assert main(["--new-key", str(key)]) == 1
+    assert main(["--new-key", str(key)]) == 2
     assert key.read_bytes() == before
     assert b"PRIVATE" not in key.with_suffix(".pub.pem").read_bytes()
 
@@ -49,7 +49,7 @@ def test_a_manifest_of_another_model_is_not_signed(
     """A signature says that these files were meant; it is not given to what does not fit."""
     home = publish(tmp_path / "home")
     (home / "awnet/1/model.onnx").write_bytes(graph(9).SerializeToString())
-    assert main(["--key", str(key), "--repository", str(home)]) == 1
+    assert main(["--key", str(key), "--repository", str(home)]) == 2
     assert "not the manifest of the model beside it" in capsys.readouterr().err
     assert not (home / "awnet/1/manifest.json.sig").exists()
 
@@ -63,27 +63,27 @@ def test_a_version_without_a_manifest_gets_one(tmp_path: Path, key: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("options", "status"),
+    ("options", "wrong"),
     [
-        ([], 2),
-        (["--key", "a.pem", "--new-key", "b.pem"], 2),
-        (["--key", "a.pem", "--version", "1"], 2),
-        (["--key", "absent.pem"], 1),
-        (["--key", "KEY", "--repository", "absent"], 1),
-        (["--key", "KEY", "--repository", "HOME", "--name", "other"], 1),
-        (["--key", "KEY", "--repository", "HOME", "--name", "awnet", "--version", "9"], 1),
-        (["--key", "PUBLIC", "--repository", "HOME"], 1),
+        ([], True),
+        (["--key", "a.pem", "--new-key", "b.pem"], True),
+        (["--key", "a.pem", "--version", "1"], True),
+        (["--key", "absent.pem"], False),
+        (["--key", "KEY", "--repository", "absent"], False),
+        (["--key", "KEY", "--repository", "HOME", "--name", "other"], False),
+        (["--key", "KEY", "--repository", "HOME", "--name", "awnet", "--version", "9"], False),
+        (["--key", "PUBLIC", "--repository", "HOME"], False),
     ],
 )
 def test_what_cannot_be_signed_is_told_in_one_line(
-    tmp_path: Path, key: Path, options: list[str], status: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, key: Path, options: list[str], wrong: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a failing status and without a traceback."""
+    """With status 2 and without a traceback; `wrong` options already by argparse."""
     names = {"KEY": key, "PUBLIC": key.with_suffix(".pub.pem"), "HOME": publish(tmp_path / "home")}
     arguments = [str(names.get(option, option)) for option in options]
-    if status == 2:
+    if wrong:
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
     else:
-        assert main(arguments) == status
+        assert main(arguments) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -124,9 +124,9 @@ def test_the_command_line_says_what_it_did(repository: Path, tmp_path: Path, cap
     told = ["--repository", str(repository), "--out", str(tmp_path / "out")]
     assert triton_python.main(told) == 0
     assert "version 1, 2" in capsys.readouterr().out
-    assert triton_python.main([*told, "--name", "../other"]) == 1
+    assert triton_python.main([*told, "--name", "../other"]) == 2
     assert "no model name" in capsys.readouterr().err
-    assert triton_python.main(["--repository", str(repository), "--out", str(repository)]) == 1
+    assert triton_python.main(["--repository", str(repository), "--out", str(repository)]) == 2
 
 
 @pytest.mark.process

@@ -10,7 +10,7 @@ import torch
 
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.checkpoint import Calibration, CheckpointError, load, pack, read, save
+from training.checkpoint import FORMAT, Calibration, CheckpointError, load, pack, read, save
 
 LABELS = [f"class {i}" for i in range(10)]
 
@@ -164,3 +164,14 @@ def test_a_save_that_dies_leaves_the_old_file(net: AWNet, tmp_path: Path) -> Non
     save(path, pack(net, labels=LABELS, recipe={"run": "new"}))
     assert load(path).recipe == {"run": "new"}
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_what_is_no_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    """A run to resume, with the file to take in its place; any other file, without torch's advice."""
+    save(tmp_path / "last.pt", {"format": FORMAT, "kind": "run", "run": {}})
+    with pytest.raises(CheckpointError, match=r"last\.pt is a run to resume.*: take the best\.pt beside it$"):
+        load(tmp_path / "last.pt")
+    (tmp_path / "README.md").write_text("# A page\n")
+    with pytest.raises(CheckpointError, match=r"README\.md is not a readable checkpoint") as refused:
+        load(tmp_path / "README.md")
+    assert "weights_only" not in str(refused.value) and "\n" not in str(refused.value)

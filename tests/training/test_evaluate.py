@@ -419,3 +419,11 @@ def test_real_images_reach_the_report(tiny_checkpoint: Path, tmp_path: Path) -> 
     argv = command(tiny_checkpoint, tmp_path / "r.json", *options)
     argv[argv.index("unused")] = os.environ["AWNET_DATA_DIR"]
     assert main(argv)["parts"]["T2/fgsm"]["images"] == 4
+
+
+def test_every_option_has_help_and_its_default() -> None:
+    """But for --help itself, old names, which are hidden, and those that must be given or are switches."""
+    for action in evaluate.arguments()._actions:
+        assert action.help, action.option_strings
+        if action.nargs != 0 and not action.required and action.help != "==SUPPRESS==":
+            assert "default" in action.help or action.option_strings == ["--device"], action.option_strings

@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         device_of(args.device)
         if not args.data_dir.is_dir():
-            raise FileNotFoundError(f"no folder {args.data_dir}: --data-dir is the {DATA_DIR_HELP}")
+            raise FileNotFoundError(f"--data-dir {args.data_dir}: no such folder; it is the {DATA_DIR_HELP}")
         return 1 if work(spec, wanted, args.data_dir, args.runs, args.device) else 0
     except (SpecificationError, RecipeError, DeviceError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ from .adversary import Adversary
 from .distillation import Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades
 from .pretraining import DetectorPretraining
-from .recipe import RecipeError
+from .recipe import RECIPES, RecipeError
 
 
 def starting_network(
@@ -77,18 +77,29 @@ def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
         raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor, detector")
     try:
         if "checkpoint" in spec:
-            net.load_state_dict(checkpoint.load(folder / spec["checkpoint"]).network.state_dict())
+            net.load_state_dict(earlier("init.checkpoint", spec["checkpoint"], folder).state_dict())
         for part in ("trunk", "extractor"):
             if part in spec:
                 target = _awnet(net, f"init.{part}")
-                copy_static(target, part, checkpoint.load(folder / spec[part]).network)
+                copy_static(target, part, earlier(f"init.{part}", spec[part], folder))
         if "detector" in spec:
             target = _awnet(net, "init.detector")
-            source = _awnet(checkpoint.load(folder / spec["detector"]).network, "init.detector")
+            source = _awnet(earlier("init.detector", spec["detector"], folder), "init.detector")
             target.extractor.load_state_dict(source.extractor.state_dict())
             target.type_head.load_state_dict(source.type_head.state_dict())
     except RuntimeError as error:
         raise RecipeError(f"[init] does not fit the network: {error}") from error
+
+
+def earlier(key: str, file: str, folder: Path) -> Network:
+    """The network of an earlier stage, `file` in `folder`; RecipeError with the recipes that make it where it lacks."""
+    try:
+        return checkpoint.load(folder / file).network
+    except FileNotFoundError as error:
+        run = Path(file).parent.name
+        recipes = [f"training/recipes/{p.relative_to(RECIPES)}" for p in RECIPES.rglob("*.toml") if p.stem == run]
+        made = f"; train it by {' or '.join(sorted(recipes))} with --out {folder / run}" if recipes else ""
+        raise RecipeError(f"{key}: {error}{made}") from error
 
 
 def _awnet(net: Network, key: str) -> AWNet:
@@ -116,13 +127,13 @@ def copy_static(net: AWNet, part: str, static: Network) -> None:
     target.load_state_dict(state, strict=False)
 
 
-def load_teacher(spec: str, folder: Path, device: torch.device) -> Network:
+def load_teacher(key: str, spec: str, folder: Path, device: torch.device) -> Network:
     """A checkpoint relative to `folder`, or a network trained by others: NAME=FILE with a name of `PRETRAINED`."""
     name, equals, file = spec.partition("=")
     if equals and name in PRETRAINED:
         net: Network = load_pretrained(name, folder / file)
     else:
-        net = checkpoint.load(folder / spec).network
+        net = earlier(key, spec, folder)
     return net.to(device).to(memory_format=torch.channels_last)
 
 
@@ -141,7 +152,7 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
         adversary = Adversary(Budget(eps, step, steps), **attack)
         for option in ("teacher", "nat_teacher", "adv_teacher"):
             if option in options:
-                options[option] = load_teacher(options[option], folder, device)
+                options[option] = load_teacher(f"objective.{option}", options[option], folder, device)
         return Standard(**options) if name == "standard" else OBJECTIVES[name](adversary, **options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[objective] {name}: {error}") from error

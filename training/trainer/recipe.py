@@ -161,9 +161,11 @@ def _stated(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     if path.resolve() in below:
         circle = " > ".join(p.name for p in (*below[below.index(path.resolve()) :], path))
         raise RecipeError(f"recipes extend each other in a circle: {circle}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
     try:
         document = tomllib.loads(path.read_text("utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or not even UTF-8
         raise RecipeError(f"{path}: {error}") from error
     document.pop("about", None)
     parent = document.pop("extends", None)

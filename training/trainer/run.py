@@ -210,9 +210,15 @@ def locked(out: Path) -> IO[str]:
     `torchrun` killed with -9 leaves its processes running: they and a resumed run must not write into each other's.
 
     Raises:
-        FileExistsError: another process holds it.
+        FileExistsError: another process holds it, or it is a file.
+        OSError: it cannot be made or written.
     """
-    held = lock(out / "lock")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out {out} is a file, and a run is a folder")
+    try:
+        held = lock(out / "lock")
+    except OSError as error:
+        raise OSError(f"--out {out} cannot be made or written: {error.strerror}") from error
     if held is None:
         raise FileExistsError(f"another process is training in {out}: wait for it, or end it")
     for written in ("last.pt", "best.pt"):

@@ -467,6 +467,37 @@ def test_missing_data_says_what_is_missing(tmp_path: Path) -> None:
         data.load_cifar10(tmp_path, download=False)
 
 
+@pytest.mark.parametrize("case", ["no recipe", "a file", "under a file", "no checkpoint"])
+def test_a_path_that_cannot_be_is_one_line_that_names_it(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2; of a missing checkpoint, its key and the recipes that make it."""
+    monkeypatch.setattr(training.train, "load_images", lambda name, data_dir: small_set())
+    recipe, taken, out = tmp_path / "r.toml", tmp_path / "taken", tmp_path / "run"
+    recipe.write_text("[network]\nwidth = 4\n[optim]\nbatch_size = 16\n")
+    taken.write_text("a file")
+    override = 'init.trunk="0-trunk/best.pt"' if case == "no checkpoint" else "network.width=4"
+    recipe = tmp_path / "nope.toml" if case == "no recipe" else recipe
+    out = {"a file": taken, "under a file": taken / "run"}.get(case, out)
+    says = {
+        "no recipe": f"no recipe at {recipe}",
+        "a file": f"--out {taken} is a file, and a run is a folder",
+        "under a file": f"--out {out} cannot be made or written: Not a directory",
+        "no checkpoint": f"init.trunk: no checkpoint at {tmp_path / '0-trunk/best.pt'}; train it by "
+        f"training/recipes/small/0-trunk.toml with --out {tmp_path / '0-trunk'}",
+    }
+    arguments = ["--recipe", str(recipe), "--data-dir", str(tmp_path), "--out", str(out), "--set", override]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {says[case]}\n"
+    assert taken.read_text() == "a file" and not (tmp_path / "run").exists()
+
+
+def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m training.train ")
+
+
 def test_a_mistyped_data_folder_is_named_and_not_made(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -479,5 +510,5 @@ def test_a_mistyped_data_folder_is_named_and_not_made(
         evaluate.main(["--ckpt", str(tiny_checkpoint), "--data-dir", str(nowhere), "--out", out])
     assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and all(f"error: no folder {nowhere}" in line and "download" in line for line in said)
+    assert len(said) == 3 and all(f"{nowhere}: no such folder" in line and "download" in line for line in said)
     assert [path.name for path in tmp_path.iterdir() if path.name in ("dta", "out")] == []
