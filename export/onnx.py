@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from . import contract, graph, parity
-from .repository import MODEL_FILE, check_free, publish
+from .layout import MODEL_FILE
+from .repository import check_free, publish
 from .source import AWNet, load
 
 GOLDEN_IMAGES = 8  # half of them attacked

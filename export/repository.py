@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from onnx import TensorProto
 
 from .contract import METADATA_KEY
 from .files import alone_in, replace, sync, write
+from .layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, NAME, VERSION, numbered, versions
 
-MODEL_FILE, CONFIG_FILE, MANIFEST_FILE = "model.onnx", "config.pbtxt", "manifest.json"
 MANIFEST_SCHEMA = 1
 STAGING = ".partial-"  # prefix of a version folder under construction
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRITON_TYPES = {TensorProto.UINT8: "TYPE_UINT8", TensorProto.FLOAT: "TYPE_FP32"}
 MAX_BATCH = 64
 THREADS = 2
@@ -63,7 +61,7 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
             shutil.rmtree(stale)
         check_free(repository, name=name, version=version)  # again: another exporter may have been here
         existing = versions(home)
-        taken = [int(p.name) for p in home.iterdir() if p.name.isdecimal()]
+        taken = numbered(home)
         version = version or max(taken, default=0) + 1
         target = home / str(version)
         described = {v: describe((home / str(v) / MODEL_FILE).read_bytes()) for v in existing}
@@ -96,16 +94,11 @@ def check_free(repository: Path, *, name: str, version: int | None) -> None:
     """RepositoryError where `publish` would refuse this name or version; touches nothing."""
     if not NAME.fullmatch(name):
         raise RepositoryError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' only")
-    if version is not None and version < 1:
-        raise RepositoryError(f"a version is a number from 1 on, not {version}")
+    if version is not None and not VERSION.fullmatch(str(version)):
+        raise RepositoryError(f"a version is a number from 1 on, of at most 18 digits, not {version}")
     target = repository / name / str(version)
     if version is not None and target.exists():
         raise RepositoryError(f"{target} exists, and a version is never overwritten: pick another --version")
-
-
-def versions(home: Path) -> list[int]:
-    """The finished versions in a model's folder, ascending."""
-    return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and (p / MODEL_FILE).is_file())
 
 
 def describe(model: bytes) -> Published:

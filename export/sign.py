@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .files import replace
-from .repository import MANIFEST_FILE, MODEL_FILE, NAME, RepositoryError, manifest, versions
+from .layout import MANIFEST_FILE, MODEL_FILE, NAME, versions
+from .repository import RepositoryError, manifest
 
 SIGNATURE_FILE = "manifest.json.sig"
 

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import alone_in, replace, sync, write
+from .layout import CONFIG_FILE, MODEL_FILE, NAME, versions
 
-MODEL_FILE, CONFIG_FILE, PROGRAM_FILE = "model.onnx", "config.pbtxt", "model.py"
+PROGRAM_FILE = "model.py"
 PROGRAM = Path(__file__).with_name("triton_backend.py")
 STAGING = ".partial-"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 BACKEND = re.compile(r'^backend: "onnxruntime"$', re.MULTILINE)
 
 EXAMPLES = """examples:
@@ -55,7 +55,7 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
     config, found = BACKEND.subn('backend: "python"', (source / CONFIG_FILE).read_text("utf-8"))
     if found != 1:
         raise ConversionError(f'{source / CONFIG_FILE} has no line backend: "onnxruntime"; export.onnx writes one')
-    models = {version: (source / str(version) / MODEL_FILE).read_bytes() for version in _versions(source)}
+    models = {version: (source / str(version) / MODEL_FILE).read_bytes() for version in versions(source)}
     if not models:
         raise ConversionError(f"there is no version in {source}")
     for version, data in models.items():
@@ -67,7 +67,7 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
     with alone_in(home):
         for stale in home.glob(f"{STAGING}*"):
             shutil.rmtree(stale)
-        present = _versions(home)
+        present = versions(home)
         if surplus := sorted(set(present) - set(models)):
             raise ConversionError(f"{home} holds versions {surplus} that {source} has not: remove them, or start anew")
         for version in present:
@@ -88,11 +88,6 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
             _put(home / str(version) / PROGRAM_FILE, PROGRAM.read_bytes())
         sync(home)
     return sorted(models)
-
-
-def _versions(home: Path) -> list[int]:
-    """The finished versions in a model's folder, ascending."""
-    return sorted(int(p.name) for p in home.iterdir() if p.name.isdecimal() and (p / MODEL_FILE).is_file())
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -104,7 +104,7 @@ class Watch:
 
     @property
     def detection(self) -> float:
-        """Share of the last attacked golden images that were flagged; NaN before the first."""
+        """Share of the last adversarial golden images that were flagged; NaN before the first."""
         return sum(self._detected) / len(self._detected) if self._detected else math.nan
 
 

@@ -43,7 +43,7 @@ class GoldenProbe(NamedTuple):
 
 
 def golden_probes(golden: Golden, thresholds: Thresholds) -> list[GoldenProbe]:
-    """The golden images as PNG files, clean and attacked in turn where there are both."""
+    """The golden images as PNG files, clean and adversarial in turn where there are both."""
     made = []
     for pixels, p_type in zip(golden.image, golden.outputs["p_type"], strict=True):
         buffer = io.BytesIO()

@@ -70,7 +70,7 @@ class RequestLog:
 
     def write(self, record: Record) -> None:
         """One request that is over."""
-        if record.route in self._quiet or not self.wanted:
+        if not self.wanted or (record.route in self._quiet and record.reason is None):
             return
         line: dict[str, object] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),

@@ -20,7 +20,8 @@ from tritonclient.grpc import model_config_pb2
 
 from export import graph
 from export.contract import METADATA_KEY
-from export.repository import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, RepositoryError, publish, versions
+from export.layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, versions
+from export.repository import RepositoryError, publish
 from server.engines.repository import Repository
 from training.awnet import AWNet, AWNetConfig
 
@@ -83,7 +84,16 @@ def test_a_name_cannot_leave_the_repository(tmp_path: Path, model: bytes, name: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("version", [0, -1])
+def test_a_folder_that_is_no_version_stops_no_export(tmp_path: Path, model: bytes) -> None:
+    """The server passes over `012` and over digits of other scripts; so does every export after them."""
+    publish(model, tmp_path)
+    for name in ("012", "\uff11\uff13", "1000000000000000000", "notes"):
+        shutil.copytree(tmp_path / "awnet/1", tmp_path / "awnet" / name)
+    assert versions(tmp_path / "awnet") == [1]
+    assert publish(model, tmp_path).name == "2"
+
+
+@pytest.mark.parametrize("version", [0, -1, 10**18])
 def test_versions_start_at_one(tmp_path: Path, model: bytes, version: int) -> None:
     """Triton and the server read versions as positive numbers."""
     with pytest.raises(RepositoryError, match="from 1 on"):

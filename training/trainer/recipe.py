@@ -20,6 +20,7 @@ from ..data import SETS
 from ..renames import rename_recipe, warn_renamed
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+DEEPEST = 20  # recipes that may extend one another in a row
 WHOLE = ("init", "objective")  # tables that a recipe takes whole, or leaves as they are
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -158,11 +159,13 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
 
 def _stated(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     """What a recipe and those that it extends say, without defaults; `below` are those that extend it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
     if path.resolve() in below:
         circle = " > ".join(p.name for p in (*below[below.index(path.resolve()) :], path))
         raise RecipeError(f"recipes extend each other in a circle: {circle}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
+    if len(below) == DEEPEST:
+        raise RecipeError(f"{path}: more than {DEEPEST} recipes extend one another")
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except ValueError as error:  # no TOML, or not even UTF-8

@@ -65,6 +65,13 @@ def test_health_checks_and_scrapes_are_quiet(written: tuple[RequestLog, io.Strin
     assert stream.getvalue() == ""
 
 
+def test_a_refusal_on_a_quiet_route_is_a_line(written: tuple[RequestLog, io.StringIO]) -> None:
+    """A web page that reaches for the admin port is what somebody wants to read of."""
+    log, stream = written
+    log.write(Record("r", "/metrics", "POST", 405, reason="method-not-allowed"))
+    assert json.loads(stream.getvalue())["reason"] == "method-not-allowed"
+
+
 def test_a_newline_in_a_value_cannot_forge_a_line(written: tuple[RequestLog, io.StringIO]) -> None:
     log, stream = written
     log.write(Record('r"\n{"status":200}', "/predict", "POST", 400))

@@ -75,6 +75,17 @@ def test_what_cannot_be_read_is_named_with_its_file(tmp_path: Path, recipes: dic
         read_recipe(written(tmp_path, **recipes))
 
 
+def test_a_recipe_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    """Links in a circle, and a chain that never seems to end."""
+    (tmp_path / "one.toml").symlink_to("two.toml")
+    (tmp_path / "two.toml").symlink_to("one.toml")
+    with pytest.raises(FileNotFoundError, match=r"no recipe at .*one\.toml"):
+        read_recipe(tmp_path / "one.toml")
+    chain = {f"r{i}": f"extends = 'r{i + 1}.toml'" for i in range(1500)} | {"r1500": "[optim]\nlr = 0.1"}
+    with pytest.raises(RecipeError, match="more than 20 recipes"):
+        read_recipe(written(tmp_path, **dict(reversed(chain.items()))))
+
+
 KEYS = [f"{table}.{key}" for table, values in DEFAULTS.items() for key in values]
 
 
