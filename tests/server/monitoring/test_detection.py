@@ -84,6 +84,14 @@ def test_an_attack_on_a_tenth_of_the_images_is_seen_within_five_hundred() -> Non
     assert np.quantile(needed, 0.95) < 500
 
 
+def test_the_alarm_is_raised_at_the_limit_itself() -> None:
+    """Not only above it."""
+    step, _ = Cusum(0.05, 1.0).steps
+    cusum = Cusum(0.05, step)
+    cusum.add(1, True)
+    assert cusum.value == step and cusum.raised
+
+
 def test_the_alarm_ends_after_the_attack_and_counts_once() -> None:
     """However long the attack was: the statistic has a ceiling."""
     cusum = Cusum(0.05, limit_for(ALARM_IMAGES))

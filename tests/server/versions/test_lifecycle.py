@@ -967,3 +967,31 @@ def test_the_tiny_models_differ(tmp_path: Path) -> None:
     assert manifest_of(folder, (folder / "model.onnx").read_bytes()) == json.loads(
         (folder / "manifest.json").read_text()
     )
+
+
+def test_changes_asked_for_at_once_are_made_one_after_the_other(tmp_path: Path) -> None:
+    """Two versions are promoted and one is to be canary, all at the same time: no version is opened while another is,
+    the later promotion wins, and the canary is one beside what serves then."""
+    for version in ("1", "2", "3", "4"):
+        publish(tmp_path, version)
+    shelf = Shelf(tmp_path)
+
+    async def scenario() -> None:
+        async with serving(shelf, pinned=1, kept=1) as models:
+            shelf.opened.clear()
+            under_way, most = 0, 0
+
+            async def slowly() -> None:
+                nonlocal under_way, most
+                under_way += 1
+                most = max(most, under_way)
+                await settle()
+                under_way -= 1
+
+            shelf.opening = slowly
+            await asyncio.gather(models.promote(None, 3), models.promote(None, 2), models.set_canary(4, 0.5))
+            assert most == 1 and shelf.opened == [3, 2, 4]
+            assert models.latest().version == 2
+            assert models.status()["canary"] == {"version": "4", "share": 0.5}
+
+    run(scenario)
