@@ -6,6 +6,7 @@ relative to a folder that the caller names.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .adversary import Adversary
 from .distillation import Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades
 from .pretraining import DetectorPretraining
-from .recipe import RECIPES, RecipeError
+from .recipe import RECIPES, RecipeError, check_value
 
 
 def starting_network(
@@ -54,6 +55,8 @@ def build_network(spec: Mapping[str, Any], num_classes: int) -> Network:
         k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k not in ("kind", "freeze")
     }
     try:
+        if spec["kind"] in ("awnet", "static"):
+            check_options("network", fields, AWNetConfig if spec["kind"] == "awnet" else StaticConfig)
         if spec["kind"] == "awnet":
             net: Network = AWNet(AWNetConfig(num_classes=num_classes, **fields))
         elif spec["kind"] == "static":
@@ -63,6 +66,19 @@ def build_network(spec: Mapping[str, Any], num_classes: int) -> Network:
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[network]: {error}") from error
     return net
+
+
+def check_options(table: str, options: Mapping[str, Any], built: Callable[..., object]) -> None:
+    """RecipeError for an option that `built` has not, or a value that is not of its default's type or in its range."""
+    given_here = ("num_classes", "adversary")  # by the data set and by [attack]
+    known = {name: p for name, p in inspect.signature(built).parameters.items() if name not in given_here}
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"unknown key {table}.{name}; known are {', '.join(known)}")
+    for name, parameter in known.items():
+        if name in options:
+            default = "" if parameter.default is parameter.empty else parameter.default  # teachers: paths
+            check_value(f"{table}.{name}", options[name], default)
 
 
 def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
@@ -149,6 +165,7 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
     if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
         attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:
+        check_options("objective", options, OBJECTIVES[name])
         adversary = Adversary(Budget(eps, step, steps), **attack)
         for option in ("teacher", "nat_teacher", "adv_teacher"):
             if option in options:
@@ -185,6 +202,8 @@ def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> t
     """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD it learns nothing)."""
     decay = optim["weight_decay"]
     if optim["optimizer"] == "sgd":
+        if optim["nesterov"] and not optim["momentum"]:
+            raise RecipeError("optim.nesterov needs an optim.momentum above 0")
         return torch.optim.SGD(groups, momentum=optim["momentum"], nesterov=optim["nesterov"], weight_decay=decay)
     if optim["optimizer"] == "adamw":
         return torch.optim.AdamW(groups, weight_decay=decay)

@@ -2,7 +2,8 @@
 
 A recipe is read here and nowhere else, and strictly: a table or key that does not exist, or a value that its key cannot
 have, is a `RecipeError` that names it. Every key has its default in `DEFAULTS`, whose type its values have, and its
-range in `RANGES`; other keys of [network], [init] and [objective] belong to what is built from them (`build`).
+range in `RANGES`; other keys of [network], [init] and [objective] belong to what is built from them, which has their
+defaults (`build`).
 
 A recipe that `extends = "FILE"` another one states only what differs. Its tables are laid over the other's key by key,
 but for [init] and [objective], whose keys belong together: stated at all, they are taken as they stand.
@@ -78,7 +79,7 @@ POSITIVE: Range = ("at least 1", lambda v: v >= 1)
 NOT_NEGATIVE: Range = ("at least 0", lambda v: 0 <= v < math.inf)
 SHARE: Range = ("from 0 to 1", lambda v: 0 <= v <= 1)
 PIXELS: Range = ("above 0 and at most 255", lambda v: 0 < v <= 255)
-ANY: Range = ("", lambda v: True)  # what builds the network or the objective knows the names
+ANY: Range = ("", lambda v: not isinstance(v, float) or math.isfinite(v))  # names are known to what builds by them
 TYPES: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
@@ -92,6 +93,10 @@ RANGES: dict[str, Range] = {
     "network.kind": ANY,
     "network.freeze": ANY,
     "objective.name": ANY,
+    "objective.label_smoothing": SHARE,
+    "objective.nat_weight": SHARE,
+    "objective.clean_weight": SHARE,
+    "objective.adv_weight": SHARE,
     "attack.eps": PIXELS,
     "attack.step": PIXELS,
     "attack.steps": POSITIVE,
@@ -207,21 +212,23 @@ def _checked(document: Mapping[str, Any], source: str) -> dict[str, dict[str, An
         for key, value in values.items():
             if table == "init" and not isinstance(value, str):
                 raise RecipeError(f"{source}: init.{key} must be the path of a checkpoint in quotes, not {value!r}")
-            if key in DEFAULTS[table] and (expected := _expected(f"{table}.{key}", value, DEFAULTS[table][key])):
-                raise RecipeError(f"{source}: {table}.{key} must be {expected}, not {value!r}")
+            if key in DEFAULTS[table]:
+                try:
+                    check_value(f"{table}.{key}", value, DEFAULTS[table][key])
+                except RecipeError as error:
+                    raise RecipeError(f"{source}: {error}") from None
     return dict(document)
 
 
-def _expected(key: str, value: Any, default: Any) -> str:
-    """What a value of this key must be where this one is none, in words; empty where it is one."""
-    listed = isinstance(default, list)
-    name, types = TYPES[ITEMS[key] if listed else type(default)]
-    text, within = RANGES[key]
+def check_value(key: str, value: Any, default: Any) -> None:
+    """RecipeError where a value has not the type of its key's default, or is out of its key's range."""
+    listed = isinstance(default, (list, tuple))
+    item_type = (ITEMS.get(key) or type(default[0])) if listed else type(default)
+    name, types = TYPES[item_type]
+    text, within = RANGES.get(key, SHARE if key.endswith("_share") else ANY)
     items = value if listed else [value]
-    if isinstance(items, list) and all(
+    if not isinstance(items, (list, tuple)) or not all(
         isinstance(item, types) and isinstance(item, bool) == (bool in types) and within(item) for item in items
     ):
-        return ""
-    if text.startswith("one of"):
-        return text
-    return f"{'a list, each item ' if listed else ''}{name}{text and ', '}{text}"
+        wanted = text if text.startswith("one of") else f"{name}{text and ', '}{text}"
+        raise RecipeError(f"{key} must be {'a list, each item ' if listed else ''}{wanted}, not {value!r}")

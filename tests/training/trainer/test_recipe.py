@@ -91,7 +91,7 @@ KEYS = [f"{table}.{key}" for table, values in DEFAULTS.items() for key in values
 
 def test_every_default_is_a_value_that_its_key_can_have(tmp_path: Path) -> None:
     """Each key has a range, and stated as they stand the defaults are themselves."""
-    assert sorted(RANGES) == sorted(KEYS)
+    assert set(KEYS) <= set(RANGES)
     stated = [f"{key}={json.dumps(DEFAULTS[key.partition('.')[0]][key.partition('.')[2]])}" for key in KEYS]
     assert read_recipe(written(tmp_path, empty=""), stated) == DEFAULTS
 
