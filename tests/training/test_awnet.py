@@ -184,7 +184,7 @@ def test_signal_heads_follow_equation_21(beta: float) -> None:
         for m in range(5):
             expected = (torch.tanh((head.weight[m] * psi[n]).sum() + head.bias[m]) + 1) ** beta
             torch.testing.assert_close(omega[n, m], expected, **EXACT)
-    assert float(omega.min()) >= 0 and float(omega.max()) <= 2**beta
+    assert float(omega.detach().min()) >= 0 and float(omega.detach().max()) <= 2**beta
 
 
 def test_an_untrained_signal_head_leaves_its_filters_alone() -> None:
