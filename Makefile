@@ -36,7 +36,7 @@ TEST_PROCESSES ?= -n auto --maxprocesses 4
 test: $(VENV)/.locked ## Run the whole test suite
 	$(PYTHON) -m pytest $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
-test-fast: $(VENV)/.locked ## Run the tests that start nothing and take no time: under a minute on two cores
+test-fast: $(VENV)/.locked ## Run the tests that start nothing and take no time: a minute on two cores
 	$(PYTHON) -m pytest $(TEST_PROCESSES) --dist worksteal -m "not process and not real and not slow" $(ARGS)
 
 check: $(VENV)/.locked ## Formatting, lint, types and import rules
