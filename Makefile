@@ -90,7 +90,7 @@ $(VENV)/.locked: requirements/dev.txt
 	$(call install,$(VENV))
 
 $(SERVER_VENV)/.locked: requirements/server.txt
-	@echo "Setting up $(SERVER_VENV) for the server alone: about 540 MB, half a minute to a minute."
+	@echo "Setting up $(SERVER_VENV) for the server alone: about 540 MB, a quarter of a minute to over one."
 	$(call install,$(SERVER_VENV))
 
 $(TRITON_VENV)/.locked: requirements/triton.txt

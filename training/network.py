@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class Network(nn.Module):
         """Thresholds of a multi-exit network on validation images x [N,3,H,W]; others have none to set."""
 
 
-class DetectingNetwork(Network):
+class DetectingNetwork(Network, ABC):
     """A network with a detector beside its classifier, with a branch for each kind of image.
 
     In training a branch must be named; in evaluation None lets the detector weight both (Eq. 16).
@@ -70,21 +71,21 @@ class DetectingNetwork(Network):
     def detecting(self) -> DetectingNetwork:
         return self
 
+    @abstractmethod
     def detect(self, x: Tensor) -> Signals:
         """The detector's outputs for x [N,3,H,W]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def type_logits(self, x: Tensor) -> Tensor:
         """`detect(x).type_logits` [N,2] without the cost of omega."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, x: Tensor, signals: Signals, branch: Branch | None = None) -> Tensor:
         """Logits [N,K] of x [N,3,H,W] under given signals."""
-        raise NotImplementedError
 
+    @abstractmethod
     def temper(self, factor: float) -> None:
         """Divide all type logits by `factor` from here on."""
-        raise NotImplementedError
 
 
 def must_detect(net: Network) -> DetectingNetwork:

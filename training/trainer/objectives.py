@@ -8,8 +8,11 @@ Every objective serves an AW-Net, whose two kinds of image go through their own 
 adds L_type, and a static network. A network with several exits minimises the mean over them.
 """
 
+# ruff: noqa: B027 - an objective without a state has nothing to do where steps begin and end
+
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -41,7 +44,7 @@ class Step(NamedTuple):
     targets: tuple[Tensor, ...] = ()  # logits of the teachers, [n,K] or [N,K]
 
 
-class Objective:
+class Objective(ABC):
     """See the module's docstring. The state is what a resumed run needs beyond weights and optimiser.
 
     Attributes:
@@ -51,13 +54,13 @@ class Objective:
 
     whole_batch: bool = True
 
+    @abstractmethod
     def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         """Adversarial images and teachers' logits for x [N,3,H,W] in [0,1] with labels y [N]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, net: Network, step: Step) -> Loss:
         """The loss to differentiate, a function of the weights of `net` alone."""
-        raise NotImplementedError
 
     def __call__(self, net: Network, x: Tensor, y: Tensor) -> Loss:
         return self.loss(net, self.prepare(net, x, y))
