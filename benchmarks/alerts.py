@@ -86,7 +86,7 @@ def cifar_images(data_dir: Path, kept: Sequence[Path]) -> tuple[list[bytes], lis
     """Clean test images, and T0 images of other ones, as files."""
     import torch
 
-    from training.attacks import project, quantise
+    from training.attacks.ascent import project, quantise
     from training.data import load_cifar10, to_pixels
 
     test = load_cifar10(data_dir, download=False).test

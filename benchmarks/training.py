@@ -54,7 +54,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
-from training.attacks import Budget
+from training.attacks.ascent import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from examples.draw import CLASSES
-from training.attacks import ATTACKS, Model, quantise
+from training.attacks.ascent import Model, quantise
+from training.attacks.catalogue import ATTACKS
 from training.evaluation.attackers import load_surrogate
 
 HERE = Path(__file__).parent

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training.attacks import Budget, cw_inf, fgsm, pgd_sat, quantise
+from training.attacks.ascent import Budget, quantise
+from training.attacks.pgd import cw_inf, fgsm, pgd_sat
 from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
 from training.checkpoint import Calibration, Checkpoint, load
 from training.network import ADVERSARIAL, NATURAL

@@ -67,7 +67,7 @@ FORBIDDEN = {
     ],
     "Training's rooms, from the reproduction down to what export may import": [
         ("training/awnet.py", "from . import baselines"),
-        ("training/attacks.py", "from . import data"),
+        ("training/attacks/ascent.py", "from .. import data"),
         ("training/network.py", "from . import awnet"),
         ("training/evaluation/report.py", "from ..trainer import recipe"),
         ("training/trainer/recipe.py", "from .. import train"),
@@ -83,6 +83,9 @@ FORBIDDEN = {
     ],
     "Who judges a network knows its attackers; measures know neither": [
         ("training/evaluation/detection.py", "from . import judge"),
+    ],
+    "Attacks have names last; no kind of attack knows another": [
+        ("training/attacks/pgd.py", "from . import evasion"),
     ],
     "Export never imports the server, nor what trains or judges": [
         ("export/graph.py", "import server.core.contract"),
@@ -110,7 +113,8 @@ LIBRARIES = {
     "server.http": {"fastapi", "numpy", "orjson", "pydantic", "starlette"},
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
-    "training": {"PIL", "numpy", "pyautoattack", "torch", "torchvision", "tqdm"},
+    "training": {"PIL", "numpy", "torch", "torchvision", "tqdm"},
+    "training.attacks": {"pyautoattack", "torch"},
     "training.trainer": {"torch"},
     "training.evaluation": {"PIL", "numpy", "sklearn", "torch", "tqdm"},
     "training.reproduction": {"matplotlib", "scipy", "torch"},

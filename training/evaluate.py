@@ -40,7 +40,9 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
-from .attacks import ATTACKS, EVASION_BUDGET, EVASIONS, Budget
+from .attacks.ascent import Budget
+from .attacks.catalogue import ATTACKS
+from .attacks.evasion import EVASION_BUDGET, EVASIONS
 from .data import DATA_DIR_HELP, SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate

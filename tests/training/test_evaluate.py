@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from training import checkpoint, evaluate
-from training.attacks import EVASIONS, Budget
+from training.attacks.ascent import Budget
+from training.attacks.copies import attackers_copy
+from training.attacks.evasion import EVASIONS
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
 from training.evaluate import main
 from training.evaluation import judge
-from training.evaluation.attackers import attackers_copy, load_surrogate
+from training.evaluation.attackers import load_surrogate
 from training.evaluation.judge import Answers, Evaluation, Judge
 from training.evaluation.report import PartProgress, from_hex
 from training.network import Network

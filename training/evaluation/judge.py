@@ -16,11 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import files
-from ..attacks import ATTACKS, EVASIONS, Budget, cross_entropy, evade, project, quantise
+from ..attacks.ascent import Budget, cross_entropy, project, quantise
+from ..attacks.catalogue import ATTACKS
+from ..attacks.copies import attackers_copy
+from ..attacks.evasion import EVASIONS, evade
 from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
-from .attackers import Surrogate, attackers_copy, prepared
+from .attackers import Surrogate, prepared
 from .corruptions import CORRUPTIONS
 from .report import PartProgress, to_hex, w_robust
 

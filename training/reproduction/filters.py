@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import Budget, cross_entropy, pgd_trades
+from ..attacks.ascent import Budget, cross_entropy
+from ..attacks.pgd import pgd_trades
 from ..awnet import AWNet
 from ..network import Network
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks import Budget, ascend, cross_entropy, normal_start, project, quantise, selective, uniform_start
+from ..attacks.ascent import Budget, ascend, cross_entropy, normal_start, project, quantise, uniform_start
+from ..attacks.evasion import selective
 from ..network import DetectingNetwork, Network
 from ..rng import GLOBAL_RNG, Rng
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..attacks import Budget
+from ..attacks.ascent import Budget
 from ..awnet import AWNet, AWNetConfig
 from ..baselines import StaticConfig, build_static
 from ..network import Network

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks import Budget, ascend, cross_entropy, quantise, uniform_start
+from ..attacks.ascent import Budget, ascend, cross_entropy, quantise, uniform_start
 from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
 from ..rng import GLOBAL_RNG, Rng
 from .adversary import Adversary

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..attacks import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
+from ..attacks.ascent import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
 from ..network import Network, must_detect
 from ..rng import GLOBAL_RNG, Rng
 from .adversary import Adversary

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint
-from ..attacks import Budget, pgd_trades
+from ..attacks.ascent import Budget
+from ..attacks.pgd import pgd_trades
 from ..data import ImageSet, Split
 from ..evaluation.detection import auroc, calibrate
 from ..network import ADVERSARIAL, DetectingNetwork, Network, must_detect

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from training import checkpoint
-from training.attacks import Budget
+from training.attacks.ascent import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from training import checkpoint
-from training.attacks import Budget
+from training.attacks.ascent import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, StaticNet, build_static
 from training.rng import KeyedRng

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.attacks import EVASIONS, Budget, Evasion, ascend, cross_entropy, evade, quantise
+from training.attacks.ascent import Budget, ascend, cross_entropy, quantise
+from training.attacks.evasion import EVASIONS, Evasion, evade
 from training.awnet import AWNet, AWNetConfig
 
 THRESHOLD = 0.5

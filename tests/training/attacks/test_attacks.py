@@ -8,24 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.attacks import (
-    ATTACKS,
-    Attack,
+from training.attacks.ascent import (
     Budget,
-    adaptive,
     ascend,
-    autoattack,
     cross_entropy,
-    fgsm,
     margin,
     normal_start,
-    pgd_restarts,
-    pgd_sat,
-    pgd_trades,
     project,
     quantise,
     uniform_start,
 )
+from training.attacks.autoattack import autoattack
+from training.attacks.catalogue import ATTACKS, Attack
+from training.attacks.pgd import adaptive, fgsm, pgd_restarts, pgd_sat, pgd_trades
 
 EPS = 8 / 255
 NAMES = sorted(ATTACKS)

@@ -1,0 +1,79 @@
+"""What every attack is made of: budgets, losses, projections, starts, and projected gradient ascent.
+
+`model` is any callable from pixels [N,3,H,W] in [0,1] to logits [N,K]; it must already be in evaluation mode. Every
+attack's result lies in the L-infinity ball of `budget.eps` around x and in [0,1], and is detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rng import GLOBAL_RNG, Rng
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Budget of an attack: L-infinity radius and step size in pixel units of [0,1], gradient steps, restarts.
+
+    Only `pgd_restarts` uses `restarts`.
+    """
+
+    eps: float = 8 / 255
+    step: float = 2 / 255
+    steps: int = 20
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.eps <= 1 and self.step > 0 and self.steps >= 1 and self.restarts >= 1):
+            raise ValueError(f"a budget needs 0 < eps <= 1, step > 0, steps >= 1 and restarts >= 1, not {self}")
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy per image, [N]."""
+    return F.cross_entropy(logits.float(), y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Best other logit minus the true one, [N]; positive means misclassified."""
+    logits = logits.float()
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    other = logits.scatter(1, y[:, None], float("-inf")).amax(1)
+    return other - true
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Into the ball of radius eps around x, and into [0,1]."""
+    return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
+
+
+def uniform_start(x: Tensor, eps: float, rng: Rng = GLOBAL_RNG, purpose: str = "start") -> Tensor:
+    """x plus uniform noise in (-eps, eps), in [0,1]."""
+    return (x + rng.uniform(x, -eps, eps, purpose)).clamp(0, 1)
+
+
+def normal_start(x: Tensor, rng: Rng = GLOBAL_RNG, purpose: str = "start") -> Tensor:
+    """x plus 0.001 times standard normal noise, in [0,1]."""
+    return (x + 0.001 * rng.normal(x, purpose)).clamp(0, 1)
+
+
+def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: Budget) -> Tensor:
+    """Projected signed gradient ascent of `loss` (x_adv -> [N]) from `start`; the core of every attack here."""
+    x_adv = start.detach()
+    for _ in range(budget.steps):
+        x_adv.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(loss(x_adv).sum(), x_adv)
+        x_adv = project(x_adv.detach() + budget.step * gradient.sign(), x, budget.eps)
+    return x_adv.detach()
+
+
+def quantise(x_adv: Tensor) -> Tensor:
+    """Rounded to the 8 bits that a file can hold; a point of the ball around 8-bit x stays in it."""
+    return (x_adv * 255).round() / 255

@@ -1,0 +1,56 @@
+"""AutoAttack by the package pyautoattack."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .ascent import Budget, Model, project
+
+
+def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+    """AutoAttack, standard version (Croce and Hein 2020), by the package pyautoattack: APGD-CE, APGD-T, FAB-T, Square.
+
+    It is the standard one with 100 `budget.steps`; another number takes as many iterations, and 50 times as many
+    queries for Square. At most nine target classes, fewer where there are fewer classes (four at least). Images
+    that resist come back as they are. The step size is not used.
+    """
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise ValueError("AutoAttack needs the package pyautoattack: pip install pyautoattack") from error
+    with torch.no_grad():
+        targets = min(9, model(x[:1]).shape[1] - 1)
+    if targets < 3:
+        raise ValueError("AutoAttack needs four classes at least: its DLR loss compares the four highest logits")
+    seed = int(torch.randint(2**31, ()))
+    attack = AutoAttack(_Module(model), eps=budget.eps, norm="Linf", seed=seed, version="standard", device=x.device)
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = budget.steps
+    attack.square.n_queries = 50 * budget.steps
+    state = torch.get_rng_state()  # it seeds the global generator anew for each of its attacks
+    weights = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    try:
+        for p in weights:  # FAB calls backward(), which would leave gradients in them
+            p.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x_adv, _ = attack.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
+        torch.set_rng_state(state)
+    return project(x_adv.detach(), x, budget.eps)
+
+
+class _Module(nn.Module):
+    """Any model as a module, which is what AutoAttack takes."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = [model]  # in a list, so that its parameters are not registered here
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model[0](x)
