@@ -17,13 +17,14 @@ ARG GPU=0
 RUN if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime_providers_cuda.so' -delete \
     && find /opt/awnet -name 'libonnxruntime_providers_tensorrt.so' -delete; fi
 WORKDIR /app
+COPY domain domain
 COPY server server
 COPY model_repository model_repository
 COPY examples/*.png examples/
 COPY LICENSE LICENSE
 # Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. pip goes: it is
 # not needed any more, and whoever gets in should not find it. Readable by any user whatever the checkout's umask was.
-RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash server \
+RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash domain server \
     && /opt/awnet/bin/python -m pip uninstall --yes --quiet setuptools pip \
     && chmod -R a+rX,go-w /app /opt/awnet
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .graph import omega_layout
-from .source import Calibration, Checkpoint
+from domain.statistics import STATISTICS
 
-SCHEMA_VERSION = 1
+from .graph import omega_layout
+from .source import Calibration, Checkpoint, Domain
+
+SCHEMA_VERSION = 2
+PRISTINE_ONLY = 1  # the version without domains and card: what a checkpoint without domains is written in
 METADATA_KEY = "awnet.contract"
 # The server's two operating points: verdict -> share of clean validation images that score above its threshold.
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
@@ -31,11 +35,12 @@ class ContractError(ValueError):
     """The checkpoint lacks something that a server needs."""
 
 
-def check(checkpoint: Checkpoint) -> Calibration:
+def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Calibration:
     """The calibration of a checkpoint that has all that `build` needs.
 
     Raises:
-        ContractError: no calibration, a missing or impossible operating point, or sizes that do not fit.
+        ContractError: no calibration, a missing or impossible operating point, sizes that do not fit, an impossible
+            domain, or a card and no domains.
     """
     config, calibration = checkpoint.awnet.config, checkpoint.calibration
     if calibration is None:
@@ -49,34 +54,66 @@ def check(checkpoint: Checkpoint) -> Calibration:
     for name in ("omega_mean", "omega_std"):
         if (shape := tuple(getattr(calibration, name).shape)) != (channels,):
             raise ContractError(f"calibration.{name} has shape {shape}, and the network has {channels} signals")
-    suspicious, adversarial = (
-        _threshold(calibration, OPERATING_POINTS[k])["score"] for k in ("suspicious", "adversarial")
-    )
-    if not 0 <= suspicious <= adversarial <= 1:
-        raise ContractError(
-            f"thresholds {suspicious} (suspicious) and {adversarial} (adversarial) must rise within [0, 1]"
+    parts: list[Calibration | Domain] = [calibration, *calibration.domains]
+    for part in parts:
+        suspicious, adversarial = (
+            _threshold(part, OPERATING_POINTS[k])["score"] for k in ("suspicious", "adversarial")
         )
-    edges = calibration.histogram_edges
-    if len(edges) != len(calibration.histogram_counts) + 1 or edges != sorted(edges):
-        raise ContractError("the calibration's histogram needs rising edges, one more than counts")
+        if not 0 <= suspicious <= adversarial <= 1:
+            raise ContractError(
+                f"thresholds {suspicious} (suspicious) and {adversarial} (adversarial) must rise within [0, 1]"
+            )
+        edges = part.histogram_edges
+        if len(edges) != len(part.histogram_counts) + 1 or edges != sorted(edges):
+            raise ContractError("the calibration's histogram needs rising edges, one more than counts")
+    for domain in calibration.domains:
+        _check_domain(domain)
+    if card is not None and not calibration.domains:
+        raise ContractError("a card needs a checkpoint with domains: calibrate it with python -m training.calibrate")
     return calibration
 
 
+def _check_domain(domain: Domain) -> None:
+    if unknown := sorted(set(domain.ranges) - set(STATISTICS)):
+        raise ContractError(f"domain {domain.name} has ranges of unknown statistics: {', '.join(unknown)}")
+    if any(low > high for low, high in domain.ranges.values()):
+        raise ContractError(f"domain {domain.name} has a range that ends before it begins")
+    scores, probabilities = domain.map_scores, domain.map_probabilities
+    if (
+        len(scores) != len(probabilities)
+        or len(scores) < 2
+        or any(b <= a for a, b in pairwise(scores))
+        or any(b < a for a, b in pairwise(probabilities))
+        or not all(0 <= p <= 1 for p in (*scores, *probabilities))
+    ):
+        raise ContractError(f"domain {domain.name} needs a score map: scores that rise, probabilities that do not fall")
+
+
 def build(
-    checkpoint: Checkpoint, golden: Mapping[str, Array], *, checkpoint_sha256: str, exporter: str
+    checkpoint: Checkpoint,
+    golden: Mapping[str, Array],
+    *,
+    checkpoint_sha256: str,
+    exporter: str,
+    card: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of a calibrated AW-Net; errors as `check`.
+
+    With domains in the calibration it is of schema 2, and its top thresholds are those of the last domain, so that a
+    reader of one pair alone errs on the quiet side; without any it is of schema 1.
 
     Args:
         golden: `image` uint8 [M,3,H,W] and what torch answers to it in float32: `logits` [M,K], `p_type` [M,2],
             `omega` [M, sum of c_out].
         checkpoint_sha256: of the file that the network came from.
         exporter: names and versions of what wrote the model.
+        card: the figures of an audit (`card.json`) for whoever asks the server about the model; needs domains.
     """
-    calibration = check(checkpoint)
+    calibration = check(checkpoint, card)
     net = checkpoint.awnet
+    domains = calibration.domains
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION if domains else PRISTINE_ONLY,
         "labels": list(checkpoint.labels),
         "preprocessing": {
             "size": net.config.image_size,
@@ -85,13 +122,11 @@ def build(
             "crop": "center",
             "orientation": "exif",
         },
-        "thresholds": {name: _threshold(calibration, fpr) for name, fpr in OPERATING_POINTS.items()},
+        "thresholds": _thresholds(domains[-1] if domains else calibration),
+        **({"domains": [_domain(domain) for domain in domains], "card": dict(card or {})} if domains else {}),
         "reference": {
             "images": calibration.images,
-            "score_histogram": {
-                "edges": [float(edge) for edge in calibration.histogram_edges],
-                "counts": [int(count) for count in calibration.histogram_counts],
-            },
+            "score_histogram": _histogram(calibration),
             "omega_mean": tensor(calibration.omega_mean.float().numpy()),
             "omega_std": tensor(calibration.omega_std.float().numpy()),
         },
@@ -110,6 +145,24 @@ def build(
     }
 
 
+def _domain(domain: Domain) -> dict[str, Any]:
+    return {
+        "name": domain.name,
+        "about": domain.about,
+        "ranges": {name: [float(low), float(high)] for name, (low, high) in domain.ranges.items()},
+        "thresholds": _thresholds(domain),
+        "images": domain.images,
+        "kinds": list(domain.kinds),
+        "score_histogram": _histogram(domain),
+        "score_map": {
+            "scores": [float(s) for s in domain.map_scores],
+            "probabilities": [float(p) for p in domain.map_probabilities],
+            "prior": domain.map_prior,
+        },
+        "rates": domain.rates,
+    }
+
+
 def encode(document: Mapping[str, Any]) -> str:
     """Compact JSON; ValueError where a number is not finite, which JSON cannot express."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -123,9 +176,20 @@ def tensor(array: Array) -> dict[str, Any]:
     return {"dtype": str(array.dtype), "shape": list(array.shape), "base64": base64.b64encode(raw).decode("ascii")}
 
 
-def _threshold(calibration: Calibration, fpr: float) -> dict[str, float]:
-    for known, score in calibration.thresholds.items():
+def _histogram(part: Calibration | Domain) -> dict[str, Any]:
+    return {
+        "edges": [float(edge) for edge in part.histogram_edges],
+        "counts": [int(count) for count in part.histogram_counts],
+    }
+
+
+def _thresholds(part: Calibration | Domain) -> dict[str, dict[str, float]]:
+    return {name: _threshold(part, fpr) for name, fpr in OPERATING_POINTS.items()}
+
+
+def _threshold(part: Calibration | Domain, fpr: float) -> dict[str, float]:
+    for known, score in part.thresholds.items():
         if abs(known - fpr) < 1e-9:
             return {"score": float(score), "fpr": fpr}
-    have = ", ".join(f"{known:.2%}" for known in sorted(calibration.thresholds)) or "none"
+    have = ", ".join(f"{known:.2%}" for known in sorted(part.thresholds)) or "none"
     raise ContractError(f"the calibration has no threshold for a false-positive rate of {fpr:.0%} (it has {have})")

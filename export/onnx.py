@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -44,6 +46,7 @@ def export_checkpoint(
     version: int | None = None,
     opset: int = graph.OPSET,
     data_dir: Path | None = None,
+    card: Path | None = None,
 ) -> Path:
     """Export, prove, publish; returns the version folder, which holds `model.onnx`.
 
@@ -52,23 +55,31 @@ def export_checkpoint(
         repository: the model repository; made where it does not exist.
         name, version: of the model; the next free version where None.
         data_dir: holds cifar-10-batches-py/; parity then covers real test images too.
+        card: JSON object with an audit's figures, which `GET /model` returns.
 
     Raises:
         FileNotFoundError: no checkpoint, or no data set in `data_dir`.
         checkpoint.CheckpointError, contract.ContractError, graph.GraphError, parity.ParityError,
         repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
     """
-    return _export(ckpt, repository, name, version, opset, data_dir)[0]
+    return _export(ckpt, repository, name, version, opset, data_dir, card)[0]
 
 
 def _export(
-    ckpt: Path, repository: Path, name: str, version: int | None, opset: int, data_dir: Path | None
+    ckpt: Path,
+    repository: Path,
+    name: str,
+    version: int | None,
+    opset: int,
+    data_dir: Path | None,
+    card: Path | None = None,
 ) -> tuple[Path, parity.ParityReport]:
     # What can be refused at once is, before minutes of attacks.
     check_free(repository, name=name, version=version)
     checkpoint = load(ckpt)
     net = checkpoint.awnet
-    contract.check(checkpoint)
+    figures = None if card is None else read_card(card)
+    contract.check(checkpoint, card=figures)
     model = graph.build(net, opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
@@ -80,12 +91,26 @@ def _export(
         golden(net, probes),
         checkpoint_sha256=hashlib.sha256(ckpt.read_bytes()).hexdigest(),
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
+        card=figures,
     )
     model.metadata_props.add(key=contract.METADATA_KEY, value=contract.encode(document))
     onnx.checker.check_model(model, full_check=True)
     data = bytes(model.SerializeToString(deterministic=True))
     report = parity.prove(net, data, {**probes, **real})
     return publish(data, repository, name=name, version=version), report
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """An audit's figures; FileNotFoundError, or ExportError where the file is no JSON object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no card at {path}")
+    try:
+        card = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from None
+    if not isinstance(card, dict):
+        raise ExportError(f"{path} is not a JSON object")
+    return card
 
 
 def golden(net: AWNet, probes: Mapping[str, Tensor]) -> dict[str, parity.Array]:
@@ -132,10 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="holds cifar-10-batches-py/: parity on its test images as well"
     )
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE", help="an audit's card.json, which the server shows with the model"
+    )
     options = parser.parse_args(arguments)
     try:
         folder, report = _export(
-            options.ckpt, options.repository, options.name, options.version, options.opset, options.data_dir
+            options.ckpt,
+            options.repository,
+            options.name,
+            options.version,
+            options.opset,
+            options.data_dir,
+            options.card,
         )
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(f"not exported: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from torch import Tensor
 from training.attacks.ascent import Budget, quantise
 from training.attacks.pgd import cw_inf, fgsm, pgd_sat
 from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
-from training.checkpoint import Calibration, Checkpoint, load
+from training.checkpoint import Calibration, Checkpoint, Domain, load
 from training.network import ADVERSARIAL, NATURAL
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "ConvMixBN",
+    "Domain",
     "DynamicBlock",
     "ResNet18Extractor",
     "cifar10_test_images",

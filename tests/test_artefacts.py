@@ -30,7 +30,7 @@ TELL_OLD_NAMES = (
     "docs/renames.md",
 )
 NOT_CODE = {"backend", "preprocessing", "torchrun"}  # keys of other files, and a program
-ROOMS = "training|benchmarks|server|export|tests|examples|deploy|docs|requirements"
+ROOMS = "domain|training|benchmarks|server|export|tests|examples|deploy|docs|requirements"
 
 
 def paths(*folders: str) -> list[str]:
@@ -141,7 +141,7 @@ def test_a_path_that_leads_nowhere_is_found():
 def defined() -> dict[str, set[str]]:
     """Module, by each ending of its dotted name (`trainer.step`, `step`) -> what is defined in modules of that name."""
     found: dict[str, set[str]] = {}
-    for path in paths("server/", "training/", "export/"):
+    for path in paths("domain/", "server/", "training/", "export/"):
         if path.endswith(".py"):
             parts = path.removesuffix("/__init__.py").removesuffix(".py").split("/")
             names = set()
@@ -215,7 +215,7 @@ def said_without_meaning(sources: dict[str, str], modules: set[str]) -> dict[str
     return {path: wrong for path, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("package", ["server", "training", "export"])
+@pytest.mark.parametrize("package", ["domain", "server", "training", "export"])
 def test_every_name_that_a_module_is_introduced_with_exists(package):
     """The first lines of a module speak of what is there: a rename reaches them too."""
     modules = {part for name in defined() for part in name.split(".")}

@@ -15,7 +15,7 @@ import pytest
 from tests.repository import ROOT, tracked
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-PACKAGES = ("server", "export", "training", "benchmarks", "examples")
+PACKAGES = ("domain", "server", "export", "training", "benchmarks", "examples")
 LOCKS = ("server", "dev", "triton")
 
 
@@ -42,7 +42,7 @@ def test_the_architecture_lists_exactly_the_rooms_that_exist():
 def test_inside_a_package_imports_are_relative():
     """A package can be installed under another name: no module of it names the package itself."""
     absolute = []
-    for package in ("server", "export", "training", "benchmarks"):
+    for package in ("domain", "server", "export", "training", "benchmarks"):
         for path in tracked(f"{package}/*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -127,11 +127,11 @@ def test_the_locks_hold_every_declared_dependency():
 
 
 @pytest.mark.real
-def test_the_wheel_holds_the_three_packages_and_their_data_only(tmp_path):
+def test_the_wheel_holds_the_packages_and_their_data_only(tmp_path):
     """`pip install .` works with several top-level packages, and brings the page, the recipes and specifications along,
     but neither tests nor reports nor weights."""
     source = tmp_path / "source"  # a copy, because setuptools leaves build/ and *.egg-info where it works
-    for name in ("server", "export", "training", "tests"):
+    for name in ("domain", "server", "export", "training", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -140,7 +140,7 @@ def test_the_wheel_holds_the_three_packages_and_their_data_only(tmp_path):
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    sources = ("server/*.py", "export/*.py", "training/*.py")
+    sources = ("domain/*.py", "server/*.py", "export/*.py", "training/*.py")
     data = ("server/http/assets/*", "training/recipes/*.toml", "training/reproduction/*.toml")
     wanted = {path.relative_to(ROOT).as_posix() for pattern in (*sources, *data) for path in tracked(pattern)}
     assert {name for name in names if ".dist-info/" not in name} == wanted

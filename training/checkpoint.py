@@ -28,6 +28,34 @@ class CheckpointError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Domain:
+    """Natural images that have thresholds of their own: which they are, and what the detector says of them.
+
+    Attributes:
+        name, about: what it is called, and one line for people.
+        kinds: of images, "pristine" or names of `domain.corruptions`.
+        images: how many images were scored.
+        ranges: statistic of `domain.statistics` -> (lowest, highest) value inside.
+        thresholds, histogram_edges, histogram_counts: as `Calibration`'s, of the images inside.
+        map_scores, map_probabilities: P(attacked) at the prior `map_prior`, piecewise linear in the score, both rising.
+        rates: false- and true-positive rates at the thresholds, [value, low, high] each.
+    """
+
+    name: str
+    about: str
+    kinds: list[str]
+    images: int
+    ranges: dict[str, tuple[float, float]]
+    thresholds: dict[float, float]
+    histogram_edges: list[float]
+    histogram_counts: list[int]
+    map_scores: list[float]
+    map_probabilities: list[float]
+    map_prior: float = 0.5
+    rates: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """Statistics of the detector on natural validation images; all scores are P_type[:, 0].
 
@@ -37,6 +65,7 @@ class Calibration:
         histogram_edges: [B+1] ascending, the first 0 and the last 1.
         histogram_counts: [B] images per bin.
         omega_mean, omega_std: [sum of c_out] float32, per channel over those images.
+        domains: in the order in which an image is tried on them; none in checkpoints that know pristine images only.
     """
 
     images: int
@@ -45,6 +74,7 @@ class Calibration:
     histogram_counts: list[int]
     omega_mean: Tensor
     omega_std: Tensor
+    domains: list[Domain] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -137,9 +167,17 @@ def load(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
         labels=document["labels"],
         recipe=document["recipe"],
         metrics=document["metrics"],
-        calibration=None if calibration is None else Calibration(**calibration),
+        calibration=None if calibration is None else _calibration(calibration),
         provenance=document["provenance"],
     )
+
+
+def _calibration(fields: dict[str, Any]) -> Calibration:
+    domains = [
+        Domain(**{**part, "ranges": {name: (low, high) for name, (low, high) in part["ranges"].items()}})
+        for part in fields.get("domains", [])
+    ]
+    return Calibration(**{**fields, "domains": domains})
 
 
 def _awnet(config: dict[str, Any]) -> AWNet:

@@ -39,7 +39,14 @@ def test_only_the_servers_locked_dependencies_go_in() -> None:
     """With hashes, and nothing of training or export is copied."""
     assert "--require-hashes" in TEXT and "--no-deps" in TEXT
     copied = re.findall(r"^COPY (?!--from)(\S+) ", TEXT, re.MULTILINE)
-    assert sorted(copied) == ["LICENSE", "examples/*.png", "model_repository", "requirements/server.txt", "server"]
+    assert sorted(copied) == [
+        "LICENSE",
+        "domain",
+        "examples/*.png",
+        "model_repository",
+        "requirements/server.txt",
+        "server",
+    ]
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored[1] == "*"
     assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(copied)

@@ -76,7 +76,7 @@ def test_parity_cannot_be_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "--ckpt runs/small/d-robust/best.pt" in said  # what the README's commands make
     options = set(re.findall(r"--[a-z-]+", said.split("examples:")[0]))
-    assert options == {"--help", "--ckpt", "--repository", "--name", "--version", "--opset", "--data-dir"}
+    assert options == {"--help", "--ckpt", "--repository", "--name", "--version", "--opset", "--data-dir", "--card"}
 
 
 def test_the_file_is_self_contained_and_portable(exported: Path) -> None:
@@ -161,6 +161,96 @@ def test_the_contract_carries_what_the_checkpoint_says(contract: dict[str, Any],
     assert re.fullmatch(r"[0-9a-f]{64}", provenance["checkpoint_sha256"])
     assert (provenance["recipe"], provenance["commit"]) == ("tiny", "0" * 40)
     assert re.fullmatch(r"awnet \S+, torch \S+, opset 20", provenance["exporter"])
+
+
+def domain(name: str, low: float, high: float) -> dict[str, Any]:
+    """A domain of a calibration as a checkpoint keeps it, with thresholds of its own."""
+    return {
+        "name": name,
+        "about": f"images of the domain {name}",
+        "kinds": [name],
+        "images": 3,
+        "ranges": {"colours": [0.25, 1.0]},
+        "thresholds": {0.05: low, 0.01: high},
+        "histogram_edges": [0.0, 0.5, 1.0],
+        "histogram_counts": [2, 1],
+        "map_scores": [0.0, 0.5, 1.0],
+        "map_probabilities": [0.125, 0.5, 0.75],
+        "map_prior": 0.5,
+        "rates": {"fpr_pristine": {"suspicious": [0.05, 0.04, 0.06], "adversarial": [0.01, 0.0, 0.02]}},
+    }
+
+
+def with_domains(tiny_checkpoint: Path, folder: Path, **changes: Any) -> Path:
+    """The tiny checkpoint calibrated on two domains, the second with some fields replaced."""
+    domains = [domain("pristine", 0.25, 0.5), {**domain("pool", 0.5, 0.75), **changes}]
+    return changed(tiny_checkpoint, folder, calibration={**read(tiny_checkpoint)["calibration"], "domains": domains})
+
+
+@pytest.mark.slow
+def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Both domains in their order; the top thresholds are the last one's, so that who reads one pair errs quietly."""
+    card = {"format": 1, "statement": "The detector pays nothing at T3."}
+    (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
+    checkpoint = with_domains(tiny_checkpoint, tmp_path)
+    folder = export_checkpoint(checkpoint, tmp_path / "models", card=tmp_path / "card.json")
+    model = onnx.load(folder / "model.onnx")
+    contract = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
+    assert contract["schema_version"] == 2 and contract["card"] == card
+    pristine, pool = contract["domains"]
+    assert (
+        contract["thresholds"]
+        == pool["thresholds"]
+        == {
+            "suspicious": {"score": 0.5, "fpr": 0.05},
+            "adversarial": {"score": 0.75, "fpr": 0.01},
+        }
+    )
+    assert pristine == {
+        "name": "pristine",
+        "about": "images of the domain pristine",
+        "ranges": {"colours": [0.25, 1.0]},
+        "thresholds": {"suspicious": {"score": 0.25, "fpr": 0.05}, "adversarial": {"score": 0.5, "fpr": 0.01}},
+        "images": 3,
+        "kinds": ["pristine"],
+        "score_histogram": {"edges": [0.0, 0.5, 1.0], "counts": [2, 1]},
+        "score_map": {"scores": [0.0, 0.5, 1.0], "probabilities": [0.125, 0.5, 0.75], "prior": 0.5},
+        "rates": domain("pristine", 0, 1)["rates"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"ranges": {"entropy": [0, 1]}}, "unknown statistics: entropy"),
+        ({"ranges": {"colours": [0.5, 0.25]}}, "ends before it begins"),
+        ({"map_probabilities": [0.5, 0.25, 0.75]}, "score map"),
+        ({"map_scores": [0.0, 0.0, 1.0]}, "score map"),
+        ({"thresholds": {0.05: 0.8, 0.01: 0.4}}, "must rise"),
+    ],
+    ids=str,
+)
+def test_a_domain_that_no_server_would_accept_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    """The fault is found here, not when a server meets the model."""
+    with pytest.raises(ContractError, match=complaint):
+        export_checkpoint(with_domains(tiny_checkpoint, tmp_path, **changes), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("[1]", "not a JSON object"), ("{", "is not JSON"), ("{}", "a card needs")]
+)
+def test_a_card_that_cannot_be_carried_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str
+) -> None:
+    """No object, no JSON, or a checkpoint that knows no domains."""
+    (tmp_path / "card.json").write_text(text, "utf-8")
+    options = ["--repository", str(tmp_path / "models"), "--card", str(tmp_path / "card.json")]
+    assert main(["--ckpt", str(tiny_checkpoint), *options]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_model_answers_its_own_golden_inputs(exported: Path, contract: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.checkpoint import FORMAT, Calibration, CheckpointError, load, pack, read, save
+from training.checkpoint import FORMAT, Calibration, CheckpointError, Domain, load, pack, read, save
 
 LABELS = [f"class {i}" for i in range(10)]
 
@@ -30,7 +30,10 @@ def net() -> AWNet:
 
 def test_a_network_comes_back_bit_for_bit(net: AWNet, tmp_path: Path) -> None:
     """Configuration, weights, statistics and everything beside them survive the file."""
-    calibration = Calibration(3, {0.05: 0.25, 0.01: 0.75}, [0.0, 0.5, 1.0], [2, 1], torch.rand(4), torch.rand(4))
+    histogram = ([0.0, 0.5, 1.0], [2, 1])
+    thresholds, ranges = {0.05: 0.25, 0.01: 0.75}, {"colours": (0.25, 1.0)}
+    domain = Domain("pool", "all", ["pristine"], 3, ranges, thresholds, *histogram, [0.0, 1.0], [0.1, 0.9])
+    calibration = Calibration(3, thresholds, *histogram, torch.rand(4), torch.rand(4), [domain])
     path = tmp_path / "deep" / "best.pt"
     recipe = {"name": "test", "steps": [1, 2]}
     save(path, pack(net, labels=LABELS, recipe=recipe, metrics={"clean": 0.5}, calibration=calibration))
@@ -42,6 +45,7 @@ def test_a_network_comes_back_bit_for_bit(net: AWNet, tmp_path: Path) -> None:
     assert (back.labels, back.recipe, back.metrics) == (LABELS, recipe, {"clean": 0.5})
     assert back.calibration is not None
     assert back.calibration.thresholds == calibration.thresholds
+    assert back.calibration.domains == [domain]
     assert torch.equal(back.calibration.omega_std, calibration.omega_std)
 
 
