@@ -162,9 +162,11 @@ class PgdAt(Objective):
     minimises it on x through BN_nat and on x_adv through BN_adv, `nat_weight` to 1 - `nat_weight`, plus L_type.
 
     `nat_eps` > 0 trains a natural branch that is itself partly robust: x is first moved by `nat_steps`
-    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch; `nat_perturbed_share` of the
-    images are moved. `nat_batch_share` is the share of the batch that goes through the natural branch at all: a
-    trunk that starts clean-trained needs less of it than of the adversarial one. `sign_noise_share` is the share of
+    signed steps inside a ball of `nat_eps` (pixel units of 1/255) against that branch, with omega held at that of x
+    and without its gradient; `nat_perturbed_share` of the images are moved. What comes out is not rounded to 8 bits,
+    where `Adversary.perturb` rounds: the detector in training sees fractions of a grey level in these natural images.
+    `nat_batch_share` is the share of the batch that goes through the natural branch at all: a trunk that starts
+    clean-trained needs less of it than of the adversarial one. `sign_noise_share` is the share of
     natural images that get random sign noise and stay natural, as in `DetectorPretraining`.
     """
 
@@ -297,7 +299,10 @@ def natural_images(batch: int, share: float) -> int:
 
 
 def sign_noise(x: Tensor, share: float, eps: float, rng: Rng = GLOBAL_RNG) -> Tensor:
-    """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits."""
+    """x [N,3,H,W] with random sign noise of radius eps on the first `share` of the images, rounded to 8 bits.
+
+    One amplitude teaches a detector that amplitude, not noise: see docs/decisions/0005-detector-stage.md.
+    """
     n = round(len(x) * share)
     if not n:
         return x
