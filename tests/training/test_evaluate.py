@@ -179,17 +179,23 @@ def test_batches_of_something_else_are_not_taken_over(tmp_path: Path, kept: str)
 def test_the_new_attacks_are_reported_where_they_mean_something(
     tiny_checkpoint: Path, static_checkpoint: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:
-    """Adaptive at T2 alone, AutoAttack and restarts at every level asked for, on an AW-Net and on a static network."""
-    names = ["adaptive", "autoattack", "pgd_restarts"]
+    """Adaptive at T2 alone, AutoAttack and restarts at every level asked for, the worst case once, over them."""
+    names = ["adaptive", "autoattack", "pgd_restarts", "worst_case"]
     options = ["--attacks", *names, "--no-corruptions", "--pgd-restarts", "2", "--surrogate", f"s={static_checkpoint}"]
     options += ["--limit", "3"]
     document = main(command(tiny_checkpoint, tmp_path / "a.json", "--levels", "T0", "T1", "T2", *options))
     parts = document["parts"]
-    assert {f"T2/{n}" for n in names} <= set(parts) and "T1/autoattack" in parts and "T0/s/pgd_restarts" in parts
+    *levelled, whole = names
+    assert {f"T2/{n}" for n in levelled} <= set(parts) and "T1/autoattack" in parts and "T0/s/pgd_restarts" in parts
     assert not {"T1/adaptive", "T0/s/adaptive"} & set(parts) and document["setup"]["pgd_restarts"] == 2
     assert "auroc" in parts["T2/autoattack"]
+    assert [n for n in parts if whole in n] == [whole] and parts[whole]["images"] == 3
+    assert sum(parts[whole]["broken_first_by"].values()) == 3 and "T1_margin" in parts[whole]["broken_first_by"]
+    assert int(from_hex(parts[whole]["correct_bits"], 3).sum()) == 3 * parts[whole]["accuracy"]
+    assert {c["check"] for c in document["checks"]} >= {"the worst case is at least as strong as each attack"}
+    assert "broken first by" in (tmp_path / "a.md").read_text()
     static = main(command(static_checkpoint, tmp_path / "s.json", "--levels", "T2", *options))["parts"]
-    assert {f"T2/{n}" for n in names} <= set(static) and "auroc" not in static["T2/adaptive"]
+    assert {f"T2/{n}" for n in levelled} | {whole} <= set(static) and "auroc" not in static["T2/adaptive"]
 
 
 def test_the_adaptive_attack_differentiates_the_detector_of_an_awnet(net: AWNet) -> None:

@@ -6,6 +6,7 @@ attack's result lies in the L-infinity ball of `budget.eps` around x and in [0,1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ Model = Callable[[Tensor], Tensor]
 class Budget:
     """Budget of an attack: L-infinity radius and step size in pixel units of [0,1], gradient steps, restarts.
 
-    Only `pgd_restarts` uses `restarts`.
+    Only `pgd_restarts` and `worst_case` use `restarts`.
     """
 
     eps: float = 8 / 255
@@ -75,5 +76,16 @@ def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: B
 
 
 def quantise(x_adv: Tensor) -> Tensor:
-    """Rounded to the 8 bits that a file can hold; a point of the ball around 8-bit x stays in it."""
+    """Rounded to the 8 bits that a file can hold; a point of the ball around 8-bit x stays in it (`whole_levels`)."""
     return (x_adv * 255).round() / 255
+
+
+def whole_levels(eps: float) -> float:
+    """eps rounded down to whole grey levels: rounding to 8 bits then leaves no ball around an 8-bit image.
+
+    Raises:
+        ValueError: it is under one level.
+    """
+    if (levels := math.floor(eps * 255 + 1e-6)) == 0:
+        raise ValueError("an attack on 8-bit images needs eps of at least 1/255: a smaller ball holds no other image")
+    return levels / 255

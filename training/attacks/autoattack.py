@@ -7,11 +7,14 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .ascent import Budget, Model, project
+from .ascent import Budget, Model, project, quantise, whole_levels
 
 
 def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     """AutoAttack, standard version (Croce and Hein 2020), by the package pyautoattack: APGD-CE, APGD-T, FAB-T, Square.
+
+    Each of its attacks sees the network behind a rounding to 8 bits, whose gradient is that of the identity: what it
+    accepts is what a file can hold, and the result is 8-bit. x are 8-bit images; eps is rounded down to whole levels.
 
     It is the standard one with 100 `budget.steps`; another number takes as many iterations, and 50 times as many
     queries for Square. At most nine target classes, fewer where there are fewer classes (four at least). Images
@@ -21,12 +24,13 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
         from pyautoattack import AutoAttack
     except ImportError as error:
         raise ValueError("AutoAttack needs the package pyautoattack: pip install pyautoattack") from error
+    eps = whole_levels(budget.eps)
     with torch.no_grad():
         targets = min(9, model(x[:1]).shape[1] - 1)
     if targets < 3:
         raise ValueError("AutoAttack needs four classes at least: its DLR loss compares the four highest logits")
     seed = int(torch.randint(2**31, ()))
-    attack = AutoAttack(_Module(model), eps=budget.eps, norm="Linf", seed=seed, version="standard", device=x.device)
+    attack = AutoAttack(_Module(model), eps=eps, norm="Linf", seed=seed, version="standard", device=x.device)
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
     attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = budget.steps
     attack.square.n_queries = 50 * budget.steps
@@ -42,15 +46,15 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
         for p in weights:
             p.requires_grad_(True)
         torch.set_rng_state(state)
-    return project(x_adv.detach(), x, budget.eps)
+    return quantise(project(x_adv.detach(), x, eps))
 
 
 class _Module(nn.Module):
-    """Any model as a module, which is what AutoAttack takes."""
+    """Any model as a module, which is what AutoAttack takes, behind 8-bit rounding that its gradient ignores."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = [model]  # in a list, so that its parameters are not registered here
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model[0](x)
+        return self.model[0](quantise(x.detach()) + (x - x.detach()))

@@ -1,4 +1,4 @@
-"""A network as its attacker differentiates it: the whole of it (T2), or with the detector's gradient cut (T1)."""
+"""A network as its attacker differentiates it: all of it (T2), with the detector's gradient cut (T1), or a branch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..network import DetectingNetwork, Network
+from ..network import Branch, DetectingNetwork, Network, Signals
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class AttackersCopy:
 
     net: Network
     bf16: bool = False
+
+    @property
+    def as_deployed(self) -> bool:
+        """Its logits are those of the deployed network, only its gradient is another."""
+        return not self.bf16
 
     def __call__(self, z: Tensor) -> Tensor:
         with self.arithmetic(z):
@@ -55,9 +60,56 @@ class DetectorsCopy(AttackersCopy):
             return self.net.classify(z, signals), signals.type_logits
 
 
+@dataclass(frozen=True)
+class BranchCopy(AttackersCopy):
+    """The trunk with one branch forced: "nat" is P(natural) = 1, "adv" is 0; omega is the detector's, its gradient cut.
+
+    Where the detector is certain, the deployed network's class hardly has a gradient through the branch that it
+    switched off, and none through the switch: a forced branch has one.
+    """
+
+    net: DetectingNetwork
+    branch: Branch = "nat"
+    as_deployed = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with self.arithmetic(z):
+            with torch.no_grad():
+                signals = self.net.detect(z)
+            return self.net.classify(z, signals, self.branch)
+
+
+@dataclass(frozen=True)
+class UndecidedCopy(AttackersCopy):
+    """The network with P(natural) held at 0.5: both branches answer, and omega keeps its gradient."""
+
+    net: DetectingNetwork
+    as_deployed = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with self.arithmetic(z):
+            signals = self.net.detect(z)
+            return self.net.classify(z, Signals(torch.zeros_like(signals.type_logits), signals.omega))
+
+
 def attackers_copy(net: Network, level: str, bf16: bool = False) -> AttackersCopy:
-    """What an attacker of T1 or T2 has of `net`."""
+    """What an attacker differentiates of `net`: T1, T2, or its trunk as "nat", "adv" or "half" have it.
+
+    A network without a detector is the same to all of them.
+
+    Raises:
+        ValueError: there is no such copy.
+    """
     detecting = net.detecting
     if detecting is None:
         return AttackersCopy(net, bf16)
-    return BlindCopy(detecting, bf16) if level == "T1" else DetectorsCopy(detecting, bf16)
+    match level:
+        case "T1":
+            return BlindCopy(detecting, bf16)
+        case "T2":
+            return DetectorsCopy(detecting, bf16)
+        case "nat" | "adv":
+            return BranchCopy(detecting, bf16, level)
+        case "half":
+            return UndecidedCopy(detecting, bf16)
+    raise ValueError(f"an attacker's copy is T1, T2, nat, adv or half, not {level}")

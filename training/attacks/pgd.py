@@ -1,4 +1,4 @@
-"""The paper's attacks (sec. 5.3 and 5.9) and PGD with restarts.
+"""The paper's attacks (sec. 5.3 and 5.9), which return their last iterate, and PGD with restarts, which the best.
 
 Conventions are those of the paper and the code it builds on: PGD_sat starts uniformly in the ball (Madry), PGD_trades
 at 0.001 times a standard normal (TRADES), CW_inf is PGD on the margin.
@@ -6,12 +6,13 @@ at 0.001 times a standard normal (TRADES), CW_inf is PGD on the margin.
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .ascent import Budget, Model, ascend, cross_entropy, margin, normal_start, uniform_start
+from .ascent import Budget, Model, ascend, cross_entropy, margin, normal_start, uniform_start, whole_levels
+from .best import BestIterate, deployed
 
 
 def fgsm(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
@@ -35,15 +36,15 @@ def cw_inf(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
 
 
 def pgd_restarts(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
-    """`pgd_sat` from `budget.restarts` starts; of each image's ends the one with the largest margin is kept."""
-    best, reached = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
+    """`pgd_sat` from `budget.restarts` starts; of all iterates at 8 bits the one with the largest margin is kept.
+
+    The margin is that of the deployed network in float32. x are 8-bit images; eps is rounded down to whole grey levels.
+    """
+    budget = replace(budget, eps=whole_levels(budget.eps))
+    best = BestIterate(deployed(model), x, y)
     for _ in range(budget.restarts):
-        x_adv = pgd_sat(model, x, y, budget)
-        with torch.no_grad():
-            distance = margin(model(x_adv), y)
-        better = distance > reached
-        best[better], reached[better] = x_adv[better], distance[better]
-    return best
+        best.ascend(lambda z: cross_entropy(model(z), y), x, uniform_start(x, budget.eps), budget)
+    return best.x_adv
 
 
 def adaptive(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:

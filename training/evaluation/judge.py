@@ -20,6 +20,7 @@ from ..attacks.ascent import Budget, cross_entropy, project, quantise
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
 from ..attacks.evasion import EVASIONS, evade
+from ..attacks.worst_case import broken_first_by, members_of, worst_case
 from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
@@ -155,6 +156,24 @@ class Evaluation:
         model, run = attackers_copy(self.net, level, self.bf16), ATTACKS[attack][0]
         return self._judged(lambda _i, x, y: run(model, x, y, budget), self.split.head(limit), f"{level} {attack}")
 
+    def worst_case(self, budget: Budget, limit: int | None = None) -> dict[str, Any]:
+        """The worst case over T1, T2 and forced branches (`attacks.worst_case`), with who broke how many images first.
+
+        Scores are those of the best iterate of each image, whether it is misclassified or not; an image that is
+        misclassified as it is was not attacked. `correct_bits` say which images are left, see `report.to_hex`.
+        """
+        members = members_of(self.net)
+
+        def search(_i: int, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+            found = worst_case(self.net, x, y, budget, members, self.bf16)
+            answers = ask(self.net, found.nearest, y)
+            return answers.correct, answers.scores, found.by.cpu()
+
+        correct, scores, by = self._joined(search, self.split.head(limit), "worst case")
+        assert correct is not None and by is not None
+        about = {"steps": budget.steps, "restarts": budget.restarts, "broken_first_by": broken_first_by(by, members)}
+        return self.judge.figures(Answers(correct, scores)) | about | {"correct_bits": to_hex(correct)}
+
     def transfer(
         self, surrogate: Surrogate, attack: str, budget: Budget, limit: int | None = None, cache: Path | None = None
     ) -> dict[str, Any]:
@@ -191,18 +210,27 @@ class Evaluation:
     def _answers(
         self, work: Callable[[int, Tensor, Tensor], list[Answers]], split: Split, title: str
     ) -> tuple[Answers, ...]:
+        """The answers that `work` gives for each batch, joined."""
+
+        def flat(i: int, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
+            return tuple(t for answers in work(i, x, y) for t in (answers.correct, answers.scores))
+
+        joined = self._joined(flat, split, title)
+        pairs = zip(joined[::2], joined[1::2], strict=True)
+        return tuple(Answers(correct, scores) for correct, scores in pairs if correct is not None)
+
+    def _joined(
+        self, work: Callable[[int, Tensor, Tensor], tuple[Tensor | None, ...]], split: Split, title: str
+    ) -> tuple[Tensor | None, ...]:
         """What `work` gives for each batch, joined; batches that an earlier run finished are taken from it."""
         done = self.progress.restored() if self.progress else []
         for i, (x, y) in enumerate(self.batches(split, title)):
             if i >= len(done):
-                done.append(tuple(t for answers in work(i, x, y) for t in (answers.correct, answers.scores)))
+                done.append(work(i, x, y))
                 if self.progress:
                     self.progress.keep(done)
-        answers = [
-            [Answers(right, scores) for right, scores in zip(b[::2], b[1::2], strict=True) if right is not None]
-            for b in done
-        ]
-        return tuple(concatenated(parts) for parts in zip(*answers, strict=True))
+        columns = [[t for t in column if t is not None] for column in zip(*done, strict=True)]
+        return tuple(torch.cat(column) if column else None for column in columns)
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:
         """T3 by one attack of `EVASIONS`, aimed at the 5 % threshold; successes as bits, image by image."""

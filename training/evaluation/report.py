@@ -1,7 +1,8 @@
 """The report of an evaluation: a JSON file of finished parts, the tables beside it, and figures over several parts.
 
 Nothing here computes with a network. Parts are named `clean`, `zero_gradients`, `corruptions/<name>`,
-`T0/<surrogate>/<attack>`, `T1/<attack>`, `T2/<attack>`, `T3/<evasion>`; `T3` is the best case over the last.
+`T0/<surrogate>/<attack>`, `T1/<attack>`, `T2/<attack>`, `worst_case` over both, `T3/<evasion>`; `T3` is the best case
+over the last.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def masking_checks(parts: dict[str, Any]) -> list[dict[str, Any]]:
             at_most(
                 "an iterative attack is at least as strong as a single step", accuracy(name), accuracy(f"{level}/fgsm")
             )
+        if level in ("T1", "T2") and "worst_case" in parts:
+            at_most("the worst case is at least as strong as each attack", accuracy("worst_case"), accuracy(name))
         if level == "T0" and (white := f"T2/{attack.partition('/')[2]}") in parts:
             at_most("the white box is at least as strong as transfer", accuracy(white), accuracy(name))
     if "T3" in parts and (best := [p for n, p in parts.items() if n.startswith("T2/") and "sr_at" in p]):
@@ -211,11 +214,14 @@ def markdown(document: dict[str, Any]) -> str:
     lines += [f"L-infinity eps {setup['eps']:g}/255, seed {setup['seed']}; figures in per cent but AUROC.", ""]
     if "clean" in parts:
         lines += [f"Clean accuracy {percent(100 * parts['clean']['accuracy'])}.", ""]
-    attacked = [(n, p) for n, p in parts.items() if n.split("/")[0] in ("T0", "T1", "T2")]
+    attacked = [(n, p) for n, p in parts.items() if n.split("/")[0] in ("T0", "T1", "T2", "worst_case")]
     if attacked:
         head = ["level / attack", "images", "accuracy", "W-Robust", "accuracy, float", "AUROC (95 %)"]
         head += ["TPR @ 1 %", "TPR @ 5 %", "SR @ 5 %", "right or flagged @ 5 %", "s"]
         lines += table(head, [[n, *cells(p)] for n, p in sorted(attacked)])
+    if "worst_case" in parts:
+        broken = parts["worst_case"]["broken_first_by"].items()
+        lines += table(["worst case: broken first by", "images"], [[n, str(count)] for n, count in broken])
     if "T3" in parts:
         head = ["T3 attack", "images", "SR @ 5 %", "SR @ 1 %, at least", "right or flagged @ 5 %", "s"]
         rows = []

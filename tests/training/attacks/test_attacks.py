@@ -68,7 +68,7 @@ def test_every_attack_reaches_the_optimum_of_a_linear_model(name: str) -> None:
         score = z.flatten(1) @ weight
         return torch.stack([-score, score], dim=1)
 
-    x = torch.rand(4, 3, 4, 4) * 0.8 + 0.1
+    x = quantise(torch.rand(4, 3, 4, 4) * 0.8 + 0.1)
     y = torch.tensor([0, 1, 0, 1])
     worst = x + EPS * torch.where(y == 0, 1.0, -1.0)[:, None, None, None] * weight.sign().view(1, 3, 4, 4)
     attack, budget = parts(name)
@@ -100,21 +100,14 @@ def test_the_table_has_the_papers_budgets() -> None:
 
 
 def test_restarts_keep_the_best_try_of_each_image(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    """Image by image the largest margin of the same random starts taken one by one; one try is PGD_sat."""
+    """Image by image at least the margin that the last, rounded iterate of each of the same random starts has."""
     x, y = batch
     budget = Budget(EPS, 2 / 255, 2, 4)
     torch.manual_seed(5)
     together = margin(model(pgd_restarts(model, x, y, budget)), y)
     torch.manual_seed(5)
-    alone = torch.stack([margin(model(pgd_sat(model, x, y, budget)), y) for _ in range(4)])
-    assert torch.equal(together, alone.amax(0)) and len(set(alone.argmax(0).tolist())) > 1
-    torch.manual_seed(5)
-    assert torch.equal(pgd_restarts(model, x, y, Budget(EPS, 2 / 255, 2, 1)), pgd_sat_again(model, x, y))
-
-
-def pgd_sat_again(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    torch.manual_seed(5)
-    return pgd_sat(model, x, y, Budget(EPS, 2 / 255, 2))
+    alone = torch.stack([margin(model(quantise(pgd_sat(model, x, y, budget))), y) for _ in range(4)])
+    assert bool((together >= alone.amax(0)).all()) and len(set(alone.argmax(0).tolist())) > 1
 
 
 class Watched(nn.Module):
