@@ -42,6 +42,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from domain.corruptions import CORRUPTIONS
+
 from . import checkpoint
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
@@ -50,7 +52,6 @@ from .attacks.worst_case import WORST_CASE_BUDGET
 from .data import DATA_DIR_HELP, SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate
-from .evaluation.corruptions import CORRUPTIONS
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, PartProgress, Report
 from .hardware import DEVICES, device_of, multiplies_bfloat16
@@ -95,7 +96,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--evasions", nargs="+", default=list(EVASIONS), choices=list(EVASIONS), help="T3 attacks (default: all)")
     add("--restarts", type=int, default=1, help="tries of each T3 attack (default: 1)")
     corruptions = parser.add_mutually_exclusive_group()
-    corruptions.add_argument("--no-corruptions", action="store_true", help="leave out the benign corruptions")
+    corruptions.add_argument(
+        "--no-corruptions", action="store_true", help="leave out the benign corruptions (all at strength 3)"
+    )
     for old, new in OPTIONS["training.evaluate"].items():
         corruptions.add_argument(old, action=RenamedOption, dest=new.lstrip("-").replace("-", "_"), new=new)
     add("--cache", type=Path, help="folder that keeps T0 images for the next network (default: none are kept)")
@@ -196,7 +199,7 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
     yield "zero_gradients", run.zero_gradients
     if not args.no_corruptions:
         for name in CORRUPTIONS:
-            yield f"corruptions/{name}", partial(run.corruption, name)
+            yield f"corruptions/{name}", partial(run.corruption, name, seed=args.seed)
     budgets = {}
     for attack in args.attacks:
         if attack == WORST_CASE:

@@ -15,13 +15,8 @@ def noise(seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
 
 def test_a_flat_image_is_one_colour_without_detail():
     """Every statistic is defined where nothing varies."""
-    assert measure(np.full((3, 32, 32), 9, np.uint8)) == {
-        "colours": 1 / 1024,
-        "gaps": 0,
-        "ties": 1,
-        "fine_detail": 0,
-        "grey_detail": 1,
-    }
+    flat = measure(np.full((3, 32, 32), 9, np.uint8))
+    assert flat == {**dict.fromkeys(STATISTICS, 0), "colours": 1 / 1024, "jumps": 4}
 
 
 def test_colours_are_counted_as_triples():
@@ -39,38 +34,61 @@ def test_a_stretched_contrast_leaves_gaps():
     assert measure(stretched)["gaps"] > 0.3
 
 
+def test_few_levels_make_the_histogram_jump():
+    """All values at every eighth level: each counts twice where it is and once on either side, the ends but once."""
+    image = (noise() // 8 * 8).astype(np.uint8)
+    assert measure(image)["jumps"] > 3.8
+    assert measure(noise())["jumps"] < 1
+
+
+def test_a_dot_is_a_peak_and_a_speck_by_its_height():
+    """A grey dot stands out by its level and not by its colour, a red one by both."""
+    grey = np.full((3, 12, 12), 100, np.uint8)
+    grey[:, 5, 5] += 60
+    red = np.full((3, 12, 12), 100, np.uint8)
+    red[0, 5, 5] += 60
+    assert {n: measure(grey)[n] for n in ("peaks", "specks", "colour_specks")} == {
+        "peaks": 1 / 100,
+        "specks": 60,
+        "colour_specks": 0,
+    }
+    assert {n: measure(red)[n] for n in ("peaks", "specks", "colour_specks")} == {
+        "peaks": 1 / 300,
+        "specks": 60,
+        "colour_specks": 40,
+    }
+
+
+def test_a_ramp_has_no_peak():
+    """Values between their neighbours, however steep, are no extremes; nor is what a neighbour equals."""
+    ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8), (3, 32, 32))
+    assert measure(ramp)["peaks"] == measure(ramp)["specks"] == 0
+
+
 def test_fine_detail_is_the_diagonal_band():
-    """A checkerboard of +-10 has a diagonal detail of 20 everywhere, stripes have none."""
+    """A checkerboard of +-10 has a diagonal detail of 20 everywhere, stripes have none; grey has none in colour."""
     board = np.indices((32, 32)).sum(0) % 2 * 20 + 100
     stripes = np.indices((32, 32))[0] % 2 * 20 + 100
-    assert measure(np.stack([board] * 3).astype(np.uint8))["fine_detail"] == 20
+    grey = measure(np.stack([board] * 3).astype(np.uint8))
+    assert (grey["fine_detail"], grey["colour_detail"]) == (20, 0)
     assert measure(np.stack([stripes] * 3).astype(np.uint8))["fine_detail"] == 0
-
-
-def test_grey_detail_is_what_the_channels_share():
-    """All of it where the channels are equal, about 1 / sqrt(3) where they are independent."""
-    image = noise()
-    assert measure(np.stack([image[0]] * 3))["grey_detail"] == pytest.approx(1)
-    assert measure(image)["grey_detail"] == pytest.approx(3**-0.5, abs=0.05)
-
-
-def test_ties_are_equal_neighbours():
-    """Columns of one value each agree downwards and never sideways."""
-    image = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8), (3, 32, 32))
-    assert measure(image)["ties"] == 0.5
+    flat = np.full((32, 32), 100)
+    red = measure(np.stack([board, flat, flat]).astype(np.uint8))
+    assert red["fine_detail"] == pytest.approx(20 / 3) and red["colour_detail"] == pytest.approx(80 / 9)
 
 
 def test_every_statistic_has_a_reason_and_no_other():
     """The table is the vocabulary of ranges and of answers."""
-    assert set(measure(noise())) == set(STATISTICS) == set(REASONS)
+    assert tuple(measure(noise())) == STATISTICS == tuple(REASONS)
+    assert all(np.isfinite(value) and value >= 0 for value in measure(noise()).values())
 
 
 def test_both_ends_of_a_range_belong_to_it():
     """Inside at the ends; outside, the first statistic out of range gives the reason, in the ranges' order."""
-    statistics = {"colours": 0.5, "ties": 0.2}
-    assert outside(statistics, {"colours": (0.5, 0.5), "ties": (0.2, 1)}) is None
-    assert outside(statistics, {"colours": (0.6, 1), "ties": (0.3, 1)}) == "few colours"
-    assert outside(statistics, {"ties": (0, 0.1), "colours": (0.6, 1)}) == "neighbouring pixels agree too often"
+    statistics = {"colours": 0.5, "gaps": 0.2}
+    assert outside(statistics, {"colours": (0.5, 0.5), "gaps": (0.2, 1)}) is None
+    assert outside(statistics, {"colours": (0.6, 1), "gaps": (0, 0.1)}) == "few colours"
+    assert outside(statistics, {"gaps": (0, 0.1), "colours": (0.6, 1)}) == "grey levels are missing"
     assert outside(statistics, {}) is None
 
 

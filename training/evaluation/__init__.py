@@ -1,1 +1,1 @@
-"""Evaluation of trained networks: attackers, detection, corruptions, and the report."""
+"""Evaluation of trained networks: attackers, detection, and the report."""

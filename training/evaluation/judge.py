@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from domain.corruptions import CORRUPTIONS
+
 from .. import files
 from ..attacks.ascent import Budget, cross_entropy, project, quantise
 from ..attacks.catalogue import ATTACKS
@@ -25,7 +27,6 @@ from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
 from .attackers import Surrogate, prepared
-from .corruptions import CORRUPTIONS
 from .report import PartProgress, to_hex, w_robust
 
 
@@ -249,10 +250,11 @@ class Evaluation:
             "success_bits": {str(f): to_hex(s) for f, s in success.items()},
         }
 
-    def corruption(self, name: str, limit: int | None = None) -> dict[str, Any]:
+    def corruption(self, name: str, strength: int = 3, seed: int = 0, limit: int | None = None) -> dict[str, Any]:
         """False-positive rate and accuracy on natural images changed by `CORRUPTIONS[name]`."""
         split = self.split.head(limit)
-        changed = Split(CORRUPTIONS[name](split.images), split.labels)
+        images = torch.from_numpy(CORRUPTIONS[name].apply(split.images.cpu().numpy(), strength, seed))
+        changed = Split(images, split.labels)
         answers = concatenated([ask(self.net, x, y) for x, y in self.batches(changed)])
         out: dict[str, Any] = {"images": len(changed), "accuracy": answers.accuracy}
         if answers.scores is not None:
