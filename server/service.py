@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .core.engine import Engine, Model, Priority, Signals, Terms
-from .core.images import EncodedImage, ImageInput, Limits
-from .core.verdict import Verdict, judge
+from .core.images import ImageInput, Limits
+from .core.verdict import Judgement, judge_image
 from .errors import AWNetError, EngineFault, NotReady, UnknownModel
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
@@ -37,11 +37,11 @@ CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The engine's answer and one verdict an image, in their order."""
+    """The engine's answer and one judgement an image, in their order."""
 
     model: Model
     signals: Signals
-    verdicts: list[Verdict]
+    judgements: list[Judgement]
 
 
 class Fleet(Protocol):
@@ -229,7 +229,7 @@ class Service:
         return Terms(time.monotonic() + seconds, priority)
 
     async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms) -> Outcome:
-        """Answers and verdicts; counts verdicts, scores and stages.
+        """Answers and judgements; counts verdicts, scores and stages.
 
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `engine.Runner.infer`.
@@ -238,35 +238,25 @@ class Service:
         if not signals.finite():
             raise EngineFault("the model gave an answer that is not finite")
         model = lease.model
-        thresholds = model.contract.thresholds
+        domains, prior = model.contract.domains, self.settings.prior
         scores: list[float] = signals.p_type[:, 0].tolist()
-        verdicts = [judge(score, thresholds) for score in scores]
-        self.metrics.count_verdicts(model, verdicts, scores)
-        self.metrics.stages(signals)
-        self.verdict_history.add(verdicts)
-        self._monitor_answer(model, images, verdicts, scores, signals)
-        return Outcome(model, signals, verdicts)
-
-    def _monitor_answer(
-        self,
-        model: Model,
-        images: Sequence[ImageInput],
-        verdicts: Sequence[Verdict],
-        scores: Sequence[float],
-        signals: Signals,
-    ) -> None:
-        # Tensors come as the model takes them: no filter and no codec of ours has touched them.
-        calibrated = [
-            image.decoded is None or image.decoded.calibrated if isinstance(image, EncodedImage) else True
-            for image in images
+        judgements = [
+            judge_image(score, image.traits, domains, prior) for score, image in zip(scores, images, strict=True)
         ]
-        self.monitor.of(model).answered(verdicts, scores, calibrated, signals.omega)
+        self.metrics.count_verdicts(model, judgements)
+        self.metrics.stages(signals)
+        self.verdict_history.add(judged.verdict for judged in judgements)
+        self._monitor_answer(model, judgements, signals)
+        return Outcome(model, signals, judgements)
+
+    def _monitor_answer(self, model: Model, judgements: Sequence[Judgement], signals: Signals) -> None:
+        self.monitor.of(model).answered(judgements, signals.omega)
         request = CURRENT.get()
         if request is not None:
-            request.record_verdicts(model, verdicts, signals)
+            request.record_judgements(model, judgements, signals)
             if request.client_address is not None:
-                for verdict in verdicts:
-                    if verdict != "clean":
+                for judged in judgements:
+                    if judged.verdict != "clean":
                         self.monitor.clients.flagged(request.client_address)
 
     def _counted(self) -> Counted:

@@ -60,6 +60,13 @@ class Settings(BaseSettings):
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
     )
 
+    prior: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Share of attacked images among all, as far as you know; `probability` rests on it.",
+    )
+
     timeout_seconds: float = Field(10.0, gt=0, description="Longest time for a request; a client may ask for less.")
     batch_delay_ms: float = Field(
         1.0, ge=0, description="Longest wait for a fuller batch while others run; an idle server never waits."

@@ -12,6 +12,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,15 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from domain.statistics import measure
+
 from ..errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, UnsupportedMedia
 
 Format = Literal["PNG", "JPEG", "WEBP"]
+FewColours = Literal["colour palette", "1-bit image"]
+Altered = Literal["resized", "lossy"]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PNG_CHUNKS = 4096  # a valid 8 MiB file has about a thousand; more is an attempt to keep the parser busy
 DRAFT_GAP = 4  # a JPEG is decoded at no less than this many times the target size, then filtered
 LARGE_BYTES, LARGE_PIXELS = 64 << 10, 512 * 512  # beyond either an image may take milliseconds to decode
 _ORIENTATION, _QUARTER_TURNS = 0x0112, range(5, 9)
+_FEW_COLOURS: dict[str, FewColours] = {"P": "colour palette", "PA": "colour palette", "1": "1-bit image"}
 
 # What Pillow's three readers raise on broken input, found by corrupting files (see the tests).
 _DECODE_ERRORS = (
@@ -60,47 +66,69 @@ class Limits:
     min_side: int = 8
 
 
+class Traits(NamedTuple):
+    """What decides which thresholds speak for an image, see `domains.locate`.
+
+    Attributes:
+        statistics: of the pixels that the model sees, see `domain.statistics.measure`.
+        few_colours: the file's mode where it can only hold a few colours, whatever the pixels became afterwards.
+        altered: what a filter of ours or a lossy codec did to the pixels, as far as the file says so.
+    """
+
+    statistics: Mapping[str, float]
+    few_colours: FewColours | None = None
+    altered: Altered | None = None
+
+
 class DecodedImage(NamedTuple):
-    """pixels [3,S,S] uint8 RGB; width and height as a viewer would show the file; see `calibrated`."""
+    """pixels [3,S,S] uint8 RGB; width and height as a viewer would show the file."""
 
     pixels: NDArray[np.uint8]
     format: Format
     width: int
     height: int
     resized: bool
-    lossy: bool
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the thresholds speak for this input: they were set on pixels that no filter or codec changed."""
-        return not (self.resized or self.lossy)
+    traits: Traits
 
 
 class ImageInput(Protocol):
     """One image of a request, encoded or not.
 
     An engine calls `pixels` once, on one of its threads, because it may decode; `large` says beforehand that decoding
-    may take milliseconds.
+    may take milliseconds. `traits` are there afterwards.
     """
 
     @property
     def large(self) -> bool: ...
+
+    @property
+    def traits(self) -> Traits: ...
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         """[3, size, size] uint8 RGB. Raises an `errors.RequestError`."""
 
 
 class PixelArray:
-    """An image that is already decoded: golden inputs, tensors."""
+    """An image that is already decoded: golden inputs, tensors. `traits`: where they are known already."""
+
+    __slots__ = ("_pixels", "_traits")
 
     large = False
 
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], traits: Traits | None = None) -> None:
         self._pixels = pixels
+        self._traits = traits
+
+    @property
+    def traits(self) -> Traits:
+        assert self._traits is not None, "pixels() comes first"
+        return self._traits
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         if self._pixels.shape != (3, size, size):
             raise ImageError(f"expected pixels of shape [3, {size}, {size}]")
+        if self._traits is None:
+            self._traits = Traits(measure(self._pixels))
         return self._pixels
 
 
@@ -119,6 +147,11 @@ class EncodedImage:
             and len(data) >= 24
             and int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") > LARGE_PIXELS
         )
+
+    @property
+    def traits(self) -> Traits:
+        assert self.decoded is not None, "pixels() comes first"
+        return self.decoded.traits
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         assert self._data is not None, "pixels() is called once"
@@ -165,6 +198,7 @@ def decode(data: bytes, size: int, limits: Limits) -> DecodedImage:
             if kind == "JPEG":
                 image.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))
             image.load()
+            few_colours = _FEW_COLOURS.get(image.mode)
             orientation = _orientation(image)
             upright = image if orientation == 1 else ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -178,8 +212,12 @@ def decode(data: bytes, size: int, limits: Limits) -> DecodedImage:
         rgb = _centre_square(rgb, size)
     # A copy in the layout of the network: one image is small, and Pillow's memory is freed at once.
     pixels = np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
-    lossy = kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data))
-    return DecodedImage(pixels, kind, width, height, resized, lossy)
+    altered: Altered | None = None
+    if resized:
+        altered = "resized"
+    elif kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data)):
+        altered = "lossy"
+    return DecodedImage(pixels, kind, width, height, resized, Traits(measure(pixels), few_colours, altered))
 
 
 def check_png(data: bytes) -> None:

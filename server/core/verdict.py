@@ -1,14 +1,19 @@
-"""Scores and calibrated thresholds to verdicts, logits to class probabilities."""
+"""Scores and calibrated thresholds to verdicts and P(attacked), logits to class probabilities."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Thresholds
+from domain.statistics import measure
+
+from .contract import Contract
+from .domains import Domain, Thresholds, locate
+from .images import Traits
 
 Verdict = Literal["clean", "suspicious", "adversarial"]
 VERDICTS: tuple[Verdict, ...] = ("clean", "suspicious", "adversarial")
@@ -25,6 +30,51 @@ def judge(score: float, thresholds: Thresholds) -> Verdict:
     if score > thresholds.adversarial.score:
         return "adversarial"
     return "suspicious" if score > thresholds.suspicious.score else "clean"
+
+
+class Judgement(NamedTuple):
+    """What is said about one image.
+
+    Attributes:
+        score: P(adversarial), unrounded.
+        verdict: by the thresholds of `applied`.
+        applied: the domain that the image lies in; the last one where it lies in none.
+        why: the image is not calibrated, None where it is: then it lies in `applied`.
+        probability: P(attacked) at the prior that was asked for; None where the contract has no score map.
+    """
+
+    score: float
+    verdict: Verdict
+    applied: Domain
+    why: str | None
+    probability: float | None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the thresholds speak for this image."""
+        return self.why is None
+
+
+def judge_image(score: float, traits: Traits, domains: Sequence[Domain], prior: float) -> Judgement:
+    """The judgement on one image where a share `prior`, in (0, 1), of all images is attacked. Raises as `judge`."""
+    applied, why = locate(domains, traits)
+    verdict = judge(score, applied.thresholds)
+    score_map = applied.score_map
+    return Judgement(score, verdict, applied, why, None if score_map is None else score_map.probability(score, prior))
+
+
+def verdict_on(score: float, traits: Traits, domains: Sequence[Domain]) -> Verdict:
+    """`judge` by the thresholds of the domain that the image lies in."""
+    return judge(score, locate(domains, traits)[0].thresholds)
+
+
+def golden_verdicts(contract: Contract) -> list[Verdict]:
+    """The right verdict on each golden image."""
+    golden = contract.golden
+    return [
+        verdict_on(score, Traits(measure(pixels)), contract.domains)
+        for pixels, score in zip(golden.image, golden.outputs["p_type"][:, 0].tolist(), strict=True)
+    ]
 
 
 def shown(score: float, thresholds: Thresholds) -> float:

@@ -147,7 +147,7 @@ class PublicFront(Front):
                 outcome = await service.run(lease, images, terms)
         signals = outcome.signals
         decoded = [image.decoded for image in images if image.decoded is not None]
-        answers = results(model, signals, outcome.verdicts, decoded, query)
+        answers = results(outcome, decoded, query, settings.prior)
         timing = {
             "decode": round(1000 * signals.decode_seconds, 3),
             "queue": round(1000 * signals.queue_seconds, 3),

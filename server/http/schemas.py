@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..core.contract import OmegaSlice
-from ..core.engine import PRIORITIES, Model, Priority, Signals
+from ..core.engine import PRIORITIES, Priority
 from ..core.images import DecodedImage
 from ..core.verdict import Verdict, probabilities, shown, significant, top
 from ..core.version import WHAT, parse_version
 from ..errors import InvalidQuery, UnknownModel
+from ..service import Outcome
 
 SignalsLevel = Literal["none", "summary", "all"]
 DEFAULT_TOP_K = 5
@@ -115,28 +116,33 @@ def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default
     raise InvalidQuery(f"{name} must be one of {', '.join(known)}, not {text[:40]!r}")
 
 
-def results(
-    model: Model, signals: Signals, verdicts: Sequence[Verdict], decoded: Sequence[DecodedImage], query: Query
-) -> list[dict[str, Any]]:
+def results(outcome: Outcome, decoded: Sequence[DecodedImage], query: Query, prior: float) -> list[dict[str, Any]]:
     """The `results` of the answer. Raises InvalidQuery where more classes are asked for than there are."""
-    labels, thresholds = model.contract.labels, model.contract.thresholds
-    limits = {"suspicious": thresholds.suspicious.score, "adversarial": thresholds.adversarial.score}
-    rates = {"suspicious": thresholds.suspicious.fpr, "adversarial": thresholds.adversarial.fpr}
+    contract, signals = outcome.model.contract, outcome.signals
+    labels = contract.labels
     classes = query.classes(len(labels))
     answers = []
     likely = probabilities(signals.logits)
-    for n, (score, image) in enumerate(zip(signals.p_type[:, 0].tolist(), decoded, strict=True)):
-        row = likely[n]
+    for n, (judged, image) in enumerate(zip(outcome.judgements, decoded, strict=True)):
+        row, probability = likely[n], judged.probability
+        thresholds = judged.applied.thresholds
         answer: dict[str, Any] = {
             "predictions": [
                 {"class_id": k, "label": labels[k], "probability": significant(row[k])} for k in top(row, classes)
             ],
             "adversarial": {
-                "score": shown(score, thresholds),
-                "verdict": verdicts[n],
-                "thresholds": limits,
-                "target_fpr": rates,
-                "calibrated": image.calibrated,
+                "score": shown(judged.score, thresholds),
+                "verdict": judged.verdict,
+                "thresholds": {
+                    "suspicious": thresholds.suspicious.score,
+                    "adversarial": thresholds.adversarial.score,
+                },
+                "target_fpr": {"suspicious": thresholds.suspicious.fpr, "adversarial": thresholds.adversarial.fpr},
+                "probability": None if probability is None else significant(probability),
+                "prior": prior,
+                "calibrated": judged.calibrated,
+                "why": judged.why,
+                "domain": judged.applied.name if judged.calibrated else None,
             },
             "image": {
                 "format": image.format,
@@ -146,7 +152,7 @@ def results(
             },
         }
         if query.signals != "none":
-            answer["signals"] = omega_signals(signals.omega[n], model.contract.omega, query.signals)
+            answer["signals"] = omega_signals(signals.omega[n], contract.omega, query.signals)
         answers.append(answer)
     return answers
 
@@ -198,13 +204,22 @@ class Points(_Shape):
 
 
 class Adversarial(_Shape):
-    """`score` is P(adversarial); `calibrated` is false where the thresholds do not speak for the input."""
+    """`score` is P(adversarial) as the model gives it, and the verdict is made of it.
+
+    `probability` is P(attacked) where a share `prior` of all images is attacked, null where the model has no map of
+    its scores. `domain` names the calibrated kind of images that this one belongs to; where it belongs to none, it is
+    null, `calibrated` is false and `why` says in a few words why the thresholds do not speak for the image.
+    """
 
     score: float
     verdict: Verdict
     thresholds: Points
     target_fpr: Points
+    probability: float | None
+    prior: float
     calibrated: bool
+    why: str | None
+    domain: str | None
 
 
 class ImageFacts(_Shape):

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Model
-from ..core.verdict import Verdict, judge
+from ..core.verdict import Judgement, Verdict, golden_verdicts
 from ..versions.events import Events
 from .clients import TopClients
 from .cusum import ALARM_IMAGES, Cusum, limit_for
@@ -49,8 +49,8 @@ class Watch:
         model: the version.
         cusums: one for each threshold.
         scores, omega: drift.
-        calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs and in `scores`: the
-            false-positive rates do not hold for an image that was scaled or lossily compressed.
+        calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs, and of those the ones of the
+            first domain in `scores`: false-positive rates and scores are known of the images of a domain.
         golden_probes: (expected verdict of the golden image, result) -> count, 0 included.
     """
 
@@ -62,12 +62,11 @@ class Watch:
             "suspicious": Cusum(contract.thresholds.suspicious.fpr, limit),
             "adversarial": Cusum(contract.thresholds.adversarial.fpr, limit),
         }
-        self.scores = ScoreDrift(contract.thresholds, contract.reference)
+        self.scores = ScoreDrift(contract.domains[0])
         self.omega = OmegaDrift(contract)
         self.calibrated = 0
         self.uncalibrated = 0
-        golden = contract.golden.outputs["p_type"][:, 0].tolist()
-        expected = sorted({judge(score, contract.thresholds) for score in golden})
+        expected = sorted(set(golden_verdicts(contract)))
         # From 0 on: an alert on an increase cannot see a series that begins at 1.
         self.golden_probes: dict[tuple[Verdict, ProbeResult], int] = {
             (e, r): 0 for e in expected for r in PROBE_RESULTS
@@ -77,21 +76,20 @@ class Watch:
 
     def answered(
         self,
-        verdicts: Sequence[Verdict],
-        scores: Sequence[float],
-        calibrated: Sequence[bool],
+        judgements: Sequence[Judgement],
         omega: NDArray[np.float32],
     ) -> None:
         """One request of N images; omega [N, C]."""
-        for verdict, score, counts in zip(verdicts, scores, calibrated, strict=True):
-            if not counts:
+        first = self.model.contract.domains[0].name
+        for judged in judgements:
+            if not judged.calibrated:
                 self.uncalibrated += 1
                 continue
             self.calibrated += 1
-            adversarial = verdict == "adversarial"
-            self.cusums["adversarial"].add(1, adversarial)
-            self.cusums["suspicious"].add(1, adversarial or verdict == "suspicious")
-            self.scores.add(score)
+            self.cusums["adversarial"].add(1, judged.verdict == "adversarial")
+            self.cusums["suspicious"].add(1, judged.verdict != "clean")
+            if judged.applied.name == first:
+                self.scores.add(judged.score)
         if self._requests % OMEGA_EVERY == 0:
             self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
         self._requests += 1

@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from ..core.contract import Golden, Thresholds
+from ..core.contract import Contract
 from ..core.engine import Model, Signals, Terms
 from ..core.images import EncodedImage, ImageInput, Limits
-from ..core.verdict import Verdict, judge
+from ..core.verdict import Verdict, golden_verdicts, verdict_on
 from ..errors import AWNetError
 from .detection import Monitor, ProbeResult
 
@@ -36,20 +36,19 @@ class GoldenProbe(NamedTuple):
     expected: Verdict
     tolerance: float
 
-    def result_of(self, score: float, thresholds: Thresholds) -> ProbeResult:
+    def result_of(self, score: float, verdict: Verdict) -> ProbeResult:
         """A score within the tolerance is right even where a threshold lies between."""
         near = abs(score - self.score) <= self.tolerance
-        return "right" if near or judge(score, thresholds) == self.expected else "wrong"
+        return "right" if near or verdict == self.expected else "wrong"
 
 
-def golden_probes(golden: Golden, thresholds: Thresholds) -> list[GoldenProbe]:
+def golden_probes(contract: Contract) -> list[GoldenProbe]:
     """The golden images as PNG files, clean and adversarial in turn where there are both."""
-    made = []
-    for pixels, p_type in zip(golden.image, golden.outputs["p_type"], strict=True):
+    golden, made = contract.golden, []
+    for pixels, p_type, expected in zip(golden.image, golden.outputs["p_type"], golden_verdicts(contract), strict=True):
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG")
-        score = float(p_type[0])
-        made.append(GoldenProbe(buffer.getvalue(), score, judge(score, thresholds), golden.tolerance["p_type"]))
+        made.append(GoldenProbe(buffer.getvalue(), float(p_type[0]), expected, golden.tolerance["p_type"]))
     clean = [probe for probe in made if probe.expected == "clean"]
     other = [probe for probe in made if probe.expected != "clean"]
     turns = max(len(clean), len(other))
@@ -104,19 +103,22 @@ class GoldenProbes:
                 model = answering.model
                 served.add(model.sha256)
                 if model.sha256 not in self._sets:
-                    self._sets[model.sha256] = golden_probes(model.contract.golden, model.contract.thresholds)
+                    self._sets[model.sha256] = golden_probes(model.contract)
                 chosen = self._sets[model.sha256]
                 await self._send(answering, chosen[self._turn % len(chosen)])
         self._sets = {sha256: chosen for sha256, chosen in self._sets.items() if sha256 in served}
         self._turn += 1
 
     async def _send(self, answering: Answering, probe: GoldenProbe) -> None:
-        thresholds = answering.model.contract.thresholds
+        image = EncodedImage(probe.png, self.limits)
+        result: ProbeResult = "wrong"
         try:
             # A probe gives way to clients, and has its answer before the next one is sent.
             terms = Terms(deadline=time.monotonic() + self.every, priority="low")
-            signals = await answering.infer([EncodedImage(probe.png, self.limits)], terms)
-            result = probe.result_of(float(signals.p_type[0, 0]), thresholds) if signals.finite() else "wrong"
+            signals = await answering.infer([image], terms)
+            if signals.finite():
+                score = float(signals.p_type[0, 0])
+                result = probe.result_of(score, verdict_on(score, image.traits, answering.model.contract.domains))
         except AWNetError as error:
             log.warning("golden probe: %s", error.detail)
             result = "failed"

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..core.engine import Model, Signals
-from ..core.verdict import VERDICTS, Verdict
+from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
@@ -214,12 +214,12 @@ class Metrics(Events):
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)
 
-    def count_verdicts(self, model: Model, verdicts: Sequence[Verdict], scores: Sequence[float]) -> None:
+    def count_verdicts(self, model: Model, judgements: Sequence[Judgement]) -> None:
         """The images of one request that `model` answered."""
         counters, histogram = self._verdict_children.get((model.name, model.version)) or self._children_of(model)
-        for verdict, score in zip(verdicts, scores, strict=True):
-            counters[verdict].inc()
-            histogram.observe(score)
+        for judged in judgements:
+            counters[judged.verdict].inc()
+            histogram.observe(judged.score)
 
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from types import TracebackType
 
 from ..core.engine import Model, Signals
-from ..core.verdict import Verdict
+from ..core.verdict import Judgement
 from ..errors import AWNetError
 from .clients import TopClients
 from .metrics import OTHER, Metrics
@@ -75,9 +75,9 @@ class ObservedRequest:
         """It belongs to `route`, a template and never a path."""
         self._record.route = route
 
-    def record_verdicts(self, model: Model, verdicts: Sequence[Verdict], signals: Signals) -> None:
+    def record_judgements(self, model: Model, judgements: Sequence[Judgement], signals: Signals) -> None:
         """`model` answered its images."""
-        self._record.model, self._record.verdicts, self._record.signals = model, verdicts, signals
+        self._record.model, self._record.judgements, self._record.signals = model, judgements, signals
 
     def answered(self, status: int) -> None:
         """An answer has begun, with this status."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import orjson
 
 from ..core.engine import Model, Signals
-from ..core.verdict import Verdict
+from ..core.verdict import Judgement
 
 LOGGER = "awnet.requests"
 QUIET_ROUTES = frozenset(
@@ -50,7 +50,7 @@ class Record:
     status: int = 0
     seconds: float = 0.0
     model: Model | None = None
-    verdicts: Sequence[Verdict] = ()
+    judgements: Sequence[Judgement] = ()
     signals: Signals | None = None
     reason: str | None = None
     client: str | None = None
@@ -82,9 +82,12 @@ class RequestLog:
         }
         if record.model is not None:
             line["model"], line["version"] = record.model.name, str(record.model.version)
-        if record.verdicts:
-            line["images"] = len(record.verdicts)
-            line["verdicts"] = dict(Counter(record.verdicts))
+        if record.judgements:
+            line["images"] = len(record.judgements)
+            line["verdicts"] = dict(Counter(judged.verdict for judged in record.judgements))
+            uncalibrated = Counter(judged.why for judged in record.judgements if judged.why is not None)
+            if uncalibrated:
+                line["uncalibrated"] = dict(uncalibrated)
         if record.signals is not None:
             stages = ("decode", "queue", "inference")
             line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}

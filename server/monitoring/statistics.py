@@ -11,25 +11,27 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.contract import Contract, Reference, Thresholds
+from ..core.contract import Contract
+from ..core.domains import Domain
 
 SCORE_HALF_LIFE_IMAGES = 2_000
 OMEGA_HALF_LIFE_IMAGES = 500
 MIN_SHARE = 0.002  # score bins that hold less of the reference are merged into their neighbour
 
 
-def score_bins(thresholds: Thresholds, reference: Reference) -> tuple[list[float], list[float]]:
-    """Upper edges of B score bins, the last one infinite, and the share [B] of clean images in each.
+def score_bins(domain: Domain) -> tuple[list[float], list[float]]:
+    """Upper edges of B score bins, the last one infinite, and the share [B] of the domain's images in each.
 
     A histogram of even bins sees nothing below its first edge, and that is where a sharp detector puts nearly every
     clean image. But the thresholds are quantiles of the same distribution, so they split that bin. A bin with
     less than `MIN_SHARE` joins the one before it: an expected count near zero would make any statistic jump.
     """
+    thresholds, histogram = domain.thresholds, domain.histogram
     above = {thresholds.suspicious.score: thresholds.suspicious.fpr}  # score -> share of clean images over it
     above[thresholds.adversarial.score] = thresholds.adversarial.fpr
-    total = sum(reference.counts)
+    total = sum(histogram.counts)
     left = total
-    for edge, count in zip(reference.edges[1:-1], reference.counts[:-1], strict=True):
+    for edge, count in zip(histogram.edges[1:-1], histogram.counts[:-1], strict=True):
         left -= count
         above.setdefault(edge, left / total if total else 0.0)
     edges: list[float] = []
@@ -45,15 +47,15 @@ def score_bins(thresholds: Thresholds, reference: Reference) -> tuple[list[float
 
 
 class ScoreDrift:
-    """Population stability index of recent scores against the reference, older ones fading by half each half-life.
+    """Population stability index of recent scores against those of a domain, older ones fading by half each half-life.
 
     0 is no difference; under no drift it is about (bins - 1) / images. 0.1 is commonly called small, 0.25 a shift.
     """
 
     __slots__ = ("_edges", "_expected", "_grow", "_mass", "_squares", "_weight")
 
-    def __init__(self, thresholds: Thresholds, reference: Reference, half_life: float = SCORE_HALF_LIFE_IMAGES) -> None:
-        self._edges, self._expected = score_bins(thresholds, reference)
+    def __init__(self, domain: Domain, half_life: float = SCORE_HALF_LIFE_IMAGES) -> None:
+        self._edges, self._expected = score_bins(domain)
         self._mass = [0.0] * len(self._edges)
         self._grow = 2 ** (1 / half_life)
         self._weight = 1.0

@@ -40,7 +40,8 @@ PLATFORM = "onnxruntime_onnx"
 
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
 ALWAYS = OUTPUTS  # where a request names none
-ON_REQUEST = ("score", "verdict", "label", "calibrated")
+ON_REQUEST = ("score", "verdict", "label", "calibrated", "probability", "domain", "why", "thresholds")
+PROBABILITY = "probability"  # of models whose contract maps scores
 MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
 BASE64 = "base64"  # the value of an input's parameter `content_type`
 
@@ -93,20 +94,17 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
     terms = _terms(service, request.parameters, max_seconds)
     names = _wanted(request.outputs)
     with service.lease(request.model, request.version) as lease:
-        size = lease.model.contract.preprocessing.size
-        images, uploads = _images(service, request.inputs, size)
+        if PROBABILITY in names and not _maps_scores(lease.model):
+            raise InvalidTensor(
+                f"{quoted(lease.model.name)} has no output {PROBABILITY!r}: its contract maps no scores"
+            )
+        images = _images(service, request.inputs, lease.model.contract.preprocessing.size)
         try:
             outcome = await service.run(lease, images, terms)
         except (ImageError, UnsupportedMedia) as error:
             raise _blamed(error) from error
-    calibrated = np.array([upload.decoded is not None and upload.decoded.calibrated for upload in uploads], np.bool_)
-    if not uploads:
-        calibrated = np.ones(len(images), np.bool_)
-    return InferAnswer(
-        outcome.model,
-        [_output(name, outcome, calibrated) for name in names],
-        _about(outcome.model, bool(calibrated.all())),
-    )
+    parameters = _about(outcome, service.settings.prior)
+    return InferAnswer(outcome.model, [_output(name, outcome) for name in names], parameters)
 
 
 def status_of(error: AWNetError) -> int:
@@ -199,6 +197,10 @@ def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], lis
         ("verdict", "BYTES", [-1]),
         ("label", "BYTES", [-1]),
         ("calibrated", "BOOL", [-1]),
+        *([(PROBABILITY, "FP32", [-1])] if _maps_scores(model) else []),
+        ("domain", "BYTES", [-1]),
+        ("why", "BYTES", [-1]),
+        ("thresholds", "FP64", [-1, 2]),
     ]
     return inputs, outputs
 
@@ -241,20 +243,18 @@ def _no_shared_memory(where: str, parameters: Mapping[str, Scalar]) -> None:
         raise InvalidTensor(f"{where}: the shared memory extensions are not served here")
 
 
-def _images(service: Service, inputs: Sequence[Tensor], size: int) -> tuple[Sequence[ImageInput], list[EncodedImage]]:
-    """The images of a request, and those of them that are files."""
+def _images(service: Service, inputs: Sequence[Tensor], size: int) -> Sequence[ImageInput]:
+    """The images of a request."""
     if len(inputs) != 1:
         raise InvalidTensor(f"{len(inputs)} inputs; a request has exactly one of {IMAGE!r} and {IMAGE_BYTES!r}")
     tensor = inputs[0]
     _no_shared_memory(f"input {quoted(tensor.name)}", tensor.parameters)
     if tensor.name == IMAGE:
         _check(tensor, "UINT8", (3, size, size), service.settings.max_images)
-        return [PixelArray(image) for image in pixels(tensor)], []
+        return [PixelArray(image) for image in pixels(tensor)]
     if tensor.name == IMAGE_BYTES:
         _check(tensor, "BYTES", (), service.settings.max_images)
-        files = _files(tensor)
-        uploads = [EncodedImage(file, service.limits, index) for index, file in enumerate(files)]
-        return uploads, uploads
+        return [EncodedImage(file, service.limits, index) for index, file in enumerate(_files(tensor))]
     raise InvalidTensor(f"there is no input {quoted(tensor.name)}; there are {IMAGE!r} and {IMAGE_BYTES!r}")
 
 
@@ -297,30 +297,55 @@ def _blamed(error: RequestError) -> AWNetError:
     return kind(detail, image=error.image)
 
 
-def _output(name: str, outcome: Outcome, calibrated: np.ndarray[Any, np.dtype[np.bool_]]) -> Output:
-    signals = outcome.signals
-    rows = len(signals.p_type)
+def _maps_scores(model: Model) -> bool:
+    """Whether its contract says what a score means as a probability."""
+    return all(domain.score_map is not None for domain in model.contract.domains)
+
+
+def _output(name: str, outcome: Outcome) -> Output:
+    signals, judgements = outcome.signals, outcome.judgements
+    rows = len(judgements)
     if name in ALWAYS:
         values = getattr(signals, name)
         return Output(name, "FP32", values.shape, values)
     if name == "score":
         return Output(name, "FP32", (rows,), signals.p_type[:, 0])
     if name == "calibrated":
-        return Output(name, "BOOL", (rows,), calibrated)
+        return Output(name, "BOOL", (rows,), np.array([judged.calibrated for judged in judgements], np.bool_))
+    if name == PROBABILITY:
+        return Output(name, "FP32", (rows,), np.array([judged.probability for judged in judgements], np.float32))
+    if name == "thresholds":
+        # In double precision, as the verdict compares them.
+        applied = [
+            (t.suspicious.score, t.adversarial.score) for t in (judged.applied.thresholds for judged in judgements)
+        ]
+        return Output(name, "FP64", (rows, 2), np.array(applied, np.float64))
     if name == "verdict":
-        return Output(name, "BYTES", (rows,), [verdict.encode() for verdict in outcome.verdicts])
+        return Output(name, "BYTES", (rows,), [judged.verdict.encode() for judged in judgements])
+    if name == "domain":
+        names = [judged.applied.name if judged.calibrated else "" for judged in judgements]
+        return Output(name, "BYTES", (rows,), [found.encode() for found in names])
+    if name == "why":
+        return Output(name, "BYTES", (rows,), [(judged.why or "").encode() for judged in judgements])
     labels = outcome.model.contract.labels
     return Output(name, "BYTES", (rows,), [labels[best].encode() for best in signals.logits.argmax(axis=1).tolist()])
 
 
-def _about(model: Model, calibrated: bool) -> dict[str, Scalar]:
-    """The response parameters: what a verdict was measured by, and which file gave it."""
-    thresholds = model.contract.thresholds
-    return {
-        "threshold_suspicious": thresholds.suspicious.score,
-        "threshold_adversarial": thresholds.adversarial.score,
-        "target_fpr_suspicious": thresholds.suspicious.fpr,
-        "target_fpr_adversarial": thresholds.adversarial.fpr,
-        "calibrated": calibrated,
-        "sha256": model.sha256,
-    }
+def _about(outcome: Outcome, prior: float) -> dict[str, Scalar]:
+    """The response parameters: what the verdicts were measured by, and which file gave them.
+
+    A parameter holds for all images, so the thresholds are left out where images were measured by different ones.
+    """
+    judgements = outcome.judgements
+    thresholds = judgements[0].applied.thresholds
+    found: dict[str, Scalar] = {}
+    if all(judged.applied.thresholds == thresholds for judged in judgements):
+        found["threshold_suspicious"] = thresholds.suspicious.score
+        found["threshold_adversarial"] = thresholds.adversarial.score
+    found["target_fpr_suspicious"] = thresholds.suspicious.fpr
+    found["target_fpr_adversarial"] = thresholds.adversarial.fpr
+    if _maps_scores(outcome.model):
+        found["prior"] = prior
+    found["calibrated"] = all(judged.calibrated for judged in judgements)
+    found["sha256"] = outcome.model.sha256
+    return found

@@ -40,12 +40,12 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output: `values` is FP32 or BOOL as an array, BYTES as a flat list."""
+    """One output: `values` is FP32, FP64 or BOOL as an array, BYTES as a flat list."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: NDArray[np.float32] | NDArray[np.bool_] | list[bytes]
+    values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.bool_] | list[bytes]
 
     def raw(self) -> bytes:
         """Row-major, little-endian; an element of BYTES has its length before it, 4 bytes."""

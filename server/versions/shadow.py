@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Engine, Model, Runner, Signals, Terms
-from ..core.images import ImageInput, PixelArray
-from ..core.verdict import judge
+from ..core.images import ImageInput, PixelArray, Traits
+from ..core.verdict import verdict_on
 from ..errors import AWNetError, EngineFault, QueueFull
 from .events import Events
 
@@ -69,7 +69,7 @@ class ShadowComparer:
             # The shadow must not cost a client its answer: its room in the queue is given back first.
             await self.stop()
             signals = await answering.runner.infer(cached, terms)
-        self._begin(answering.model, shadow, [image.cached for image in cached], signals)
+        self._begin(answering.model, shadow, cached, signals)
         return signals
 
     async def stop(self) -> None:
@@ -80,9 +80,13 @@ class ShadowComparer:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _begin(self, model: Model, shadow: Held, cached: list[NDArray[np.uint8] | None], signals: Signals) -> None:
+    def _begin(self, model: Model, shadow: Held, cached: Sequence[_CachedImage], signals: Signals) -> None:
         count, size = len(cached), shadow.model.contract.preprocessing.size
-        images = [PixelArray(pixels) for pixels in cached if pixels is not None and pixels.shape[-1] == size]
+        images = [
+            PixelArray(image.cached, image.traits)
+            for image in cached
+            if image.cached is not None and image.cached.shape[-1] == size
+        ]
         room = self._images + count <= self._max_images and self._engine.waiting() + count <= self._max_waiting
         if not room or len(images) < count:
             self._events.shadow(shadow.model, "dropped", count)
@@ -104,7 +108,7 @@ class ShadowComparer:
 
         task.add_done_callback(done)
 
-    async def _compare(self, model: Model, signals: Signals, shadow: Held, images: Sequence[ImageInput]) -> None:
+    async def _compare(self, model: Model, signals: Signals, shadow: Held, images: Sequence[PixelArray]) -> None:
         count = len(images)
         try:
             other = await shadow.runner.infer(images, Terms(time.monotonic() + DEADLINE_SECONDS, "low"))
@@ -118,9 +122,13 @@ class ShadowComparer:
             np.take(model.contract.labels, signals.logits.argmax(axis=1))
             != np.take(shadow.model.contract.labels, other.logits.argmax(axis=1))
         )
+        # Each version judges by the domain that it counts the image in.
+        mine, theirs = model.contract.domains, shadow.model.contract.domains
         verdicts = sum(
-            judge(one, model.contract.thresholds) != judge(another, shadow.model.contract.thresholds)
-            for one, another in zip(signals.p_type[:, 0].tolist(), other.p_type[:, 0].tolist(), strict=True)
+            verdict_on(one, image.traits, mine) != verdict_on(another, image.traits, theirs)
+            for one, another, image in zip(
+                signals.p_type[:, 0].tolist(), other.p_type[:, 0].tolist(), images, strict=True
+            )
         )
         if classes:
             self._events.disagreement(shadow.model, "class", int(classes))
@@ -137,6 +145,10 @@ class _CachedImage:
         self._image = image
         self.large = image.large
         self.cached: NDArray[np.uint8] | None = None
+
+    @property
+    def traits(self) -> Traits:
+        return self._image.traits
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         self.cached = self._image.pixels(size)

@@ -68,8 +68,16 @@ _NAMED = (
     "the admin port tells request ids, takes them over, and has `Allow` in one order; "
     f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too; {_LIKE_ANY}"
 )
+_OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
+    "predict: *": "an answer names the image's domain or why it has none, and P(attacked) at a prior; palettes are not "
+    "calibrated",
+    "infer: an unknown output": _OUTPUTS,
+    "gRPC ModelInfer: an unknown output": _OUTPUTS,
+    "gRPC Model[MC]*": _OUTPUTS,
+    "GET /v2/models/awnet*": _OUTPUTS,
+    "GET /openapi.json": "the answer of /predict has further fields",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,
@@ -86,11 +94,11 @@ CHANGED: dict[str, str] = {
     "method: * /v2/health/*": _HEAD,
     "method: * /v2/models/*": _HEAD,
     "method: * (admin)": _NAMED,
-    "admin: *": _NAMED,
+    "admin: *": f"{_NAMED}; a palette image is not calibrated",
     "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
     "admin calls are counted; "
-    "renamed metrics come once more at the end, under their old names",
-    "request log": "every refusal has its reason; admin calls are logged",
+    "renamed metrics come once more at the end, under their old names; a palette image is not calibrated",
+    "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.
@@ -99,6 +107,7 @@ SETTINGS: dict[str, object] = {
     "golden_probe_seconds": 0,
     "poll_seconds": 0,
     "threads": 1,
+    "version": 2,  # whatever came after it: the record is of its answers
     "max_body_bytes": 200_000,
     "max_images": 6,
     "max_pixels": 100_000,

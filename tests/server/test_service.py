@@ -18,7 +18,7 @@ from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import EngineFault
 from server.monitoring.exposition import Counted
-from server.service import CarryOut, Service
+from server.service import CarryOut, Outcome, Service
 from tests.server.small import service_over, started
 from tests.server.tiny import SIZE, publish
 from tests.waiting import until
@@ -53,6 +53,10 @@ def value(service: Service, line: str) -> float | None:
     return None
 
 
+def verdicts(outcome: Outcome) -> list[str]:
+    return [judged.verdict for judged in outcome.judgements]
+
+
 def test_an_outcome_has_a_verdict_for_each_image_and_is_counted(tmp_path: Path) -> None:
     """By the thresholds of the version that answered, under its name."""
 
@@ -67,10 +71,10 @@ def test_an_outcome_has_a_verdict_for_each_image_and_is_counted(tmp_path: Path) 
             images = [flat(red) for red in (0.2, 0.5, 0.9)]
             with service.lease() as lease:
                 outcome = await service.run(lease, images, service.terms())
-            assert (outcome.model.version, outcome.verdicts) == (1, ["clean", "suspicious", "adversarial"])
+            assert (outcome.model.version, verdicts(outcome)) == (1, ["clean", "suspicious", "adversarial"])
             with service.lease("awnet", 2) as lease:
                 outcome = await service.run(lease, images, service.terms())
-            assert (outcome.model.version, outcome.verdicts) == (2, ["adversarial"] * 3)
+            assert (outcome.model.version, verdicts(outcome)) == (2, ["adversarial"] * 3)
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="clean",version="1"}') == 1
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="adversarial",version="2"}') == 3
             assert value(service, 'awnet_score_count{model="awnet",version="1"}') == 3

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from server.core.contract import parse
+from server.core.domains import Histogram, ScoreMap, Threshold, Thresholds
 from server.errors import ContractError
+from tests.server.schema_2 import ABOUT, CARD, schema_2
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph, tensor
 
 
@@ -31,7 +33,9 @@ def test_a_right_contract_is_read(document: dict[str, Any]) -> None:
     assert contract.golden.image.shape == (3, 3, SIZE, SIZE)
     assert contract.golden.image.dtype == np.uint8
     assert {k: v.shape[1] for k, v in contract.golden.outputs.items()} == {"logits": 10, "p_type": 2, "omega": CHANNELS}
-    assert contract.reference.counts == (90, 10)
+    assert contract.card is None
+    [domain] = contract.domains
+    assert (domain.name, domain.ranges, domain.images, domain.histogram.counts) == ("pristine", None, 100, (90, 10))
 
 
 def test_tensors_are_little_endian(document: dict[str, Any]) -> None:
@@ -55,7 +59,9 @@ def set_to(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 WRONG = {
-    "a later schema": set_to("schema_version", value=2),
+    "a later schema": set_to("schema_version", value=3),
+    "a schema that is true": set_to("schema_version", value=True),
+    "domains that are not there": set_to("schema_version", value=2),
     "no schema": set_to("schema_version", value=None),
     "no labels": set_to("labels", value=None),
     "one label": set_to("labels", value=["cat"]),
@@ -86,6 +92,78 @@ WRONG = {
     "a tolerance that accepts anything": set_to("golden", "tolerance", "logits", value=1e9),
     "a tolerance of zero": set_to("golden", "tolerance", "logits", value=0),
 }
+
+
+FIRST = ("domains", 0)
+WRONG_DOMAINS = {
+    "no domains": set_to("domains", value=[]),
+    "a name twice": set_to(*FIRST, "name", value="pool"),
+    "no name": set_to(*FIRST, "name", value=None),
+    "nothing for people": set_to(*FIRST, "about", value=None),
+    "no ranges": set_to(*FIRST, "ranges", value=None),
+    "a statistic that is not measured": set_to(*FIRST, "ranges", "sharpness", value=[0, 1]),
+    "half a range": set_to(*FIRST, "ranges", "colours", value=[0.1]),
+    "a range the wrong way round": set_to(*FIRST, "ranges", "colours", value=[0.9, 0.1]),
+    "a range without end": set_to(*FIRST, "ranges", "colours", value=[0, float("inf")]),
+    "thresholds that are not the last domain's": set_to("thresholds", "suspicious", "score", value=0.61),
+    "another target": set_to(*FIRST, "thresholds", "suspicious", "fpr", value=0.04),
+    "thresholds the wrong way round": set_to(*FIRST, "thresholds", "suspicious", "score", value=0.8),
+    "no images": set_to(*FIRST, "images", value=0),
+    "no kinds": set_to(*FIRST, "kinds", value=None),
+    "no histogram": set_to(*FIRST, "score_histogram", value=None),
+    "a histogram that does not fit": set_to(*FIRST, "score_histogram", "counts", value=[1]),
+    "no score map": set_to(*FIRST, "score_map", value=None),
+    "a score map of nothing": set_to(*FIRST, "score_map", value={"scores": [], "probabilities": [], "prior": 0.5}),
+    "a score twice": set_to(*FIRST, "score_map", "scores", value=[0.0, 0.5, 0.5]),
+    "a probability that falls": set_to(*FIRST, "score_map", "probabilities", value=[0.0, 0.5, 0.4]),
+    "a probability over one": set_to(*FIRST, "score_map", "probabilities", value=[0.0, 0.5, 1.4]),
+    "more scores than probabilities": set_to(*FIRST, "score_map", "probabilities", value=[0.0, 0.5]),
+    "a prior of one": set_to(*FIRST, "score_map", "prior", value=1),
+    "no rates": set_to(*FIRST, "rates", value=None),
+    "a rate of one point": set_to(*FIRST, "rates", "fpr_worst", "adversarial", value=None),
+    "a worst kind of no name": set_to(*FIRST, "rates", "fpr_worst", "kind", value=None),
+    "a rate without its interval": set_to(*FIRST, "rates", "fpr_pristine", "suspicious", value=[0.05]),
+    "a rate outside its interval": set_to(*FIRST, "rates", "tpr_t0", "8", "adversarial", value=[0.5, 0.6, 0.7]),
+    "no card": set_to("card", value=None),
+    "a card of a later format": set_to("card", "format", value=2),
+    "a card without its statement": set_to("card", "statement", value=None),
+    "a figure of another unit": set_to("card", "figures", 0, "unit", value="furlong"),
+    "a figure outside its interval": set_to("card", "figures", 0, "value", value=0.9),
+}
+
+
+@pytest.fixture(scope="module")
+def with_domains(document: dict[str, Any]) -> dict[str, Any]:
+    made = copy.deepcopy(document)
+    schema_2(card=CARD)(made)
+    return made
+
+
+def test_a_contract_with_domains_is_read(with_domains: dict[str, Any]) -> None:
+    """Every part of it, typed; one pair of thresholds for whoever knows only one is the widest domain's."""
+    contract = parse(json.dumps(with_domains))
+    pristine, pool = contract.domains
+    assert (pristine.name, pristine.about, pristine.kinds) == ("pristine", ABOUT["pristine"], ("pristine",))
+    assert pristine.ranges == {"colours": (0.3, 1.0)}
+    assert pristine.histogram == Histogram((0.0, 0.5, 1.0), (4950, 50))
+    assert pristine.score_map == ScoreMap((0.0, 0.5, 1.0), (0.0, 0.5, 1.0), 0.5)
+    assert pool.rates == with_domains["domains"][1]["rates"]
+    assert contract.thresholds == pool.thresholds == Thresholds(Threshold(0.6, 0.05), Threshold(0.9, 0.01))
+    assert contract.card == {key: value for key, value in CARD.items() if key != "format"}
+
+
+def test_a_model_that_was_not_audited_has_no_card(with_domains: dict[str, Any]) -> None:
+    """`{}` says so; a card that is missing is a fault."""
+    assert parse(json.dumps(with_domains | {"card": {}})).card is None
+
+
+@pytest.mark.parametrize("change", WRONG_DOMAINS.values(), ids=WRONG_DOMAINS.keys())
+def test_wrong_domains_are_refused(with_domains: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> None:
+    """As everything is that the server does not understand."""
+    spoiled = copy.deepcopy(with_domains)
+    change(spoiled)
+    with pytest.raises(ContractError):
+        parse(json.dumps(spoiled))
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())

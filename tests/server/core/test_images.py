@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from server.core.images import MAX_PNG_CHUNKS, PNG_SIGNATURE, DecodedImage, EncodedImage, Limits, decode
+from domain.statistics import measure
+from server.core.images import (
+    MAX_PNG_CHUNKS,
+    PNG_SIGNATURE,
+    DecodedImage,
+    EncodedImage,
+    Limits,
+    PixelArray,
+    Traits,
+    decode,
+)
 from server.errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, RequestError, UnsupportedMedia
 from tests.server.tiny import SIZE, encoded, noise
 
@@ -44,25 +54,53 @@ def test_a_lossless_image_of_the_right_size_arrives_bit_for_bit(kind: str, optio
     got = seen(encoded(image, kind, **options))
     assert got.pixels.dtype == np.uint8
     np.testing.assert_array_equal(got.pixels, chw(image))
-    assert (got.format, got.width, got.height, got.resized, got.lossy) == (kind, SIZE, SIZE, False, False)
-    assert got.calibrated
+    assert (got.format, got.width, got.height, got.resized) == (kind, SIZE, SIZE, False)
+    assert got.traits == Traits(measure(got.pixels))
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 90})])
-def test_a_lossy_image_is_not_calibrated(kind: str, options: dict[str, int]) -> None:
-    """The codec changed the pixels, so the thresholds do not speak for them."""
+def test_a_lossy_image_is_known_as_one(kind: str, options: dict[str, int]) -> None:
+    """The codec changed the pixels; thresholds of pristine images do not speak for it."""
     got = seen(encoded(noise(), kind, **options))
-    assert got.lossy
+    assert got.traits.altered == "lossy"
     assert not got.resized
-    assert not got.calibrated
+
+
+@pytest.mark.parametrize(
+    ("image", "few_colours"),
+    [
+        (noise().quantize(256), "colour palette"),
+        (noise().quantize(16), "colour palette"),
+        (noise().convert("L").convert("1"), "1-bit image"),
+        (noise().convert("L"), None),
+        (noise().convert("RGBA"), None),
+        (noise().quantize(16).convert("RGB"), None),  # which its pixels show
+    ],
+)
+def test_modes_of_few_colours_are_known_from_the_file(image: Image.Image, few_colours: str | None) -> None:
+    """Whatever becomes of the pixels: scaling gives a palette image as many colours as any."""
+    for size in (SIZE, 2 * SIZE):
+        got = seen(encoded(image.resize((size, size))))
+        assert got.traits.few_colours == few_colours
+        assert got.traits.altered == (None if size == SIZE else "resized")
+
+
+def test_statistics_are_those_of_the_pixels_that_the_model_sees() -> None:
+    """After scaling, turning and flattening; tensors are measured like files."""
+    for content in (encoded(noise(90, 60)), encoded(noise(), "JPEG"), encoded(noise().convert("RGBA").rotate(20))):
+        got = seen(content)
+        assert got.traits.statistics == measure(got.pixels)
+        image = PixelArray(got.pixels)
+        image.pixels(SIZE)
+        assert image.traits == Traits(measure(got.pixels))
 
 
 def test_a_lossless_webp_with_metadata_is_still_lossless() -> None:
     """Metadata moves the pixels into an extended file; its chunks are searched."""
     exif = Image.Exif()
     exif[0x010E] = "described"
-    assert not seen(encoded(noise(), "WEBP", lossless=True, exif=exif)).lossy
-    assert seen(encoded(noise(), "WEBP", quality=80, exif=exif)).lossy
+    assert seen(encoded(noise(), "WEBP", lossless=True, exif=exif)).traits.altered is None
+    assert seen(encoded(noise(), "WEBP", quality=80, exif=exif)).traits.altered == "lossy"
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (100, 60), (60, 101), (33, 32), (16, 16), (20, 90)])
@@ -76,7 +114,7 @@ def test_another_size_is_scaled_by_the_short_side_and_cropped_in_the_centre(widt
     left, top = (scaled.width - SIZE) // 2, (scaled.height - SIZE) // 2
     expected = chw(scaled.crop((left, top, left + SIZE, top + SIZE))).astype(int)
     assert got.resized
-    assert not got.calibrated
+    assert got.traits.altered == "resized"
     assert (got.width, got.height) == (width, height)
     # Half a pixel of the crop's rounding is up to 255 / 16 / 2 on the steepest ramp here.
     assert np.abs(got.pixels.astype(int) - expected).max() <= 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.core.contract import Threshold, Thresholds
+from server.core.domains import Threshold, Thresholds
 from server.core.verdict import judge, probabilities, shown, significant, top
 
 AT = Thresholds(Threshold(0.41, 0.05), Threshold(0.77, 0.01))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from benchmarks.false_alarms import counted, images_between_alarms, images_until_alarm
-from server.core.contract import Contract, Reference, Threshold, Thresholds, parse
+from server.core.contract import Contract, parse
+from server.core.domains import Domain, Histogram, Threshold, Thresholds
 from server.core.engine import Model, Signals, Terms
 from server.core.images import EncodedImage, ImageInput
-from server.core.verdict import Verdict, judge
+from server.core.verdict import Judgement, Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
 from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
@@ -28,17 +29,13 @@ from server.monitoring.golden_probe import GoldenProbes, golden_probes
 from server.monitoring.metrics import Metrics
 from server.monitoring.statistics import OmegaDrift, ScoreDrift, score_bins
 from server.workers.metrics_merge import Totals
+from tests.server.schema_2 import schema_2
 from tests.server.tiny import CHANNELS, contract_of, graph
 
 THRESHOLDS = Thresholds(Threshold(0.003, 0.05), Threshold(0.006, 0.01))
 # Like the bundled model's: nearly all of clean data in the first of fifty bins.
-REFERENCE = Reference(
-    5000,
-    tuple(n / 50 for n in range(51)),
-    (4990, 4, 0, 2, *[0] * 5, 2, 1, *[0] * 20, 1, *[0] * 18),
-    np.zeros(CHANNELS, np.float32),
-    np.ones(CHANNELS, np.float32),
-)
+HISTOGRAM = Histogram(tuple(n / 50 for n in range(51)), (4990, 4, 0, 2, *[0] * 5, 2, 1, *[0] * 20, 1, *[0] * 18))
+DOMAIN = Domain("pristine", "as they are", None, THRESHOLDS, 5000, ("pristine",), HISTOGRAM)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +48,12 @@ def model(contract: Contract) -> Model:
     return Model("awnet", 1, "0" * 64, contract)
 
 
+def judged(verdict: Verdict, score: float, why: str | None = None, domain: Domain = DOMAIN) -> Judgement:
+    return Judgement(score, verdict, domain, why, None)
+
+
 def clean_scores(count: int, seed: int = 0) -> list[float]:
-    """Scores whose quantiles are those of THRESHOLDS and REFERENCE."""
+    """Scores whose quantiles are those of DOMAIN."""
     rng = np.random.default_rng(seed)
     bands = rng.choice(4, count, p=[0.95, 0.04, 0.008, 0.002])
     low, high = np.array([0, 0.003, 0.006, 0.02]), np.array([0.003, 0.006, 0.02, 1])
@@ -114,14 +115,14 @@ def test_a_cusum_of_impossible_rates_is_refused(target: float, rate: float) -> N
 
 def test_score_bins_split_the_first_bin_at_the_thresholds_and_merge_the_empty_ones() -> None:
     """Even bins would hide the whole clean distribution in one of them."""
-    edges, shares = score_bins(THRESHOLDS, REFERENCE)
+    edges, shares = score_bins(DOMAIN)
     assert edges == [0.003, 0.006, 0.02, math.inf]
     assert shares == pytest.approx([0.95, 0.04, 0.008, 0.002])
 
 
 def test_clean_scores_do_not_drift_and_shifted_ones_do() -> None:
     """A shift below the first threshold's bin edge is invisible by design; one over it is not."""
-    drift = ScoreDrift(THRESHOLDS, REFERENCE)
+    drift = ScoreDrift(DOMAIN)
     for score in clean_scores(20_000):
         drift.add(score)
     assert drift.value < 0.02
@@ -136,7 +137,7 @@ def test_clean_scores_do_not_drift_and_shifted_ones_do() -> None:
 
 def test_score_drift_neither_overflows_nor_forgets_its_scale() -> None:
     """Weights grow without end; they are brought down in time."""
-    drift = ScoreDrift(THRESHOLDS, REFERENCE, half_life=10)
+    drift = ScoreDrift(DOMAIN, half_life=10)
     for score in clean_scores(20_000):
         drift.add(score)
     assert math.isfinite(drift.value)
@@ -171,19 +172,33 @@ def test_uncalibrated_images_do_not_raise_the_alarm(model: Model) -> None:
     watch = Watch(model)
     omega = np.zeros((1, CHANNELS), np.float32)
     for _ in range(200):
-        watch.answered(["adversarial"], [0.99], [False], omega)
+        watch.answered([judged("adversarial", 0.99, "resized")], omega)
     assert (watch.calibrated, watch.uncalibrated) == (0, 200)
     assert all(watch.cusums[flag].value == 0 for flag in FLAGS)
     for _ in range(200):
-        watch.answered(["adversarial"], [0.99], [True], omega)
+        watch.answered([judged("adversarial", 0.99)], omega)
     assert all(watch.cusums[flag].alarms == 1 for flag in FLAGS)
+
+
+def test_the_scores_of_the_first_domain_alone_are_held_to_its_reference() -> None:
+    """Images of a wider domain have other scores; the CUSUMs take all, for their rates are the same."""
+    document = contract_of(graph())
+    schema_2()(document)
+    contract = parse(json.dumps(document))
+    watch = Watch(Model("awnet", 1, "0" * 64, contract))
+    for domain in contract.domains:
+        for _ in range(10):
+            watch.answered([judged("clean", 0.1, domain=domain)], np.zeros((1, CHANNELS), np.float32))
+    assert watch.scores.images == pytest.approx(10, abs=0.1)
+    assert (watch.calibrated, watch.uncalibrated) == (20, 0)
+    assert [cusum.target for cusum in watch.cusums.values()] == [0.05, 0.01]
 
 
 def test_suspicious_images_count_for_their_own_threshold_only(model: Model) -> None:
     """Adversarial ones are over both."""
     watch = Watch(model)
     for _ in range(500):
-        watch.answered(["suspicious"], [0.5], [True], np.zeros((1, CHANNELS), np.float32))
+        watch.answered([judged("suspicious", 0.5)], np.zeros((1, CHANNELS), np.float32))
     assert watch.cusums["suspicious"].alarms == 1
     assert watch.cusums["adversarial"].alarms == 0
 
@@ -191,12 +206,12 @@ def test_suspicious_images_count_for_their_own_threshold_only(model: Model) -> N
 def test_the_work_for_an_image_does_not_grow_and_is_small(model: Model) -> None:
     """It stands in the way of every answer: a millisecond's hundredth is the most that it may take on average."""
     watch = Watch(model)
-    omega = np.zeros((1, CHANNELS), np.float32)
+    omega, one = np.zeros((1, CHANNELS), np.float32), [judged("clean", 0.1)]
 
     def microseconds() -> float:
         started = time.process_time()
         for _ in range(5_000):
-            watch.answered(["clean"], [0.1], [True], omega)
+            watch.answered(one, omega)
         return (time.process_time() - started) / 5_000 * 1e6
 
     first = min(microseconds() for _ in range(3))
@@ -210,7 +225,7 @@ def test_omega_is_sampled(model: Model) -> None:
     watch = Watch(model)
     rows = np.stack([np.zeros(CHANNELS), np.full(CHANNELS, 2)]).astype(np.float32)
     for _ in range(OMEGA_EVERY):
-        watch.answered(["clean", "clean"], [0.1, 0.1], [True, True], rows)
+        watch.answered([judged("clean", 0.1)] * 2, rows)
     assert watch.omega.images == pytest.approx(1)
     assert watch.omega.values()["blocks.0"] == pytest.approx(1, abs=1e-5)
 
@@ -349,18 +364,18 @@ def test_a_detector_that_went_blind_is_told_from_one_that_does_not_answer(contra
 def test_a_golden_probe_at_a_threshold_is_right_within_the_tolerance(contract: Contract) -> None:
     """Another processor may round to the other side; that is what the tolerance of the contract allows."""
     model = golden_model(contract)
-    made = golden_probes(model.contract.golden, model.contract.thresholds)
+    made = golden_probes(model.contract)
     middle: Verdict = "suspicious"
     probe = next(c for c in made if c.expected == middle)._replace(score=0.7699, tolerance=0.001)
     assert judge(0.7701, model.contract.thresholds) == "adversarial"
-    assert probe.result_of(0.7701, model.contract.thresholds) == "right"
-    assert probe.result_of(0.9, model.contract.thresholds) == "wrong"
+    assert probe.result_of(0.7701, "adversarial") == "right"
+    assert probe.result_of(0.9, "adversarial") == "wrong"
 
 
 def test_clean_and_attacked_golden_probes_take_turns(contract: Contract) -> None:
     """So that neither kind waits for the other to be through."""
     model = golden_model(contract)
-    kinds = [c.expected != "clean" for c in golden_probes(model.contract.golden, model.contract.thresholds)]
+    kinds = [c.expected != "clean" for c in golden_probes(model.contract)]
     assert kinds == [False, True] * 2
 
 
@@ -368,7 +383,7 @@ def test_the_report_for_the_admin_port_names_hashes_only(model: Model) -> None:
     """And it is the same where the process is one worker of several: what it told has been added up."""
     monitor = Monitor()
     metrics = Metrics(monitor, 1)
-    monitor.of(model).answered(["adversarial"], [0.9], [True], np.zeros((1, CHANNELS), np.float32))
+    monitor.of(model).answered([judged("adversarial", 0.9)], np.zeros((1, CHANNELS), np.float32))
     monitor.clients.flagged("203.0.113.9")
     alone = report(Counted(metrics.registry, monitor.clients.top(), monitor.clients.total))
     text = json.dumps(alone)

@@ -9,8 +9,11 @@ import logging
 import numpy as np
 import pytest
 
+from server.core.contract import parse
 from server.core.engine import Model, Signals
+from server.core.verdict import Judgement
 from server.monitoring.request_log import QUIET_ROUTES, Record, RequestLog, configure
+from tests.server.tiny import contract_of, graph
 
 EMPTY = np.zeros((0, 1), np.float32)
 
@@ -29,7 +32,12 @@ def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple
     log, stream = written
     model = Model("awnet", 1, "0" * 64, None)  # type: ignore[arg-type]
     record = Record("r1", "/predict", "POST", 200, 0.0041234567, model, client="9f3a")
-    record.verdicts = ["clean", "adversarial", "clean"]
+    domain = parse(json.dumps(contract_of(graph()))).domains[0]
+    record.judgements = [
+        Judgement(0.1, "clean", domain, None, None),
+        Judgement(0.9, "adversarial", domain, "resized", None),
+        Judgement(0.1, "clean", domain, None, None),
+    ]
     record.signals = Signals(EMPTY, EMPTY, EMPTY, 0.001, 0.0002, 0.002)
     log.write(record)
     [line] = stream.getvalue().splitlines()
@@ -45,6 +53,7 @@ def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple
         "version": "1",
         "images": 3,
         "verdicts": {"clean": 2, "adversarial": 1},
+        "uncalibrated": {"resized": 1},
         "stages": {"decode": 0.001, "queue": 0.0002, "inference": 0.002},
         "client": "9f3a",
     }

@@ -24,8 +24,9 @@ from server.core.images import Limits, decode
 from server.core.verdict import judge
 from server.errors import BodyTooLarge, DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull
 from server.oip import protocol, rest
+from tests.server.schema_2 import schema_2
 from tests.server.small import Small
-from tests.server.tiny import CHANNELS, LABELS, SIZE, encoded, noise, plain
+from tests.server.tiny import CHANNELS, LABELS, SIZE, encoded, noise, plain, publish
 from tests.waiting import until
 
 IMAGES = np.random.default_rng(5).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
@@ -129,6 +130,9 @@ def test_model_metadata_names_versions_inputs_and_outputs(small: Small, path: st
         "verdict": ("BYTES", [-1]),
         "label": ("BYTES", [-1]),
         "calibrated": ("BOOL", [-1]),
+        "domain": ("BYTES", [-1]),
+        "why": ("BYTES", [-1]),
+        "thresholds": ("FP64", [-1, 2]),
     }
 
 
@@ -149,7 +153,7 @@ def test_model_configuration_agrees_with_the_metadata(small: Small) -> None:
     assert config["max_batch_size"] == 0
     assert [part["dims"] for part in config["input"]] == [part["shape"] for part in metadata["inputs"]]
     assert [part["dims"] for part in config["output"]] == [part["shape"] for part in metadata["outputs"]]
-    assert {part["data_type"] for part in config["output"]} == {"TYPE_FP32", "TYPE_STRING", "TYPE_BOOL"}
+    assert {part["data_type"] for part in config["output"]} == {"TYPE_FP32", "TYPE_FP64", "TYPE_STRING", "TYPE_BOOL"}
 
 
 @pytest.mark.parametrize(
@@ -362,13 +366,57 @@ def test_files_are_decoded_as_predict_decodes_them(small: Small) -> None:
         decoded = decode(content, SIZE, Limits())
         same = answered(small, image(decoded.pixels[None]) | {"outputs": wanted})
         assert answer["outputs"][:2] == same["outputs"][:2], name
-        assert answer["outputs"][2]["data"] == [decoded.calibrated] == [name in ("PNG", "WebP", "attacked")], name
-        assert answer["parameters"]["calibrated"] == decoded.calibrated
+        calibrated = name in ("PNG", "WebP", "attacked")
+        assert answer["outputs"][2]["data"] == [calibrated], name
+        assert answer["parameters"]["calibrated"] == calibrated
     document, raw = files(ENCODED["PNG"], ENCODED["attacked"], ENCODED["larger"])
     answer = answered(small, document | {"outputs": wanted}, raw)
     assert answer["outputs"][1]["data"][1] == "adversarial"
     assert answer["outputs"][2]["data"] == [True, True, False]
     assert answer["parameters"]["calibrated"] is False
+
+
+@pytest.fixture(scope="module")
+def with_domains(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    """A service whose version 3 has contract schema 2."""
+    folder = tmp_path_factory.mktemp("repository")
+    running = Small(publish(folder, "3", schema_2()))
+    yield running
+    running.close()
+
+
+def test_outputs_say_how_each_image_was_judged(with_domains: Small) -> None:
+    """Tensors are measured like files. Scalars hold for all images, so that thresholds that do not are left out."""
+    names = ["score", "verdict", "probability", "calibrated", "domain", "why", "thresholds"]
+    many = np.asarray(noise()).transpose(2, 0, 1)
+    few = np.full((3, SIZE, SIZE), 204, np.uint8)
+    answer = answered(with_domains, image(np.stack([many, few])) | {"outputs": [{"name": name} for name in names]})
+    got = {output["name"]: output["data"] for output in answer["outputs"]}
+    assert got["calibrated"] == [True, False]
+    assert got["domain"] == ["pristine", ""]
+    assert got["why"] == ["", "few colours"]
+    assert got["thresholds"] == [0.3, 0.5, 0.6, 0.9]
+    assert got["verdict"] == ["suspicious" if 0.3 < got["score"][0] <= 0.5 else "adversarial", "suspicious"]
+    odds = [score / (1 - score) / 99 for score in got["score"]]
+    np.testing.assert_allclose(got["probability"], [o / (1 + o) for o in odds], rtol=1e-4)
+    assert answer["parameters"].keys() == {
+        "target_fpr_suspicious",
+        "target_fpr_adversarial",
+        "prior",
+        "calibrated",
+        "sha256",
+    }
+    alone = answered(with_domains, image(many[None]))["parameters"]
+    assert (alone["threshold_suspicious"], alone["threshold_adversarial"], alone["prior"]) == (0.3, 0.5, 0.01)
+
+
+def test_probability_is_an_output_of_models_that_map_scores(small: Small, with_domains: Small) -> None:
+    """Others do not list it, and say so where it is asked for."""
+    for running, there in ((small, False), (with_domains, True)):
+        outputs = [output["name"] for output in json.loads(ask(running, "/v2/models/awnet")[2])["outputs"]]
+        assert ("probability" in outputs) == there
+    status, _, content = ask(small, "/v2/models/awnet/infer", image() | {"outputs": [{"name": "probability"}]})
+    assert (status, "maps no scores" in json.loads(content)["error"]) == (400, True)
 
 
 def test_files_in_json_need_base64(small: Small) -> None:
