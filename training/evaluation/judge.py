@@ -145,12 +145,12 @@ class Evaluation:
             yield x.to(self.device), y.to(self.device)
 
     def clean(self) -> dict[str, Any]:
-        """Accuracy and realised false-positive rates on the clean images."""
+        """Accuracy, realised false-positive rates and which images are right (`report.to_hex`), on the clean images."""
         answers = self.judge.clean
         out: dict[str, Any] = {"images": len(answers.correct), "accuracy": answers.accuracy}
         if answers.scores is not None:
             out["fpr"] = {str(f): detection.flagged(answers.scores, t) for f, t in self.judge.thresholds.items()}
-        return out
+        return out | {"correct_bits": to_hex(answers.correct)}
 
     def white_box(self, level: str, attack: str, budget: Budget, limit: int | None = None) -> dict[str, Any]:
         """T1 or T2 under an attack of `ATTACKS`."""

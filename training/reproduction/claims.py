@@ -3,12 +3,17 @@
     python -m training.reproduction.claims --runs runs/tables --out training/reports/tables
     python -m training.reproduction.claims --runs runs/tables --out training/reports/tables --page docs/reproduction.md
 
-Written as ledger.md and ledger.json from what `sweep` has finished under RUNS.
+Written as ledger.md and ledger.json from what `sweep` has finished under RUNS and what earlier runs left in OUT.
 
 A relative claim (A above B) compares two networks of the same scale over seeds; it `holds` or `fails` where the 95 %
 interval of the difference leaves out zero, and is `undecided` otherwise. With one seed the interval is that of the
 test images alone, which does not cover other trainings: the verdict stays `undecided` and says which way the seed
 points.
+
+Two judges: the worst case, whose verdict counts, and the attacks that the paper names, whose last iterate gave the
+verdict before and stands beside it. A claim that the worst case cannot judge is `stale`: its networks were not judged
+again, or it is about last iterates in themselves. One that compares single steps alone keeps its verdict, since a
+single step has no other iterate.
 """
 
 from __future__ import annotations
@@ -23,35 +28,51 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..evaluation.report import ONE_STEP
 from ..files import write_json, write_text
 from . import sweep, tables
-from .results import KINDS, Figure, FinishedRun, Results
-from .tables import build_table, head_of, percent, row_of, shown
+from .ledger import HEADINGS, ledger_markdown, standing
+from .results import KINDS, Measure, Results
+from .tables import build_table
 
 BEGIN, END = "<!-- ledger: made by training.reproduction.claims -->", "<!-- end of the ledger -->"
 
 Side = tuple[str, str, str, str]  # network, level, attack, and one of KINDS or "gap"
+JUDGE = "worst_case"
+NOT_TRIED: dict[str, Any] = {"difference": None, "verdict": "not tried"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A relative claim: `left` lies above `right`."""
+    """A relative claim: `left` lies above `right`; one of several that differ by the attack has the same text."""
 
     text: str
     where: str
     left: Side
     right: Side
 
+    @property
+    def attack(self) -> str:
+        """The attack, or both, by which the paper or the text has it judged."""
+        return " / ".join(dict.fromkeys((self.left[2], self.right[2])))
 
-def figure_of(side: Side) -> tuple[str, Figure]:
-    """(network, figure): one of KINDS, or `gap`, by how much FGSM leaves a higher accuracy than the attack."""
-    title, level, attack, kind = side
+    @property
+    def of_networks(self) -> bool:
+        """Whether it compares two networks under one attack, so that another attack can judge it."""
+        return self.left[0] != self.right[0]
 
-    def gap(run: FinishedRun) -> float | None:
-        one, many = run.accuracy(level, "fgsm"), run.accuracy(level, attack)
-        return None if one is None or many is None else one - many
+    @property
+    def of_single_steps(self) -> bool:
+        return not self.of_networks and {self.left[2], self.right[2]} <= set(ONE_STEP)
 
-    return title, gap if kind == "gap" else lambda run: (run.figures(level, attack) or {}).get(kind)
+    def by(self, attack: str) -> Claim:
+        """The same of the networks under another attack."""
+        (a, level, _, kind), (b, _, _, _) = self.left, self.right
+        return Claim(self.text, self.where, (a, level, attack, kind), (b, level, attack, kind))
+
+
+def figure_of(side: Side) -> tuple[str, Measure]:
+    return side[0], Measure(*side[1:])
 
 
 def claims() -> list[Claim]:
@@ -69,20 +90,20 @@ def claims() -> list[Claim]:
             ("the static baseline beats dynamic weights with MixBN", "static", "awnet-mixbn"),
             ("the whole AW-Net beats the static baseline", "awnet", "static"),
         ):
-            above(f"{text} ({attack})", "table 3", left, right, attack)
+            above(text, "table 3", left, right, attack)
         for text, right in (
             ("AW-Net beats a static network of its training time", "static-long"),
             ("AW-Net beats a static network with a detector beside it", "static-detector"),
         ):
-            above(f"{text} ({attack})", "asked here", "awnet", right, attack)
+            above(text, "asked here", "awnet", right, attack)
     for attack in ("fgsm", "pgd_sat", "pgd_trades", "cw_inf"):
         for other in ("resnet34", "resnet50", "wrn34_8", "vgg16_bn", "repvgg_a2"):
-            above(f"AW-Net's W-Robust is above {other}'s ({attack})", "table 1", "awnet", other, attack)
+            above(f"AW-Net's W-Robust is above {other}'s", "table 1", "awnet", other, attack)
     for attack in ("pgd_sat", "pgd_trades", "cw_inf"):
-        text = f"AW-Net's adversarial accuracy alone is above the static baseline's ({attack})"
+        text = "AW-Net's adversarial accuracy alone is above the static baseline's"
         above(text, "caution", "awnet", "static", attack, "adversarial")
-    above("FGSM falls further short of PGD_sat on AW-Net than on a static network", "caution", "awnet", "static",
-          "pgd_sat", "gap")  # fmt: skip
+    text = "FGSM falls further short of an iterative attack on AW-Net than on a static network"
+    above(text, "caution", "awnet", "static", "pgd_sat", "gap")
     awnet = "cifar10/awnet"
     for text, left, right in (
         ("the adaptive attack is stronger than PGD_trades on AW-Net", "pgd_trades", "adaptive"),
@@ -102,22 +123,79 @@ def claims() -> list[Claim]:
     above("beta 4 beats beta 5", "table 4", "awnet", "awnet-beta5", "pgd_sat")
     above("AW-Net beats RDI-ResNet-38", "table 5", "awnet", "rdi_resnet38", "pgd_sat")
     for attack in ("fgsm", "pgd_sat", "pgd_trades", "cw_inf"):
-        text = f"CIFAR-100: AW-Net's W-Robust is above resnet34's ({attack})"
+        text = "CIFAR-100: AW-Net's W-Robust is above resnet34's"
         above(text, "table 1", "cifar100/awnet", "cifar100/resnet34", attack)
     return found
 
 
-def judge(claim: Claim, results: Results) -> dict[str, Any]:
-    """{claim, where, difference, verdict}: see the module's docstring."""
+def verdict_on(claim: Claim, results: Results) -> dict[str, Any]:
+    """{difference, verdict} of one judge: see the module's docstring."""
     found = results.difference(figure_of(claim.left), figure_of(claim.right))
-    document: dict[str, Any] = {"claim": claim.text, "where": claim.where, "difference": None, "verdict": "not tried"}
-    if found is not None:
-        document["difference"] = vars(found)
-        verdict = "holds" if found.low > 0 else "fails" if found.high < 0 else "undecided"
-        if found.seeds == 1 and verdict != "undecided":  # another seed could turn it; nothing is known of that
-            verdict = f"undecided: one seed, which says it {verdict}"
-        document["verdict"] = verdict
-    return document
+    if found is None:
+        return NOT_TRIED
+    verdict = "holds" if found.low > 0 else "fails" if found.high < 0 else "undecided"
+    if found.seeds == 1 and verdict != "undecided":  # another seed could turn it; nothing is known of that
+        verdict = f"undecided: one seed, which says it {verdict}"
+    elif found.seeds == 1:
+        verdict = "undecided: one seed, which does not tell them apart"
+    return {"difference": vars(found), "verdict": verdict}
+
+
+def judge(same: Sequence[Claim], results: Results) -> dict[str, Any]:
+    """The verdict on a claim, given once for each attack that it was judged by.
+
+    Returns:
+        {claim, where, verdict, difference}; `difference` is by the worst case, or None where that has not judged it.
+        Beside it `autoattack`, the difference under AutoAttack or None; `last_iterate`, attack -> {difference,
+        verdict} by the paper's attacks; and `changed`, whether a verdict of theirs was another.
+    """
+    claim = same[0]
+    before = {one.attack: verdict_on(one, results) for one in same}
+    again = verdict_on(claim.by(JUDGE), results.under(JUDGE)) if claim.of_networks else NOT_TRIED
+    if all(found == NOT_TRIED for found in before.values()):
+        verdict = "not tried"
+    elif claim.of_single_steps:
+        verdict = before[claim.attack]["verdict"]
+    elif not claim.of_networks:
+        verdict = "stale: about the last iterate of these attacks"
+    elif again == NOT_TRIED:
+        verdict = f"stale: {why_stale(claim, results)}"
+    else:
+        verdict = again["verdict"]
+    kinds = {found["verdict"].partition(":")[0] for found in before.values()}
+    return {
+        "claim": claim.text,
+        "where": claim.where,
+        "verdict": verdict,
+        "difference": again["difference"],
+        "autoattack": verdict_on(claim.by("autoattack"), results.under("autoattack"))["difference"]
+        if claim.of_networks
+        else None,
+        "last_iterate": before,
+        "changed": kinds != {verdict.partition(":")[0]},
+    }
+
+
+def why_stale(claim: Claim, results: Results) -> str:
+    """Which of the networks of a claim the worst case has not judged, and why."""
+    missing: dict[str, list[str]] = {}
+    for title in (claim.left[0], claim.right[0]):
+        if not results.under(JUDGE).seeds(title):
+            missing.setdefault(tables.why_stale(results, title), []).append(title.partition("/")[2])
+    return "; ".join(f"{' and '.join(names)} {reason}" for reason, names in missing.items())
+
+
+def judge_all(results: Results) -> list[dict[str, Any]]:
+    """Every claim in the order of `HEADINGS`; stale ones that were decided before come before the others."""
+    same: dict[tuple[str, str], list[Claim]] = {}
+    for claim in claims():
+        same.setdefault((claim.text, claim.where), []).append(claim)
+
+    def rank(judged: Mapping[str, Any]) -> tuple[int, bool]:
+        before = {old["verdict"] for old in judged["last_iterate"].values()}
+        return list(HEADINGS).index(standing(judged)), not before & {"holds", "fails"}
+
+    return sorted((judge(one, results) for one in same.values()), key=rank)
 
 
 READINGS = {
@@ -137,6 +215,7 @@ def readings(results: Results, attack: str = "pgd_trades") -> list[dict[str, Any
         row: dict[str, Any] = {"network": name, "extractor": about, "seeds": len(runs)}
         if runs:
             row["natural"] = fmean(run.clean for run in runs)
+            row["strong"] = tables.strong_figures(results, f"cifar10/{name}")
             for level in ("T1", "T2"):
                 row[level] = {
                     "adversarial": mean_of(run.accuracy(level, attack) for run in runs),
@@ -147,61 +226,32 @@ def readings(results: Results, attack: str = "pgd_trades") -> list[dict[str, Any
     return rows
 
 
+def full_strength(results: Results, attack: str = "pgd_trades") -> list[dict[str, Any]]:
+    """Networks that the worst case has judged, one row each: its figures, AutoAttack's, and beside them the last
+    iterate of `attack` against the same weights, and against those of the report before, where that is another."""
+    rows = []
+    under = results.under(JUDGE)
+    for title in sorted({run.title.partition(".s")[0] for run in under.runs.values()}):
+        row: dict[str, Any] = {"network": title, **tables.strong_figures(results, title)}
+        for kind in KINDS:
+            found = under.interval(*figure_of((title, "T2", JUDGE, kind)))
+            row[kind] = None if found is None else vars(found)
+        published = [run for run in results.seeds(title) if run.under(JUDGE)]
+        row["seeds"], row["trained_again"] = len(published), any(run.again for run in published)
+        row["last_iterate"] = {
+            name: {
+                "natural": fmean(run.clean for run in runs),
+                attack: mean_of(run.accuracy("T2", attack) for run in runs),
+            }
+            for name, runs in (("same", [run.again or run for run in published]), ("published", published))
+        }
+        rows.append(row)
+    return rows
+
+
 def mean_of(values: Iterable[float | None]) -> float:
     """Their mean; nan where one is missing."""
     return fmean(math.nan if v is None else v for v in values)
-
-
-def ledger_markdown(
-    documents: Sequence[Mapping[str, Any]],
-    judged: Sequence[Mapping[str, Any]],
-    extractors: Sequence[Mapping[str, Any]],
-    about: str,
-) -> str:
-    """Relative claims with their verdicts, readings of the extractor, then every row of the paper."""
-    lines = [
-        f"Made by `python -m training.reproduction.claims` at the {documents[0]['scale']} scale: {about}",
-        "Figures are in per cent, intervals 95 %: over seeds (Student's t; differences are taken seed by seed), or",
-        "over the test images where there is one seed. An interval over seeds says what another seed would do on the",
-        "same images, not what other images would.",
-        "Networks this undertrained refute no number of the paper, so numbers are `undecided`; orders get a verdict of",
-        "their own, which is about this scale alone. Reports: `training/reports/tables/`.",
-        "",
-        "### Orders",
-        "",
-        *head_of("claim", "from", "difference in points", "seeds", "verdict at this scale"),
-    ]
-    for j in judged:
-        d = j["difference"]
-        gap = "" if d is None else f"{d['value']:+.2f} ({d['low']:+.1f} to {d['high']:+.1f})"
-        lines.append(row_of(j["claim"], j["where"], gap, str(d["seeds"]) if d else "", j["verdict"]))
-    lines += ["", "### The extractor's readings, under PGD_trades", ""]
-    lines += head_of("extractor", "network", "seeds", "natural", "T1", "T2", "AUROC at T1", "at T2", "SR @ 5 % at T2")
-    for row in extractors:
-        cells = [row["extractor"], row["network"], str(row["seeds"] or "not tried")]
-        if row["seeds"]:
-            cells += [percent(row["natural"]), percent(row["T1"]["adversarial"]), percent(row["T2"]["adversarial"])]
-            cells += [f"{row[level]['auroc']:.3f}" for level in ("T1", "T2")] + [percent(row["T2"]["sr_at_5"])]
-        lines.append(row_of(*cells, *[""] * (9 - len(cells))))
-    lines += ["", "### Numbers", ""]
-    lines += head_of("table", "set", "attack", "network", "paper: nat / adv / W", "ours", "seeds", "verdict", "report")
-    for document in documents:
-        for row in document["rows"]:
-            ours = row.get("ours")
-            lines.append(
-                row_of(
-                    document["table"],
-                    row["set"],
-                    row["attack"],
-                    row["network"],
-                    " / ".join(percent(v) or "-" for v in row["paper"].values()),
-                    " / ".join(shown(ours[k]) for k in KINDS) if ours else "",
-                    str(ours["adversarial"]["seeds"]) if ours else "",
-                    row["verdict"],
-                    ", ".join(f"`{report}`" for report in row["reports"]) if ours else "",
-                )
-            )
-    return "\n".join([*lines, ""])
 
 
 def fill_in(page: Path, text: str) -> None:
@@ -226,20 +276,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown page whose ledger is replaced, too")
     args = parser.parse_args(argv)
     try:
-        results = Results.read(sweep.Specification.read(args.spec), args.runs)
-        judged, extractors = [judge(claim, results) for claim in claims()], readings(results)
+        results = Results.read(sweep.Specification.read(args.spec), args.runs, args.out)
+        judged, strong, extractors = judge_all(results), full_strength(results), readings(results)
         documents = [build_table(number, results) for number in sorted(tables.read_paper())]
-        text = ledger_markdown(documents, judged, extractors, results.about)
+        text = ledger_markdown(documents, judged, strong, extractors, results.about)
         if args.page:
             fill_in(args.page, text)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    whole = {"scale": results.scale, "claims": judged, "readings": extractors}
+    whole = {"scale": results.scale, "claims": judged, "full_strength": strong, "readings": extractors}
     write_json(args.out / "ledger.json", whole)
     write_text(args.out / "ledger.md", f"# Ledger\n\n{text}")
     verdicts = Counter(j["verdict"].partition(":")[0] for j in judged)
-    print(f"{len(judged)} claims: {', '.join(f'{n} {v}' for v, n in sorted(verdicts.items()))}, {args.out}/ledger.md")
+    changed = sum(j["changed"] for j in judged)
+    counted = ", ".join(f"{n} {v}" for v, n in sorted(verdicts.items()))
+    print(f"{len(judged)} claims: {counted}; {changed} changed, {args.out}/ledger.md")
     return 0
 
 

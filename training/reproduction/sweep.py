@@ -5,10 +5,11 @@
     python -m training.reproduction.sweep --data-dir data --runs runs/tables --list   what is finished
     python -m training.reproduction.tables --table 3 --runs runs/tables --out DIR     a table from what is finished
 
-A run lies in RUNS/<set>/<name>: what `training.train` writes, `report.json` of `training.evaluate`, and `done.json`
-when both are finished. Killed and started again, the program goes on inside an epoch's or an attack's last
-checkpoint. Several of it share a folder: each takes the next network that nobody works on and whose teachers and
-earlier stages are there.
+A run lies in RUNS/<set>/<name>: what `training.train` writes, `report.json` of `training.evaluate` under the paper's
+attacks, and `done.json` when both are finished; then a report for each attack at full strength that judges it,
+`worst_case.json` and `autoattack.json`. A network that is trained is judged by what is missing and not trained again.
+Killed and started again, the program goes on inside an epoch's or an attack's last checkpoint. Several of it share a
+folder: each takes the next network that nobody works on and whose teachers and earlier stages are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,18 @@ class SpecificationError(ValueError):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a specification asks for: `name` in the data set `folder`, its recipe, how it is judged (or None)."""
+    """A run that a specification asks for: `name` in the data set `folder`, its recipe, how it is judged (or None).
+
+    Attributes:
+        strong: attack at full strength -> `attacks`, `limit` and `batch_size` of the report that it fills.
+    """
 
     folder: str
     name: str
     recipe_path: Path
     recipe: dict[str, dict[str, Any]]
     judged: dict[str, Any] | None
+    strong: dict[str, dict[str, Any]]
 
     @property
     def title(self) -> str:
@@ -103,7 +109,7 @@ class Specification:
 
 def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, Any], seed: int) -> PlannedRun:
     """One entry of a specification with one seed; seed k > 0 is called name.sk and follows its stages' seed k."""
-    allowed = {"recipe", "set", "drop", "seeds", "judge", "levels", "attacks", "limit"}
+    allowed = {"recipe", "set", "drop", "seeds", "judge", "levels", "attacks", "limit", "strong"}
     if unknown := set(entry) - allowed:
         raise SpecificationError(f"{folder}.{name}: unknown key {sorted(unknown)[0]}")
     path = HERE.parent / "recipes" / f"{entry['recipe']}.toml"
@@ -129,21 +135,51 @@ def network(document: dict[str, Any], folder: str, name: str, entry: dict[str, A
             "batch_size": document["judge"]["batch_size"],
             "surrogate": document["surrogate"].get(folder, ""),
         }
-    return PlannedRun(folder, f"{name}.s{seed}" if seed else name, path, recipe, judged)
+    if entry.get("strong") and not (judged and document.get("strong")):
+        raise SpecificationError(f"{folder}.{name}: strong needs a table [strong], and a network that is judged")
+    strong = document["strong"] if entry.get("strong") else {}
+    return PlannedRun(folder, f"{name}.s{seed}" if seed else name, path, recipe, judged, strong)
 
 
 def done(net: PlannedRun, runs: Path) -> bool:
-    """Finished, by this recipe; SpecificationError where the folder holds the run of another."""
+    """Trained and judged under the paper's attacks, by this recipe; SpecificationError where the folder holds the run
+    of another."""
     file = runs / net.title / "done.json"
     if not file.is_file():
         return False
-    made = json.loads(file.read_text())
+    if not made_by(net, json.loads(file.read_text())):
+        raise SpecificationError(f"{file.parent} was made by another recipe: move it away to make {net.title} again")
+    return True
+
+
+def made_by(net: PlannedRun, made: Mapping[str, Any]) -> bool:
+    """Whether what a done.json holds is this run, trained and judged as the specification has it."""
     same, recipe = made["judged"] == net.judged, rename_recipe(made["recipe"])
     for table, values in net.recipe.items():  # a key that came into being since then stands at its default
         same &= all(recipe[table].get(field, value) == value for field, value in values.items())
-    if not same:
-        raise SpecificationError(f"{file.parent} was made by another recipe: move it away to make {net.title} again")
-    return True
+    return bool(same)
+
+
+def complete(net: PlannedRun, runs: Path) -> bool:
+    """`done`, and judged by every attack at full strength too."""
+    return done(net, runs) and strong_reports(net, runs).keys() == net.strong.keys()
+
+
+def strong_reports(net: PlannedRun, runs: Path) -> dict[str, dict[str, Any]]:
+    """Finished reports of the attacks at full strength, by attack."""
+    found = {}
+    for attack, how in net.strong.items():
+        file = runs / net.title / f"{attack}.json"
+        if file.is_file():
+            report = json.loads(file.read_text())
+            if all(any(is_of(name, one) for name in report["parts"]) for one in how["attacks"]):
+                found[attack] = report
+    return found
+
+
+def is_of(name: str, attack: str) -> bool:
+    """Whether a part of a report, T2/cw_inf or T0/surrogate/cw_inf or worst_case, is of this attack."""
+    return name.rpartition("/")[2] == attack
 
 
 @contextmanager
@@ -157,37 +193,58 @@ def claimed(folder: Path) -> Iterator[bool]:
             held.close()
 
 
-def make(net: PlannedRun, spec: Specification, data_dir: Path, runs: Path, device: str) -> dict[str, Any]:
-    """Train and judge one network, going on where an earlier try stopped; returns what done.json then holds."""
+def make(net: PlannedRun, spec: Specification, data_dir: Path, runs: Path, device: str) -> float:
+    """Train and judge one network as far as that is missing, going on where an earlier try stopped.
+
+    Returns:
+        seconds of training and attacks, earlier tries included, but not what was finished before.
+    """
+    out, seconds = runs / net.title, 0.0
+    if not done(net, runs):
+        images = load_images(net.recipe["data"]["set"], data_dir)
+        train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
+        report = None
+        if net.judged:
+            j, options = net.judged, ["--bf16"] if net.recipe["runtime"]["bf16"] else []
+            if "T0" in j["levels"]:
+                surrogate = runs / net.folder / j["surrogate"] / "best.pt"
+                options += ["--surrogate", f"surrogate={surrogate}", "--cache", str(runs / net.folder / "t0")]
+            report = evaluated(net, "report", j, data_dir, runs, device, *options)
+        epochs = json.loads((out / "history.json").read_text())["epochs"]
+        made = {
+            "name": net.title,
+            "scale": spec.scale,
+            "recipe": net.recipe,
+            "judged": net.judged,
+            "commit": git_commit(),
+            "threads": torch.get_num_threads(),
+            "train_seconds": sum(row["train_seconds"] for row in epochs),
+            "judge_seconds": spent(report) if report else 0.0,
+            "history": epochs,
+        }
+        write_json(out / "done.json", made)
+        seconds += made["train_seconds"] + made["judge_seconds"]
+    there = strong_reports(net, runs)
+    for attack, how in net.strong.items():
+        if attack not in there:
+            seconds += spent(evaluated(net, attack, {"levels": ["T2"], **how}, data_dir, runs, device))
+    return seconds
+
+
+def evaluated(
+    net: PlannedRun, name: str, how: Mapping[str, Any], data_dir: Path, runs: Path, device: str, *options: str
+) -> dict[str, Any]:
+    """The report `name` of a trained network, under these attacks at these levels."""
     out = runs / net.title
-    images = load_images(net.recipe["data"]["set"], data_dir)
-    train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
-    report = None
-    if net.judged:
-        j = net.judged
-        options = ["--ckpt", out / "best.pt", "--data-dir", data_dir, "--out", out / "report.json", "--no-corruptions"]
-        options += ["--levels", *j["levels"], "--attacks", *j["attacks"], "--limit", j["limit"]]
-        options += ["--batch-size", j["batch_size"], "--device", device]
-        if net.recipe["runtime"]["bf16"]:
-            options.append("--bf16")
-        if "T0" in j["levels"]:
-            surrogate = runs / net.folder / j["surrogate"] / "best.pt"
-            options += ["--surrogate", f"surrogate={surrogate}", "--cache", runs / net.folder / "t0"]
-        report = evaluate.evaluate(evaluate.arguments().parse_args([str(o) for o in options]))
-    epochs = json.loads((out / "history.json").read_text())["epochs"]
-    made = {
-        "name": net.title,
-        "scale": spec.scale,
-        "recipe": net.recipe,
-        "judged": net.judged,
-        "commit": git_commit(),
-        "threads": torch.get_num_threads(),
-        "train_seconds": sum(row["train_seconds"] for row in epochs),
-        "judge_seconds": sum(p.get("seconds", 0.0) for p in report["parts"].values()) if report else 0.0,
-        "history": epochs,
-    }
-    write_json(out / "done.json", made)
-    return made
+    command = ["--ckpt", out / "best.pt", "--data-dir", data_dir, "--out", out / f"{name}.json", "--no-corruptions"]
+    command += ["--levels", *how["levels"], "--attacks", *how["attacks"], "--limit", how["limit"]]
+    command += ["--batch-size", how["batch_size"], "--device", device, *options]
+    return evaluate.evaluate(evaluate.arguments().parse_args([str(o) for o in command]))
+
+
+def spent(report: Mapping[str, Any]) -> float:
+    """Seconds of attacks in a report."""
+    return sum(float(part.get("seconds", 0.0)) for part in report["parts"].values())
 
 
 def work(spec: Specification, wanted: Sequence[PlannedRun], data_dir: Path, runs: Path, device: str = "cpu") -> int:
@@ -199,24 +256,23 @@ def work(spec: Specification, wanted: Sequence[PlannedRun], data_dir: Path, runs
                 with whole(target) as partial:
                     shutil.copyfile(file, partial)
     failed: set[str] = set()
-    while open_ := [n for n in wanted if n.title not in failed and not done(n, runs)]:
+    while open_ := [n for n in wanted if n.title not in failed and not complete(n, runs)]:
         ready = [n for n in open_ if all(finished(n.folder, need, spec, runs) for need in n.needs)]
         for net in ready:
             with claimed(runs / net.title) as mine:
-                if not mine or done(net, runs):
+                if not mine or complete(net, runs):
                     continue
                 print(f"{time.strftime('%H:%M:%S')}  {net.title}, {len(open_)} to go", flush=True)
                 try:
-                    made = make(net, spec, data_dir, runs, device)
+                    seconds = make(net, spec, data_dir, runs, device)
                 except (ValueError, FileNotFoundError, FloatingPointError) as error:
                     print(f"error: {net.title}: {error}", file=sys.stderr, flush=True)
                     failed.add(net.title)
                     continue
-                seconds = made["train_seconds"] + made["judge_seconds"]
                 print(f"{time.strftime('%H:%M:%S')}  {net.title} done in {seconds / 60:.1f} minutes", flush=True)
                 break  # back to the first that is open: its needs may be there now
         else:
-            busy = [n for n in spec.networks if n.title not in failed and not done(n, runs) and taken(n, runs)]
+            busy = [n for n in spec.networks if n.title not in failed and not complete(n, runs) and taken(n, runs)]
             if not busy:
                 for net in open_:
                     if net.title not in failed and net not in ready:
@@ -250,6 +306,9 @@ def listing(spec: Specification, runs: Path) -> str:
         if done(net, runs):
             made = json.loads(file.read_text())
             state = f"{made['train_seconds'] / 60:6.1f} min training, {made['judge_seconds'] / 60:5.1f} min judging"
+            there = strong_reports(net, runs)
+            for attack in net.strong:
+                state += f", {attack} " + (f"{spent(there[attack]) / 60:.1f} min" if attack in there else "open")
         elif taken(net, runs):
             state = "under way"
         lines.append(f"{net.title:<34} {state}")

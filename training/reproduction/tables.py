@@ -3,30 +3,33 @@
     python -m training.reproduction.tables --table 3 --runs runs/tables --out training/reports/tables
     python -m training.reproduction.tables --table all --runs runs/tables --out training/reports/tables
 
-Tables are written from what `sweep` has finished under RUNS; the reports that they rest on are copied beside them.
-Rows of networks that are not finished say so.
+Tables are written from what `sweep` has finished under RUNS and from the reports of earlier runs that are kept in
+OUT; the reports that they rest on are copied there. Rows of networks that were never finished say so.
 
 A number of the paper is `not tried` until a network was trained for it. At a small scale it is `undecided`: an
-undertrained network refutes nothing. Relative claims get their verdicts from `claims`.
+undertrained network refutes nothing. It is `stale` where only the paper's attacks, by their last iterate, have judged
+the network, and none at full strength. Relative claims get their verdicts from `claims`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_text
 from . import drawing, sweep
-from .results import KINDS, Figure, Results, is_of
+from .results import KINDS, Figure, Results
+from .sweep import is_of
 
 PAPER = Path(__file__).parent / "paper.toml"
 LEVELS = ("T0", "T1", "T2")
+STRONG = ("worst_case", "autoattack")
 
 
 def read_paper() -> dict[str, Any]:
@@ -65,8 +68,9 @@ def build_row(results: Results, title: str, attack: str, level: str, printed: Se
     ours = {kind: results.interval(title, figure(kind)) for kind in KINDS}
     if ours["adversarial"] is None:
         return row
-    row["verdict"] = "undecided"
     row["ours"] = {k: vars(v) for k, v in ours.items() if v is not None}
+    row["strong"] = strong_figures(results, title)
+    row["verdict"] = "undecided" if "worst_case" in row["strong"] else f"stale: {why_stale(results, title)}"
     row["levels"] = {}
     for other in LEVELS:
         found = results.interval(title, accuracy(other))
@@ -86,6 +90,24 @@ def build_row(results: Results, title: str, attack: str, level: str, printed: Se
     return row
 
 
+def strong_figures(results: Results, title: str) -> dict[str, Any]:
+    """Attack at full strength -> images and adversarial accuracy with its interval, where it has judged the network."""
+    found = {}
+    for attack in STRONG:
+        under = results.under(attack)
+        interval = under.interval(title, methodcaller("accuracy", "T2", attack))
+        if interval is not None:
+            found[attack] = {"images": under.seeds(title)[0].images, **vars(interval)}
+    return found
+
+
+def why_stale(results: Results, title: str) -> str:
+    """Why no attack at full strength has judged a network."""
+    if title in results.strong:
+        return "not judged at full strength yet"
+    return "not trained again, and weights not kept"
+
+
 def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -96,6 +118,14 @@ def shown(interval: Mapping[str, Any] | None) -> str:
     return f"{interval['value']:.2f} ({interval['low']:.1f} to {interval['high']:.1f})"
 
 
+def strong_shown(found: Mapping[str, Any] | None) -> str:
+    """A figure at full strength, with its images and its seeds."""
+    if found is None:
+        return ""
+    seeds = "one seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
+    return f"{shown(found)}, {found['images']} images, {seeds}"
+
+
 def table_markdown(document: Mapping[str, Any], about: str) -> str:
     """The table for people."""
     lines = [f"# Table {document['table']}: {document['title']}", ""]
@@ -103,12 +133,13 @@ def table_markdown(document: Mapping[str, Any], about: str) -> str:
         f"Per cent. The paper's numbers beside ours at the {document['scale']} scale: {about}",
         "Intervals are 95 %, over seeds where there are several, else over the test images. The table is about"
         f" {document['level']}; other levels of the same attack stand beside it (docs/reproduction.md). SR @ 5 %:"
-        " misclassified and not flagged.",
+        " misclassified and not flagged. The paper's attacks return their last iterate; the worst case keeps the best"
+        " one of several attacks. `stale`: judged by last iterates alone.",
         "",
     ]
     lines += head_of(
         "set", "attack", "network", "paper: nat / adv / W", "ours: natural", "adversarial", "W-Robust", "seeds",
-        "T0 / T1 / T2", "AUROC", "SR @ 5 %", "training, attack (s)", "verdict",
+        "T0 / T1 / T2", "AUROC", "SR @ 5 %", "worst case", "AutoAttack", "training, attack (s)", "verdict",
     )  # fmt: skip
     for row in document["rows"]:
         ours = row.get("ours", {})
@@ -125,6 +156,7 @@ def table_markdown(document: Mapping[str, Any], about: str) -> str:
             levels if ours else "",
             f"{detection['auroc']:.3f}" if detection else "",
             percent(detection.get("sr_at_5")),
+            *(strong_shown(row.get("strong", {}).get(attack)) for attack in STRONG),
             f"{seconds['training']}, {seconds['attack']}" if seconds else "",
             row["verdict"],
         ]
@@ -184,12 +216,10 @@ def write(number: str, results: Results, out: Path) -> dict[str, Any]:
     return document
 
 
-def keep_reports(results: Results, runs: Path, out: Path) -> None:
+def keep_reports(results: Results, out: Path) -> None:
     """The reports behind the tables, with how each network was made, beside them."""
     for title, run in results.runs.items():
-        target = out / f"{title}.json"
-        report = json.loads((runs / title / "report.json").read_text())
-        write_json(target, report | {"made": run.made})
+        write_json(out / f"{title}.json", run.document)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -213,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        results = Results.read(sweep.Specification.read(args.spec), args.runs)
+        results = Results.read(sweep.Specification.read(args.spec), args.runs, args.out)
         documents = [write(n, results, args.out) for n in (numbers if args.table == "all" else [args.table])]
-        keep_reports(results, args.runs, args.out)
+        keep_reports(results, args.out)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

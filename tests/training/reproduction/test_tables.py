@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -18,10 +19,12 @@ import torch
 
 from tests.waiting import eventually
 from training import evaluate
+from training.attacks.ascent import Budget
 from training.data import ImageSet, Split
+from training.evaluation.report import to_hex
 from training.reproduction import claims, sweep, tables
-from training.reproduction.claims import Claim, judge
-from training.reproduction.results import FinishedRun, Results, binomial, student
+from training.reproduction.claims import Claim, judge, verdict_on
+from training.reproduction.results import FinishedRun, Results, binomial, merged, student
 from training.reproduction.sweep import Specification, SpecificationError
 from training.reproduction.tables import build_table, read_paper
 
@@ -37,6 +40,8 @@ limit = 8
 batch_size = 8
 static = { levels = ["T2"], attacks = ["fgsm"] }
 awnet = { levels = ["T1", "T2"], attacks = ["fgsm"] }
+[strong]
+worst_case = { attacks = ["fgsm", "worst_case"], limit = 4, batch_size = 4 }
 [given.cifar10]
 [surrogate]
 cifar10 = "trunk"
@@ -58,6 +63,7 @@ levels = ["T0", "T2"]
 recipe = "tables/awnet-trades"
 set = ["network.extractor_width=4"]
 seeds = 2
+strong = true
 """
 
 
@@ -79,6 +85,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> None:
     one = ImageSet(split(64), split(16), split(16), [f"class {i}" for i in range(10)])
     for module in (sweep, evaluate):
         monkeypatch.setattr(module, "load_images", lambda name, data_dir: one)
+    monkeypatch.setattr(evaluate, "WORST_CASE_BUDGET", Budget(steps=2))
 
 
 @pytest.mark.slow
@@ -98,6 +105,9 @@ def test_networks_are_made_after_what_they_need_and_only_once(
     parts = json.loads((runs / "cifar10/awnet/report.json").read_text())["parts"]
     assert {"clean", "T1/fgsm", "T2/fgsm"} <= parts.keys()
     assert "T0/surrogate/fgsm" in json.loads((runs / "cifar10/static/report.json").read_text())["parts"]
+    strong = json.loads((runs / "cifar10/awnet/worst_case.json").read_text())
+    assert {"clean", "T2/fgsm", "worst_case"} <= strong["parts"].keys() and strong["setup"]["images"] == 4
+    assert not (runs / "cifar10/static/worst_case.json").exists()
     assert "under way" not in sweep.listing(spec, runs) and "cifar10/awnet.s1" in sweep.listing(spec, runs)
 
     specification.write_text(SMALL.replace("optim.epochs=1", "optim.epochs=2"))
@@ -115,6 +125,7 @@ def test_networks_are_made_after_what_they_need_and_only_once(
     rows = json.loads((out / "table-1.json").read_text())["rows"]
     done = [r for r in rows if r["verdict"] == "undecided"]
     assert {(r["network"], r["attack"]) for r in done} == {("awnet", "fgsm")}
+    assert done[0]["strong"]["worst_case"]["images"] == 4 and done[0]["strong"]["worst_case"]["seeds"] == 1
     assert (out / done[0]["reports"][0]).is_file()
     other = tmp_path / "other.md"
     other.write_text("a page")  # without the ledger's place: refused before anything is written
@@ -166,6 +177,32 @@ def test_listing_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+def test_a_trained_network_is_judged_again_without_being_trained_again(
+    specification: Path, data: None, tmp_path: Path
+) -> None:
+    """Runs from before an attack at full strength was asked for get its report, and keep what they have."""
+    specification.write_text(SMALL.replace("strong = true", ""))
+    before, runs = Specification.read(specification), tmp_path / "runs"
+    assert sweep.work(before, [n for n in before.networks if ".s" not in n.name], tmp_path, runs) == 0
+    specification.write_text(SMALL)
+    spec = Specification.read(specification)
+    (awnet,) = [n for n in spec.networks if n.name == "awnet"]
+    kept = {file: file.stat().st_mtime_ns for file in (runs / "cifar10").rglob("*") if file.suffix in (".json", ".pt")}
+    assert sweep.done(awnet, runs) and not sweep.complete(awnet, runs)
+    assert "worst_case open" in sweep.listing(spec, runs)
+    assert sweep.work(spec, [awnet], tmp_path, runs) == 0
+    assert sweep.complete(awnet, runs) and {f: f.stat().st_mtime_ns for f in kept} == kept
+    worst_case = runs / "cifar10/awnet/worst_case.json"
+    made = worst_case.stat().st_mtime_ns
+    assert sweep.work(spec, [awnet], tmp_path, runs) == 0 and worst_case.stat().st_mtime_ns == made
+    report = json.loads(worst_case.read_text())
+    del report["parts"]["worst_case"]  # killed within: what is missing is made
+    worst_case.write_text(json.dumps(report))
+    assert not sweep.complete(awnet, runs) and sweep.work(spec, [awnet], tmp_path, runs) == 0
+    assert sweep.complete(awnet, runs)
+
+
+@pytest.mark.slow
 def test_a_network_that_fails_costs_only_those_that_need_it(specification: Path, data: None, tmp_path: Path) -> None:
     """The others are made, and the program says so by its status."""
     broken = SMALL.replace(
@@ -213,6 +250,7 @@ def test_a_seed_follows_its_own_stages(specification: Path) -> None:
         ('recipe = "tables/detector"', 'recipe = "tables/detector"\ncolour = "red"', "colour"),
         ("objective.nat_teacher=trunk", "objective.nat_teacher=nobody", "nobody"),
         ("[scale]", "[scale", "spec.toml"),
+        ("seeds = 2\njudge = false", "strong = true\njudge = false", "strong"),
     ],
 )
 def test_a_wrong_specification_is_refused_by_name(specification: Path, old: str, new: str, says: str) -> None:
@@ -256,10 +294,30 @@ def test_the_paper_s_numbers_are_printed_as_they_are() -> None:
     }
 
 
-def run(title: str, clean: float, **accuracies: float) -> FinishedRun:
-    """A finished network with these accuracies at T2 on 1,000 images."""
-    parts: dict[str, Any] = {f"T2/{k}": {"accuracy": v, "seconds": 1.0} for k, v in accuracies.items()}
-    return FinishedRun(title, {"clean": {"accuracy": clean, "images": 1000}, **parts}, {"train_seconds": 2.0})
+def report(clean: float, images: int = 1000, **accuracies: float) -> dict[str, Any]:
+    """A report of a finished network with these accuracies at T2 (the worst case is of no level)."""
+    parts: dict[str, Any] = {
+        name if name == "worst_case" else f"T2/{name}": {"accuracy": share, "seconds": 1.0}
+        for name, share in accuracies.items()
+    }
+    return {
+        "setup": {"sha256": f"{clean} {accuracies}", "images": images},
+        "parts": {"clean": {"accuracy": clean, "images": images}, **parts},
+        "made": {"train_seconds": 2.0},
+    }
+
+
+def run(title: str, clean: float, strong: dict[str, Any] | None = None, **accuracies: float) -> FinishedRun:
+    """A finished network with these accuracies at T2 on 1,000 images, and reports at full strength by attack."""
+    document = report(clean, **accuracies)
+    if strong:
+        document["strong"] = strong
+    return FinishedRun.read(title, document)
+
+
+def worst(clean: float, worst_case: float, **others: float) -> dict[str, Any]:
+    """A report of the worst case on 500 images."""
+    return {"worst_case": report(clean, 500, worst_case=worst_case, **others)}
 
 
 def results(*runs: FinishedRun) -> Results:
@@ -282,7 +340,7 @@ def test_intervals_are_over_seeds_where_there_are_some_and_over_images_where_not
     rows = build_table("1", found)["rows"]
     row = next(r for r in rows if (r["set"], r["attack"], r["network"]) == ("cifar10", "fgsm", "awnet"))
     assert row["ours"]["w_robust"]["value"] == pytest.approx(45.0) and row["seconds"] == {"training": 4, "attack": 2}
-    assert {r["verdict"] for r in rows} == {"undecided", "not tried"}
+    assert {r["verdict"].partition(":")[0] for r in rows} == {"stale", "not tried"}
 
 
 def test_a_verdict_needs_seeds_that_agree() -> None:
@@ -292,13 +350,129 @@ def test_a_verdict_needs_seeds_that_agree() -> None:
     pairs = [(0.25, 0.20), (0.46, 0.40), (0.37, 0.30)]
     runs = [run(f"cifar10/{n}{s}", 0.5, fgsm=p[i]) for s, p in zip(("", ".s1", ".s2"), pairs, strict=True)
             for i, n in enumerate(("awnet", "static"))]  # fmt: skip
-    assert judge(above, results(*runs))["verdict"] == "holds" and judge(below, results(*runs))["verdict"] == "fails"
-    assert judge(above, results(*runs))["difference"]["value"] == pytest.approx(6.0)
+    assert verdict_on(above, results(*runs))["verdict"] == "holds"
+    assert verdict_on(below, results(*runs))["verdict"] == "fails"
+    assert verdict_on(above, results(*runs))["difference"]["value"] == pytest.approx(6.0)
     noisy = [*runs[:4], run("cifar10/awnet.s2", 0.5, fgsm=0.10), runs[5]]
-    assert judge(above, results(*noisy))["verdict"] == "undecided"
+    assert verdict_on(above, results(*noisy))["verdict"] == "undecided"
     one = results(run("cifar10/awnet", 0.5, fgsm=0.4), run("cifar10/static", 0.5, fgsm=0.2))
-    assert judge(above, one)["verdict"] == "undecided: one seed, which says it holds"
-    assert judge(above, results(runs[0]))["verdict"] == "not tried"
+    assert verdict_on(above, one)["verdict"] == "undecided: one seed, which says it holds"
+    assert verdict_on(above, results(runs[0]))["verdict"] == "not tried"
+
+
+def test_one_seed_is_paired_image_by_image_where_the_reports_say_which_are_right() -> None:
+    """Two networks that differ on the same few images are told apart; the interval is 1.96 s / sqrt(n) of what each
+    image contributes to W-Robust."""
+    clean, left, right = (torch.arange(500) < n for n in (300, 150, 130))
+    runs = {}
+    for name, bits in (("awnet", left), ("static", right)):
+        document = worst(0.6, float(bits.double().mean()))["worst_case"]
+        document["parts"]["clean"]["correct_bits"] = to_hex(clean)
+        document["parts"]["worst_case"]["correct_bits"] = to_hex(bits)
+        runs[name] = run(f"cifar10/{name}", 0.6, {"worst_case": document}, pgd_trades=0.3)
+    judged = judge([Claim("", "", *SIDES)], results(*runs.values()))
+    assert judged["verdict"] == "undecided: one seed, which says it holds"
+    contributions = [50.0] * 20 + [0.0] * 480
+    half = 1.96 * statistics.stdev(contributions) / math.sqrt(500)
+    assert judged["difference"]["value"] == pytest.approx(2.0)
+    assert judged["difference"]["high"] - judged["difference"]["value"] == pytest.approx(half)
+
+
+SIDES = [(f"cifar10/{name}", "T2", "pgd_trades", "w_robust") for name in ("awnet", "static")]
+
+
+def seeds_of(name: str, clean: float, last: float, strongest: float | None) -> list[FinishedRun]:
+    """Three seeds, a tenth of a point apart, with the last iterate's accuracy and the worst case's."""
+    return [
+        run(
+            f"cifar10/{name}{suffix}",
+            clean,
+            None if strongest is None else worst(clean, strongest + i / 1000),
+            pgd_trades=last + i / 1000,
+        )
+        for i, suffix in enumerate(("", ".s1", ".s2"))
+    ]
+
+
+def test_the_worst_case_judges_and_the_last_iterate_stands_beside_it() -> None:
+    """A lead under the last iterate that the worst case turns round is a changed verdict; the old one is kept."""
+    found = results(*seeds_of("awnet", 0.6, 0.40, 0.05), *seeds_of("static", 0.6, 0.30, 0.20))
+    judged = judge([Claim("", "", *SIDES)], found)
+    assert (judged["verdict"], judged["changed"], claims.standing(judged)) == ("fails", True, "changed")
+    assert judged["difference"]["value"] == pytest.approx(-7.5) and judged["difference"]["seeds"] == 3
+    assert judged["last_iterate"]["pgd_trades"]["verdict"] == "holds"
+    assert judged["last_iterate"]["pgd_trades"]["difference"]["value"] == pytest.approx(5.0)
+    agreeing = results(*seeds_of("awnet", 0.6, 0.40, 0.30), *seeds_of("static", 0.6, 0.30, 0.20))
+    judged = judge([Claim("", "", *SIDES)], agreeing)
+    assert (judged["verdict"], judged["changed"], claims.standing(judged)) == ("holds", False, "stands")
+    one = results(seeds_of("awnet", 0.6, 0.4, 0.3)[0], *seeds_of("static", 0.6, 0.3, 0.1))
+    assert judge([Claim("", "", *SIDES)], one)["verdict"] == "undecided: one seed, which says it holds"
+
+
+def test_nothing_holds_by_last_iterates_alone() -> None:
+    """A network that the worst case has not judged makes a claim stale, and so does one about last iterates; single
+    steps have no other iterate."""
+    alone = results(*seeds_of("awnet", 0.6, 0.4, 0.3), *seeds_of("static", 0.6, 0.3, None))
+    judged = judge([Claim("", "", *SIDES)], alone)
+    assert judged["verdict"] == "stale: static not trained again, and weights not kept"
+    assert judged["last_iterate"]["pgd_trades"]["verdict"] == "holds" and judged["difference"] is None
+    waiting = dataclasses.replace(alone, strong=frozenset({"cifar10/static"}))
+    assert judge([Claim("", "", *SIDES)], waiting)["verdict"] == "stale: static not judged at full strength yet"
+    attacks = [("cifar10/awnet", "T2", attack, "adversarial") for attack in ("fgsm", "pgd_trades")]
+    runs = [run(f"cifar10/awnet{s}", 0.6, worst(0.6, 0.1), fgsm=0.5, pgd_trades=0.2 + i / 1000)
+            for i, s in enumerate(("", ".s1", ".s2"))]  # fmt: skip
+    assert judge([Claim("", "", *attacks)], results(*runs))["verdict"].startswith("stale: about the last iterate")
+    for one in runs:
+        one.parts["T1/fgsm"] = {"accuracy": one.parts["T2/pgd_trades"]["accuracy"]}
+    steps = [("cifar10/awnet", level, "fgsm", "adversarial") for level in ("T2", "T1")]
+    assert judge([Claim("", "", *steps)], results(*runs))["verdict"] == "holds"
+
+
+def test_the_published_ledger_claims_nothing_by_last_iterates_alone() -> None:
+    """Every order that holds or fails has figures of the worst case, or compares single steps."""
+    ledger = json.loads((ROOT / "training/reports/tables/ledger.json").read_text())
+    for judged in ledger["claims"]:
+        if judged["verdict"] in ("holds", "fails"):
+            assert judged["difference"] or set(judged["last_iterate"]) == {"fgsm"}, judged["claim"]
+
+
+def test_the_ledger_says_first_what_changed() -> None:
+    """Then what stands, then what is stale (decided before first), then what was not tried."""
+    found = results(
+        *seeds_of("awnet", 0.6, 0.40, 0.05),
+        *seeds_of("static", 0.6, 0.30, 0.20),
+        *seeds_of("awnet-mixbn", 0.5, 0.1, None),
+    )
+    order = [claims.standing(judged) for judged in claims.judge_all(found)]
+    assert order == sorted(order, key=list(claims.HEADINGS).index)
+    assert {"changed", "stale", "not tried"} <= set(order)
+
+
+def test_a_network_trained_again_does_not_replace_what_was_published() -> None:
+    """Other weights stand beside the report, and the worst case of them judges; the same weights complete it."""
+    published = report(0.6, pgd_trades=0.3)
+    again = report(0.5, pgd_trades=0.2) | {"strong": worst(0.5, 0.1)}
+    assert merged(None, again) == again
+    both = FinishedRun.read("cifar10/awnet", merged(published, again))
+    assert both.clean == 60.0 and both.accuracy("T2", "pgd_trades") == 30.0
+    assert both.again is not None and both.again.clean == 50.0
+    under = both.under("worst_case")
+    assert under is not None and under.accuracy("T2", "worst_case") == 10.0 and under.images == 500
+    assert merged(merged(published, again), again) == merged(published, again)
+    unjudged = {k: v for k, v in again.items() if k != "strong"}
+    assert merged(merged(published, again), unjudged) == merged(published, again)
+    judged = published | {"strong": worst(0.6, 0.2)}
+    assert merged(published, judged) == judged and merged(judged, published) == judged
+
+
+def test_every_attack_that_the_small_scale_judges_by_exists() -> None:
+    """The paper's and those at full strength; the four networks that the fair comparison is between have the latter."""
+    networks = Specification.read().networks
+    known = next(a for a in evaluate.arguments()._actions if a.dest == "attacks").choices
+    asked = {attack for n in networks for how in (n.judged, *n.strong.values()) if how for attack in how["attacks"]}
+    assert asked <= set(known or ())
+    strong = {n.title for n in networks if n.strong and ".s" not in n.name}
+    assert strong == {f"cifar10/{name}" for name in ("awnet", "static", "static-long", "static-detector")}
 
 
 def test_every_claim_speaks_of_networks_that_the_small_scale_makes() -> None:
