@@ -10,7 +10,7 @@ Levels, side by side wherever a number stands:
   their gradient is cut in the attacker's copy.
 * T2: the attacker differentiates through everything and wants a wrong class (the paper's white box).
 * T3: the attacker wants a wrong class *and* a score under the 5 % threshold; the best case for each image over
-  `attacks.EVASIONS`.
+  `attacks.evasion.EVASIONS`.
 
 Adversarial images of T0 to T2 are rounded to 8 bits before they are judged, since that is what a server
 receives; figures named `float_...` are before rounding. T3 searches among 8-bit images to begin with. What is
@@ -20,10 +20,10 @@ validation images, or are taken from the validation split where it carries none.
 The report is rewritten after every finished part, and a part's finished batches are kept beside it; started again
 with the same set-up, the program goes on where it stopped.
 
-Attacks are those of `attacks.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive attack (T2
-only), each with its last iterate; PGD with restarts (`--pgd-restarts`) and AutoAttack, with the best one. `worst_case`
-is a part of its own, since it is the best case for the attacker over T1, T2 and forced branches: what a table should
-quote as accuracy under attack. `--steps` gives all but FGSM another number of steps.
+Attacks are those of `attacks.catalogue.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive
+attack (T2 only), each with its last iterate; PGD with restarts (`--pgd-restarts`) and AutoAttack, with the best one.
+`worst_case` is a part of its own, since it is the best case for the attacker over T1, T2 and forced branches: what a
+table should quote as accuracy under attack. `--steps` gives all but FGSM another number of steps.
 The data set is the one that the checkpoint was trained on.
 """
 
