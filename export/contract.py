@@ -22,7 +22,6 @@ from .source import Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 2
 PRISTINE_ONLY = 1  # the version without domains and card: what a checkpoint without domains is written in
-METADATA_KEY = "awnet.contract"
 # The server's two operating points: verdict -> share of clean validation images that score above its threshold.
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 # How far an engine may be from the golden outputs; wider than parity, because other machines round differently.

@@ -1,4 +1,4 @@
-"""What a model repository looks like: names of models, versions and files. The server reads it by the same rules.
+"""Where things lie: models, versions and files in a repository, the contract in a file. The server reads them likewise.
 
 Standard library only: `export.triton_python` runs in the small environment of Triton itself.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 MODEL_FILE, CONFIG_FILE, MANIFEST_FILE = "model.onnx", "config.pbtxt", "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+METADATA_KEY = "awnet.contract"  # of the ONNX metadata
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 

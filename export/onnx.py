@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import contract, graph, parity
-from .layout import MODEL_FILE
+from .layout import METADATA_KEY, MODEL_FILE
 from .repository import check_free, publish
 from .source import AWNet, load
 
@@ -93,7 +93,7 @@ def _export(
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
     )
-    model.metadata_props.add(key=contract.METADATA_KEY, value=contract.encode(document))
+    model.metadata_props.add(key=METADATA_KEY, value=contract.encode(document))
     onnx.checker.check_model(model, full_check=True)
     data = bytes(model.SerializeToString(deterministic=True))
     report = parity.prove(net, data, {**probes, **real})

@@ -21,9 +21,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from .contract import METADATA_KEY
 from .files import alone_in, replace, sync, write
-from .layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, NAME, VERSION, numbered, versions
+from .layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, NAME, VERSION, numbered, versions
 
 MANIFEST_SCHEMA = 1
 STAGING = ".partial-"  # prefix of a version folder under construction

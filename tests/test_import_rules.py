@@ -93,6 +93,10 @@ FORBIDDEN = {
         ("export/graph.py", "import server.core.contract"),
         ("export/source.py", "import training.train"),
     ],
+    "The audit of a model file needs the file alone: no torch, onnx, training or server": [
+        ("export/audit/parts.py", "import torch"),
+        ("export/audit/model_file.py", "from .. import contract"),
+    ],
     "Export reaches training in one module": [("export/graph.py", "import training.awnet")],
 }
 
@@ -116,6 +120,7 @@ LIBRARIES = {
     "server.http": {"fastapi", "numpy", "orjson", "pydantic", "starlette"},
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
+    "export.audit": {"PIL", "numpy", "onnxruntime", "tqdm"},
     "training": {"PIL", "numpy", "torch", "torchvision", "tqdm"},
     "training.attacks": {"pyautoattack", "torch"},
     "training.trainer": {"torch"},

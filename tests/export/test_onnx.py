@@ -17,8 +17,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.contract import METADATA_KEY, ContractError
+from export.contract import ContractError
 from export.graph import omega_layout
+from export.layout import METADATA_KEY
 from export.onnx import export_checkpoint, main
 from export.parity import ParityError
 from training.checkpoint import CheckpointError, load, read, save

@@ -19,8 +19,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export import graph
-from export.contract import METADATA_KEY
-from export.layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, versions
+from export.layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, versions
 from export.repository import RepositoryError, publish
 from server.engines.repository import Repository
 from training.awnet import AWNet, AWNetConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from export.black_box import AIMS, Answers, Ask, Found, boundary, distances, loss, margin, reached, square
+from export.audit.black_box import AIMS, Answers, Ask, Found, boundary, distances, loss, margin, reached, square
 
 SIZE, EPS = 6, 8
 NONE = np.zeros(1, np.int64)

@@ -25,6 +25,7 @@ Bits = npt.NDArray[np.bool_]
 
 SIDE_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries, as Square's authors publish it
 SEARCH_STEPS = 8  # halvings from 255 levels to 1
+AT_ONCE = 2**25  # pixel values of the probes that are made at once: bounds memory
 LINE_STEPS = 6  # lengths that are tried along an estimated gradient
 KEPT = 0.9  # of the boundary's normal from round to round
 FEWEST_PROBES = 10  # an estimate from fewer is noise
@@ -40,7 +41,6 @@ class Answers(NamedTuple):
 
 
 Ask = Callable[[Pixels], Answers]
-OnRound = Callable[[int, int], None]  # queries that each standing image has had, images broken so far
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ def square(
     queries: int,
     rng: np.random.Generator,
     share: float = 0.8,
-    on_round: OnRound = lambda spent, broken: None,
 ) -> Found:
     """Square attack, L-infinity (Andriushchenko et al. 2020, arXiv 1912.00049, algorithm 1 and 2): random search whose
     proposals set a square of the image to the faces of the ball.
@@ -137,7 +136,6 @@ def square(
         best[standing[kept]], least[standing[kept]] = tries[kept], lower[kept]
         broken[standing] = won
         standing = standing[~won]
-        on_round(turn + 2, int(broken.sum()))
     return Found(best, broken, spent)
 
 
@@ -177,7 +175,6 @@ def boundary(
     rng: np.random.Generator,
     probes: int = 50,
     reach: int = 2,
-    on_round: OnRound = lambda spent, broken: None,
 ) -> Found:
     """A decision-based attack that looks for the nearest image, L-infinity, that reaches the aim: HopSkipJump (Chen et
     al. 2020, arXiv 1904.02144) after the boundary attack (Brendel et al. 2018, arXiv 1712.04248), among 8-bit images.
@@ -200,25 +197,41 @@ def boundary(
     answers = ask(images)
     broken, spent = reached(answers, labels, aim), np.ones(count, np.int64)
     starts = _starts(images, labels, answers, aim)
-    rows = np.flatnonzero(~broken & (starts >= 0))
-    found = images.copy()
+    rows, found = np.flatnonzero(~broken & (starts >= 0)), images.copy()
     broken[rows] = True
-    x, y, z = images[rows].astype(np.int16), labels[rows], images[starts[rows]]
-    left = queries - 1
-    if left < SEARCH_STEPS or not rows.size:
-        found[rows] = z
-        return Found(found, broken, spent)
+    groups = -(-len(rows) * probes * images[0].size // AT_ONCE)
+    for group in np.array_split(rows, groups) if groups else []:
+        walk = _walk(ask, images[group], labels[group], images[starts[group]], aim, queries - 1, rng, probes, reach)
+        found[group], used = walk
+        spent[group] += used
+    return Found(found, broken, spent)
+
+
+def _walk(
+    ask: Ask,
+    images: Pixels,
+    labels: Counts,
+    starts: Pixels,
+    aim: str,
+    queries: int,
+    rng: np.random.Generator,
+    probes: int,
+    reach: int,
+) -> tuple[Pixels, int]:
+    """`boundary` for images that have a start: the nearest images that reach the aim, and queries spent on each."""
 
     def wins(tries: Pixels) -> Bits:
         """Whether tries [n,m,3,S,S] reach the aim of their image: bool [n,m]."""
         each = tries.shape[1]
-        return reached(ask(tries.reshape(-1, *tries.shape[2:])), np.repeat(y, each), aim).reshape(-1, each)
+        return reached(ask(tries.reshape(-1, *tries.shape[2:])), np.repeat(labels, each), aim).reshape(-1, each)
 
-    z = _nearer(wins, x, z)
-    left -= SEARCH_STEPS
-    turn, normal = 1, np.zeros(x.shape)
+    if queries < SEARCH_STEPS:
+        return starts, 0
+    x = images.astype(np.int16)
+    z = _nearer(wins, x, starts)
+    left, turn, normal = queries - SEARCH_STEPS, 1, np.zeros(x.shape)
     while (signs := min(int(probes * turn**0.5), left - LINE_STEPS - SEARCH_STEPS)) >= FEWEST_PROBES:
-        changes = rng.integers(0, 2, (len(rows), signs, *x.shape[1:]), np.int8) * 2 - 1
+        changes = rng.integers(0, 2, (len(x), signs, *x.shape[1:]), np.int8) * 2 - 1
         inside = wins(np.clip(z[:, None].astype(np.int16) + reach * changes, 0, 255).astype(np.uint8))
         weight = inside - np.mean(inside, axis=1, keepdims=True)
         normal = KEPT * normal + np.einsum("nm,nmchw->nchw", weight, changes)
@@ -227,16 +240,12 @@ def boundary(
         steps = z[:, None] + lengths[:, :, None, None, None] * np.sign(normal).astype(np.int16)[:, None]
         line = np.clip(steps, 0, 255).astype(np.uint8)
         won = wins(line)
-        first = line[np.arange(len(rows)), won.argmax(axis=1)]
-        stepped = _where(won.any(axis=1), first, z)
+        stepped = _where(won.any(axis=1), line[np.arange(len(x)), won.argmax(axis=1)], z)
         nearer = _nearer(wins, x, stepped)
         z = _where(_distance(x, nearer) <= _distance(x, z), nearer, z)
         left -= signs + LINE_STEPS + SEARCH_STEPS
         turn += 1
-        on_round(queries - left, len(rows))
-    found[rows] = z
-    spent[rows] = queries - left
-    return Found(found, broken, spent)
+    return z, queries - left
 
 
 def distances(images: Pixels, found: Pixels) -> tuple[Floats, Floats]:
