@@ -92,7 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--eps", type=float, default=8.0, help="L-infinity radius in units of 1/255 (default: 8)")
     add("--steps", type=int, help="steps of the iterative attacks at T0 to T2 (default: each attack's own)")
     add("--pgd-restarts", type=int, metavar="N", help="tries of pgd_restarts (default: 10)")
-    add("--t3-steps", type=int, default=EVASION_BUDGET.steps, help="steps of each T3 attack (default: 60)")
+    add("--t3-steps", type=int, help="steps of each T3 attack (default: each attack's own)")
     add("--evasions", nargs="+", default=list(EVASIONS), choices=list(EVASIONS), help="T3 attacks (default: all)")
     add("--restarts", type=int, default=1, help="tries of each T3 attack (default: 1)")
     corruptions = parser.add_mutually_exclusive_group()
@@ -228,8 +228,9 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
         budget = replace(WORST_CASE_BUDGET, eps=args.eps / 255, steps=args.steps or WORST_CASE_BUDGET.steps)
         yield WORST_CASE, partial(run.worst_case, budget)
     if "T3" in args.levels and run.detects:
-        budget = Budget(args.eps / 255, EVASION_BUDGET.step, args.t3_steps)
         for name in args.evasions:
+            steps = args.t3_steps or EVASIONS[name].steps
+            budget = Budget(args.eps / 255, EVASION_BUDGET.step, steps)
             yield f"T3/{name}", partial(run.evasion, name, budget, args.t3_limit, args.restarts)
     if not run.detects and {"T1", "T3"} & set(args.levels):
         tqdm.write("T1 and T3 are about a detector: a static network has T0 and T2 only")

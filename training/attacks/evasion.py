@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..network import Branch, DetectingNetwork
 from .ascent import Budget, cross_entropy, margin, project, quantise, uniform_start
+from .search import Detecting, Evaded, Seen, Strategy, Walk, levels, search
+from .two_gradients import Orthogonal, TwoGradients
 
 
 @dataclass(frozen=True)
 class Evasion:
-    """The loss and the gradient of an attack that evades a network with a detector.
+    """A strategy with one loss, ascended by signed gradients in whole grey levels.
+
+    The first try starts at x, each restart uniformly in the ball that it has then; for steps see `reach`.
 
     Attributes:
         weight: lambda in `cross-entropy + lambda * type margin`, the type margin being the natural minus the
@@ -31,16 +33,30 @@ class Evasion:
     weight: float | None = None
     branch: Branch | None = None
     growing: bool = False
+    steps: int = 60
 
     def reach(self, i: int, budget: Budget) -> tuple[float, float]:
         """(radius of the ball, step) of gradient step number i, both in whole grey levels of 1/255."""
-        eps, early = math.floor(budget.eps * 255 + 1e-6), 2 * i < budget.steps
+        eps, early = levels(budget.eps), 2 * i < budget.steps
         if self.growing and early:
             return min(eps, 1 + 2 * i * eps // budget.steps) / 255, 1 / 255
         return eps / 255, max(1, round(budget.step * 255)) / 255 if early else 1 / 255
 
+    def start(self, x: Tensor, budget: Budget, first: bool) -> Tensor:
+        radius = 1 / 255 if self.growing else levels(budget.eps) / 255
+        return x if first else quantise(uniform_start(x, radius))
 
-EVASIONS: dict[str, Evasion] = {
+    def step(self, i: int, walk: Walk, z: Tensor, seen: Seen, x: Tensor, y: Tensor, budget: Budget) -> Walk:
+        if self.weight is None:
+            loss = selective(seen.attacked, seen.log_odds, y)
+        else:
+            loss = cross_entropy(seen.attacked, y) - self.weight * seen.log_odds
+        (gradient,) = torch.autograd.grad(loss.sum(), z)
+        radius, step = self.reach(i, budget)
+        return walk._replace(at=project(z.detach() + step * gradient.sign(), x, radius))
+
+
+EVASIONS: dict[str, Strategy] = {
     "lambda_0.1": Evasion(weight=0.1),
     "lambda_1": Evasion(weight=1.0),
     "lambda_10": Evasion(weight=10.0),
@@ -49,91 +65,29 @@ EVASIONS: dict[str, Evasion] = {
     "selective_nat": Evasion(branch="nat"),
     "growing": Evasion(growing=True),
     "growing_nat": Evasion(branch="nat", growing=True),
+    "two_gradients": TwoGradients(branch="nat"),
+    "selective_published": Orthogonal(projected=False),
+    "orthogonal": Orthogonal(),
 }
 
-EVASION_BUDGET = Budget(steps=60)
-
-
-class Evaded(NamedTuple):
-    """The best that `evade` found for each image: of the misclassified 8-bit images, the one with the lowest score."""
-
-    x_adv: Tensor  # [N,3,H,W], 8-bit values in [0,1]; x itself where nothing misclassified was found
-    score: Tensor  # [N] P(adversarial) of the deployed network for it; infinite where nothing was found
-
-    def success(self, threshold: float) -> Tensor:
-        """[N] bool: misclassified and not flagged (`score > threshold` is what flags)."""
-        return self.score <= threshold
+EVASION_BUDGET = Budget(steps=60)  # but for the number of steps, of which each strategy has its own
 
 
 def evade(
-    net: DetectingNetwork, x: Tensor, y: Tensor, budget: Budget, how: Evasion, threshold: float, restarts: int = 1
+    net: DetectingNetwork, x: Tensor, y: Tensor, budget: Budget, how: Strategy, threshold: float, restarts: int = 1
 ) -> Evaded:
-    """PGD for a wrong class and a score of at most `threshold`, both judged on the deployed network.
+    """`search` for a wrong class and a score of at most `threshold` of a network with its own detector.
 
     Of `net`, in evaluation mode, only `detect` and `classify` are called.
+    """
+    return search(Detecting(net), x, y, budget, how, threshold, restarts)
 
-    The search walks on 8-bit images only (whole grey levels, start included), so what it finds is what a
-    server would receive: nothing is lost to rounding afterwards. Every iterate is judged, the start too
-    (an image that is misclassified and unflagged as it stands counts as evaded), the best one is kept, and
-    an image is left alone from its first success on. The first try starts at x, each restart uniformly in
-    the ball that it has then; for steps see `Evasion.reach`.
+
+def selective(logits: Tensor, log_odds: Tensor, y: Tensor) -> Tensor:
+    """What selective PGD ascends, [N]: the class margin until an image is misclassified, then less log-odds.
 
     Args:
-        x: 8-bit images [N,3,H,W] in [0,1]; y: their classes [N].
-        budget: eps is rounded down to whole grey levels, the step to the nearest but at least one.
-        threshold: the detector's threshold that must not be exceeded, e.g. the one for 5 % false positives.
-        restarts: tries in all.
-
-    Raises:
-        ValueError: eps is under one grey level, or restarts under one.
+        logits: [N,K]; y: [N]; log_odds: [N], the adversarial less the natural type logit.
     """
-    eps, _ = how.reach(budget.steps, budget)
-    if eps == 0 or restarts < 1:
-        raise ValueError("evade needs eps of at least 1/255 and at least one try")
-    x = quantise(x)
-    best = Evaded(x.clone(), torch.full((len(x),), math.inf, device=x.device))
-    active = torch.arange(len(x), device=x.device)  # images without a success so far
-    for attempt in range(restarts):
-        z = x[active] if attempt == 0 else quantise(uniform_start(x[active], eps if not how.growing else 1 / 255))
-        for i in range(budget.steps + 1):
-            if not len(active):
-                return best
-            z, gradient = _judge(net, z, y[active], how, best, active, last=i == budget.steps)
-            todo = (best.score[active] > threshold).nonzero().squeeze(1)
-            radius, step = how.reach(i, budget)
-            moved = z if gradient is None else quantise(project(z + step * gradient.sign(), x[active], radius))
-            z, active = (moved, active) if len(todo) == len(active) else (moved[todo], active[todo])
-    return best
-
-
-def selective(logits: Tensor, type_logits: Tensor, y: Tensor) -> Tensor:
-    """What selective PGD ascends, [N]: the class margin until an image is misclassified, then the type margin."""
-    distance, type_logits = margin(logits, y), type_logits.float()
-    return torch.where(distance > 0, type_logits[:, 1] - type_logits[:, 0], distance)
-
-
-def _judge(
-    net: DetectingNetwork, z: Tensor, y: Tensor, how: Evasion, best: Evaded, active: Tensor, last: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Enter z where it beats `best`; then (z, gradient to ascend), or (z, None) where it is the last iterate."""
-    z = z.detach().requires_grad_(not last)
-    with torch.set_grad_enabled(not last):
-        signals = net.detect(z)
-        deployed = net.classify(z, signals) if how.branch is None else None
-        with torch.no_grad():
-            verdict = (net.classify(z, signals) if deployed is None else deployed).argmax(1)
-            score = signals.p_type[:, 0].float()
-            better = ((verdict != y) & (score < best.score[active])).nonzero().squeeze(1)
-            best.score[active[better]] = score[better]
-            best.x_adv[active[better]] = z.detach()[better]
-        if last:
-            return z.detach(), None
-        logits = net.classify(z, signals.detach(), how.branch) if deployed is None else deployed
-        type_logits = signals.type_logits.float()
-        natural = type_logits[:, 1] - type_logits[:, 0]
-        if how.weight is None:
-            loss = selective(logits, type_logits, y)
-        else:
-            loss = cross_entropy(logits, y) + how.weight * natural
-        (gradient,) = torch.autograd.grad(loss.sum(), z)
-    return z.detach(), gradient
+    distance = margin(logits, y)
+    return torch.where(distance > 0, -log_odds, distance)

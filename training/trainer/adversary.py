@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks.ascent import Budget, ascend, cross_entropy, normal_start, project, quantise, uniform_start
 from ..attacks.evasion import selective
-from ..network import DetectingNetwork, Network
+from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
 from ..rng import GLOBAL_RNG, Rng
 
 STARTS = ("normal", "uniform", "n_fgsm")
@@ -134,7 +134,9 @@ class Adversary:
 
         def loss(z: Tensor) -> Tensor:
             signals = net.detect(z)
-            return selective(net.classify(z, signals.detach(), "nat"), signals.type_logits, y)
+            type_logits = signals.type_logits.float()
+            log_odds = type_logits[:, ADVERSARIAL] - type_logits[:, NATURAL]
+            return selective(net.classify(z, signals.detach(), "nat"), log_odds, y)
 
         return ascend(loss, x, project(start, x, budget.eps), budget)
 
