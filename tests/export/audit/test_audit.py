@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
+from domain.statistics import measure
 from export.audit.__main__ import main
 from export.audit.model_file import OUTSIDE, ModelFile
-from export.audit.parts import auroc, share
+from export.audit.parts import auroc, judged, share
 from export.layout import METADATA_KEY
-from server.core import contract as served_contract
-from server.core import verdict
+from server.core import contract, verdict
+from server.core.images import Traits
+from tests.server.schema_2 import THRESHOLDS, schema_2
 from tests.server.tiny import SIZE, contract_of, graph, tensor
 
 Document = dict[str, Any]
@@ -33,18 +36,6 @@ def write_model(path: Path, change: Callable[[Document], None] = lambda document
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(document))
     path.write_bytes(model.SerializeToString())
     return path
-
-
-def two_domains(document: Document) -> None:
-    """Schema 2: images with many colours have thresholds of their own, those with hardly any lie outside both."""
-    strict = {"suspicious": {"score": 0.41, "fpr": 0.05}, "adversarial": {"score": 0.77, "fpr": 0.01}}
-    quiet = {"suspicious": {"score": 0.8, "fpr": 0.05}, "adversarial": {"score": 0.9, "fpr": 0.01}}
-    document["schema_version"] = 2
-    document["thresholds"] = quiet
-    document["domains"] = [
-        {"name": "pristine", "ranges": {"colours": [0.9, 1.0]}, "thresholds": strict},
-        {"name": "pool", "ranges": {"colours": [0.1, 1.0]}, "thresholds": quiet},
-    ]
 
 
 def pixels(red: int, seed: int = 0) -> np.ndarray:
@@ -267,36 +258,44 @@ def test_what_cannot_be_audited_is_one_line(error, audit, tmp_path, capsys) -> N
     assert TOLD[error] in told and len(told.splitlines()) == 1, told
 
 
-@pytest.mark.parametrize("change", [lambda document: None, two_domains], ids=["schema 1", "schema 2"])
+def few_colours() -> np.ndarray:
+    """An image [3,S,S] of 200 colours in 1,024 pixels: no pristine one, but one of the pool."""
+    image = np.zeros((3, SIZE, SIZE), np.uint8)
+    image[0] = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 200
+    return image
+
+
+@pytest.mark.parametrize("change", [lambda document: None, schema_2()], ids=["schema 1", "schema 2"])
 def test_answers_are_those_that_the_server_gives(tmp_path, change) -> None:
-    """Probabilities, score and verdict as server code makes them of the same outputs; thresholds of the domain."""
-    model = ModelFile(write_model(tmp_path / "model.onnx", change))
-    images = np.stack([pixels(red, red) for red in (20, 104, 105, 150, 197, 230)])
-    images[-1] = 255  # one colour
+    """Probabilities, score, verdict and domain as server code makes them of the same outputs and the same contract."""
+    path = write_model(tmp_path / "model.onnx", change)
+    text = {p.key: p.value for p in onnx.load(path).metadata_props}[METADATA_KEY]
+    domains = contract.parse(text).domains
+    images = np.stack([*(pixels(red, red) for red in (20, 80, 104, 105, 150, 197, 230)), few_colours()])
+    images[-2] = 255  # one colour
+    model = ModelFile(path)
     served, outputs = model.serve(images), model.run(images)
     probabilities = verdict.probabilities(outputs["logits"])
-    for n in range(len(images)):
-        points = zip((served.suspicious[n], served.adversarial[n]), (0.05, 0.01), strict=True)
-        thresholds = served_contract.Thresholds(*(served_contract.Threshold(float(s), f) for s, f in points))
-        score = float(outputs["p_type"][n, 0])
-        assert served.score[n] == verdict.shown(score, thresholds)
+    for n, image in enumerate(images):
+        right = verdict.judge_image(float(outputs["p_type"][n, 0]), Traits(measure(image)), domains, 0.5)
+        assert served.score[n] == verdict.shown(right.score, right.applied.thresholds)
         flags = (served.score[n] > served.suspicious[n], served.score[n] > served.adversarial[n])
-        assert verdict.VERDICTS[sum(flags)] == verdict.judge(score, thresholds)
+        assert verdict.VERDICTS[sum(flags)] == right.verdict
+        assert (served.domain[n] != OUTSIDE) == right.calibrated
+        assert model.domains[served.domain[n]].name == right.applied.name
         told = [verdict.significant(value) for value in probabilities[n]]
         assert np.exp(served.logits[n]) == pytest.approx(told, rel=1e-12)
 
 
 def test_the_thresholds_are_those_of_the_first_domain_that_holds_the_image(tmp_path) -> None:
     """Outside all of them the last one's apply, and the report counts it."""
-    model = ModelFile(write_model(tmp_path / "model.onnx", two_domains))
-    few = pixels(80)
-    few[1:] = 0
-    few[0] = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 200
-    images = np.stack([pixels(80), few, np.zeros_like(few)])
-    served = model.serve(images)
+    model = ModelFile(write_model(tmp_path / "model.onnx", schema_2()))
+    served = model.serve(np.stack([pixels(80), few_colours(), np.zeros_like(few_colours())]))
     assert served.domain.tolist() == [0, 1, OUTSIDE]
-    assert served.suspicious.tolist() == [0.41, 0.8, 0.8]
-    assert served.adversarial.tolist() == [0.77, 0.9, 0.9]
+    pristine, pool = THRESHOLDS["pristine"], THRESHOLDS["pool"]
+    assert judged(model, served, None)["outside"][0] == pytest.approx(1 / 3, abs=1e-6)
+    points = zip(served.suspicious.tolist(), served.adversarial.tolist(), strict=True)
+    assert list(points) == [pristine, pool, pool]
 
 
 def test_shares_have_wilson_intervals_and_ties_count_half() -> None:
