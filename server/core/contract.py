@@ -159,7 +159,8 @@ def _preprocessing(part: dict[str, Any]) -> Preprocessing:
     for key, understood in _UNDERSTOOD.items():
         if part.get(key) != understood:
             fields.refuse(f"preprocessing.{key}", f"is {part.get(key)!r}; this server does {understood!r}")
-    return Preprocessing(size=fields.integer(part, "size", "preprocessing", least=1), **_UNDERSTOOD)
+    size = fields.integer(part, "size", "preprocessing", least=3)  # what `domain.statistics` can measure
+    return Preprocessing(size=size, **_UNDERSTOOD)
 
 
 def _reference(part: dict[str, Any], channels: int) -> Reference:

@@ -31,9 +31,11 @@ from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
+from .description import described
 from .exchange import Exchange
 from .front import Front
-from .schemas import parse_query, results
+from .query import parse_model_query, parse_query
+from .schemas import results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 JSON = b"application/json"
@@ -61,6 +63,11 @@ def create_app(service: Service) -> PublicFront:
         text, content_type = await service.exposition(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
+    @app.get("/model", summary="A model's domains, thresholds and audited figures.", tags=["model"])
+    async def model(request: HTTPRequest) -> Response:
+        name, version = parse_model_query(request.scope["query_string"])
+        return _json(described(service.models.find(name, version), service.settings.prior))
+
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return Response(openapi.html(app.openapi()), headers=openapi.HEADERS, media_type="text/html")
@@ -77,7 +84,7 @@ class _Routes(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             schema = get_openapi(title=self.title, version="1", description=self.description, routes=self.routes)
-            self.openapi_schema = openapi.document_predict(schema)
+            self.openapi_schema = openapi.complete(schema)
         return self.openapi_schema
 
 

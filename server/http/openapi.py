@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any, get_args
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..core.engine import PRIORITIES
-from .schemas import DEFAULT_TOP_K, Answer, Problem, SignalsLevel
+from .description import Description
+from .query import DEFAULT_TOP_K, SignalsLevel
+from .schemas import Answer, Problem
 
-PROBLEMS = {
+PREDICT_PROBLEMS = {
     400: "The body is not what its headers say.",
     404: "No such model, or that version of it is not served.",
     405: "Only POST is answered here.",
@@ -29,87 +32,109 @@ PROBLEMS = {
 }
 
 
-def document_predict(openapi: dict[str, Any]) -> dict[str, Any]:
-    """`openapi` with /predict written into it; its route is not FastAPI's, for speed."""
+MODEL_PROBLEMS = {status: PREDICT_PROBLEMS[status] for status in (404, 422, 503)} | {422: "An unknown query value."}
+VERSION = {
+    "name": "version",
+    "in": "query",
+    "description": "Which of its versions; left out, the one that serves.",
+    "schema": {"type": "string", "default": "latest"},
+}
+
+
+def complete(openapi: dict[str, Any]) -> dict[str, Any]:
+    """`openapi` with /predict, whose route is not FastAPI's, for speed, and with what /model takes and gives."""
     _, shapes = models_json_schema(
-        [(Answer, "serialization"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
+        [(shape, "serialization") for shape in (Answer, Description, Problem)],
+        ref_template="#/components/schemas/{model}",
     )
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
+    paths = openapi.setdefault("paths", {})
+    paths["/predict"] = {"post": _predict()}
+    paths["/model"]["get"] |= {
+        "parameters": [
+            {
+                "name": "name",
+                "in": "query",
+                "description": "Which model; left out, the default one.",
+                "schema": {"type": "string"},
+            },
+            VERSION,
+        ],
+        "responses": _answers("The model.", Description, MODEL_PROBLEMS),
+    }
+    return openapi
+
+
+def _answers(good: str, shape: type[BaseModel], problems: Mapping[int, str]) -> dict[str, Any]:
+    """The `responses` of a route that answers `shape` as JSON, or a problem."""
+
+    def described(text: str, media: str, shape: type[BaseModel]) -> dict[str, Any]:
+        schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+        return {"description": text, "content": {media: {"schema": schema}}}
+
+    return {
+        "200": described(good, "application/json", shape),
+        **{str(status): described(text, "application/problem+json", Problem) for status, text in problems.items()},
+    }
+
+
+def _predict() -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     files = {"oneOf": [binary["schema"], {"type": "array", "items": binary["schema"]}]}
     form = {"type": "object", "required": ["image"], "properties": {"image": files}}
-    answers: dict[str, Any] = {
-        "200": {
-            "description": "One result for each image, in their order.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
-        }
-    }
-    for status, description in PROBLEMS.items():
-        answers[str(status)] = {
-            "description": description,
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-    openapi.setdefault("paths", {})["/predict"] = {
-        "post": {
-            "summary": "Which class, and was the image tampered with?",
-            "operationId": "predict",
-            "parameters": [
-                {
-                    "name": "top_k",
-                    "in": "query",
-                    "description": "How many classes to name, most probable first.",
-                    "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K},
-                },
-                {
-                    "name": "signals",
-                    "in": "query",
-                    "description": "Add omega: mean and std of each block, or all values too.",
-                    "schema": {"type": "string", "enum": list(get_args(SignalsLevel)), "default": "none"},
-                },
-                {
-                    "name": "model",
-                    "in": "query",
-                    "description": "Which model is to answer; left out, the default one.",
-                    "schema": {"type": "string"},
-                },
-                {
-                    "name": "version",
-                    "in": "query",
-                    "description": "Which of its versions; left out, the one that serves.",
-                    "schema": {"type": "string", "default": "latest"},
-                },
-                {
-                    "name": "timeout_ms",
-                    "in": "query",
-                    "description": "Give the request up after this long; never longer than the server's own limit.",
-                    "schema": {"type": "integer", "minimum": 1},
-                },
-                {
-                    "name": "priority",
-                    "in": "query",
-                    "description": "'low' is answered when nothing of normal priority waits.",
-                    "schema": {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
-                },
-                {
-                    "name": "X-Request-ID",
-                    "in": "header",
-                    "description": "Taken over if it has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
-                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-                },
-            ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "multipart/form-data": {"schema": form},
-                    "image/png": binary,
-                    "image/jpeg": binary,
-                    "image/webp": binary,
-                },
+    return {
+        "summary": "Which class, and was the image tampered with?",
+        "operationId": "predict",
+        "parameters": [
+            {
+                "name": "top_k",
+                "in": "query",
+                "description": "How many classes to name, most probable first.",
+                "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K},
             },
-            "responses": answers,
-        }
+            {
+                "name": "signals",
+                "in": "query",
+                "description": "Add omega: mean and std of each block, or all values too.",
+                "schema": {"type": "string", "enum": list(get_args(SignalsLevel)), "default": "none"},
+            },
+            {
+                "name": "model",
+                "in": "query",
+                "description": "Which model is to answer; left out, the default one.",
+                "schema": {"type": "string"},
+            },
+            VERSION,
+            {
+                "name": "timeout_ms",
+                "in": "query",
+                "description": "Give the request up after this long; never longer than the server's own limit.",
+                "schema": {"type": "integer", "minimum": 1},
+            },
+            {
+                "name": "priority",
+                "in": "query",
+                "description": "'low' is answered when nothing of normal priority waits.",
+                "schema": {"type": "string", "enum": list(PRIORITIES), "default": "normal"},
+            },
+            {
+                "name": "X-Request-ID",
+                "in": "header",
+                "description": "Taken over if it has 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+                "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "image/png": binary,
+                "image/jpeg": binary,
+                "image/webp": binary,
+            },
+        },
+        "responses": _answers("One result for each image, in their order.", Answer, PREDICT_PROBLEMS),
     }
-    return openapi
 
 
 STYLE = """

@@ -1,4 +1,4 @@
-"""Public request and response shapes: the query of /predict and its answer.
+"""The answer of /predict.
 
 The answer is built as plain dicts, for speed; the pydantic models describe it in /docs, and the tests hold every
 answer against them.
@@ -6,114 +6,18 @@ answer against them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import parse_qsl
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..core.contract import OmegaSlice
-from ..core.engine import PRIORITIES, Priority
 from ..core.images import DecodedImage
 from ..core.verdict import Verdict, probabilities, shown, significant, top
-from ..core.version import WHAT, parse_version
-from ..errors import InvalidQuery, UnknownModel
 from ..service import Outcome
-
-SignalsLevel = Literal["none", "summary", "all"]
-DEFAULT_TOP_K = 5
-MAX_QUERY_BYTES = 1024
-_Word = TypeVar("_Word", bound=str)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The parsed query of a /predict request.
-
-    Attributes:
-        top_k: how many classes to name; None is five, or all where there are fewer.
-        signals: how much of omega to add.
-        model, version: which one is to answer; None is the default model and its serving version.
-        timeout_seconds: how long the client will wait; None is as long as the server allows.
-        priority: see `engine.Terms`.
-    """
-
-    top_k: int | None = None
-    signals: SignalsLevel = "none"
-    model: str | None = None
-    version: int | None = None
-    timeout_seconds: float | None = None
-    priority: Priority = "normal"
-
-    def classes(self, known: int) -> int:
-        """How many of `known` classes to name. Raises InvalidQuery."""
-        if self.top_k is None:
-            return min(DEFAULT_TOP_K, known)
-        if self.top_k > known:
-            raise InvalidQuery(f"top_k must be a number from 1 to {known}, not {self.top_k}")
-        return self.top_k
-
-
-NOTHING_ASKED = Query()
-PARAMETERS = ("top_k", "signals", "model", "version", "timeout_ms", "priority")
-
-
-def parse_query(raw: bytes) -> Query:
-    """The query string of /predict.
-
-    Raises:
-        InvalidQuery: unknown names, repeated names and unknown values.
-        UnknownModel: a version that is none.
-    """
-    if not raw:
-        return NOTHING_ASKED
-    if len(raw) > MAX_QUERY_BYTES:
-        raise InvalidQuery(f"the query is longer than {MAX_QUERY_BYTES} bytes")
-    given: dict[str, str] = {}
-    for name, value in parse_qsl(raw.decode("latin-1"), keep_blank_values=True):
-        if name not in PARAMETERS:
-            raise InvalidQuery(f"unknown query parameter {name[:40]!r}; there are {', '.join(PARAMETERS)}")
-        if name in given:
-            raise InvalidQuery(f"the query parameter {name!r} is given twice")
-        given[name] = value
-    milliseconds = _count(given, "timeout_ms")
-    return Query(
-        top_k=_count(given, "top_k"),
-        signals=_one_of(given, "signals", get_args(SignalsLevel), "none"),
-        model=given.get("model"),
-        version=_version(given.get("version", "latest")),
-        timeout_seconds=None if milliseconds is None else milliseconds / 1000,
-        priority=_one_of(given, "priority", PRIORITIES, "normal"),
-    )
-
-
-def _count(given: Mapping[str, str], name: str) -> int | None:
-    text = given.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
-        raise InvalidQuery(f"{name} must be a number from 1 on, not {text[:40]!r}")
-    return int(text)
-
-
-def _version(text: str) -> int | None:
-    if text == "latest":
-        return None
-    version = parse_version(text)
-    if version is None:
-        raise UnknownModel(f"there is no version {text[:40]!r}: {WHAT}, or 'latest'")
-    return version
-
-
-def _one_of(given: Mapping[str, str], name: str, known: Sequence[_Word], default: _Word) -> _Word:
-    text = given.get(name, default)
-    for word in known:
-        if text == word:
-            return word
-    raise InvalidQuery(f"{name} must be one of {', '.join(known)}, not {text[:40]!r}")
+from .query import Query, SignalsLevel
 
 
 def results(outcome: Outcome, decoded: Sequence[DecodedImage], query: Query, prior: float) -> list[dict[str, Any]]:
@@ -180,30 +84,32 @@ def omega_signals(omega: NDArray[np.float32], layout: Sequence[OmegaSlice], leve
     return shown_omega
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """Of an answer: no field more, none less."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class ModelId(_Shape):
+class ModelId(Shape):
     name: str
     version: str
     sha256: str
 
 
-class Class(_Shape):
+class Class(Shape):
     class_id: int
     label: str
     probability: float
 
 
-class Points(_Shape):
+class Points(Shape):
     """One value at each operating point."""
 
     suspicious: float
     adversarial: float
 
 
-class Adversarial(_Shape):
+class Adversarial(Shape):
     """`score` is P(adversarial) as the model gives it, and the verdict is made of it.
 
     `probability` is P(attacked) where a share `prior` of all images is attacked, null where the model has no map of
@@ -222,39 +128,39 @@ class Adversarial(_Shape):
     domain: str | None
 
 
-class ImageFacts(_Shape):
+class ImageFacts(Shape):
     format: Literal["PNG", "JPEG", "WEBP"]
     width: int
     height: int
     resized: bool
 
 
-class BlockSignals(_Shape):
+class BlockSignals(Shape):
     name: str
     mean: float
     std: float
 
 
-class ConvolutionSignals(_Shape):
+class ConvolutionSignals(Shape):
     name: str
     values: list[float]
 
 
-class OmegaSignals(_Shape):
+class OmegaSignals(Shape):
     """The regulation signals of Eq. 21."""
 
     blocks: list[BlockSignals]
     convolutions: list[ConvolutionSignals] | None = None
 
 
-class Result(_Shape):
+class Result(Shape):
     predictions: list[Class]
     adversarial: Adversarial
     image: ImageFacts
     signals: OmegaSignals | None = None
 
 
-class Timing(_Shape):
+class Timing(Shape):
     """Milliseconds; `total` runs from the request's headers to its answer."""
 
     decode: float
@@ -263,7 +169,7 @@ class Timing(_Shape):
     total: float
 
 
-class Answer(_Shape):
+class Answer(Shape):
     """What /predict answers."""
 
     request_id: str
@@ -272,7 +178,7 @@ class Answer(_Shape):
     timing_ms: Timing
 
 
-class Problem(_Shape):
+class Problem(Shape):
     """An error, `application/problem+json` (RFC 9457). `image` is the place of the offending image, from 0."""
 
     type: str

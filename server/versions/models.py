@@ -89,6 +89,10 @@ class Models:
             for name, rollout in self._rollouts.items()
         }
 
+    def find(self, name: str | None = None, version: int | None = None) -> Model:
+        """The version that `lease` would give, without a canary. Raises as `lease`."""
+        return self.latest(name) if version is None else self.lease(name, version).model
+
     def latest(self, name: str | None = None) -> Model:
         """The version that answers unversioned requests. Raises UnknownModel, NotReady."""
         return self._answering(name).current().model

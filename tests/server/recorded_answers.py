@@ -77,7 +77,8 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: an unknown output": _OUTPUTS,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": "the answer of /predict has further fields",
+    "GET /openapi.json": "the answer of /predict has further fields; GET /model",
+    "GET /model*": "a model is described",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,
@@ -257,6 +258,7 @@ def asks(stored: dict[str, bytes]) -> list[Ask]:
         *_admin(),
         *_methods(),
         Ask("metrics as text, last", "GET", "/metrics"),
+        *(Ask(f"GET /model{query}", "GET", f"/model{query}") for query in ("", "?version=2", "?version=7", "?top_k=1")),
     ]
     names = [ask.name for ask in found]
     assert len(set(names)) == len(names), "two requests of one name"

@@ -170,9 +170,14 @@ class Small:
     def http(
         self, method: str, path: str, headers: Mapping[bytes, bytes] | None = None, body: bytes = b""
     ) -> tuple[int, dict[str, str], bytes]:
-        """One exchange over HTTP without a network: status, headers and body. Admin paths go to the admin port."""
+        """One exchange over HTTP without a network: status, headers and body. Admin paths go to the admin port.
+
+        A query stands after the path, as in an address.
+        """
         given = {b"content-length": str(len(body)).encode()} | dict(headers or {})
-        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": list(given.items())}
+        path, _, query = path.partition("?")
+        asked = {"method": method, "path": path, "query_string": query.encode()}
+        scope = {"type": "http", "headers": list(given.items()), **asked}
         sent: list[Any] = []
 
         async def receive() -> Any:

@@ -10,7 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
-from server.http.schemas import PARAMETERS, Answer
+from server.http.query import MODEL_PARAMETERS, PARAMETERS
+from server.http.schemas import Answer
 from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
 
 
@@ -221,6 +222,9 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     assert {"/v2/health/live", "/v2/health/ready", "/metrics"} <= set(document["paths"])
+    model = document["paths"]["/model"]["get"]
+    assert [p["name"] for p in model["parameters"]] == [*MODEL_PARAMETERS]
+    assert set(model["responses"]) == {"200", "404", "422", "503"}
 
 
 def test_the_api_document_is_readable_without_another_host(served: Running) -> None:
