@@ -148,16 +148,20 @@ def arguments() -> argparse.ArgumentParser:
     add("--limit", type=_count, default=100, metavar="N", help="images of each set (default: %(default)s)")
     add("--queries", type=_count, default=1000, metavar="N", help="queries for each image (default: %(default)s)")
     add("--eps", type=_count, nargs="+", default=[8], choices=RADII, help="radii of Square in levels (default: 8)")
-    add("--seed", type=int, default=0, help="of corruptions and attacks (default: %(default)s)")
-    add("--threads", type=int, default=0, metavar="N", help="of onnxruntime (default: as many as there are cores)")
+    add("--seed", type=_whole, default=0, help="of corruptions and attacks (default: %(default)s)")
+    add("--threads", type=_whole, default=0, metavar="N", help="of onnxruntime (default: as many as there are cores)")
     add("--batch-size", type=_count, default=256, metavar="N", help="images run at once (default: %(default)s)")
     add("--fresh", action="store_true", help="replace a report instead of going on with it")
     return parser
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return _whole(text, least=1)
+
+
+def _whole(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
     return int(text)
 
 

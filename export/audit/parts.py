@@ -87,7 +87,9 @@ def attacked(
 ) -> Part:
     """A black-box attack: `reached` is the share of images on which it reaches its aim, errors without it included.
 
-    The boundary attack (no `eps`) looks for the nearest image: `reached` then is by radius.
+    Square (with `eps`) is judged at its end: accuracy and shares flagged are those of its images, reached or not. The
+    boundary attack (without) looks for the nearest image at whatever distance, so `reached` is by radius. `successes`
+    are the images with which either reaches the aim.
     """
     labels = images.labels
     assert labels is not None
@@ -103,17 +105,17 @@ def attacked(
         else:
             found = black_box.square(ask, images.images, labels, aim, eps=eps, queries=queries, rng=rng)
     levels, l2 = black_box.distances(images.images, found.images)
-    part: Part = {"aim": aim, "queries": queries, "asked": int(found.queries.sum())}
+    served = model.serve(found.images)
+    part: Part = {"images": len(labels), "aim": aim, "queries": queries, "asked": int(found.queries.sum())}
     if eps is None:
         part["reached"] = {str(radius): share(found.broken & (levels <= radius)) for radius in RADII}
     else:
-        part |= {"eps": eps, "reached": share(found.broken)}
-        part["median_queries"] = _median(found.queries[found.broken])
+        part |= {"eps": eps, "reached": share(found.broken), "median_queries": _median(found.queries[found.broken])}
+        part |= judged(model, served, labels)
     part |= {"median_linf": _median(levels[found.broken]), "median_l2": _median(l2[found.broken])}
-    served = model.serve(found.images)
     if found.broken.any():
         part["successes"] = judged(model, served.of(found.broken), None)
-    return part | judged(model, served, labels)
+    return part
 
 
 def _median(values: npt.NDArray[Any]) -> float | None:

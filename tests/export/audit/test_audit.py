@@ -305,6 +305,14 @@ def test_shares_have_wilson_intervals_and_ties_count_half() -> None:
     assert auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])) == 0.875
 
 
+@pytest.mark.parametrize("option", ["--limit 0", "--queries x", "--seed -1", "--eps 3", "--parts none"])
+def test_an_impossible_option_is_refused(option, audit, capsys) -> None:
+    """By argparse, which names it."""
+    with pytest.raises(SystemExit) as refused:
+        audit(*option.split())
+    assert refused.value.code == 2 and option.split()[0] in capsys.readouterr().err
+
+
 def test_the_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
