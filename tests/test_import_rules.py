@@ -89,6 +89,10 @@ FORBIDDEN = {
     "Attacks have names last; no kind of attack knows another": [
         ("training/attacks/pgd.py", "from . import evasion"),
     ],
+    "An audit is composed of parts; its linter, curves and plan know no network": [
+        ("training/audit/linter.py", "from . import report"),
+        ("training/audit/plan.py", "from . import subject"),
+    ],
     "Export never imports the server, nor what trains or judges": [
         ("export/graph.py", "import server.core.contract"),
         ("export/source.py", "import training.train"),
@@ -121,11 +125,12 @@ LIBRARIES = {
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
     "export.audit": {"PIL", "numpy", "onnxruntime", "tqdm"},
-    "training": {"PIL", "numpy", "torch", "torchvision", "tqdm"},
+    "training": {"PIL", "matplotlib", "numpy", "torch", "torchvision", "tqdm"},
     "training.attacks": {"pyautoattack", "torch"},
     "training.trainer": {"torch"},
     "training.evaluation": {"numpy", "sklearn", "torch", "tqdm"},
-    "training.reproduction": {"matplotlib", "scipy", "torch"},
+    "training.audit": {"numpy", "sklearn", "torch", "tqdm"},
+    "training.reproduction": {"scipy", "torch"},
 }
 
 

@@ -53,6 +53,14 @@ def ask(net: Network, x: Tensor, y: Tensor) -> Answers:
         return Answers(correct.cpu(), signals.p_type[:, ADVERSARIAL].float().cpu())
 
 
+def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
+    """Of a scalar with respect to x [N,3,H,W]; zero where none flows, as in a network that detaches."""
+    if not loss.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
 def concatenated(parts: Sequence[Answers]) -> Answers:
     scores = [p.scores for p in parts if p.scores is not None]
     return Answers(torch.cat([p.correct for p in parts]), torch.cat(scores) if scores else None)
@@ -170,7 +178,7 @@ class Evaluation:
             answers = ask(self.net, found.nearest, y)
             return answers.correct, answers.scores, found.by.cpu()
 
-        correct, scores, by = self._joined(search, self.split.head(limit), "worst case")
+        correct, scores, by = self.joined(search, self.split.head(limit), "worst case")
         assert correct is not None and by is not None
         about = {"steps": budget.steps, "restarts": budget.restarts, "broken_first_by": broken_first_by(by, members)}
         return self.judge.figures(Answers(correct, scores)) | about | {"correct_bits": to_hex(correct)}
@@ -216,11 +224,11 @@ class Evaluation:
         def flat(i: int, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
             return tuple(t for answers in work(i, x, y) for t in (answers.correct, answers.scores))
 
-        joined = self._joined(flat, split, title)
+        joined = self.joined(flat, split, title)
         pairs = zip(joined[::2], joined[1::2], strict=True)
         return tuple(Answers(correct, scores) for correct, scores in pairs if correct is not None)
 
-    def _joined(
+    def joined(
         self, work: Callable[[int, Tensor, Tensor], tuple[Tensor | None, ...]], split: Split, title: str
     ) -> tuple[Tensor | None, ...]:
         """What `work` gives for each batch, joined; batches that an earlier run finished are taken from it."""
@@ -278,7 +286,7 @@ class Evaluation:
                 type_logits = detecting.detect(z).type_logits
                 losses["type"] = (type_logits[:, NATURAL] - type_logits[:, ADVERSARIAL]).sum()
             for kind, loss in losses.items():
-                (gradient,) = torch.autograd.grad(loss, z)
+                gradient = input_gradient(loss, z)
                 images[kind] += int((gradient.flatten(1) == 0).all(1).sum())
                 pixels[kind] += float((gradient == 0).flatten(1).double().mean(1).sum())
         kinds = ("class", "type") if detecting is not None else ("class",)

@@ -26,10 +26,9 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, drawing
 from ..data import load_images
 from ..files import write_json, write_text
-from . import drawing
 from .filters import describe, moments_of, spread
 
 FIGURES = ("1", "3", "4", "5", "6", "7", "8")

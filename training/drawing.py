@@ -1,11 +1,11 @@
-"""How the reproduction draws: matplotlib without a screen, and files that depend on the numbers alone."""
+"""How pictures are drawn: matplotlib without a screen, and files that depend on the numbers alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ..files import whole
+from .files import whole
 
 
 def pyplot() -> Any:

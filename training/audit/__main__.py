@@ -1,0 +1,267 @@
+"""Audits a checkpoint: every threat level, its controls, false positives, and whether the audit itself can be believed.
+
+    python -m training.audit --ckpt best.pt --data-dir D --out audit
+    python -m training.audit --ckpt training/checkpoints/awnet-robust.pt --data-dir D --out audit \\
+        --static training/checkpoints/robust-teacher.pt --surrogate vgg11=training/checkpoints/surrogate-vgg11.pt
+    python -m training.audit --ckpt static.pt --data-dir D --out audit-static --budget 5
+
+Writes OUT/audit.json, OUT/audit.md with its plots, OUT/card.json (for `export.onnx --card`), OUT/t0/*.npz (adversarial
+images of the surrogates, for an audit of model.onnx) and OUT/adversarial/*.npz. The speed of the networks on this
+machine is measured first; the budget then decides how many images each group of parts gets, never how strong an attack
+is, and the report says what was cut. A part that fails stops nothing and is named. Ctrl-C and the same command again
+go on from the last finished batches.
+
+Exit status: 0; 1 where the linter fails or a part did, by name; 2 where nothing could be audited; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import checkpoint
+from ..data import DATA_DIR_HELP, ImageSet, load_images
+from ..evaluation import detection
+from ..evaluation.attackers import load_surrogate, prepared
+from ..evaluation.judge import Evaluation, ask, concatenated
+from ..evaluation.report import PartProgress
+from ..files import write_json
+from ..hardware import DEVICES, device_of
+from ..network import Network, must_detect
+from . import linter, plots
+from .card import card
+from .controls import Control
+from .groups import Group, groups
+from .parts import EPS, Audit
+from .plan import plan
+from .report import AuditReport
+from .subject import Speed, Subject, measured
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m training.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of an AW-Net or a static network")
+    add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
+    add("--out", type=Path, required=True, metavar="DIR", help="receives the report, the plots and the images")
+    add("--static", type=Path, metavar="FILE", help="control: a static network trained alike (default: none)")
+    add(
+        "--detector",
+        type=Path,
+        metavar="FILE",
+        help="control: the AW-Net whose detector stands beside the static network (default: --ckpt's own)",
+    )
+    add(
+        "--surrogate",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="networks of a T0 attacker; none of them may have trained or chosen the network (default: none, no T0)",
+    )
+    add("--budget", type=float, default=60.0, metavar="MINUTES", help="about how long it may take (default: 60)")
+    add("--limit", type=int, metavar="N", help="at most the first N images for any part (default: as planned)")
+    add("--parts", nargs="+", metavar="GROUP", help="only these groups of the report's last table (default: all)")
+    add("--batch-size", type=int, default=100, metavar="N", help="images computed at once (default: 100)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one, or all where that measures faster)")
+    add("--device", default="cpu", help=DEVICES)
+    add("--seed", type=int, default=0, help="seed of the attacks' random numbers (default: 0)")
+    add("--fresh", action="store_true", help="replace a report instead of going on with it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    try:
+        document = audit(args)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    failing = linter.failures([linter.Finding(**f) for f in document["findings"]])
+    for check in failing:
+        print(f"the linter fails: {check}", file=sys.stderr)
+    for name, reason in document["failed"].items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(args.out / "audit.md")
+    return 1 if failing or document["failed"] else 0
+
+
+def audit(args: argparse.Namespace) -> dict[str, Any]:
+    """Every part that the report does not hold yet; returns its document."""
+    if args.budget <= 0 or (args.limit is not None and args.limit < 1) or args.batch_size < 1:
+        raise ValueError("--budget, --limit and --batch-size are positive")
+    device = device_of(args.device)
+    loaded = checkpoint.load(args.ckpt)
+    static = checkpoint.load(args.static) if args.static else None
+    if static is not None and static.network.detecting is not None:
+        raise ValueError(f"--static takes a network without a detector; {args.static} has one")
+    detector = checkpoint.load(args.detector) if args.detector else loaded
+    if args.detector and detector.network.detecting is None:
+        raise ValueError(f"--detector takes a network with a detector; {args.detector} has none")
+    name = loaded.recipe.get("data", {}).get("set", "cifar10")
+    data = load_images(name, args.data_dir)
+    setup = {
+        "checkpoint": args.ckpt.name,
+        "sha256": sha256(args.ckpt),
+        "kind": loaded.kind,
+        "set": name,
+        "eps": EPS,
+        "seed": args.seed,
+        "budget_minutes": args.budget,
+        "limit": args.limit,
+        "groups": args.parts,
+        "batch_size": args.batch_size,
+    }
+    for control, path in (("static", args.static), ("detector", args.detector)):
+        setup[control] = {"file": path.name, "sha256": sha256(path)} if path else None
+    surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
+    setup["surrogates"] = {s.name: s.sha256 for s in surrogates}
+    one = prepared(loaded.network, device)
+    limits = thresholds(one, loaded.calibration, data, device, args.batch_size)
+    setup["thresholds"] = {str(f): t for f, t in limits.items()}
+    report = AuditReport(args.out / "audit.json", setup, args.fresh)
+    progress = PartProgress(args.out / "audit.progress.pt", setup)
+    if args.fresh:
+        progress.end()
+    torch.set_num_threads(args.threads or report.plan.get("threads") or faster_threads(one, data))
+
+    def subject(
+        title: str,
+        net: Network,
+        rates: dict[float, float],
+        calibration: checkpoint.Calibration | None = None,
+        classifier: Subject | None = None,
+    ) -> Subject:
+        run = Evaluation.start(net, data.test.head(args.limit), rates, args.batch_size, device, progress=progress)
+        domains = calibration.domains if calibration else []
+        return Subject(title, run, measured(run.net, data.validation), domains, classifier)
+
+    tqdm.write(f"answers to the clean images of {args.ckpt.name}", file=sys.stderr)
+    main_subject = subject("", one, limits, loaded.calibration)
+    controls = []
+    classifier = main_subject if loaded.network.detecting is None else None
+    if static is not None:
+        classifier = subject("static", static.network, {})
+        controls.append(classifier)
+    if classifier is not None:
+        rejecting = prepared(Control(classifier.run.net), device)
+        rates = thresholds(rejecting, None, data, device, args.batch_size)
+        controls.append(subject("max_softmax", rejecting, rates, classifier=classifier))
+        if detector.network.detecting is not None:
+            beside = prepared(Control(classifier.run.net, must_detect(detector.network)), device)
+            rates = thresholds(beside, detector.calibration, data, device, args.batch_size)
+            controls.append(subject("separate_detector", beside, rates, detector.calibration, classifier))
+    attackers = [(s, measured(s.network, data.validation)) for s in surrogates]
+    about = f"network {setup['sha256'][:16]}, seed {args.seed}"
+    bench = Audit(main_subject, controls, attackers, args.out, about, args.data_dir)
+    chosen = groups(bench)
+    if args.parts:
+        unknown = sorted(set(args.parts) - {g.name for g in chosen})
+        if unknown:
+            raise ValueError(f"no group {', '.join(unknown)}: there are {', '.join(g.name for g in chosen)}")
+        chosen = [g for g in chosen if g.name in args.parts]
+    if not report.plan:
+        report.plan = plan([g.cost for g in chosen], 60 * args.budget).document() | {
+            "groups": {g.name: [n for n, _ in g.parts] for g in chosen},
+            "wanted": {g.name: g.cost.wanted for g in chosen},
+            "threads": torch.get_num_threads(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+    if "surrogates" in setup and not surrogates:
+        report.notes.append("No --surrogate: T0 was not measured")
+    if static is None and loaded.network.detecting is not None:
+        report.notes.append("No --static: there is no control beside this network")
+    run_parts(chosen, report, progress, args.seed)
+    document = report.write()
+    plots.draw(document, args.out)
+    write_json(args.out / "card.json", card(document))
+    return document
+
+
+def run_parts(chosen: Sequence[Group], report: AuditReport, progress: PartProgress, seed: int) -> None:
+    """Each planned part once, in order; a part that raises is noted, and tried again by the next run."""
+    images, seconds = report.plan["images"], report.plan["seconds"]
+    todo = [(g, name, make) for g in chosen if g.name in images for name, make in g.parts]
+    expected = {name: seconds[g.name] / len(g.parts) for g, name, _ in todo}
+    for i, (group, name, make) in enumerate(todo):
+        if name in report.parts:
+            continue
+        torch.manual_seed(seed + zlib.crc32(name.encode()))  # a resumed audit repeats what it would have done
+        progress.begin(name)
+        try:
+            part = make(images[group.name])
+        except Exception as error:  # named in the report and in the exit status
+            report.failed[name] = f"{type(error).__name__}: {error}"
+            report.write()
+            tqdm.write(f"{name} failed: {report.failed[name]}", file=sys.stderr)
+            continue
+        report.put(name, part | {"seconds": round(progress.seconds, 1)})
+        progress.end()
+        tqdm.write(f"{name}: {words(part)}; {i + 1} of {len(todo)}, {left(report, expected)}", file=sys.stderr)
+
+
+def left(report: AuditReport, expected: dict[str, float]) -> str:
+    """About how long the rest takes, from what the finished parts took against what was expected of them."""
+    finished = [name for name in expected if name in report.parts]
+    took = sum(report.parts[name].get("seconds", 0.0) for name in finished)
+    planned = sum(expected[name] for name in finished)
+    ratio = min(5.0, max(0.2, took / planned)) if planned else 1.0
+    rest = sum(s for name, s in expected.items() if name not in report.parts and name not in report.failed)
+    return f"about {max(1, round(rest * ratio / 60))} min left" if rest else "done"
+
+
+def words(part: dict[str, Any]) -> str:
+    """A finished part in a few words."""
+    found = [f"{key} {part[key]:.3f}" for key in ("accuracy", "auroc", "brier") if key in part]
+    for key in ("tpr", "fpr", "sr_at"):
+        if "0.05" in part.get(key, {}):
+            found.append(f"{key.removesuffix('_at')}@5% {part[key]['0.05']:.3f}")
+    return ", ".join(found) or "finished"
+
+
+def thresholds(
+    net: Network, calibration: checkpoint.Calibration | None, data: ImageSet, device: torch.device, batch_size: int
+) -> dict[float, float]:
+    """False-positive rate -> score: the checkpoint's, or those of the validation images; none without a detector."""
+    if net.detecting is None:
+        return {}
+    if calibration is not None:
+        return dict(calibration.thresholds)
+    batches = data.validation.batches(batch_size)
+    scores = concatenated([ask(net, x.to(device), y.to(device)) for x, y in batches]).scores
+    assert scores is not None
+    return {fpr: detection.threshold_at(scores, fpr) for fpr in detection.FPRS}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def faster_threads(net: Network, data: ImageSet) -> int:
+    """One thread, or torch's own number where a gradient is faster with it: it is not where others use the cores."""
+    many = torch.get_num_threads()
+    speeds: dict[int, Speed] = {}
+    for threads in {1, many}:
+        torch.set_num_threads(threads)
+        speeds[threads] = measured(net, data.validation, seconds=1.0)
+    return min(speeds, key=lambda t: speeds[t].gradient)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last finished batches", file=sys.stderr)
+        sys.exit(130)

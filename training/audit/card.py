@@ -1,0 +1,94 @@
+"""What the model's card says: one sentence, and the figures that a server shows beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import measures
+
+FORMAT = 1
+FPR = "0.05"
+NOTHING = 0.02  # a detector that gains less than this at T3 pays nothing
+
+
+def card(document: Mapping[str, Any]) -> dict[str, Any]:
+    """card.json of an audit's document."""
+    setup, parts = document["setup"], document["parts"]
+    return {
+        "format": FORMAT,
+        "title": f"Audit of {setup['checkpoint']}",
+        "statement": statement(parts),
+        "checkpoint_sha256": setup["sha256"],
+        "date": document["plan"]["date"],
+        "figures": list(figures(parts)),
+    }
+
+
+def figures(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each figure with its 95 % interval; shares lie from 0 to 1."""
+
+    def share(name: str, title: str, part: str, value: float) -> dict[str, Any]:
+        n = parts[part]["images"]
+        low, high = measures.interval(value, n)
+        return {"name": name, "title": title, "value": value, "low": low, "high": high, "images": n, "unit": "share"}
+
+    for part, data in parts.items():
+        what, _, eps = part.rpartition("@")
+        if part == "clean":
+            yield share("clean_accuracy", "accuracy on natural images", part, data["accuracy"])
+            if "fpr" in data:
+                yield share("clean_flagged", "natural images flagged at the 5 % threshold", part, data["fpr"][FPR])
+        elif what == "worst_case":
+            yield share(f"worst_case_{eps}", f"accuracy, worst case of T1 and T2 at {eps}/255", part, data["accuracy"])
+        elif what == "T2/autoattack":
+            yield share(f"autoattack_{eps}", f"accuracy, AutoAttack at {eps}/255", part, data["accuracy"])
+        elif what == "T3":
+            title = f"misclassified and not flagged, T3 at {eps}/255"
+            yield share(f"t3_sr_{eps}", title, part, data["sr_at"][FPR])
+        elif what.startswith("T0/") and "tpr" in data:
+            surrogate = what.split("/")[1]
+            title = f"flagged at the 5 % threshold, T0 from {surrogate} at {eps}/255"
+            yield share(f"t0_flagged_{surrogate}_{eps}", title, part, data["tpr"][FPR])
+            low, high = data["auroc_interval"]
+            yield {
+                "name": f"t0_auroc_{surrogate}_{eps}",
+                "title": f"AUROC, T0 from {surrogate} at {eps}/255",
+                "value": data["auroc"],
+                "low": low,
+                "high": high,
+                "images": data["images"],
+                "unit": "auroc",
+            }
+
+
+def statement(parts: Mapping[str, Any], eps: str = "8") -> str:
+    """One sentence on what the detector is worth at T3, against the best control where there is one."""
+    worst, evasion = parts.get(f"worst_case@{eps}"), parts.get(f"T3@{eps}")
+    if worst is None:
+        return "Not audited: the worst case was not measured."
+    left = f"The worst case at {eps}/255 leaves {100 * worst['accuracy']:.1f} % of {worst['images']} images right"
+    if evasion is None or "sr_at" not in evasion:
+        return f"{left}; there is no detector to evade."
+    success = evasion["sr_at"][FPR]
+    control = _best_control(parts, eps)
+    words = f"{100 * success:.1f} % of {evasion['images']} images are misclassified and not flagged"
+    if control is None:
+        without = 1 - worst["accuracy"]
+        gain, beside = without - success, f"{100 * without:.1f} % are misclassified by who ignores it"
+    else:
+        name, rate = control
+        gain, beside = rate - success, f"the control ({name}) has {100 * rate:.1f} %"
+    pays = "pays nothing" if gain < NOTHING else f"pays {100 * gain:.1f} points"
+    return f"The detector {pays} at T3: {words}, where {beside}. {left}."
+
+
+def _best_control(parts: Mapping[str, Any], eps: str) -> tuple[str, float] | None:
+    """The control that misleads least: the static network that never rejects, or one that does."""
+    rates = {}
+    if plain := parts.get(f"static:worst_case@{eps}"):
+        rates["static, never rejects"] = 1 - plain["accuracy"]
+    for name, title in (("max_softmax", "static, rejects by confidence"), ("separate_detector", "separate detector")):
+        if part := parts.get(f"{name}:T3@{eps}"):
+            rates[title] = part["sr_at"][FPR]
+    return min(rates.items(), key=lambda item: item[1]) if rates else None

@@ -1,0 +1,87 @@
+"""Curves and figures from per-image answers; nothing here asks a network.
+
+`score` [N] is P(adversarial), `correct` bool [N] whether the class is right. Curves are short lists of rounded
+numbers, so that the report holds them and every plot is drawn from the report alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+def interval(share: float, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of `images` (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def roc(clean: Tensor, adversarial: Tensor, points: int = 60) -> list[list[float]]:
+    """[false-positive rates, true-positive rates] of a threshold on the score, dense where false positives are rare."""
+    kind = np.concatenate([np.zeros(len(clean)), np.ones(len(adversarial))])
+    fpr, tpr, _ = roc_curve(kind, torch.cat([clean, adversarial]).numpy(), drop_intermediate=False)
+    at = np.concatenate([[0.0], np.geomspace(1e-3, 1.0, points)])
+    reached = tpr[np.searchsorted(fpr, at, side="right") - 1]  # the highest rate at no more false positives
+    return [_rounded(at), _rounded(reached)]
+
+
+def risk_coverage(correct: Tensor, score: Tensor, points: int = 50) -> list[list[float]]:
+    """[coverage, risk]: the share of wrong classes among the share of images with the lowest scores.
+
+    Images with equal scores are accepted together in the order given, so a score that says nothing has a flat curve.
+    """
+    order = score.argsort(stable=True)
+    wrong = (~correct[order]).double().cumsum(0)
+    counts = np.unique(np.linspace(1, len(correct), min(points, len(correct))).round().astype(int))
+    return [_rounded(counts / len(correct)), _rounded(wrong.numpy()[counts - 1] / counts)]
+
+
+def brier(probability: Tensor, attacked: Tensor) -> float:
+    """Mean squared difference between P(attacked) [N] and whether it was (bool [N]); a constant 0.5 has 0.25."""
+    return float((probability.double() - attacked.double()).square().mean())
+
+
+def reliability(probability: Tensor, attacked: Tensor, bins: int = 10) -> list[list[float]]:
+    """[mean probability, share attacked, images] of the bins of equal width that hold any image."""
+    which = (probability.double() * bins).long().clamp(max=bins - 1)
+    out: list[list[float]] = [[], [], []]
+    for b in which.unique().tolist():
+        inside = which == b
+        row = (probability[inside].double().mean(), attacked[inside].double().mean(), inside.sum())
+        for column, value in zip(out, row, strict=True):
+            column.append(round(float(value), 5))
+    return out
+
+
+def ece(bins: Sequence[Sequence[float]]) -> float:
+    """Expected calibration error of `reliability`'s bins (Naeini et al. 2015)."""
+    said, was, images = (np.asarray(column) for column in bins)
+    return float((np.abs(said - was) * images).sum() / images.sum())
+
+
+def implied_accuracy(correct: Tensor, flagged: Tensor, evaded: Tensor) -> float:
+    """What a detector robust at eps implies of a classifier at eps / 2 (Tramer, arXiv 2107.11630, theorem 4).
+
+    The share of images that are right and accepted as they are, and that no attack within eps turned wrong and
+    accepted: an (inefficient) classifier with that accuracy at half the radius would exist.
+
+    Args:
+        correct, flagged: bool [N], of the clean images.
+        evaded: bool [N], an attack succeeded within eps.
+    """
+    return float((correct & ~flagged & ~evaded).double().mean())
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [round(float(v), 5) for v in values]

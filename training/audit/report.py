@@ -1,0 +1,265 @@
+"""The audit's report: audit.json with every finished part, and audit.md, which takes ten minutes to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..evaluation.report import Report
+from . import linter, measures
+from .card import statement
+
+FORMAT = 1
+FPR = "0.05"
+TITLES = {
+    "": "this network",
+    "static": "control: static network, never rejects",
+    "max_softmax": "control: static network, rejects by its own confidence",
+    "separate_detector": "control: static network beside a separate detector",
+}
+PLOTS = {
+    "worst_case": "Accuracy that is left, by radius of the attack.",
+    "roc": "Attacked images flagged, against natural images flagged, for each threat level.",
+    "scores": "Scores of natural and of attacked images; the line is the threshold of 5 % false positives.",
+    "risk_coverage": "Wrong classes among the images that are accepted, by the share that is accepted.",
+    "corruptions": "Natural images that are flagged although nobody attacked them.",
+    "reliability": "How often an image was attacked, by what the score says.",
+}
+
+
+class AuditReport(Report):
+    """audit.json and audit.md; beside the parts it holds the plan, which a resumed audit keeps, and what failed."""
+
+    def __init__(self, path: Path, setup: dict[str, Any], fresh: bool = False) -> None:
+        super().__init__(path, setup, fresh)
+        kept = json.loads(path.read_text()) if path.is_file() and not fresh else {}
+        self.plan: dict[str, Any] = kept.get("plan", {})
+        self.failed: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def document(self) -> dict[str, Any]:
+        findings = [f.document() for f in linter.lint(self.parts)]
+        return {
+            "format": FORMAT,
+            "setup": self.setup,
+            "plan": self.plan,
+            "parts": self.parts,
+            "failed": self.failed,
+            "notes": self.notes,
+            "findings": findings,
+        }
+
+    def write(self) -> dict[str, Any]:
+        document = self.document()
+        files.write_json(self.path, document)
+        files.write_text(self.path.with_suffix(".md"), markdown(document))
+        return document
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def with_interval(share: float, images: int) -> str:
+    """A share in per cent with its 95 % interval."""
+    low, high = measures.interval(share, images)
+    return f"{percent(share)} ({percent(low)}-{percent(high)})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def levels(parts: Mapping[str, Any], subject: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(title, part) of what stands side by side for every subject: clean, T0, the worst case, AutoAttack, T3."""
+    prefix = f"{subject}:" if subject else ""
+    for name, part in parts.items():
+        if not name.startswith(prefix) or ":" in name.removeprefix(prefix):
+            continue
+        what, _, eps = name.removeprefix(prefix).rpartition("@")
+        if eps != "8" and name != f"{prefix}clean":
+            continue
+        if name == f"{prefix}clean":
+            yield "nobody attacks", part
+        elif what.startswith("T0/"):
+            yield f"T0, {what.split('/')[1]}", part
+        elif what == "worst_case":
+            yield "T1 and T2, worst case", part
+        elif what == "T2/autoattack":
+            yield "T2, AutoAttack", part
+        elif what == "T3":
+            yield "**T3**, best of all evasions", part
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The report for people."""
+    setup, parts = document["setup"], document["parts"]
+    failing = linter.failures([linter.Finding(**f) for f in document["findings"]])
+    lines = [f"# Audit of {setup['checkpoint']}", ""]
+    lines += [*_verdict(document, failing), ""]
+    lines += ["## Who gets how far", ""]
+    lines += [
+        f"Test images of {setup['set']}, every pixel moved by at most {setup['eps']:g}/255, rounded to 8 bits. *SR@5*: "
+        "misclassified *and* not flagged at the threshold that flags 5 % of natural validation images. Intervals "
+        "hold 95 %.",
+        "",
+    ]
+    for subject, title in TITLES.items():
+        rows = [
+            [name, str(p["images"]), with_interval(p["accuracy"], p["images"]), *_detection(p)]
+            for name, p in levels(parts, subject)
+        ]
+        if rows:
+            lines += [f"**{title[0].upper()}{title[1:]}**", ""]
+            head = ["attack", "images", "accuracy", "flagged @ 5 %", "SR@5", "right or flagged", "AUROC"]
+            lines += table(head, rows)
+    lines += [*_controls(parts), *_radii(parts), *_paper(parts), *_natural(parts), *_scores(parts)]
+    lines += [*_findings(document), *_plan(document)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _verdict(document: Mapping[str, Any], failing: Sequence[str]) -> list[str]:
+    lines = [statement(document["parts"])]
+    if failing:
+        lines.append(f"\n**The linter fails this audit**: {'; '.join(failing)}. See [Linter](#linter).")
+    elif document["findings"]:
+        lines.append("\nThe linter found no sign of masked gradients or of weak attacks.")
+    if document["failed"]:
+        lines.append(f"\n**Parts that failed**: {', '.join(document['failed'])}. See [What was run](#what-was-run).")
+    if document["plan"].get("left_out"):
+        lines.append(f"\nLeft out, the budget was too small: {', '.join(document['plan']['left_out'])}.")
+    return lines
+
+
+def _detection(part: Mapping[str, Any]) -> list[str]:
+    """Cells: flagged, SR@5, right or flagged, AUROC; empty without a detector."""
+    if "fpr" in part:
+        return [with_interval(part["fpr"][FPR], part["images"]), "", "", ""]
+    if "tpr" not in part:
+        return ["", "", "", ""]
+    n, sr = part["images"], part["sr_at"][FPR]
+    return [percent(part["tpr"][FPR]), with_interval(sr, n), percent(1 - sr), f"{part['auroc']:.4f}"]
+
+
+def _controls(parts: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for subject, title in TITLES.items():
+        prefix = f"{subject}:" if subject else ""
+        part, half = parts.get(f"{prefix}T3@8"), parts.get(f"{prefix}worst_case@4")
+        if part and "implied_accuracy" in part:
+            here = with_interval(half["accuracy"], half["images"]) if half else ""
+            rows.append([title, str(part["images"]), with_interval(part["implied_accuracy"], part["images"]), here])
+    if not rows:
+        return []
+    text = (
+        "A detector that holds at 8/255 implies a classifier that holds at 4/255 (Tramer, arXiv 2107.11630): the share "
+        "of images that are right and accepted as they are and that no T3 attack turned. Where that exceeds what "
+        "classifiers are known to reach, the attack is what is weak."
+    )
+    head = ["", "images", "implied accuracy at 4/255", "measured: worst case at 4/255"]
+    return ["## What the detector's claim implies", "", text, "", *table(head, rows)]
+
+
+def _radii(parts: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name in sorted(
+        (n for n in parts if "@" in n and ":" not in n), key=lambda n: (n.rpartition("@")[0], linter.radius(n))
+    ):
+        what, _, eps = name.rpartition("@")
+        part = parts[name]
+        if what in ("worst_case", "T3") or what.startswith("T0/") or what in ("l2", "sparse", "patch"):
+            accuracy = "" if what == "T3" else with_interval(part["accuracy"], part["images"])
+            rows.append([what, eps, str(part["images"]), accuracy, *_detection(part)])
+    if not rows:
+        return []
+    head = ["attack", "radius", "images", "accuracy", "flagged @ 5 %", "SR@5", "right or flagged", "AUROC"]
+    return ["## By radius", "", "Radius in 1/255.", "", *table(head, rows), *_plot("worst_case"), *_plot("roc")]
+
+
+def _paper(parts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name.rpartition("@")[0], str(p["images"]), with_interval(p["accuracy"], p["images"]), *_detection(p)]
+        for name, p in parts.items()
+        if name.startswith(("T1/", "T2/")) and "autoattack" not in name
+    ]
+    if not rows:
+        return []
+    text = "These return their last iterate, as published: they are upper bounds, and no claim rests on them."
+    head = ["attack", "images", "accuracy", "flagged @ 5 %", "SR@5", "right or flagged", "AUROC"]
+    return ["## The paper's attacks", "", text, "", *table(head, rows)]
+
+
+def _natural(parts: Mapping[str, Any]) -> list[str]:
+    """One row a kind: accuracy and false positives at the strongest, false positives at each strength."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for name, part in parts.items():
+        if name.startswith(("corruptions/", "pictures/")) and "missing" not in part:
+            kinds.setdefault("/".join(name.split("/")[:2]), []).append(part)
+    if not kinds:
+        return []
+    rows = []
+    for name, strengths in kinds.items():
+        last = strengths[-1]
+        rates = " ".join(f"{100 * part['fpr'][FPR]:.0f}" for part in strengths)
+        accuracy = with_interval(last["accuracy"], last["images"]) if "accuracy" in last else ""
+        served = [percent(last["served"][FPR]), percent(last["uncalibrated"])] if "served" in last else ["", ""]
+        worst = max(strengths, key=lambda part: part["fpr"][FPR])
+        at_1 = percent(worst["fpr"]["0.01"]) if "0.01" in worst["fpr"] else ""
+        rows.append([name, str(last["images"]), accuracy, rates, at_1, *served])
+    rows.sort(key=lambda row: -max(float(rate) for rate in row[3].split()))
+    text = (
+        "Natural images, changed or from elsewhere, the worst kind first. *Flagged*: by the thresholds of pristine "
+        "images, in per cent, strength 1 to 5. *Served*: what a server says at strength 5, by the thresholds of the "
+        "domain that holds the image; *uncalibrated*: the share that no domain holds."
+    )
+    head = ["kind", "images", "accuracy, strongest", "flagged @ 5 %", "worst @ 1 %", "served @ 5 %", "uncalibrated"]
+    return ["## False positives", "", text, "", *table(head, rows), *_plot("corruptions")]
+
+
+def _scores(parts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name.partition("/")[2], str(p["images"]), f"{p['brier']:.3f}", f"{p['ece']:.3f}"]
+        for name, p in parts.items()
+        if name.startswith("reliability/")
+    ]
+    out = ["## The score", "", *_plot("scores"), *_plot("risk_coverage")]
+    if rows:
+        text = "Half natural, half attacked images. A constant 0.5 has a Brier score of 0.25 and no calibration error."
+        out += [text, "", *table(["attacked by", "images", "Brier", "ECE"], rows), *_plot("reliability")]
+    return out
+
+
+def _findings(document: Mapping[str, Any]) -> list[str]:
+    findings = [linter.Finding(**f) for f in document["findings"]]
+    if not findings:
+        return []
+    rows = [[f.check, "**fails**" if f.fails else "noted" if not f.holds else "passes", f.detail] for f in findings]
+    lines = ["## Linter", "", "A check fails where what its name says is so. *Noted*: a paper-named attack.", ""]
+    lines += table(["check", "", "detail"], rows)
+    for check in linter.failures(findings):
+        lines += [f"**{check}**: {linter.ADVICE[check]}", ""]
+    return lines
+
+
+def _plan(document: Mapping[str, Any]) -> list[str]:
+    setup, plan = document["setup"], document["plan"]
+    lines = ["## What was run", "", f"Budget {setup['budget_minutes']:g} minutes, seed {setup['seed']}."]
+    lines += [f"{note}." for note in document["notes"]] + [""]
+    seconds = {name: p["seconds"] for name, p in document["parts"].items() if "seconds" in p}
+    rows = []
+    for group, members in plan.get("groups", {}).items():
+        spent = sum(seconds.get(m, 0) for m in members)
+        wanted = plan["wanted"][group]
+        images = plan["images"].get(group)
+        rows.append([group, str(wanted), "left out" if images is None else str(images), f"{spent:.0f}"])
+    lines += table(["group", "images wanted", "images", "seconds"], rows)
+    for name, error in document["failed"].items():
+        lines += [f"- {name} failed: {error}"]
+    return lines
+
+
+def _plot(name: str) -> list[str]:
+    return [f"![{PLOTS[name]}]({name}.svg)", "", f"*{PLOTS[name]}*", ""]
