@@ -34,6 +34,8 @@ LABELS = {
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
     "model": "a configured model",
+    "of": "`uncalibrated`: their share among all images; `suspicious`, `adversarial`: the share of uncalibrated images "
+    "over that threshold",
     "reason": "the type of the problem, as in [api.md](api.md), and `client-gone`",
     "result": "of reloads "
     + ", ".join(f"`{result}`" for result in get_args(ReloadResult))
@@ -58,6 +60,7 @@ WORKERS = {
     "livemin": "least",
     "mean": "mean",
     "pooled": "pooled",
+    "adaptive": "pooled",
     "service": "whole",
 }
 

@@ -9,6 +9,9 @@ S = 'job=~"$job", instance=~"$instance"'
 M = f'{S}, model=~"$model"'
 P = f'{S}, route=~"/predict|.+/infer|.+/ModelInfer"'  # a prediction, as in deploy/prometheus/rules
 R = "[$__rate_interval]"
+# Without their last brace, so that a verdict may be added.
+CALIBRATED = f'awnet_watched_images_total{{{M}, calibrated="true"'
+UNCALIBRATED = f'awnet_watched_images_total{{{M}, calibrated="false"'
 # An alert about a whole job names no instance.
 FIRING = 'ALERTS{alertstate="firing", alertname=~"AWNet.+", job=~"$job", instance=~"$instance|"}'
 
@@ -126,9 +129,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Adversarial now",
-            "Share of images whose verdict is 'adversarial'. Nobody attacking, about 1 % is to be expected.",
+            "Share of calibrated images whose verdict is 'adversarial'. Nobody attacking, about 1 % is to be expected.",
             "percentunit",
-            one(ratio(f'awnet_verdicts_total{{{M}, verdict="adversarial"}}', f"awnet_verdicts_total{{{M}}}")),
+            one(ratio(f'{CALIBRATED}, verdict="adversarial"}}', f"{CALIBRATED}}}")),
             "stat",
             ((0.03, ORANGE), (0.2, RED)),
             False,
@@ -178,17 +181,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Flagged, against what the thresholds were set to flag",
-            "Share of images over each threshold, and the share of clean validation images that was over it.",
+            "Share of calibrated images over each threshold, and the share of validation images that was over it.",
             "percentunit",
             (
-                Query(
-                    ratio(f'awnet_verdicts_total{{{M}, verdict="adversarial"}}', f"awnet_verdicts_total{{{M}}}"),
-                    "adversarial",
-                ),
-                Query(
-                    ratio(f'awnet_verdicts_total{{{M}, verdict!="clean"}}', f"awnet_verdicts_total{{{M}}}"),
-                    "suspicious or adversarial",
-                ),
+                Query(ratio(f'{CALIBRATED}, verdict="adversarial"}}', f"{CALIBRATED}}}"), "adversarial"),
+                Query(ratio(f'{CALIBRATED}, verdict!="clean"}}', f"{CALIBRATED}}}"), "suspicious or adversarial"),
                 Query(f"max by (verdict) (awnet_target_fpr_ratio{{{M}}})", "expected, {{verdict}}"),
             ),
         ),
@@ -251,14 +248,24 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Uncalibrated images",
-            "Share of images that were scaled or lossily compressed. The thresholds do not speak for them, and CUSUM "
-            "and score drift leave them out.",
+            "Share of images for which the thresholds do not speak; CUSUM and score drift leave them out. And which "
+            "part of those is flagged: with palette images it may be nearly all of them, always.",
+            "percentunit",
+            (
+                Query(ratio(f"{UNCALIBRATED}}}", f"awnet_watched_images_total{{{M}}}"), "uncalibrated"),
+                Query(ratio(f'{UNCALIBRATED}, verdict!="clean"}}', f"{UNCALIBRATED}}}"), "of them flagged"),
+                Query(ratio(f'{UNCALIBRATED}, verdict="adversarial"}}', f"{UNCALIBRATED}}}"), "of them adversarial"),
+            ),
+        ),
+        Panel(
+            "Uncalibrated images, against what was usual",
+            "Evidence that more images are uncalibrated than was usual here, or more of those flagged, as a part of "
+            "the limit: at 1 the alarm is raised, below 0.5 or after an hour it ends. For the first hour it learns.",
             "percentunit",
             one(
-                f'sum(rate(awnet_watched_images_total{{{M}, calibrated="false"}}{R})) '
-                f"/ sum(rate(awnet_watched_images_total{{{M}}}{R}))",
-                "uncalibrated",
+                f"max by (model, version, of) (awnet_uncalibrated_cusum_ratio{{{M}}})", "{{model}} {{version}}, {{of}}"
             ),
+            steps=((0.5, ORANGE), (1, RED)),
         ),
     ),
     "Requests": (

@@ -18,7 +18,8 @@ AWNET = 'job="awnet",instance="a:8000"'
 MODEL = f'{AWNET},model="awnet",version="1"'
 PREDICT = f'{AWNET},route="/predict",method="POST"'
 
-# What a healthy server shows, a sample a minute: 600 predictions, 1 % of them adversarial and 4 % suspicious.
+# What a healthy server shows, a sample a minute: 600 calibrated images, 1 % of them adversarial and 4 % suspicious, and
+# 60 palette images, half of them adversarial.
 HEALTHY = {
     f"up{{{AWNET}}}": "1+0x600",
     f"awnet_engine_up{{{AWNET}}}": "1+0x600",
@@ -37,9 +38,17 @@ HEALTHY = {
     f'awnet_verdicts_total{{{MODEL},verdict="clean"}}': "0+570x600",
     f'awnet_verdicts_total{{{MODEL},verdict="suspicious"}}': "0+24x600",
     f'awnet_verdicts_total{{{MODEL},verdict="adversarial"}}': "0+6x600",
-    f'awnet_watched_images_total{{{MODEL},calibrated="true"}}': "0+600x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="true",verdict="clean"}}': "0+570x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="true",verdict="suspicious"}}': "0+24x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="true",verdict="adversarial"}}': "0+6x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="false",verdict="clean"}}': "0+20x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="false",verdict="suspicious"}}': "0+10x600",
+    f'awnet_watched_images_total{{{MODEL},calibrated="false",verdict="adversarial"}}': "0+30x600",
     f'awnet_target_fpr_ratio{{{MODEL},verdict="adversarial"}}': "0.01+0x600",
     f'awnet_cusum_raised{{{MODEL},verdict="adversarial"}}': "0+0x600",
+    f'awnet_uncalibrated_cusum_raised{{{MODEL},of="uncalibrated"}}': "0+0x600",
+    f'awnet_uncalibrated_cusum_raised{{{MODEL},of="suspicious"}}': "0+0x600",
+    f'awnet_uncalibrated_cusum_raised{{{MODEL},of="adversarial"}}': "0+0x600",
     f"awnet_score_drift{{{MODEL}}}": "0.01+0x600",
     f"awnet_score_drift_images{{{MODEL}}}": "5000+0x600",
     f'awnet_omega_drift{{{MODEL},block="blocks.0"}}': "0.1+0x600",
@@ -62,6 +71,10 @@ def verdict(which: str) -> str:
     return name("awnet_verdicts_total", f'verdict="{which}"')
 
 
+def judged(which: str, calibrated: str = "true") -> str:
+    return name("awnet_watched_images_total", f'calibrated="{calibrated}"', f'verdict="{which}"')
+
+
 class Case(NamedTuple):
     """`changed` replaces series of HEALTHY; the rest are minutes at which the alert must be in that state."""
 
@@ -75,11 +88,21 @@ class Case(NamedTuple):
 
 # Six hours of the usual, then ten minutes in which 10 % are adversarial, then the usual again.
 ATTACK: dict[str, str] = {
-    verdict("clean"): "0+570x420 239920+520x10 245170+570x160",
-    verdict("adversarial"): "0+6x420 2580+60x10 3186+6x160",
+    judged("clean"): "0+570x420 239920+520x10 245170+570x160",
+    judged("adversarial"): "0+6x420 2580+60x10 3186+6x160",
 }
 # An hour in which one prediction of ten fails.
 ERRORS: dict[str, str] = {name("awnet_requests_total", 'code="503"'): "0+0x60 0+60x60 3600+0x480"}
+PALETTE = {  # nine times as many uncalibrated images from minute 420 on, nearly all of them adversarial
+    judged("clean", "false"): "0+20x420 8420+20x180",
+    judged("adversarial", "false"): "0+30x420 13140+540x180",
+}
+MORE_FLAGGED = {  # as many as before, and nearly all of them adversarial, for half an hour
+    judged("clean", "false"): "0+20x420 8401+1x30 8451+20x150",
+    judged("suspicious", "false"): "0+10x420 4201+1x30 4241+10x150",
+    judged("adversarial", "false"): "0+30x420 12658+58x30 14428+30x150",
+}
+LEARNT = {f'awnet_uncalibrated_usual_ratio{{{MODEL},of="{of}"}}': "0.5+0x600" for of in ("uncalibrated", "adversarial")}
 SLOW: dict[str, str] = {name("awnet_request_seconds_bucket"): "0+610x60 36600+305x60 54900+610x480"}
 CASES = [
     Case("AWNetTargetDown", {name("up"): "1+0x9 0+0x10 1+0x20"}, quiet=(5, 25), pending=(10,), firing=(12, 19)),
@@ -136,32 +159,71 @@ CASES = [
     Case("AWNetAdversarialShare", ATTACK, quiet=(419, 440), pending=(423,), firing=(426,)),
     Case(
         "AWNetAdversarialShare",  # 2.5 % where the past was clean: less than three times what the threshold allows
-        {verdict("clean"): "0+600x420 252585+585x180", verdict("adversarial"): "0+0x420 15+15x180"},
+        {judged("clean"): "0+600x420 252585+585x180", judged("adversarial"): "0+0x420 15+15x180"},
         quiet=(300, 423, 426, 440),
     ),
     Case(
         "AWNetAdversarialShare",  # a third, of nine images in five minutes
         {
-            verdict("clean"): "0+1x600",
-            verdict("suspicious"): "0+0x600",
-            verdict("adversarial"): "0+0x420 1+1x180",
+            judged("clean"): "0+1x600",
+            judged("suspicious"): "0+0x600",
+            judged("adversarial"): "0+0x420 1+1x180",
         },
         quiet=(300, 423, 426, 440),
     ),
     Case(
         "AWNetAdversarialShare",  # so all along: this is what the ceiling is for
-        {verdict("clean"): "0+400x600", verdict("adversarial"): "0+200x600"},
+        {judged("clean"): "0+400x600", judged("adversarial"): "0+200x600"},
         quiet=(500, 590),
     ),
     Case("AWNetAdversarialCeiling", ATTACK, quiet=(300, 426, 440)),
     Case(
         "AWNetAdversarialCeiling",
         {
-            verdict("clean"): "0+570x60 34420+200x60 46770+570x400",
-            verdict("adversarial"): "0+6x60 760+400x60 24366+6x400",
+            judged("clean"): "0+570x60 34420+200x60 46770+570x400",
+            judged("adversarial"): "0+6x60 760+400x60 24366+6x400",
         },
         quiet=(59, 130),
         firing=(66, 119),
+    ),
+    Case(
+        "AWNetUncalibratedFlagged",
+        {name("awnet_uncalibrated_cusum_raised", 'of="adversarial"'): "0+0x9 1+0x10 0+0x20"},
+        quiet=(5, 25),
+        pending=(10,),
+        firing=(12, 19),
+    ),
+    Case("AWNetUncalibratedFlagged", MORE_FLAGGED, quiet=(419, 470), firing=(426, 448)),
+    Case("AWNetUncalibratedFlagged", MORE_FLAGGED | LEARNT, quiet=(419, 426, 448, 470)),  # the server watches itself
+    Case("AWNetUncalibratedFlagged", PALETTE, quiet=(419, 423, 430, 480, 540, 600)),  # other images than before
+    Case(
+        "AWNetUncalibratedShare",
+        {name("awnet_uncalibrated_cusum_raised", 'of="uncalibrated"'): "0+0x9 1+0x60 0+0x60"},
+        quiet=(5, 75),
+        pending=(12,),
+        firing=(16, 68),
+    ),
+    Case("AWNetUncalibratedShare", PALETTE, quiet=(419, 598), pending=(425,), firing=(430, 500)),
+    Case("AWNetUncalibratedShare", PALETTE | LEARNT, quiet=(419, 430, 500, 590)),
+    Case("AWNetUncalibratedShare", MORE_FLAGGED, quiet=(419, 426, 448, 470)),
+    *(  # palette images and nothing else
+        Case(
+            alert,
+            {judged(which): "0+0x600" for which in VERDICTS}
+            | {
+                judged("clean", "false"): "0+60x600",
+                judged("suspicious", "false"): "0+60x600",
+                judged("adversarial", "false"): "0+480x600",
+            },
+            quiet=(5, 60, 200, 400, 600),
+        )
+        for alert in (
+            "AWNetAdversarialShare",
+            "AWNetAdversarialCeiling",
+            "AWNetUncalibratedFlagged",
+            "AWNetUncalibratedShare",
+            "AWNetNothingFlagged",
+        )
     ),
     Case(
         "AWNetDetectorSilent",
@@ -181,9 +243,9 @@ CASES = [
     Case(
         "AWNetNothingFlagged",
         {
-            verdict("clean"): "0+600x600",
-            verdict("suspicious"): "0+0x150 0+24x300",
-            verdict("adversarial"): "0+0x600",
+            judged("clean"): "0+600x600",
+            judged("suspicious"): "0+0x150 0+24x300",
+            judged("adversarial"): "0+0x600",
         },
         quiet=(0, 155),
         firing=(60, 140),

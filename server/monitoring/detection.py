@@ -3,7 +3,8 @@
 Three questions, each answered by plain values that `detection_metrics` exports (made by `cusum` and `statistics`):
 
 - Are more images flagged than the thresholds were set to flag? A Bernoulli CUSUM (E. S. Page, "Continuous inspection
-  schemes", 1954) of each threshold, against that threshold's own false-positive rate.
+  schemes", 1954) of each threshold, against that threshold's own false-positive rate. Of images for which the
+  thresholds do not speak: are there more, or more of them flagged, than was usual here? See `adaptive_cusum`.
 - Do scores and omega still look as on the clean validation images that the contract describes? Population stability
   index of the scores, and the distance of omega's mean for each block, over a window that decays.
 - Does the detector still detect? `golden_probe` sends golden images; the outcomes are counted here.
@@ -25,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.engine import Model
-from ..core.verdict import Judgement, Verdict, golden_verdicts
+from ..core.verdict import VERDICTS, Judgement, Verdict, golden_verdicts
 from ..versions.events import Events
+from .adaptive_cusum import Uncalibrated
 from .clients import TopClients
 from .cusum import ALARM_IMAGES, Cusum, limit_for
-from .snapshot import CusumCounts
+from .snapshot import CusumCounts, UncalibratedCounts
 from .statistics import OmegaDrift, ScoreDrift
 
 Flag = Literal["suspicious", "adversarial"]
@@ -49,8 +51,9 @@ class Watch:
         model: the version.
         cusums: one for each threshold.
         scores, omega: drift.
-        calibrated, uncalibrated: images seen. Only calibrated ones count in the CUSUMs, and of those the ones of the
-            first domain in `scores`: false-positive rates and scores are known of the images of a domain.
+        images: (calibrated, verdict) -> images seen, 0 included. Only calibrated ones count in `cusums`, and of those
+            the ones of the first domain in `scores`: rates and scores are known of the images of a domain.
+        uncalibrated: what was usual of the others, and whether it still is.
         golden_probes: (expected verdict of the golden image, result) -> count, 0 included.
     """
 
@@ -64,8 +67,8 @@ class Watch:
         }
         self.scores = ScoreDrift(contract.domains[0])
         self.omega = OmegaDrift(contract)
-        self.calibrated = 0
-        self.uncalibrated = 0
+        self.images: dict[tuple[bool, Verdict], int] = {(c, v): 0 for c in (True, False) for v in VERDICTS}
+        self.uncalibrated = Uncalibrated(limit)
         expected = sorted(set(golden_verdicts(contract)))
         # From 0 on: an alert on an increase cannot see a series that begins at 1.
         self.golden_probes: dict[tuple[Verdict, ProbeResult], int] = {
@@ -81,18 +84,27 @@ class Watch:
     ) -> None:
         """One request of N images; omega [N, C]."""
         first = self.model.contract.domains[0].name
+        others = suspicious = adversarial = 0
         for judged in judgements:
+            verdict = judged.verdict
+            self.images[judged.calibrated, verdict] += 1
             if not judged.calibrated:
-                self.uncalibrated += 1
+                others += 1
+                suspicious += verdict != "clean"
+                adversarial += verdict == "adversarial"
                 continue
-            self.calibrated += 1
-            self.cusums["adversarial"].add(1, judged.verdict == "adversarial")
-            self.cusums["suspicious"].add(1, judged.verdict != "clean")
+            self.cusums["adversarial"].add(1, verdict == "adversarial")
+            self.cusums["suspicious"].add(1, verdict != "clean")
             if judged.applied.name == first:
                 self.scores.add(judged.score)
+        self.uncalibrated.add(len(judgements), others, suspicious, adversarial)
         if self._requests % OMEGA_EVERY == 0:
             self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
         self._requests += 1
+
+    def count(self, calibrated: bool) -> int:
+        """Images seen for which the thresholds speak, or do not."""
+        return sum(self.images[calibrated, verdict] for verdict in VERDICTS)
 
     def golden_probe(self, expected: Verdict, result: ProbeResult) -> None:
         """One golden image has been sent."""
@@ -138,8 +150,20 @@ class Monitor(Events):
         return [
             CusumCounts(
                 *(watch.model.name, str(watch.model.version), watch.model.sha256, flag),
-                *(cusum.target, cusum.limit, watch.calibrated, cusum.flagged),
+                *(cusum.target, cusum.limit, watch.count(calibrated=True), cusum.flagged),
             )
             for watch in self
             for flag, cusum in watch.cusums.items()
         ]
+
+    def uncalibrated_counts(self) -> list[UncalibratedCounts]:
+        """As `cusum_counts`, of the uncalibrated images."""
+        limit = limit_for(self._alarm_images)
+        rows = []
+        for watch in self:
+            clean, suspicious, adversarial = (watch.images[False, verdict] for verdict in VERDICTS)
+            others = clean + suspicious + adversarial
+            images = watch.count(calibrated=True) + others
+            which = (watch.model.name, str(watch.model.version), watch.model.sha256)
+            rows.append(UncalibratedCounts(*which, limit, images, others, suspicious + adversarial, adversarial))
+        return rows

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from .adaptive_cusum import OF
 from .clients import TOP
 from .detection import FLAGS, Monitor
 from .exposition import Counted
@@ -29,6 +30,7 @@ class _Family(NamedTuple):
 
 _VERSION = ("model", "version")
 _VERDICT = (*_VERSION, "verdict")
+_OF = (*_VERSION, "of")
 _SCORE_IMAGES, _OMEGA_IMAGES = "awnet_score_drift_images", "awnet_omega_drift_images"
 
 # Both drifts are convex in the distribution that they measure, so the mean over workers, weighted with their images, is
@@ -68,9 +70,37 @@ _FAMILIES = {
     "watched": _Family(
         CounterMetricFamily,
         "awnet_watched_images",
-        (*_VERSION, "calibrated"),
+        (*_VERSION, "calibrated", "verdict"),
         "sum",
         "Images judged; only calibrated ones count in the CUSUM and the score drift.",
+    ),
+    "uncalibrated": _Family(
+        GaugeMetricFamily,
+        "awnet_uncalibrated_cusum_ratio",
+        _OF,
+        "adaptive value",
+        "CUSUM of a share against what was usual, as a part of its limit; the alarm is raised at 1.",
+    ),
+    "uncalibrated_raised": _Family(
+        GaugeMetricFamily,
+        "awnet_uncalibrated_cusum_raised",
+        _OF,
+        "adaptive raised",
+        "1 from that CUSUM's reaching its limit until it is below half of that or an hour has passed, else 0.",
+    ),
+    "uncalibrated_alarms": _Family(
+        CounterMetricFamily,
+        "awnet_uncalibrated_cusum_alarms",
+        _OF,
+        "adaptive alarms",
+        "Times that that CUSUM reached its limit.",
+    ),
+    "usual": _Family(
+        GaugeMetricFamily,
+        "awnet_uncalibrated_usual_ratio",
+        _OF,
+        "adaptive usual",
+        "The share that was usual, as learnt; there is none for the first hour and the first 500 images.",
     ),
     "score": _Family(
         GaugeMetricFamily,
@@ -158,8 +188,15 @@ class DetectionCollector(Collector):
                 families["limit"].add_metric((*which, flag), cusum.limit)
                 families["raised"].add_metric((*which, flag), cusum.raised)
                 families["alarms"].add_metric((*which, flag), cusum.alarms)
-            families["watched"].add_metric((*which, "true"), watch.calibrated)
-            families["watched"].add_metric((*which, "false"), watch.uncalibrated)
+            for (calibrated, verdict), count in watch.images.items():
+                families["watched"].add_metric((*which, "true" if calibrated else "false", verdict), count)
+            for of in OF:
+                adaptive = watch.uncalibrated.state(of)
+                families["uncalibrated"].add_metric((*which, of), adaptive.value)
+                families["uncalibrated_raised"].add_metric((*which, of), adaptive.raised)
+                families["uncalibrated_alarms"].add_metric((*which, of), adaptive.alarms)
+                if adaptive.usual is not None:
+                    families["usual"].add_metric((*which, of), adaptive.usual)
             families["score"].add_metric(which, watch.scores.value)
             families["score_images"].add_metric(which, watch.scores.images)
             for block, value in watch.omega.values().items():
@@ -190,7 +227,7 @@ def report(counted: Counted) -> dict[str, object]:
             entry = models.setdefault(
                 (model, version),
                 {"model": model, "version": version, "calibrated_images": 0, "uncalibrated_images": 0}
-                | {"cusum": {}, "score_drift": 0.0, "omega_drift": {}, "golden_probes": {}},
+                | {"cusum": {}, "uncalibrated": {}, "score_drift": 0.0, "omega_drift": {}, "golden_probes": {}},
             )
             put(entry, sample.labels, sample.value)
     for entry in models.values():
@@ -205,15 +242,19 @@ def report(counted: Counted) -> dict[str, object]:
     }
 
 
-def _cusum(what: str, kind: type) -> _Put:
+def _cusum(what: str, kind: type, of: str = "cusum", label: str = "verdict") -> _Put:
     def put(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
-        entry["cusum"].setdefault(labels["verdict"], {})[what] = kind(value)
+        entry[of].setdefault(labels[label], {})[what] = kind(value)
 
     return put
 
 
+def _uncalibrated(what: str, kind: type) -> _Put:
+    return _cusum(what, kind, "uncalibrated", "of")
+
+
 def _watched(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
-    entry["calibrated_images" if labels["calibrated"] == "true" else "uncalibrated_images"] = int(value)
+    entry["calibrated_images" if labels["calibrated"] == "true" else "uncalibrated_images"] += int(value)
 
 
 def _score(entry: dict[str, Any], labels: Mapping[str, str], value: float) -> None:
@@ -236,6 +277,10 @@ _REPORTED: dict[str, _Put] = {
         "limit": _cusum("limit", float),
         "raised": _cusum("raised", bool),
         "alarms": _cusum("alarms", int),
+        "uncalibrated": _uncalibrated("value", float),
+        "uncalibrated_raised": _uncalibrated("raised", bool),
+        "uncalibrated_alarms": _uncalibrated("alarms", int),
+        "usual": _uncalibrated("usual", float),
         "score": _score,
         "omega": _omega,
         "golden_probes": _golden_probes,

@@ -68,6 +68,7 @@ def snapshot(
     return Snapshot(
         families,
         monitor.cusum_counts(),
+        monitor.uncalibrated_counts(),
         clients,
         monitor.clients.total,
         [(watch.model.name, str(watch.model.version)) for watch in monitor],

@@ -35,8 +35,9 @@ class Family(NamedTuple):
 
     `mode` says how the values of several workers become one: `sum` (also of those that have gone), `livesum`,
     `livemax`, `livemin` (of those that live), `mean NAME` (weighted with the gauge NAME of the same model and version),
-    `pooled WHAT` (`value`, `raised` or `alarms` of the CUSUM over the images of all) or `service WHAT` (`clients`,
-    `largest` or `started`: a figure of the service as a whole).
+    `pooled WHAT` (`value`, `raised` or `alarms` of the CUSUM over the images of all), `adaptive WHAT` (likewise, and
+    `usual`, of the CUSUMs of `adaptive_cusum.Uncalibrated`) or `service WHAT` (`clients`, `largest` or `started`: a
+    figure of the service as a whole).
     """
 
     name: str
@@ -57,6 +58,22 @@ class CusumCounts(NamedTuple):
     limit: float
     images: int
     flagged: int
+
+
+class UncalibratedCounts(NamedTuple):
+    """What a worker's `adaptive_cusum.Uncalibrated` was made of.
+
+    `images` are all images; `suspicious` and `adversarial` the uncalibrated ones over these thresholds.
+    """
+
+    model: str
+    version: str
+    sha256: str
+    limit: float
+    images: int
+    uncalibrated: int
+    suspicious: int
+    adversarial: int
 
 
 class ClientCount(NamedTuple):
@@ -81,6 +98,7 @@ class Snapshot:
 
     families: list[Family]
     cusums: list[CusumCounts] = field(default_factory=list)
+    uncalibrated: list[UncalibratedCounts] = field(default_factory=list)
     clients: list[ClientCount] = field(default_factory=list)
     flagged_images: int = 0
     open_versions: list[tuple[str, str]] = field(default_factory=list)
@@ -98,6 +116,7 @@ class Snapshot:
                 **document,
                 "families": _families(document["families"]),
                 "cusums": [CusumCounts(*row) for row in document["cusums"]],
+                "uncalibrated": [UncalibratedCounts(*row) for row in document["uncalibrated"]],
                 "clients": [ClientCount(*row) for row in document["clients"]],
                 "open_versions": [(model, version) for model, version in document["open_versions"]],
                 "verdict_history": [(slot, counts) for slot, counts in document["verdict_history"]],

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ..monitoring.adaptive_cusum import OF, Clock, Uncalibrated
 from ..monitoring.cusum import Cusum
 from ..monitoring.snapshot import ClientCount, Exemplar, Family, Sample, Snapshot, Total
 
@@ -26,7 +27,8 @@ class _Last:
     snapshot: Snapshot
     families: dict[str, Family]
     counted: dict[str, dict[Labels, Group]]  # of families whose mode is `sum`
-    calibrated: dict[tuple[str, ...], tuple[int, int]]  # images and flagged ones of each CUSUM
+    calibrated: dict[tuple[str, ...], tuple[int, ...]]  # images and flagged ones of each CUSUM
+    uncalibrated: dict[tuple[str, ...], tuple[int, ...]]  # all images, uncalibrated and flagged ones of each version
     open_versions: set[tuple[str, str]]
     verdict_history: dict[int, list[int]]
 
@@ -36,20 +38,27 @@ class _Last:
             snapshot,
             {family.name: family for family in snapshot.families},
             {family.name: _groups(family) for family in snapshot.families if family.mode == "sum"},
-            {cusum[:4]: (cusum.images, cusum.flagged) for cusum in snapshot.cusums},
+            {cusum[:4]: cusum[6:] for cusum in snapshot.cusums},
+            {row[:3]: row[4:] for row in snapshot.uncalibrated},
             set(snapshot.open_versions),
             dict(snapshot.verdict_history),
         )
 
 
 class Totals:
-    """The merged counts of all workers, without a label for the worker; counts of a dead worker stay."""
+    """The merged counts of all workers, without a label for the worker; counts of a dead worker stay.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds that never go back, for what is learnt over hours.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._last: dict[int, _Last] = {}
         self._departed: dict[str, dict[Labels, Group]] = {}
         self._shape: dict[str, Family] = {}  # of every family, without samples
         self._cusums: dict[tuple[str, ...], Cusum] = {}
+        self._uncalibrated: dict[tuple[str, ...], Uncalibrated] = {}
         self._past: dict[int, list[int]] = {}  # recent verdicts of workers that have gone
         self._started = time.time()
 
@@ -63,12 +72,14 @@ class Totals:
         self._shape.update({name: family._replace(samples=[]) for name, family in last.families.items()})
         for cusum in snapshot.cusums:
             key = cusum[:4]
-            images, flagged = before.calibrated.get(key, (0, 0)) if before else (0, 0)
-            if images > cusum.images:
-                images, flagged = 0, 0  # opened anew
             if key not in self._cusums:
                 self._cusums[key] = Cusum(cusum.target, cusum.limit)
-            self._cusums[key].add(cusum.images - images, cusum.flagged - flagged)
+            self._cusums[key].add(*_since(before.calibrated.get(key) if before else None, cusum[6:]))
+        for row in snapshot.uncalibrated:
+            which = row[:3]
+            if which not in self._uncalibrated:
+                self._uncalibrated[which] = Uncalibrated(row.limit, self._clock)
+            self._uncalibrated[which].add(*_since(before.uncalibrated.get(which) if before else None, row[4:]))
         if before is not None:
             self._keep(before.counted, last.counted)
         self._last[worker] = last
@@ -108,8 +119,11 @@ class Totals:
         families: list[Family] = []
         for name, family in self._shape.items():
             how, _, what = family.mode.partition(" ")
+            sample = f"{name}_total" if family.kind == "counter" else name
             if how == "pooled":
-                samples = self._pooled(f"{name}_total" if family.kind == "counter" else name, what)
+                samples = self._pooled(sample, what)
+            elif how == "adaptive":
+                samples = self._adaptive(sample, what)
             elif how == "service":
                 samples = [Sample(name, {}, service[what])]
             elif how == "sum":
@@ -135,6 +149,7 @@ class Totals:
             for labels in [labels for labels in groups if not _alive(dict(labels), alive)]:
                 del groups[labels]
         self._cusums = {key: cusum for key, cusum in self._cusums.items() if key[:2] in alive}
+        self._uncalibrated = {key: given for key, given in self._uncalibrated.items() if key[:2] in alive}
 
     def _summed(self, name: str) -> list[Sample]:
         total: dict[Labels, Group] = {}
@@ -182,6 +197,22 @@ class Totals:
             Sample(sample, {"model": model, "version": version, "verdict": flag}, float(getattr(cusum, what)))
             for (model, version, flag), cusum in latest.items()
         ]
+
+    def _adaptive(self, sample: str, what: str) -> list[Sample]:
+        latest = {(model, version): given for (model, version, _), given in self._uncalibrated.items()}
+        values = [
+            ({"model": model, "version": version, "of": of}, getattr(given.state(of), what))
+            for (model, version), given in latest.items()
+            for of in OF
+        ]
+        return [Sample(sample, labels, float(value)) for labels, value in values if value is not None]
+
+
+def _since(before: tuple[int, ...] | None, now: tuple[int, ...]) -> tuple[int, ...]:
+    """What has been counted since; all of it where the version was opened anew. The first count is of all images."""
+    if before is None or before[0] > now[0]:
+        return now
+    return tuple(new - old for new, old in zip(now, before, strict=True))
 
 
 def _samples(last: _Last, name: str) -> list[Sample]:

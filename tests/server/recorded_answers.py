@@ -66,7 +66,8 @@ _LIKE_ANY = "told like every other refusal: not stored, one order of headers, no
 _HEAD = f"HEAD is answered wherever GET is, `Allow` names it; {_LIKE_ANY}"
 _NAMED = (
     "the admin port tells request ids, takes them over, and has `Allow` in one order; "
-    f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too; {_LIKE_ANY}"
+    f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too, beside it what is "
+    f"told of uncalibrated images; {_LIKE_ANY}"
 )
 _OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
 CHANGED: dict[str, str] = {
@@ -98,7 +99,8 @@ CHANGED: dict[str, str] = {
     "admin: *": f"{_NAMED}; a palette image is not calibrated",
     "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
     "admin calls are counted; "
-    "renamed metrics come once more at the end, under their old names; a palette image is not calibrated",
+    "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
+    "images have a verdict, uncalibrated ones CUSUMs of their own",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason",
 }
 

@@ -173,7 +173,7 @@ def test_uncalibrated_images_do_not_raise_the_alarm(model: Model) -> None:
     omega = np.zeros((1, CHANNELS), np.float32)
     for _ in range(200):
         watch.answered([judged("adversarial", 0.99, "resized")], omega)
-    assert (watch.calibrated, watch.uncalibrated) == (0, 200)
+    assert (watch.count(calibrated=True), watch.count(calibrated=False)) == (0, 200)
     assert all(watch.cusums[flag].value == 0 for flag in FLAGS)
     for _ in range(200):
         watch.answered([judged("adversarial", 0.99)], omega)
@@ -190,7 +190,7 @@ def test_the_scores_of_the_first_domain_alone_are_held_to_its_reference() -> Non
         for _ in range(10):
             watch.answered([judged("clean", 0.1, domain=domain)], np.zeros((1, CHANNELS), np.float32))
     assert watch.scores.images == pytest.approx(10, abs=0.1)
-    assert (watch.calibrated, watch.uncalibrated) == (20, 0)
+    assert (watch.count(calibrated=True), watch.count(calibrated=False)) == (20, 0)
     assert [cusum.target for cusum in watch.cusums.values()] == [0.05, 0.01]
 
 
@@ -346,7 +346,7 @@ def test_golden_probes_arrive_as_files_at_low_priority_and_are_never_users_verdi
     watch = send(fake)
     assert len(fake.asked) == 8
     assert all(isinstance(image, EncodedImage) and terms.priority == "low" for image, terms in fake.asked)
-    assert (watch.calibrated, watch.uncalibrated) == (0, 0)
+    assert not any(watch.images.values())
     assert watch.detection == 1.0
     assert told(watch) == {"right"}
     assert {verdict for verdict, _ in watch.golden_probes} == {"clean", "suspicious", "adversarial"}

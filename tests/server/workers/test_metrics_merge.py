@@ -13,6 +13,7 @@ from server.monitoring.snapshot import ClientCount, CusumCounts, Exemplar, Famil
 from server.workers.metrics_merge import Totals
 
 HOW = {"sum", "livesum", "livemax", "livemin"}
+HOW |= {"adaptive value", "adaptive raised", "adaptive alarms", "adaptive usual"}
 HOW |= {"pooled value", "pooled raised", "pooled alarms", "service clients", "service largest", "service started"}
 
 
@@ -28,6 +29,7 @@ def snapshot(
     given = Snapshot(
         families or [],
         cusums or [],
+        [],
         clients or [],
         sum(client.flagged for client in clients or []),
         [("m", version) for version in versions],
