@@ -31,6 +31,7 @@ LABELS = {
     "block": "a block of the network, from the contract: `blocks.0` and so on",
     "calibrated": "`true` or `false`: whether the thresholds speak for the image",
     "code": "HTTP status; of gRPC calls the HTTP status of the same outcome; 499 where the client left unanswered",
+    "domain": "a domain of the contract, such as `pristine`",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
     "model": "a configured model",

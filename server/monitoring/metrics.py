@@ -96,8 +96,8 @@ class Metrics(Events):
         )
         self._thresholds = Gauge(
             "awnet_threshold",
-            "Score above which the verdict is given.",
-            ["model", "version", "verdict"],
+            "Score above which the verdict is given to images of the domain.",
+            ["model", "version", "domain", "verdict"],
             registry=registry,
             multiprocess_mode="livemax",
         )
@@ -240,20 +240,23 @@ class Metrics(Events):
 
     def opened(self, model: Model) -> None:
         self._children_of(model)
-        thresholds = model.contract.thresholds
-        self._thresholds.labels(model.name, model.version, "suspicious").set(thresholds.suspicious.score)
-        self._thresholds.labels(model.name, model.version, "adversarial").set(thresholds.adversarial.score)
+        for domain in model.contract.domains:
+            which = (model.name, model.version, domain.name)
+            self._thresholds.labels(*which, "suspicious").set(domain.thresholds.suspicious.score)
+            self._thresholds.labels(*which, "adversarial").set(domain.thresholds.adversarial.score)
 
     def closed(self, model: Model) -> None:
         self._verdict_children.pop((model.name, model.version), None)
         for family, last in (
             (self._verdicts, VERDICTS),
-            (self._thresholds, VERDICTS[1:]),
             (self._shadow_images, _SHADOW_RESULTS),
             (self._disagreements, _DIFFERENCES),
         ):
             for value in last:
                 _remove(family, model.name, model.version, value)
+        for domain in model.contract.domains:
+            for verdict in VERDICTS[1:]:
+                _remove(self._thresholds, model.name, model.version, domain.name, verdict)
         _remove(self._scores, model.name, model.version)
 
     def roles(self, name: str, roles: Mapping[int, Role]) -> None:

@@ -79,7 +79,8 @@ def test_an_outcome_has_a_verdict_for_each_image_and_is_counted(tmp_path: Path) 
             assert value(service, 'awnet_verdicts_total{model="awnet",verdict="adversarial",version="2"}') == 3
             assert value(service, 'awnet_score_count{model="awnet",version="1"}') == 3
             assert value(service, 'awnet_stage_seconds_count{stage="inference"}') == 2
-            assert value(service, 'awnet_threshold{model="awnet",verdict="adversarial",version="2"}') == 0.1
+            threshold = 'awnet_threshold{domain="pristine",model="awnet",verdict="adversarial",version="2"}'
+            assert value(service, threshold) == 0.1
 
     run(scenario)
 

@@ -97,7 +97,8 @@ function verdictCard({ image, answer, model, index, kind }, two) {
       h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict]),
       h("p", { class: "score" }, "score ", h("b", {}, words.score(adversarial.score, points))),
       h("p", {}, words.meaning(adversarial.verdict, adversarial.target_fpr)),
-      adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial, facts, size))));
+      adversarial.calibrated && adversarial.probability !== null ? h("p", {}, words.chance(adversarial)) : null,
+      adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial))));
 }
 
 function icon(verdict) {
@@ -140,14 +141,27 @@ function classesCard({ image, answer, index, kind }, two) {
       h("tbody", {}, rows.shift(), ...rows)));
 }
 
+const thresholdsOf = ({ answer }) => Object.values(answer.results[0].adversarial.thresholds);
+
 function legend(answered, text) {
   return h("ul", { class: "legend" }, ...answered.map(({ image, answer, index, kind }) =>
     h("li", {}, key(kind, index), text(image, answer.results[0].adversarial))));
 }
 
 function gaugeCard(answered, plot) {
+  // Images of different domains have different thresholds: then each has a scale of its own.
+  const alike = answered.every((outcome) => String(thresholdsOf(outcome)) === String(thresholdsOf(answered[0])));
+  const scales = alike ? [answered] : answered.map((outcome) => [outcome]);
+  return h("section", { class: "card wide", "aria-label": "Adversarial score" },
+    h("h3", {}, "Adversarial score"),
+    ...scales.flatMap((some) => scale(some, plot)),
+    h("p", { class: "fine" },
+      "The scale is in log-odds: equal steps multiply the odds. Scores crowd near 0 and near 1, where an even scale would show them, and a threshold among them, as one spot."));
+}
+
+function scale(answered, plot) {
   const { adversarial } = answered[0].answer.results[0];
-  const points = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
+  const points = thresholdsOf(answered[0]);
   const thresholds = ["suspicious", "adversarial"].map((name) => ({
     score: adversarial.thresholds[name],
     shown: `${name} above ${adversarial.thresholds[name].toPrecision(3)}`,
@@ -156,12 +170,7 @@ function gaugeCard(answered, plot) {
   const marks = answered.map(({ answer, index, kind }) => ({ score: answer.results[0].adversarial.score, kind, index }));
   const label = `Scores on a scale of log-odds. ${thresholds.map((t) => `${t.shown} (${t.note})`).join("; ")}. ${answered
     .map(({ image, answer }) => `${image.name}: ${words.score(answer.results[0].adversarial.score, points)}`).join("; ")}.`;
-  return h("section", { class: "card wide", "aria-label": "Adversarial score" },
-    h("h3", {}, "Adversarial score"),
-    legend(answered, (image, judged) => `${image.name}: ${words.score(judged.score, points)}`),
-    plot(gauge(marks, thresholds, label)),
-    h("p", { class: "fine" },
-      "The scale is in log-odds: equal steps multiply the odds. Scores crowd near 0 and near 1, where an even scale would show them, and a threshold among them, as one spot."));
+  return [legend(answered, (image, judged) => `${image.name}: ${words.score(judged.score, points)}`), plot(gauge(marks, thresholds, label))];
 }
 
 function omegaCard(answered, plot) {
@@ -212,7 +221,7 @@ function doneCard({ image, answer, took, model, index, kind }, two) {
   const facts = h("dl", { class: "facts" },
     h("dt", {}, "File"), h("dd", {}, `${prepared.format}, ${prepared.width} × ${prepared.height}, ${bytes(image.blob.size)}`),
     h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(prepared, model.size)),
-    h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial, prepared, model.size)),
+    h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial)),
     h("dt", {}, "Model"), h("dd", {}, `${answer.model.name}, version ${answer.model.version}`),
     h("dt", {}, "Request"), h("dd", {}, h("code", {}, answer.request_id)));
   const times = h("div", {},

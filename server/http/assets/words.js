@@ -41,12 +41,15 @@ export function meaning(verdict, targets) {
   }
 }
 
-export function calibration(adversarial, facts, size) {
-  if (adversarial.calibrated) return "The thresholds speak for this image.";
-  const why = [];
-  if (facts.resized) why.push(`was scaled to ${size} × ${size}`);
-  if (facts.format === "JPEG" || !facts.resized) why.push("was stored with loss");
-  return `The thresholds were not set for an image that ${why.join(" and ")}: take the verdict as a hint.`;
+export function calibration({ calibrated, domain, why }) {
+  return calibrated
+    ? `The thresholds speak for this image: it is one of the domain “${domain}” that they were set on.`
+    : `The thresholds were not set on images like this one (${why}): take the verdict as a hint.`;
+}
+
+export function chance({ probability, prior }) {
+  // P(attacked), and what it depends on.
+  return `If ${rate(prior)} of all images were attacked, ${percent(probability)} of those that score like this one would be.`;
 }
 
 export function preprocessing(facts, size) {

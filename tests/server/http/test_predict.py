@@ -197,7 +197,8 @@ def test_metrics_count_what_happened(served: Running) -> None:
         assert grew(f'awnet_stage_seconds_count{{stage="{stage}"}}') == 1
     assert metric(after.text, "awnet_engine_up") == 1
     assert metric(after.text, 'awnet_model_info{model="awnet",role="serving",version="1"}') == 1
-    assert metric(after.text, 'awnet_threshold{model="awnet",verdict="adversarial",version="1"}') == 0.77
+    threshold = 'awnet_threshold{domain="pristine",model="awnet",verdict="adversarial",version="1"}'
+    assert metric(after.text, threshold) == 0.77
     assert metric(after.text, "awnet_queue_images") == 0
     assert metric(after.text, "awnet_queue_capacity_images") == 256
 

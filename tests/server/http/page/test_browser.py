@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.requires import requires
-from tests.server.tiny import Running, encoded, plain, publish
+from tests.server.schema_2 import schema_2
+from tests.server.tiny import Running, encoded, noise, plain, publish
 
 pytestmark = requires("chromium")
 
@@ -235,8 +236,41 @@ def test_a_scaled_lossy_image_is_said_to_be_outside_the_thresholds(visit: Visit,
     choose(page, tmp_path / "photo.jpg")
     prepared = page.get_by_role("region", name="Preparation").inner_text()
     assert f"centre square of 200 {TIMES} 200, then scaled down to 32 {TIMES} 32" in prepared
-    assert f"was scaled to 32 {TIMES} 32 and was stored with loss" in prepared
+    assert "not set on images like this one (resized)" in prepared
+    assert "take the verdict as a hint" in page.locator(".verdict .caution").inner_text()
     page.wait_for_selector(".preview canvas")
+
+
+@pytest.fixture(scope="module")
+def with_domains(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose model has contract schema 2: P(attacked) is the score at even odds."""
+    with Running(publish(tmp_path_factory.mktemp("repository"), "1", schema_2()), prior=0.1) as running:
+        running.wait_ready()
+        yield running
+
+
+def test_images_of_two_domains_have_a_scale_each_and_say_what_speaks_for_them(
+    visit: Visit, with_domains: Running, tmp_path: Path
+) -> None:
+    """The chance of an attack at the operator's prior, the domain or why there is none, the thresholds applied."""
+    noise().save(tmp_path / "noise.png")
+    plain(0.5).save(tmp_path / "flat.png")
+    page = visit(url=with_domains.url)
+    choose(page, tmp_path / "noise.png", tmp_path / "flat.png")
+    page.wait_for_selector(".verdict >> nth=1")
+    many, flat = page.locator(".verdict").all_inner_texts()
+    assert "not set on" not in many
+    assert "not set on images like this one (few colours)" in flat
+    assert re.search("If 10\u00a0% of all images were attacked, 9.9\u00a0% of those that score like", many)
+    assert "were attacked" not in flat
+    scales = page.get_by_role("region", name="Adversarial score").get_by_role("img")
+    labels = [scales.nth(n).get_attribute("aria-label") for n in range(scales.count())]
+    assert ["0.300" in label for label in labels] == [True, False]
+    assert ["0.600" in label for label in labels] == [False, True]
+    assert (
+        "it is one of the domain “pristine”"
+        in page.get_by_role("region", name="Preparation and times of noise.png").inner_text()
+    )
 
 
 def test_everything_works_from_the_keyboard(visit: Visit) -> None:
