@@ -19,7 +19,6 @@ RANGES: dict[str, dict[str, list[float]]] = {
     "pool": {"colours": [0.02, 1.0]},
 }
 THRESHOLDS = {"pristine": (0.3, 0.5), "pool": (0.6, 0.9)}
-SCORE_MAP = {"scores": [0.0, 0.5, 1.0], "probabilities": [0.0, 0.5, 1.0], "prior": 0.5}
 CARD = {
     "format": 1,
     "title": "awnet",
@@ -32,10 +31,11 @@ CARD = {
 }
 
 
-def domain(name: str, thresholds: tuple[float, float] | None = None) -> dict[str, Any]:
-    """One domain with made-up figures."""
-    suspicious, adversarial = thresholds or THRESHOLDS[name]
-    points = {"suspicious": [0.05, 0.04, 0.06], "adversarial": [0.01, 0.0, 0.02]}
+def domain(name: str, points: int = 3) -> dict[str, Any]:
+    """One domain with made-up figures. Its score map is P(attacked) = score at even odds."""
+    suspicious, adversarial = THRESHOLDS[name]
+    line = [n / (points - 1) for n in range(points)]
+    rate = {"suspicious": [0.05, 0.04, 0.06], "adversarial": [0.01, 0.0, 0.02]}
     return {
         "name": name,
         "about": ABOUT[name],
@@ -47,21 +47,21 @@ def domain(name: str, thresholds: tuple[float, float] | None = None) -> dict[str
         "images": 5000,
         "kinds": ["pristine"] if name == "pristine" else ["pristine", "blur"],
         "score_histogram": {"edges": [0, 0.5, 1], "counts": [4950, 50]},
-        "score_map": copy.deepcopy(SCORE_MAP),
+        "score_map": {"scores": line, "probabilities": line.copy(), "prior": 0.5},
         "rates": {
-            "fpr_pristine": points,
-            "fpr_worst": {"kind": "blur", "strength": 3, **copy.deepcopy(points)},
-            "tpr_t0": {"8": copy.deepcopy(points), "4": copy.deepcopy(points)},
+            "fpr_pristine": rate,
+            "fpr_worst": {"kind": "blur", "strength": 3, **copy.deepcopy(rate)},
+            "tpr_t0": {"8": copy.deepcopy(rate), "4": copy.deepcopy(rate)},
         },
     }
 
 
-def schema_2(*names: str, card: dict[str, Any] | None = None) -> Callable[[dict[str, Any]], None]:
-    """Turns a contract of schema 1 into one with these domains; for `tiny.publish`."""
+def schema_2(*names: str, card: dict[str, Any] | None = None, points: int = 3) -> Callable[[dict[str, Any]], None]:
+    """Turns a contract of schema 1 into one with these domains; for `tiny.publish`. `points`: of each score map."""
 
     def change(document: dict[str, Any]) -> None:
         document["schema_version"] = 2
-        document["domains"] = [domain(name) for name in names or tuple(RANGES)]
+        document["domains"] = [domain(name, points) for name in names or tuple(RANGES)]
         document["thresholds"] = copy.deepcopy(document["domains"][-1]["thresholds"])
         document["card"] = copy.deepcopy(card or {})
 

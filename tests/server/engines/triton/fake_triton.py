@@ -15,12 +15,14 @@ import onnxruntime as ort
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from benchmarks.harness.processes import free_port
+from tests.server.schema_2 import schema_2
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph
 
 OUTPUTS = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS}
 MODELS = {version: graph(seed=version) for version in (1, 2, 3)}
 FILES = {version: model.SerializeToString() for version, model in MODELS.items()}
 CONTRACTS = {version: contract_of(model) for version, model in MODELS.items()}
+schema_2(points=20_000)(CONTRACTS[2])  # a contract of over a megabyte, where others have 90 kB
 SHA256 = {version: hashlib.sha256(data).hexdigest() for version, data in FILES.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.harness.processes import free_port
+from server.core.domains import locate
 from server.core.engine import Signals, Terms, self_test
 from server.core.images import EncodedImage, Limits, PixelArray
 from server.engines.triton import engine as engine_module
@@ -35,7 +37,7 @@ from server.errors import (
     SelfTestFailed,
     StartupError,
 )
-from tests.server.engines.triton.fake_triton import FILES, OUTPUTS, SHA256, FakeTriton, fakes
+from tests.server.engines.triton.fake_triton import CONTRACTS, FILES, OUTPUTS, SHA256, FakeTriton, fakes
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import settle, until
 
@@ -124,6 +126,24 @@ async def test_contract_and_hash_come_from_the_models_configuration() -> None:
     async with opened(FakeTriton()) as (_, runner):
         assert (runner.model.name, runner.model.version, runner.model.sha256) == ("awnet", 1, SHA256[1])
         assert runner.model.contract.thresholds.adversarial.score == 0.77
+
+
+@plays
+async def test_domains_come_from_the_models_configuration_and_judge_its_images() -> None:
+    """However many bytes they are; statistics are measured where images are decoded, for files and tensors alike."""
+    async with opened(FakeTriton(1, 2)) as (engine, first):
+        second = await engine.open("awnet", 2)
+        assert len(json.dumps(CONTRACTS[2])) > 1_000_000
+        assert [domain.name for domain in second.model.contract.domains] == ["pristine", "pool"]
+        assert [domain.name for domain in first.model.contract.domains] == ["pristine"]
+        flat = np.full((3, SIZE, SIZE), 90, np.uint8)
+        given = [EncodedImage(encoded(noise()), Limits()), EncodedImage(encoded(noise(), "JPEG"), Limits())]
+        given += [PixelArray(images(1)[0]), PixelArray(flat)]  # type: ignore[list-item]
+        await second.infer(given, soon())
+        found = [locate(second.model.contract.domains, image.traits) for image in given]
+        assert [why for _, why in found] == [None, None, None, "few colours"]
+        assert [locate(first.model.contract.domains, image.traits)[1] for image in given] == [None, "lossy", None, None]
+        await second.close()
 
 
 @plays

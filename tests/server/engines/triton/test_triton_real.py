@@ -231,6 +231,12 @@ def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> No
             asking.join()
         assert set(statuses) == {200}
         assert versions == sorted(versions)
+        # The contract of the second has domains and over a megabyte; both came through config.pbtxt.
+        for version, domains in ("1", ["pristine"]), ("2", ["pristine", "pool"]):
+            told = server.http.get(f"/model?version={version}").json()
+            assert [domain["name"] for domain in told["domains"]] == domains
+        judged = server.http.post("/predict", files={"image": image}).json()["results"][0]["adversarial"]
+        assert (judged["domain"], judged["thresholds"]) == ("pristine", {"suspicious": 0.3, "adversarial": 0.5})
     finally:
         server.stop()
         triton.stop()
