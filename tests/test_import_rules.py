@@ -129,7 +129,7 @@ LIBRARIES = {
     "training.attacks": {"pyautoattack", "torch"},
     "training.trainer": {"torch"},
     "training.evaluation": {"numpy", "sklearn", "torch", "tqdm"},
-    "training.audit": {"numpy", "sklearn", "torch", "tqdm"},
+    "training.audit": {"numpy", "onnxruntime", "sklearn", "torch", "tqdm"},
     "training.reproduction": {"scipy", "torch"},
 }
 

@@ -21,9 +21,9 @@ The report is rewritten after every finished part, and a part's finished batches
 with the same set-up, the program goes on where it stopped.
 
 Attacks are those of `attacks.catalogue.ATTACKS`: FGSM, PGD_sat, PGD_trades and CW_inf of the paper, its adaptive
-attack (T2 only), each with its last iterate; PGD with restarts (`--pgd-restarts`) and AutoAttack, with the best one.
-`worst_case` is a part of its own, since it is the best case for the attacker over T1, T2 and forced branches: what a
-table should quote as accuracy under attack. `--steps` gives all but FGSM another number of steps.
+attack (T2 only), each with its last iterate; PGD with restarts (`--pgd-restarts`), AutoAttack and its Square alone,
+with the best one. `worst_case` is a part of its own, since it is the best case for the attacker over T1, T2 and forced
+branches: what a table should quote as accuracy under attack. `--steps` gives all but FGSM another number of steps.
 The data set is the one that the checkpoint was trained on.
 """
 

@@ -20,6 +20,19 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     queries for Square. At most nine target classes, fewer where there are fewer classes (four at least). Images
     that resist come back as they are. The step size is not used.
     """
+    return _run(model, x, y, budget)
+
+
+def square(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
+    """AutoAttack's Square alone (Andriushchenko et al., arXiv 1912.00049), a black box that sees logits.
+
+    As `autoattack`, with 50 queries an image for each of `budget.steps`.
+    """
+    return _run(model, x, y, budget, ["square"])
+
+
+def _run(model: Model, x: Tensor, y: Tensor, budget: Budget, attacks: list[str] | None = None) -> Tensor:
+    """Some of the attacks, by their names in the package, or all of them."""
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:
@@ -30,7 +43,15 @@ def autoattack(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     if targets < 3:
         raise ValueError("AutoAttack needs four classes at least: its DLR loss compares the four highest logits")
     seed = int(torch.randint(2**31, ()))
-    attack = AutoAttack(_Module(model), eps=eps, norm="Linf", seed=seed, version="standard", device=x.device)
+    attack = AutoAttack(
+        _Module(model),
+        attacks=attacks,
+        eps=eps,
+        norm="Linf",
+        seed=seed,
+        version="custom" if attacks else "standard",
+        device=x.device,
+    )
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
     attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = budget.steps
     attack.square.n_queries = 50 * budget.steps

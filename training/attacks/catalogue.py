@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .ascent import Budget, Model
-from .autoattack import autoattack
+from .autoattack import autoattack, square
 from .pgd import adaptive, cw_inf, fgsm, pgd_restarts, pgd_sat, pgd_trades
 
 Attack = Callable[[Model, Tensor, Tensor, Budget], Tensor]
@@ -21,4 +21,5 @@ ATTACKS: dict[str, tuple[Attack, Budget]] = {
     "adaptive": (adaptive, Budget(steps=20)),
     "pgd_restarts": (pgd_restarts, Budget(steps=50, restarts=10)),
     "autoattack": (autoattack, Budget(steps=100)),
+    "square": (square, Budget(steps=20)),
 }

@@ -29,17 +29,18 @@ import torch
 from tqdm import tqdm
 
 from .. import checkpoint
+from ..attacks.rejection import MaxSoftmax, SeparateDetector
+from ..attacks.search import Detecting
 from ..data import DATA_DIR_HELP, ImageSet, load_images
 from ..evaluation import detection
 from ..evaluation.attackers import load_surrogate, prepared
-from ..evaluation.judge import Evaluation, ask, concatenated
+from ..evaluation.judge import Evaluation
 from ..evaluation.report import PartProgress
 from ..files import write_json
 from ..hardware import DEVICES, device_of
-from ..network import Network, must_detect
+from ..network import Network
 from . import linter, plots
 from .card import card
-from .controls import Control
 from .groups import Group, groups
 from .parts import EPS, Audit
 from .plan import plan
@@ -69,6 +70,12 @@ def arguments() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=FILE",
         help="networks of a T0 attacker; none of them may have trained or chosen the network (default: none, no T0)",
+    )
+    add(
+        "--onnx",
+        type=Path,
+        metavar="FILE",
+        help="its exported file, compared with it under attack (default: none)",
     )
     add("--budget", type=float, default=60.0, metavar="MINUTES", help="about how long it may take (default: 60)")
     add("--limit", type=int, metavar="N", help="at most the first N images for any part (default: as planned)")
@@ -116,6 +123,10 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": args.ckpt.name,
         "sha256": sha256(args.ckpt),
         "kind": loaded.kind,
+        "recipe": loaded.recipe.get("name", ""),
+        "parameters": sum(p.numel() for p in loaded.network.parameters()),
+        "labels": loaded.labels,
+        "image_size": data.test.images.shape[-1],
         "set": name,
         "eps": EPS,
         "seed": args.seed,
@@ -124,12 +135,12 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
         "groups": args.parts,
         "batch_size": args.batch_size,
     }
-    for control, path in (("static", args.static), ("detector", args.detector)):
+    for control, path in (("static", args.static), ("detector", args.detector), ("onnx", args.onnx)):
         setup[control] = {"file": path.name, "sha256": sha256(path)} if path else None
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
     setup["surrogates"] = {s.name: s.sha256 for s in surrogates}
     one = prepared(loaded.network, device)
-    limits = thresholds(one, loaded.calibration, data, device, args.batch_size)
+    limits = thresholds(one, loaded.calibration, data, args.batch_size)
     setup["thresholds"] = {str(f): t for f, t in limits.items()}
     report = AuditReport(args.out / "audit.json", setup, args.fresh)
     progress = PartProgress(args.out / "audit.progress.pt", setup)
@@ -137,35 +148,29 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
         progress.end()
     torch.set_num_threads(args.threads or report.plan.get("threads") or faster_threads(one, data))
 
-    def subject(
-        title: str,
-        net: Network,
-        rates: dict[float, float],
-        calibration: checkpoint.Calibration | None = None,
-        classifier: Subject | None = None,
-    ) -> Subject:
+    def subject(title: str, net: Network, calibration: checkpoint.Calibration | None) -> Subject:
+        rates = thresholds(net, calibration, data, args.batch_size)
         run = Evaluation.start(net, data.test.head(args.limit), rates, args.batch_size, device, progress=progress)
+        target = Detecting(net.detecting) if net.detecting is not None else None
         domains = calibration.domains if calibration else []
-        return Subject(title, run, measured(run.net, data.validation), domains, classifier)
+        return Subject(title, run, target, measured(run.net, data.validation), domains)
 
-    tqdm.write(f"answers to the clean images of {args.ckpt.name}", file=sys.stderr)
-    main_subject = subject("", one, limits, loaded.calibration)
-    controls = []
-    classifier = main_subject if loaded.network.detecting is None else None
-    if static is not None:
-        classifier = subject("static", static.network, {})
-        controls.append(classifier)
+    tqdm.write("answers to the clean images", file=sys.stderr)
+    first = subject("", one, loaded.calibration)
+    controls = [] if static is None else [subject("static", static.network, None)]
+    classifier = controls[0] if controls else first if first.target is None else None
     if classifier is not None:
-        rejecting = prepared(Control(classifier.run.net), device)
-        rates = thresholds(rejecting, None, data, device, args.batch_size)
-        controls.append(subject("max_softmax", rejecting, rates, classifier=classifier))
-        if detector.network.detecting is not None:
-            beside = prepared(Control(classifier.run.net, must_detect(detector.network)), device)
-            rates = thresholds(beside, detector.calibration, data, device, args.batch_size)
-            controls.append(subject("separate_detector", beside, rates, detector.calibration, classifier))
+        net = classifier.run.net
+        controls.append(classifier.control("max_softmax", MaxSoftmax(net), data.validation))
+        if (other := detector.network.detecting) is not None:
+            prepared(other, device)
+            target, calibration = SeparateDetector(net, other), detector.calibration
+            rates = thresholds(other, calibration, data, args.batch_size)
+            domains = calibration.domains if calibration else []
+            controls.append(classifier.control("separate_detector", target, data.validation, rates, domains))
     attackers = [(s, measured(s.network, data.validation)) for s in surrogates]
     about = f"network {setup['sha256'][:16]}, seed {args.seed}"
-    bench = Audit(main_subject, controls, attackers, args.out, about, args.data_dir)
+    bench = Audit(first, controls, attackers, args.out, about, args.data_dir, args.onnx)
     chosen = groups(bench)
     if args.parts:
         unknown = sorted(set(args.parts) - {g.name for g in chosen})
@@ -232,17 +237,14 @@ def words(part: dict[str, Any]) -> str:
 
 
 def thresholds(
-    net: Network, calibration: checkpoint.Calibration | None, data: ImageSet, device: torch.device, batch_size: int
+    net: Network, calibration: checkpoint.Calibration | None, data: ImageSet, batch_size: int
 ) -> dict[float, float]:
     """False-positive rate -> score: the checkpoint's, or those of the validation images; none without a detector."""
     if net.detecting is None:
         return {}
-    if calibration is not None:
-        return dict(calibration.thresholds)
-    batches = data.validation.batches(batch_size)
-    scores = concatenated([ask(net, x.to(device), y.to(device)) for x, y in batches]).scores
-    assert scores is not None
-    return {fpr: detection.threshold_at(scores, fpr) for fpr in detection.FPRS}
+    if calibration is None:
+        calibration = detection.calibrate(net.detecting, data.validation.images.split(batch_size))
+    return dict(calibration.thresholds)
 
 
 def sha256(path: Path) -> str:

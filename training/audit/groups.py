@@ -69,11 +69,11 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
     ]
     yield "transfer", transfer + len(audit.surrogates) * sum(s.speed.forward for s in everyone), 1000, 100, parts
     for s in controls:
-        radii = (EPS,) if s.run.detects else (EPS, EPS / 2)
+        radii = (EPS, EPS / 2) if s.target is None else (EPS,)
         parts = [(s.part(f"worst_case@{eps:g}"), partial(audit.worst_case, s, eps)) for eps in radii]
-        if s.run.detects:
+        if s.target is not None:
             parts.append((s.part(f"T3@{EPS:g}"), partial(audit.evasion, s, EPS)))
-        yield s.name, (500 if s.run.detects else 200) * s.speed.gradient, 300, 50, parts
+        yield s.name, 200 * s.speed.gradient, 300, 50, parts
     if detects:
         parts = [
             (f"corruptions/{name}/{strength}", partial(audit.corruption, name, strength))
@@ -88,6 +88,8 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
         if s.classifier is None:
             parts = [(s.part(f"T2/autoattack@{EPS:g}"), partial(audit.named, s, "T2", "autoattack", EPS))]
             yield s.part("autoattack"), 1300 * s.speed.gradient, 200, 30, parts
+    parts = [(f"black_box/square@{EPS:g}", partial(audit.named, one, "T2", "square", EPS))]
+    yield "black_box", 700 * f, 200, 50, parts
     levels = ("T1", "T2") if detects else ("T2",)
     if detects:
         parts = [(f"{v}/worst_case@{EPS:g}", partial(audit.worst_case, one, EPS, level=v)) for v in levels]
@@ -109,9 +111,9 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
     ]
     yield "transfer_radii", len(RADII) * (transfer + len(audit.surrogates) * f), 300, 100, parts
     if detects:
-        made = [
-            ("T0", [f"T0/{s.name}/{TRANSFER}@{EPS:g}" for s, _ in audit.surrogates]),
-            ("T2", [f"worst_case@{EPS:g}"]),
-        ]
-        parts = [(f"reliability/{v}", partial(audit.reliability, names)) for v, names in made if names]
+        t0, worst = [f"T0/{s.name}/{TRANSFER}@{EPS:g}" for s, _ in audit.surrogates], f"worst_case@{EPS:g}"
+        mixes = {"T0": t0, "T2": [worst]}
+        parts = [(f"reliability/{v}", partial(audit.reliability, made)) for v, made in mixes.items() if made]
         yield "reliability", 4 * f, 500, 50, parts
+        if audit.onnx is not None:
+            yield "onnx", 8 * f, 200, 50, [("onnx", partial(audit.agreement, [*t0, worst, f"T3@{EPS:g}"]))]

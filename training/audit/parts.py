@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,17 @@ from domain.corruptions import CORRUPTIONS
 from ..attacks.ascent import Budget
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
-from ..attacks.evasion import EVASION_BUDGET, EVASIONS, evade
-from ..attacks.worst_case import DETECTING, STATIC, WORST_CASE_BUDGET, Member, broken_first_by, worst_case
+from ..attacks.evasion import EVASION_BUDGET, EVASIONS
+from ..attacks.rejection import STATIC_EVASIONS
+from ..attacks.search import Detecting, nothing_yet, search
+from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation import detection
 from ..evaluation.attackers import Surrogate
 from ..evaluation.pictures import PICTURES
 from ..evaluation.report import from_hex, to_hex
 from ..network import must_detect
 from . import measures
+from .agreement import agreement
 from .subject import Made, Make, Speed, Subject, finite_differences
 
 EPS = 8.0  # the radius that everything is quoted at, in units of 1/255
@@ -39,6 +43,7 @@ class Audit:
         surrogates: the networks of a T0 attacker, each with its speed.
         folder: receives the adversarial images; about: what they depend on beside their own name.
         data_dir: where natural images of other sets are.
+        onnx: the exported file of the network, where there is one to compare with.
     """
 
     subject: Subject
@@ -47,6 +52,7 @@ class Audit:
     folder: Path
     about: str
     data_dir: Path
+    onnx: Path | None = None
 
     def file(self, part: str) -> Path:
         """Where the adversarial images of a part are kept: those of surrogates in `t0/`, the rest in `adversarial/`."""
@@ -72,7 +78,7 @@ class Audit:
     def worst_case(self, subject: Subject, eps: float, limit: int, level: str | None = None) -> dict[str, Any]:
         """`attacks.worst_case`, of all its members or of those that differentiate as an attacker of `level` does."""
         attacked = subject.classifier or subject
-        members: Sequence[Member] = DETECTING if attacked.run.detects else STATIC
+        members: Sequence[Member] = members_of(attacked.run.net)
         if level is not None:
             members = [m for m in members if m.copy == level]
         budget = replace(WORST_CASE_BUDGET, eps=eps / 255)
@@ -86,27 +92,31 @@ class Audit:
         return subject.figures(images) | {"broken_first_by": broken_first_by(extra["extra0"], members)}
 
     def evasion(self, subject: Subject, eps: float, limit: int) -> dict[str, Any]:
-        """T3: every evasion in turn on the images that still resist; who succeeded first is counted."""
-        net, threshold = must_detect(subject.run.net), subject.threshold
-        budget = Budget(eps / 255, EVASION_BUDGET.step, EVASION_BUDGET.steps)
-        order = sorted(EVASIONS, key=lambda name: ("nat" not in name and "two" not in name, list(EVASIONS).index(name)))
+        """T3: every strategy in turn on the images that still resist; who succeeded first is counted.
+
+        A network with a detector of its own meets each of `EVASIONS` once, the strongest first; where there is no
+        branch to force, what is left of them gets as many tries together.
+        """
+        target, threshold = subject.target, subject.threshold
+        assert target is not None
+        forced = isinstance(target, Detecting)
+        strategies = EVASIONS if forced else STATIC_EVASIONS
+        order = sorted(strategies, key=lambda name: name != "two_gradients")
+        tries = 1 if forced else math.ceil(len(EVASIONS) / len(STATIC_EVASIONS))
 
         def make(x: Tensor, y: Tensor) -> Made:
-            x_adv, score = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
-            by = torch.full((len(x),), -1, device=x.device)
+            best, by = nothing_yet(x), torch.full((len(x),), -1, device=x.device)
             for i, name in enumerate(order):
-                rows = (score > threshold).nonzero().squeeze(1)
-                if not len(rows):
-                    break
-                found = evade(net, x[rows], y[rows], budget, EVASIONS[name], threshold)
-                better = found.score < score[rows]
-                x_adv[rows[better]], score[rows[better]] = found.x_adv[better], found.score[better]
-                by[rows[found.score <= threshold]] = i
-            return x_adv, by
+                resisting = ~best.success(threshold)
+                budget = Budget(eps / 255, EVASION_BUDGET.step, strategies[name].steps)
+                search(target, x, y, budget, strategies[name], threshold, tries, best)
+                by[resisting & best.success(threshold)] = i
+            return best.x_adv, by
 
         images, extra = self.made(subject, f"T3@{eps:g}", limit, make)
         by = extra["extra0"].tolist()
-        out = subject.figures(images) | {"by": {name: by.count(i) for i, name in enumerate(order) if i in by}}
+        counts = {"none": by.count(-1)} | {name: by.count(i) for i, name in enumerate(order)}
+        out = subject.figures(images) | {"broken_first_by": counts}
         clean = subject.run.judge.clean
         assert clean.scores is not None
         evaded = from_hex(out["evaded_bits"], len(images))
@@ -133,7 +143,8 @@ class Audit:
         def make(x: Tensor, y: Tensor) -> Made:
             return (run(model, x, y, budget),)
 
-        images, _ = self.made(subject, f"{level}/{attack}@{eps:g}", limit, make)
+        name = "black_box" if attack == "square" else level
+        images, _ = self.made(subject, f"{name}/{attack}@{eps:g}", limit, make)
         return subject.figures(images)
 
     def steps(self, steps: int, eps: float, limit: int) -> dict[str, Any]:
@@ -165,25 +176,39 @@ class Audit:
         out = self.subject.natural(images)
         return {k: v for k, v in out.items() if k not in ("accuracy", "served_sr")}
 
+    def agreement(self, made: Sequence[str], limit: int) -> dict[str, Any]:
+        """The ONNX file against torch on natural images and on adversarial ones of the parts `made`, together."""
+        assert self.onnx is not None
+        run = self.subject.run
+        images = torch.cat([run.split.images[:limit].cpu(), *(i[:limit] for i in self.kept(made))])
+        return agreement(self.onnx, must_detect(run.net), images, list(run.judge.thresholds.values()))
+
     def reliability(self, made: Sequence[str], limit: int) -> dict[str, Any]:
-        """Half natural images, half adversarial ones of the parts `made`: what the score says as P(attacked)."""
-        found = [stored(self.file(name)) for name in made]
-        images = [i[:limit] for i in found if i is not None]
-        clean = self.subject.run.judge.clean.scores
-        if not images or clean is None:
+        """Half natural images, half adversarial ones of the parts `made`: what the score says as P(attacked).
+
+        `mapped` is the same of the probability that the domains' score maps make of it.
+        """
+        subject, images = self.subject, [i[:limit] for i in self.kept(made)]
+        if not images:
             raise ValueError(f"none of {', '.join(made)} is there")
-        attacked = torch.cat([scores for i in images if (scores := self.subject.answers(i).scores) is not None])
-        natural = torch.cat([clean[: len(i)] for i in images])
-        probability = torch.cat([natural, attacked]).double()
-        truth = torch.arange(len(probability)) >= len(natural)
-        bins = measures.reliability(probability, truth)
-        brier = measures.brier(probability, truth)
-        return {"images": len(truth), "brier": brier, "ece": measures.ece(bins), "bins": bins}
+        pixels = torch.cat([*(subject.run.split.images[: len(i)].cpu() for i in images), *images])
+        scores = torch.cat([s for part in pixels.split(limit) if (s := subject.answers(part).scores) is not None])
+        truth = torch.arange(len(pixels)) >= len(pixels) // 2
+        out = {"images": len(pixels)} | _reliability(scores.double(), truth)
+        if subject.domains:
+            out["mapped"] = _reliability(subject.probabilities(pixels, scores), truth)
+        return out
+
+    def kept(self, made: Sequence[str]) -> list[Tensor]:
+        """Adversarial images of those parts that are finished, uint8 [n,3,H,W] each."""
+        found = []
+        for file in map(self.file, made):
+            if file.is_file():
+                with np.load(file) as kept:
+                    found.append(torch.from_numpy(kept["images"]))
+        return found
 
 
-def stored(file: Path) -> Tensor | None:
-    """Adversarial images of a part that is finished, uint8 [n,3,H,W]; None where it is not."""
-    if not file.is_file():
-        return None
-    with np.load(file) as kept:
-        return torch.from_numpy(kept["images"])
+def _reliability(probability: Tensor, attacked: Tensor) -> dict[str, Any]:
+    bins = measures.reliability(probability, attacked)
+    return {"brier": measures.brier(probability, attacked), "ece": measures.ece(bins), "bins": bins}

@@ -86,8 +86,12 @@ def levels(parts: Mapping[str, Any], subject: str) -> Iterator[tuple[str, dict[s
             yield "nobody attacks", part
         elif what.startswith("T0/"):
             yield f"T0, {what.split('/')[1]}", part
+        elif what == "black_box/square":
+            yield "black box, Square (logits)", part
+        elif what.endswith("/worst_case"):
+            yield f"{what[:2]} alone, best iterate", part
         elif what == "worst_case":
-            yield "T1 and T2, worst case", part
+            yield "**T1 and T2, worst case**", part
         elif what == "T2/autoattack":
             yield "T2, AutoAttack", part
         elif what == "T3":
@@ -116,7 +120,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             lines += [f"**{title[0].upper()}{title[1:]}**", ""]
             head = ["attack", "images", "accuracy", "flagged @ 5 %", "SR@5", "right or flagged", "AUROC"]
             lines += table(head, rows)
-    lines += [*_controls(parts), *_radii(parts), *_paper(parts), *_natural(parts), *_scores(parts)]
+    lines += [*_who(parts), *_controls(parts), *_radii(parts), *_paper(parts), *_natural(parts), *_scores(parts)]
     lines += [*_findings(document), *_plan(document)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -142,6 +146,25 @@ def _detection(part: Mapping[str, Any]) -> list[str]:
         return ["", "", "", ""]
     n, sr = part["images"], part["sr_at"][FPR]
     return [percent(part["tpr"][FPR]), with_interval(sr, n), percent(1 - sr), f"{part['auroc']:.4f}"]
+
+
+def _who(parts: Mapping[str, Any]) -> list[str]:
+    """Who of the attacks that make up a best case succeeded first, and what the exported file says."""
+    lines = []
+    for name, title in (("worst_case@8", "worst case"), ("T3@8", "T3")):
+        counts = {n: c for n, c in parts.get(name, {}).get("broken_first_by", {}).items() if c}
+        if counts:
+            words = ", ".join(f"{n} {c}" for n, c in sorted(counts.items(), key=lambda item: -item[1]))
+            lines += [f"Images of the {title} at 8/255 by who turned them first: {words}.", ""]
+    if "onnx" in parts:
+        p = parts["onnx"]
+        lines += [
+            f"The exported file agrees with torch on {p['images']} natural and adversarial images: "
+            f"{p['other_class']} other classes, {p['other_verdict']} other verdicts, scores at most "
+            f"{p['score_difference']:.1e} apart.",
+            "",
+        ]
+    return lines
 
 
 def _controls(parts: Mapping[str, Any]) -> list[str]:
@@ -220,15 +243,39 @@ def _natural(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(parts: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [name.partition("/")[2], str(p["images"]), f"{p['brier']:.3f}", f"{p['ece']:.3f}"]
-        for name, p in parts.items()
-        if name.startswith("reliability/")
-    ]
+    rows = []
+    for name, part in parts.items():
+        if name.startswith("reliability/"):
+            mapped = part.get("mapped")
+            after = [f"{mapped['brier']:.3f}", f"{mapped['ece']:.3f}"] if mapped else ["", ""]
+            rows.append(
+                [name.partition("/")[2], str(part["images"]), f"{part['brier']:.3f}", f"{part['ece']:.3f}", *after]
+            )
     out = ["## The score", "", *_plot("scores"), *_plot("risk_coverage")]
     if rows:
-        text = "Half natural, half attacked images. A constant 0.5 has a Brier score of 0.25 and no calibration error."
-        out += [text, "", *table(["attacked by", "images", "Brier", "ECE"], rows), *_plot("reliability")]
+        text = (
+            "Half natural, half attacked images: how far the score, and the probability that the calibration makes of "
+            "it, are from the truth. A constant 0.5 has a Brier score of 0.25 and no calibration error."
+        )
+        head = ["attacked at", "images", "Brier, score", "ECE, score", "Brier, probability", "ECE, probability"]
+        out += [text, "", *table(head, rows), *_plot("reliability")]
+    served = [
+        [
+            name,
+            str(p["images"]),
+            *(percent(p[k]) for k in ("first_domain", "uncalibrated")),
+            percent(p["served_sr"][FPR]),
+        ]
+        for name, p in parts.items()
+        if ":" not in name and "@" in name and "served_sr" in p
+    ]
+    if served:
+        text = (
+            "Where adversarial images lie. A server judges each by the thresholds of the first domain that holds its "
+            "pixels and says `calibrated: false` where none does. *Served SR@5*: misclassified and not flagged then."
+        )
+        head = ["attack", "images", "in the first domain", "uncalibrated", "served SR@5"]
+        out += ["## Domains under attack", "", text, "", *table(head, served)]
     return out
 
 

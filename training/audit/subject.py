@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from domain import statistics
 
 from ..attacks.ascent import cross_entropy, quantise
 from ..attacks.copies import attackers_copy
+from ..attacks.search import Target
 from ..checkpoint import Domain
 from ..data import Split, to_pixels
 from ..evaluation import detection
-from ..evaluation.judge import Answers, Evaluation, ask, concatenated, input_gradient
+from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
 from ..evaluation.report import to_hex
 from ..files import whole
 from ..network import ADVERSARIAL, NATURAL, Network
@@ -45,14 +46,16 @@ class Subject:
 
     Attributes:
         name: "" for the network that is audited, otherwise the control's name.
-        run: the network, the clean images and its answers to them.
-        speed: of the network that answers.
-        domains: those of its calibration; none where pristine images are all that it was calibrated on.
-        classifier: who is attacked where only the class counts: of a control the static network alone, else itself.
+        run: the network whose class is attacked, the clean images and the answers to them.
+        target: who rejects, and what an attacker at T3 has of it; None where nobody does.
+        speed: of the network whose class is attacked.
+        domains: those of the calibration; none where pristine images are all that it was calibrated on.
+        classifier: of a control that rejects, the static network by itself: T1 and T2 attack that.
     """
 
     name: str
     run: Evaluation
+    target: Target | None
     speed: Speed
     domains: Sequence[Domain] = ()
     classifier: Subject | None = None
@@ -70,7 +73,25 @@ class Subject:
     def answers(self, images: Tensor) -> Answers:
         """To uint8 images [n,3,H,W], whose labels are those of the first n clean ones."""
         split = Split(images, self.run.split.labels[: len(images)])
-        return concatenated([ask(self.run.net, x, y) for x, y in self.run.batches(split)])
+        return concatenated([answered(self.run.net, self.target, x, y) for x, y in self.run.batches(split)])
+
+    def control(
+        self,
+        name: str,
+        target: Target,
+        validation: Split,
+        thresholds: dict[float, float] | None = None,
+        domains: Sequence[Domain] = (),
+    ) -> Subject:
+        """This static network with somebody who rejects; thresholds are the validation images' where none are given."""
+        run, answers = self.run, []
+        for split in (run.split, validation) if thresholds is None else (run.split,):
+            answers.append(concatenated([answered(run.net, target, x, y) for x, y in run.batches(split)]))
+        if thresholds is None:
+            assert answers[1].scores is not None
+            thresholds = {fpr: detection.threshold_at(answers[1].scores, fpr) for fpr in detection.FPRS}
+        run = replace(run, judge=Judge(answers[0], thresholds))
+        return Subject(name, run, target, self.speed, domains, self)
 
     def figures(self, images: Tensor) -> dict[str, Any]:
         """One part of the report for adversarial images, uint8 [n,3,H,W]: `Judge.figures`, bits and curves.
@@ -119,6 +140,15 @@ class Subject:
             out["served_sr"][str(fpr)] = float((~answers.correct & ~flagged).double().mean())
         return out
 
+    def probabilities(self, images: Tensor, scores: Tensor) -> Tensor:
+        """P(attacked) at the maps' prior, float64 [N], each image by the map of its domain, or of the last one."""
+        which = [self.domain_of(image.numpy()) for image in images]
+        rows = zip(which, scores.tolist(), strict=True)
+        return torch.tensor(
+            [np.interp(s, self.domains[i].map_scores, self.domains[i].map_probabilities) for i, s in rows],
+            dtype=torch.float64,
+        )
+
     def domain_of(self, pixels: NDArray[np.uint8]) -> int:
         """Index of the first domain that holds the image [3,H,W]; -1 where none does."""
         found = statistics.measure(pixels)
@@ -148,6 +178,15 @@ class Subject:
         with whole(file) as partial, partial.open("wb") as f:
             np.savez_compressed(f, about=about, **{k: v.cpu().numpy() for k, v in arrays.items()})
         return columns[0], extra
+
+
+def answered(net: Network, target: Target | None, x: Tensor, y: Tensor) -> Answers:
+    """One batch, x [N,3,H,W] in [0,1], y [N]: the class of `net`, or class and score of the target; on the CPU."""
+    if target is None:
+        return ask(net, x, y)
+    with torch.inference_mode():
+        logits, score = target.judge(x)
+    return Answers((logits.argmax(1) == y).cpu(), score.float().cpu())
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     for name, (attack, budget) in ATTACKS.items():
         monkeypatch.setitem(ATTACKS, name, (attack, Budget(budget.eps, budget.step, steps=2)))
     monkeypatch.setattr(groups, "STEPS", (1, 2))
-    monkeypatch.setattr(parts, "EVASION_BUDGET", Budget(steps=2))
+    evasions = {name: dataclasses.replace(how, steps=2) for name, how in parts.EVASIONS.items()}
+    monkeypatch.setattr(parts, "EVASIONS", evasions)
+    monkeypatch.setattr(parts, "STATIC_EVASIONS", {"two_gradients": evasions["selective"]})
     monkeypatch.setattr(parts, "WORST_CASE_BUDGET", Budget(steps=2))
     monkeypatch.setattr(groups, "CORRUPTIONS", dict(list(groups.CORRUPTIONS.items())[:2]))
     return made
@@ -118,16 +121,16 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
     """Ctrl-C in the middle of a part: the same command goes on, measures no new plan, and comes to the same figures."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     program.main(command(awnet, whole, *GROUPS))
-    real = parts.evade
+    real = parts.search
 
     def stopped(*given: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "evade", stopped)
+    monkeypatch.setattr(parts, "search", stopped)
     with pytest.raises(KeyboardInterrupt):
         program.main(command(awnet, cut, *GROUPS))
     assert set(report(cut)["parts"]) == {"clean", "worst_case@8"}
-    monkeypatch.setattr(parts, "evade", real)
+    monkeypatch.setattr(parts, "search", real)
     monkeypatch.setattr(program, "plan", None)
     program.main(command(awnet, cut, *GROUPS))
 
@@ -148,7 +151,7 @@ def test_a_part_that_fails_stops_nothing_and_is_named(
 
     out = tmp_path / "audit"
     with monkeypatch.context() as patched:
-        patched.setattr(parts, "evade", broken)
+        patched.setattr(parts, "search", broken)
         assert program.main(command(awnet, out, *GROUPS)) == 1
     assert report(out)["failed"] == {"T3@8": "RuntimeError: no such gradient"}
     assert "zero_gradients" in report(out)["parts"] and "T3@8" in (out / "audit.md").read_text()
