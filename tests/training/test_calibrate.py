@@ -1,0 +1,125 @@
+"""A checkpoint calibrated again by the command: same weights, new domains, a report of what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from domain.corruptions import CORRUPTIONS
+from domain.statistics import STATISTICS
+from training import calibrate, checkpoint
+from training.baselines import StaticConfig, build_static
+from training.calibrate import main, table
+from training.data import ImageSet, Split
+
+
+def images(n: int) -> Split:
+    return Split(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (n,)))
+
+
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """Generated images in place of CIFAR-10, whose files are checked against their official sums."""
+    made = ImageSet(train=images(1), validation=images(40), test=images(1), labels=[str(i) for i in range(10)])
+    monkeypatch.setattr(calibrate, "load_images", lambda name, data_dir: made)
+    return made
+
+
+@pytest.fixture
+def surrogate(tmp_path: Path) -> Path:
+    path = tmp_path / "static.pt"
+    checkpoint.save(path, checkpoint.pack(build_static(StaticConfig("resnet20", 4)), labels=[], recipe={}))
+    return path
+
+
+def command(ckpt: Path, folder: Path, *more: str) -> list[str]:
+    small = ["--images", "10", "--attacked", "8", "--evaded", "4", "--steps", "1"]
+    base = ["--ckpt", str(ckpt), "--data-dir", str(folder), "--out", str(folder / "new.pt")]
+    return [*base, "--report", str(folder / "report.json"), *small, *more]
+
+
+@pytest.mark.slow
+def test_the_weights_stay_and_the_report_tells_what_was_measured(
+    tiny_checkpoint: Path, surrogate: Path, dataset: ImageSet, tmp_path: Path
+) -> None:
+    """Every corruption at every strength, every attack, before and now; rates with T0; errors of the score map."""
+    report = main(command(tiny_checkpoint, tmp_path, "--surrogate", f"s={surrogate}"))
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
+    old, new = checkpoint.read(tiny_checkpoint), checkpoint.read(tmp_path / "new.pt")
+    assert all(torch.equal(value, new["state"][name]) for name, value in old["state"].items())
+    assert {k: v for k, v in old.items() if k not in ("state", "calibration")} == {
+        k: v for k, v in new.items() if k not in ("state", "calibration")
+    }
+    loaded = checkpoint.load(tmp_path / "new.pt").calibration
+    assert loaded is not None and [d.name for d in loaded.domains] == ["pristine", "pool"]
+    for domain, told in zip(loaded.domains, report["domains"], strict=True):
+        assert told["rates"] == domain.rates and set(domain.rates["tpr_t0"]) == {"8", "4"}
+        assert domain.rates["tpr_t0"]["8"]["suspicious"][1] <= domain.rates["tpr_t0"]["8"]["suspicious"][0]
+        assert {float(fpr): t for fpr, t in told["thresholds"].items()} == domain.thresholds
+    assert report["thresholds_before"] == {str(f): t for f, t in old["calibration"]["thresholds"].items()}
+    natural = report["natural"]
+    assert set(natural) >= {"pristine", "photographs", *CORRUPTIONS} and "cifar100" not in natural
+    for name in CORRUPTIONS:
+        assert natural[name]["group"] in ("training", "judging") and set(natural[name]["strengths"]) == set("12345")
+        for part in natural[name]["strengths"].values():
+            assert sum(part["in"].values()) == pytest.approx(1)
+    assert set(report["attacked"]) >= {"T0 s 8/255", "T2 2/255", "T1 8/255", "T3 selective_nat 8/255"}
+    assert set(report["statistics"]) == set(STATISTICS)
+    assert set(report["score_map"]) == {"pristine", "pool", "served"}
+    for errors in report["score_map"].values():
+        assert 0 <= errors["brier"]["probability"] <= 1 and 0 <= errors["ece"]["score"] <= 1
+    assert str(tmp_path) not in (tmp_path / "report.json").read_text("utf-8")
+    assert (tmp_path / "report.md").read_text("utf-8") == table(report) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (["--ckpt", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+        (["--images", "3"], "--images must be at least 10"),
+        (["--surrogate", "nobody"], "a surrogate is NAME=FILE"),
+        (["--ckpt", "static"], "has no detector to calibrate"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_in_one_line(
+    tiny_checkpoint: Path,
+    surrogate: Path,
+    dataset: ImageSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    complaint: str,
+) -> None:
+    """Status 2, one sentence, nothing written."""
+    arguments: list[Any] = [surrogate if word == "static" else word for word in change]
+    with pytest.raises(SystemExit) as ended:
+        main([*command(tiny_checkpoint, tmp_path), *map(str, arguments)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+    assert not (tmp_path / "new.pt").exists() and not (tmp_path / "report.json").exists()
+
+
+def test_the_table_reads_in_percent() -> None:
+    """One row a kind, at its middle strength where it has several; attacks last."""
+
+    def part(before: float, now: float) -> dict[str, Any]:
+        points = [{v: [share, 0, 1] for v in ("suspicious", "adversarial")} for share in (before, now)]
+        return {"flagged_before": points[0], "flagged": points[1], "in": {"pristine": 0.25, "pool": 0.75, "none": 0.0}}
+
+    report = {
+        "natural": {
+            "pristine": {"group": "calibration", "strengths": {"0": part(0.05, 0.049)}},
+            "median": {"group": "training", "strengths": {"1": part(1, 1), "3": part(0.6, 0.01)}},
+        },
+        "attacked": {"T2 8/255": part(1, 1)},
+    }
+    assert table(report).splitlines()[2:] == [
+        "| pristine | calibration | 5.0 / 5.0 | 4.9 / 4.9 | 25 | 75 | 0 |",
+        "| median | training | 60.0 / 60.0 | 1.0 / 1.0 | 25 | 75 | 0 |",
+        "| T2 8/255 | attack | 100.0 / 100.0 | 100.0 / 100.0 | 25 | 75 | 0 |",
+    ]

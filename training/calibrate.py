@@ -1,0 +1,343 @@
+"""Calibrates a checkpoint again: thresholds and a score map for each domain of natural images, and a report of them.
+
+    python -m training.calibrate --ckpt best.pt --data-dir D --out calibrated.pt --report report.json \\
+        --surrogate vgg11=surrogate.pt
+
+The weights stay as they are. Everything is measured on the validation split: false-positive rates of every benign
+corruption and of images from elsewhere before and after, true-positive rates at T0, the share of attacked images that
+the ranges leave out, and how far score and probability are from the truth (Brier, ECE), on images that the map was not
+fitted on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from domain.corruptions import CORRUPTIONS, STRENGTHS
+from domain.statistics import STATISTICS, measure
+
+from . import checkpoint, files
+from .attacks.ascent import Budget, Model
+from .attacks.copies import attackers_copy
+from .attacks.evasion import EVASIONS, evade
+from .checkpoint import Domain
+from .data import DATA_DIR_HELP, Split, load_images, to_pixels
+from .evaluation.attackers import load_surrogate, prepared
+from .evaluation.calibration import (
+    Groups,
+    Sample,
+    assigned,
+    attacked,
+    brier,
+    calibrate_domains,
+    expected_calibration_error,
+    fit_score_map,
+    flagged_at,
+    inside,
+    rates_of,
+    wilson,
+)
+from .evaluation.detection import calibrate
+from .evaluation.pictures import PICTURES
+from .hardware import DEVICES, device_of
+from .network import DetectingNetwork
+
+T3_SAMPLE = ("selective_nat", "lambda_1", "two_gradients")  # evasions whose images are looked at
+MIDDLE = 3  # the strength that is measured on most images
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m training.calibrate", description="Calibrate a checkpoint on domains.")
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, help="checkpoint of a network with a detector")
+    add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
+    add("--out", type=Path, required=True, help="the checkpoint with its new calibration (.pt)")
+    add("--report", type=Path, help="what was measured (.json); a table is written beside it (default: none)")
+    add(
+        "--surrogate",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="networks whose adversarial images are T0 (default: none, and the map is fitted on T2 alone)",
+    )
+    add("--images", type=int, default=1500, help="images of each kind at strength 3; a fifth at others (default: 1500)")
+    add("--attacked", type=int, default=1000, help="images that are attacked at T0 and T2 (default: 1000)")
+    add("--evaded", type=int, default=200, help="images that are attacked at T1 and T3 (default: 200)")
+    add("--steps", type=int, default=20, help="steps of PGD (default: 20)")
+    add("--threads", type=int, help="CPU threads (default: torch's)")
+    add("--device", default="cpu", help=DEVICES)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; returns the report."""
+    parser = arguments()
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        return recalibrate(args)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures, then writes the checkpoint and the report."""
+    for name, least in (("images", 10), ("attacked", 4), ("evaded", 1), ("steps", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}")
+    device = device_of(args.device)
+    loaded = checkpoint.load(args.ckpt)
+    net = loaded.network.detecting
+    if net is None:
+        raise ValueError(f"{args.ckpt} holds a {loaded.kind} network, which has no detector to calibrate")
+    prepared(net, device)
+    split = load_images(loaded.recipe.get("data", {}).get("set", "cifar10"), args.data_dir).validation
+    surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
+    models: dict[str, Model] = {f"T0 {s.name}": attackers_copy(s.network, "T2") for s in surrogates}
+    models["T2"] = attackers_copy(net, "T2")
+    before = (loaded.calibration or calibrate(net, split.images.split(500))).thresholds
+    hostile = hostile_samples(net, models, split.on(device), args, before)
+    calibration = calibrate_domains(net, split, [hostile[f"{name} 8/255"] for name in models])
+    natural = natural_samples(net, split, args)
+    domains, maps = with_maps(calibration.domains, natural, hostile)
+    kinds = {(name, strength): s for (name, strength), s in natural.items() if strength}
+    t0 = {eps: scores for eps in ("8", "4") if len(scores := _t0(hostile, eps))}
+    rates = [rates_of(i, domains, natural["pristine", 0], kinds, t0) for i in range(len(domains))]
+    calibration = replace(calibration, domains=[replace(d, rates=r) for d, r in zip(domains, rates, strict=True)])
+    report = {
+        "setup": {
+            "checkpoint": args.ckpt.name,
+            "sha256": hashlib.sha256(args.ckpt.read_bytes()).hexdigest(),
+            "split": "validation",
+            "surrogates": {s.name: s.sha256 for s in surrogates},
+            **{name: getattr(args, name) for name in ("images", "attacked", "evaded", "steps")},
+        },
+        "thresholds_before": {str(f): t for f, t in before.items()},
+        "domains": [described(domain) for domain in calibration.domains],
+        "natural": {
+            name: rows(name, natural, calibration.domains, before)
+            for name in dict.fromkeys(name for name, _ in natural)
+        },
+        "attacked": {name: row(s, calibration.domains, before) for name, s in hostile.items()},
+        "statistics": {name: left_by(i, natural, hostile, calibration.domains[0]) for i, name in enumerate(STATISTICS)},
+        "score_map": maps,
+        "measure_microseconds": microseconds(split.images),
+    }
+    document = checkpoint.read(args.ckpt)
+    checkpoint.save(args.out, {**document, "calibration": asdict(calibration)})
+    if args.report:
+        files.write_json(args.report, report)
+        files.write_text(args.report.with_suffix(".md"), table(report) + "\n")
+    return report
+
+
+def hostile_samples(
+    net: DetectingNetwork,
+    models: Mapping[str, Model],
+    split: Split,
+    args: argparse.Namespace,
+    before: Mapping[float, float],
+) -> dict[str, Sample]:
+    """T0 and T2 at 8, 4 and 2/255 on the first images, T1 and some evasions at 8/255 on fewer of them."""
+    found = {}
+    work = [(name, eps, args.attacked if eps == 8 else args.attacked // 2) for name in models for eps in (8, 4, 2)]
+    for name, eps, n in tqdm([*work, ("T1", 8, args.evaded)], desc="attacks", disable=None):
+        model = models[name] if name in models else attackers_copy(net, "T1")
+        found[f"{name} {eps}/255"] = Sample.of(net, attacked(model, split.head(n), eps, args.steps).cpu())
+    few, target = split.head(args.evaded), before[max(before)]
+    for name in tqdm(T3_SAMPLE, desc="evasions", disable=None):
+        torch.manual_seed(0)
+        budget = Budget(8 / 255, 2 / 255, 2 * args.steps)
+        parts = [
+            evade(net, to_pixels(x), y, budget, EVASIONS[name], target).x_adv
+            for x, y in zip(few.images.split(100), few.labels.split(100), strict=True)
+        ]
+        found[f"T3 {name} 8/255"] = Sample.of(net, (torch.cat(parts) * 255).round().to(torch.uint8).cpu())
+    return found
+
+
+def natural_samples(net: DetectingNetwork, split: Split, args: argparse.Namespace) -> dict[tuple[str, int], Sample]:
+    """(name, strength) -> sample: all pristine images, every corruption, images from elsewhere; strength 0 is none."""
+    images = split.images.cpu()
+    found = {("pristine", 0): Sample.of(net, images)}
+    for name, kind in tqdm(CORRUPTIONS.items(), desc="corruptions", disable=None):
+        for strength in STRENGTHS:
+            n = args.images if strength == MIDDLE else args.images // 5
+            start = (strength - 1) * len(images) // len(STRENGTHS)
+            chosen = images.roll(-start, 0)[:n].numpy()
+            found[name, strength] = Sample.of(net, torch.from_numpy(kind.apply(chosen, strength, seed=1)))
+    for name, (_, load) in PICTURES.items():
+        try:
+            found[name, 0] = Sample.of(net, load(args.data_dir, args.images, images.shape[-1]))
+        except FileNotFoundError as error:
+            tqdm.write(f"left out: {name}: {error}")
+    return found
+
+
+def with_maps(
+    domains: Sequence[Domain], natural: Mapping[tuple[str, int], Sample], hostile: Mapping[str, Sample]
+) -> tuple[list[Domain], dict[str, Any]]:
+    """Maps fitted on every other image, and the errors of score and probability on the rest.
+
+    T0 (of each surrogate) and T2 at 8/255 in equal parts are the attacked half. The benign half is, of "pristine", the
+    pristine images in it, of the pool those of all training kinds that belong to it; of "served" pristine images and
+    training kinds at all strengths in equal parts, where each image, attacked ones too, is mapped by its own domain.
+    """
+    attacks = [s for name, s in hostile.items() if name.startswith(("T0", "T2")) and name.endswith(" 8/255")]
+    training = [s for (name, _), s in natural.items() if name in CORRUPTIONS and CORRUPTIONS[name].group == "training"]
+    fit, held_out = slice(None, None, 2), slice(1, None, 2)
+    mapped, maps, errors = [], [], {}
+    for number, (domain, samples) in enumerate(zip(domains, ([natural["pristine", 0]], training), strict=True)):
+        own = [s[assigned(s.statistics, domains) == number].scores for s in samples]
+        fitted = fit_score_map(torch.cat([s[fit] for s in own]), [a.scores[fit] for a in attacks])
+        maps.append(fitted)
+        mapped.append(replace(domain, map_scores=fitted.scores, map_probabilities=fitted.probabilities))
+        benign = [torch.cat([s[held_out] for s in own])]
+        errors[domain.name] = _errors(
+            benign,
+            [a.scores[held_out] for a in attacks],
+            [fitted(s) for s in benign],
+            [fitted(a.scores[held_out]) for a in attacks],
+        )
+
+    def served(sample: Sample) -> NDArray[np.float64]:
+        where = assigned(sample.statistics, domains)
+        return np.choose(where, [m(sample.scores) for m in maps], mode="wrap")  # -1, in none, is the last one
+
+    sides = [[s[held_out] for s in side] for side in ([natural["pristine", 0], *training], attacks)]
+    scores = [[s.scores for s in side] for side in sides]
+    errors["served"] = _errors(scores[0], scores[1], [served(s) for s in sides[0]], [served(s) for s in sides[1]])
+    return mapped, errors
+
+
+def _errors(benign: Sequence[Tensor], attacks: Sequence[Tensor], p_benign: Groups, p_attacks: Groups) -> dict[str, Any]:
+    """Brier and ECE of scores read as probabilities, and of the probabilities."""
+    raw = ([s.double().numpy() for s in benign], [s.double().numpy() for s in attacks])
+    return {
+        "images": [sum(map(len, side)) for side in raw],
+        "brier": {"score": brier(*raw), "probability": brier(p_benign, p_attacks)},
+        "ece": {
+            "score": expected_calibration_error(*raw),
+            "probability": expected_calibration_error(p_benign, p_attacks),
+        },
+    }
+
+
+def _t0(hostile: Mapping[str, Sample], eps: str) -> Tensor:
+    found = [s.scores for name, s in hostile.items() if name.startswith("T0") and name.endswith(f" {eps}/255")]
+    return torch.cat(found) if found else torch.empty(0)
+
+
+def described(domain: Domain) -> dict[str, Any]:
+    """A domain in the report: all but histogram and map, which the checkpoint carries."""
+    return {
+        "name": domain.name,
+        "about": domain.about,
+        "images": domain.images,
+        "kinds": domain.kinds,
+        "ranges": {name: list(ends) for name, ends in domain.ranges.items()},
+        "thresholds": {str(f): t for f, t in domain.thresholds.items()},
+        "rates": domain.rates,
+    }
+
+
+def row(sample: Sample, domains: Sequence[Domain], before: Mapping[float, float]) -> dict[str, Any]:
+    """How a group of images was flagged, how it is now, and in which domains it lies."""
+    where = torch.from_numpy(assigned(sample.statistics, domains))
+    n, served = len(where), {}
+    for verdict, fpr in (("suspicious", 0.05), ("adversarial", 0.01)):
+        limits = torch.tensor([domain.thresholds[fpr] for domain in domains])[where]  # -1, in none, is the pool
+        served[verdict] = wilson(int((sample.scores > limits).sum()), n)
+    shares = {domain.name: float((where == i).double().mean()) for i, domain in enumerate(domains)}
+    return {
+        "images": n,
+        "in": {**shares, "none": float((where < 0).double().mean())},
+        "flagged_before": flagged_at(sample.scores, before),
+        "flagged": served,
+    }
+
+
+def rows(
+    name: str, natural: Mapping[tuple[str, int], Sample], domains: Sequence[Domain], before: Mapping[float, float]
+) -> dict[str, Any]:
+    """One kind of natural images at each of its strengths."""
+    kind = CORRUPTIONS.get(name)
+    title = "as they are" if name == "pristine" else kind.title if kind else PICTURES[name][0]
+    return {
+        "title": title,
+        "group": "calibration" if name == "pristine" else kind.group if kind else "judging",
+        "strengths": {str(s): row(sample, domains, before) for (n, s), sample in natural.items() if n == name},
+    }
+
+
+def left_by(
+    number: int, natural: Mapping[tuple[str, int], Sample], hostile: Mapping[str, Sample], pristine: Domain
+) -> dict[str, Any]:
+    """What one statistic alone leaves out of the pristine domain, beside its quantiles on pristine images."""
+    ranges = {STATISTICS[number]: pristine.ranges[STATISTICS[number]]}
+
+    def share(sample: Sample) -> float:
+        return float(1 - inside(sample.statistics, ranges).mean())
+
+    column = natural["pristine", 0].statistics[:, number]
+    return {
+        "quantiles": {str(q): float(np.quantile(column, q)) for q in (0.002, 0.05, 0.5, 0.95, 0.998)},
+        "range": list(ranges[STATISTICS[number]]),
+        "left": {f"{name} {strength}": share(s) for (name, strength), s in natural.items()},
+        "left_attacked": {name: share(s) for name, s in hostile.items()},
+    }
+
+
+def microseconds(images: Tensor, n: int = 300) -> float:
+    """Median time that `measure` takes for one image."""
+    taken = []
+    for image in images[:n].cpu().numpy():
+        start = time.perf_counter()
+        measure(image)
+        taken.append(time.perf_counter() - start)
+    return round(1e6 * float(np.median(taken)), 1)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown: each kind at its middle strength, flagged at 5 % and 1 % before and now, and where it lies."""
+    lines = [
+        "| images | group | flagged before, 5 % / 1 % | flagged now, 5 % / 1 % | in pristine | in pool | in neither |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def line(name: str, group: str, part: Mapping[str, Any]) -> str:
+        def pair(key: str) -> str:
+            points = part[key]
+            return f"{100 * points['suspicious'][0]:.1f} / {100 * points['adversarial'][0]:.1f}"
+
+        lies = " | ".join(f"{100 * share:.0f}" for share in part["in"].values())
+        return f"| {name} | {group} | {pair('flagged_before')} | {pair('flagged')} | {lies} |"
+
+    for name, kind in report["natural"].items():
+        part = kind["strengths"].get(str(MIDDLE)) or kind["strengths"]["0"]
+        lines.append(line(name, kind["group"], part))
+    lines += [line(name, "attack", part) for name, part in report["attacked"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        sys.exit(130)

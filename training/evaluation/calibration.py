@@ -1,0 +1,317 @@
+"""Thresholds for the images that they speak for: domains, their ranges of pixel statistics, and what a score means.
+
+An image belongs to the first domain whose ranges hold its statistics. "pristine" is what validation images look like;
+its thresholds are theirs, and it keeps attacks of 8/255 inside. "pool" is that and what benign corruptions make of it;
+its thresholds are quantiles of the whole pool. Nothing here reads a test image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from domain.corruptions import CORRUPTIONS, STRENGTHS
+from domain.statistics import STATISTICS, measure
+
+from ..attacks.ascent import Budget, Model, quantise
+from ..attacks.copies import attackers_copy
+from ..attacks.pgd import pgd_sat
+from ..checkpoint import Calibration, Domain
+from ..data import Split, to_pixels
+from ..network import ADVERSARIAL, DetectingNetwork
+from .detection import FPRS, calibrate, histogram, threshold_at
+
+Statistics = NDArray[np.float64]  # [N, len(STATISTICS)]
+Ranges = dict[str, tuple[float, float]]
+Groups = Sequence[NDArray[np.float64]]  # probabilities of several groups of images
+PRISTINE_SHARE = 0.002  # of pristine images that each end of a range may leave out
+ATTACKED_SHARE = 0.005  # of attacked images
+# What an attack takes away, and what it leaves as it is: only there has a range of pristine images a lower end.
+LOW_ENDS = ("colours", "peaks")
+REACH = {  # the largest value that a statistic can have
+    "colours": 1.0,
+    "gaps": 1.0,
+    "jumps": 4.0,
+    "peaks": 1.0,
+    "specks": 255.0,
+    "colour_specks": 340.0,
+    "fine_detail": 255.0,
+    "colour_detail": 340.0,
+}
+OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
+TRAINING_KINDS = tuple(name for name, kind in CORRUPTIONS.items() if kind.group == "training")
+PRIOR = 0.5  # at which the score map is fitted
+
+
+def statistics_of(images: Tensor) -> Statistics:
+    """Of uint8 images [N,3,H,W], one row an image."""
+    rows = [list(measure(image).values()) for image in images.cpu().numpy()]
+    return np.array(rows, np.float64).reshape(len(rows), len(STATISTICS))
+
+
+def inside(statistics: Statistics, ranges: Mapping[str, tuple[float, float]]) -> NDArray[np.bool_]:
+    """[N]: whether each image lies in the ranges, both ends included."""
+    held = np.ones(len(statistics), bool)
+    for name, (low, high) in ranges.items():
+        column = statistics[:, STATISTICS.index(name)]
+        held &= (low <= column) & (column <= high)
+    return held
+
+
+def scores_of(net: DetectingNetwork, images: Tensor, size: int = 500) -> Tensor:
+    """P_type[:, ADVERSARIAL] of uint8 images, float32 [N] on the CPU; the network must be in evaluation mode."""
+    device = next(net.parameters()).device
+    with torch.inference_mode():
+        parts = [net.detect(to_pixels(part.to(device))).p_type[:, ADVERSARIAL] for part in images.split(size)]
+        return torch.cat(parts).float().cpu()
+
+
+def attacked(model: Model, split: Split, eps: float, steps: int, size: int = 250) -> Tensor:
+    """8-bit images of PGD_sat against `model` at eps/255, uint8 [N,3,H,W]; the global generator is left as it was."""
+    budget = Budget(eps / 255, max(1.0, eps / 4) / 255, steps)
+    device = split.images.device
+    parts = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+            x_adv = quantise(pgd_sat(model, to_pixels(images), labels, budget))
+            parts.append((x_adv * 255).round().to(torch.uint8))
+    return torch.cat(parts).contiguous()
+
+
+def pool_of(images: Tensor, kinds: Sequence[str], per_kind: int) -> dict[tuple[str, int], Tensor]:
+    """(kind, strength) -> images: `per_kind` of each kind, in equal parts of all strengths.
+
+    Kinds get other images, one after the other. Where there are fewer images than that, each kind has all of them once.
+    """
+    images = images.cpu()
+    n = min(per_kind, len(images))
+    out = {}
+    for number, name in enumerate(kinds):
+        chosen = images[(torch.arange(n) + number * n) % len(images)]
+        for strength, part in zip(STRENGTHS, chosen.tensor_split(len(STRENGTHS)), strict=True):
+            if len(part):
+                out[name, strength] = torch.from_numpy(CORRUPTIONS[name].apply(part.numpy(), strength))
+    return out
+
+
+def pristine_ranges(pristine: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
+    """Ranges that hold pristine images and what lies in the ball around them, and whose other end is open.
+
+    Open means the whole reach of the statistic that is possible.
+    """
+    ranges = {}
+    for i, name in enumerate(STATISTICS):
+        low, high = _ends(pristine[:, i], [b[:, i] for b in in_the_ball])
+        ranges[name] = (low, REACH[name]) if name in LOW_ENDS else (0.0, high)
+    return ranges
+
+
+def pool_ranges(pool: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
+    """Ranges with both ends, of all images of the pool and of what lies in the ball around pristine ones."""
+    return {name: _ends(pool[:, i], [b[:, i] for b in in_the_ball]) for i, name in enumerate(STATISTICS)}
+
+
+def _ends(natural: NDArray[np.float64], in_the_ball: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    lows = [np.quantile(natural, PRISTINE_SHARE), *(np.quantile(b, ATTACKED_SHARE) for b in in_the_ball)]
+    highs = [np.quantile(natural, 1 - PRISTINE_SHARE), *(np.quantile(b, 1 - ATTACKED_SHARE) for b in in_the_ball)]
+    return float(min(lows)), float(max(highs))
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """P(attacked) at a prior of 0.5, piecewise linear in the score: scores rise, probabilities do not fall."""
+
+    scores: list[float]
+    probabilities: list[float]
+
+    def __call__(self, scores: Tensor) -> NDArray[np.float64]:
+        return np.asarray(np.interp(scores.double().numpy(), self.scores, self.probabilities), np.float64)
+
+
+def fit_score_map(benign: Tensor, attacked_scores: Sequence[Tensor]) -> ScoreMap:
+    """Isotonic regression (Zadrozny and Elkan, KDD 2002) of benign against attacked scores, both with half the weight.
+
+    Of the attacked half each tensor has an equal part. No probability is nearer to 0 or 1 than the sample allows
+    (Laplace's rule), so that no prior is overruled by an empty bin.
+    """
+    weights = [torch.full((len(benign),), 0.5 / len(benign), dtype=torch.float64)]
+    weights += [
+        torch.full((len(s),), 0.5 / len(attacked_scores) / len(s), dtype=torch.float64) for s in attacked_scores
+    ]
+    kinds = torch.cat([torch.zeros(len(benign)), *(torch.ones(len(s)) for s in attacked_scores)])
+    scores = torch.cat([benign, *attacked_scores]).double().numpy()
+    count = min(len(benign), sum(map(len, attacked_scores)))
+    least = 1 / (count + 2)
+    fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+    fitted.fit(scores, kinds.double().numpy(), sample_weight=torch.cat(weights).numpy())
+    at, p = np.asarray(fitted.X_thresholds_, np.float64), np.asarray(fitted.y_thresholds_, np.float64)
+    if at[0] > 0:
+        at, p = np.append(0.0, at), np.append(p[0], p)
+    if at[-1] < 1:
+        at, p = np.append(at, 1.0), np.append(p, p[-1])
+    return ScoreMap([float(v) for v in at], [float(v) for v in p])
+
+
+def brier(benign: Groups, hostile: Groups) -> float:
+    """Mean squared error of P(attacked): groups of either side count alike, and both sides half."""
+    sides = (np.mean([(p**2).mean() for p in benign]), np.mean([((1 - p) ** 2).mean() for p in hostile]))
+    return float(np.mean(sides))
+
+
+def expected_calibration_error(benign: Groups, hostile: Groups, bins: int = 15) -> float:
+    """ECE (Guo et al., arXiv 1706.04599) over equal bins of P(attacked), weighted as in `brier`."""
+    sides = [(benign, 0), (hostile, 1)]
+    p = np.concatenate([q for groups, _ in sides for q in groups])
+    kind = np.concatenate([np.full(len(q), k) for groups, k in sides for q in groups])
+    weight = np.concatenate([np.full(len(q), 0.5 / len(groups) / len(q)) for groups, _ in sides for q in groups])
+    bin_of = np.minimum((p * bins).astype(int), bins - 1)
+    return float(np.abs(np.bincount(bin_of, weight * (kind - p), bins)).sum())
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> list[float]:
+    """[share, low, high] of `hits` among n, the interval being Wilson's; ValueError for n = 0."""
+    if n < 1:
+        raise ValueError("a share needs at least one image")
+    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]
+
+
+def flagged_at(scores: Tensor, thresholds: Mapping[float, float]) -> dict[str, list[float]]:
+    """Verdict -> share of scores [N] over its threshold, with Wilson's interval."""
+    return {name: wilson(int((scores > thresholds[fpr]).sum()), len(scores)) for name, fpr in OPERATING_POINTS.items()}
+
+
+def assigned(statistics: Statistics, domains: Sequence[Domain]) -> NDArray[np.int64]:
+    """[N]: which domain each image belongs to, -1 where none holds it."""
+    held = np.stack([inside(statistics, domain.ranges) for domain in domains])
+    return np.where(held.any(0), held.argmax(0), -1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores [N] of some images and their statistics, a row an image."""
+
+    scores: Tensor
+    statistics: Statistics
+
+    @classmethod
+    def of(cls, net: DetectingNetwork, images: Tensor) -> Sample:
+        return cls(scores_of(net, images), statistics_of(images))
+
+    def __getitem__(self, chosen: slice | NDArray[np.bool_]) -> Sample:
+        index = chosen if isinstance(chosen, slice) else torch.from_numpy(chosen)
+        return Sample(self.scores[index], self.statistics[chosen])
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    return Sample(torch.cat([s.scores for s in samples]), np.concatenate([s.statistics for s in samples]))
+
+
+def calibrate_domains(
+    net: DetectingNetwork, split: Split, hostile: Sequence[Sample] = (), *, per_kind: int = 1000
+) -> Calibration:
+    """The calibration of a network on validation images: `detection.calibrate`, and both domains.
+
+    Its cost beside `detection.calibrate` is one pass over 17 `per_kind` images, and an attack where none is given.
+
+    Args:
+        split: validation images, uint8.
+        hostile: images attacked at 8/255, a sample an attack; by default T2, PGD of ten steps on the network itself.
+            The score map is fitted with equal parts of each; the ranges hold them, and random corners of the ball.
+        per_kind: images of each training kind in the pool; pristine images count as one kind more. Half as many are
+            attacked, and moved to corners.
+
+    Raises:
+        ValueError: no images.
+    """
+    was_training = net.training
+    base = calibrate(net, split.images.split(500))
+    net.eval()
+    pristine = Sample.of(net, split.images)
+    kinds = {key: Sample.of(net, images) for key, images in pool_of(split.images, TRAINING_KINDS, per_kind).items()}
+    pool = joined([pristine[:per_kind], *kinds.values()])
+    victims = split.head(max(1, per_kind // 2))
+    if not hostile:
+        there = Split(*(t.to(next(net.parameters()).device) for t in (victims.images, victims.labels)))
+        hostile = [Sample.of(net, attacked(attackers_copy(net, "T2"), there, 8, 10))]
+    corners = statistics_of(torch.from_numpy(CORRUPTIONS["sign_noise"].apply(victims.images.cpu().numpy(), 4)))
+    ball = [corners, *(sample.statistics for sample in hostile)]
+    net.train(was_training)
+
+    ranges = pristine_ranges(pristine.statistics, ball)
+    first = pristine[inside(pristine.statistics, ranges)]
+    rest = pool[~inside(pool.statistics, ranges)]
+    hostile_scores = [sample.scores for sample in hostile]
+    domains = [
+        _domain(
+            "pristine",
+            "images as validation images are: their colours, grey levels and fine detail",
+            ["pristine"],
+            ranges,
+            first.scores,
+            fit_score_map(first.scores, hostile_scores),
+        ),
+        _domain(
+            "pool",
+            "other images, as programs change them: contrast, light, colours, sharpness, noise, files",
+            ["pristine", *TRAINING_KINDS],
+            pool_ranges(pool.statistics, ball),
+            pool.scores,
+            fit_score_map(rest.scores if len(rest.scores) else pool.scores, hostile_scores),
+        ),
+    ]
+    rates = [rates_of(i, domains, pristine, kinds, {}) for i in range(len(domains))]
+    return replace(base, domains=[replace(d, rates=r) for d, r in zip(domains, rates, strict=True)])
+
+
+def _domain(name: str, about: str, kinds: list[str], ranges: Ranges, scores: Tensor, fitted: ScoreMap) -> Domain:
+    edges, counts = histogram(scores)
+    return Domain(
+        name=name,
+        about=about,
+        kinds=kinds,
+        images=len(scores),
+        ranges=ranges,
+        thresholds={fpr: threshold_at(scores, fpr) for fpr in FPRS},
+        histogram_edges=edges,
+        histogram_counts=counts,
+        map_scores=fitted.scores,
+        map_probabilities=fitted.probabilities,
+        map_prior=PRIOR,
+    )
+
+
+def rates_of(
+    number: int,
+    domains: Sequence[Domain],
+    pristine: Sample,
+    kinds: Mapping[tuple[str, int], Sample],
+    t0: Mapping[str, Tensor],
+    least: int = 30,
+) -> dict[str, object]:
+    """Rates at the thresholds of one domain, as the contract has them.
+
+    * fpr_pristine: of all pristine images. tpr_t0: of T0 images, by eps in 255ths.
+    * fpr_worst: of the kind and strength that are flagged most among those with at least `least` images in the domain.
+    """
+    thresholds = domains[number].thresholds
+    rates: dict[str, object] = {"fpr_pristine": flagged_at(pristine.scores, thresholds)}
+    here = {key: sample[assigned(sample.statistics, domains) == number] for key, sample in kinds.items()}
+    found = {key: flagged_at(s.scores, thresholds) for key, s in here.items() if len(s.scores) >= least}
+    if found:
+        (kind, strength), points = max(found.items(), key=lambda item: item[1]["suspicious"][0])
+        rates["fpr_worst"] = {"kind": kind, "strength": strength, **points}
+    if t0:
+        rates["tpr_t0"] = {eps: flagged_at(scores, thresholds) for eps, scores in t0.items()}
+    return rates
