@@ -21,6 +21,7 @@ from tests.observability.conftest import Stack, live
 
 from .harness.prometheus import substitute
 from .harness.report import RESULTS, ROOT, publish
+from .harness.waiting import eventually
 
 PROMETHEUS = ROOT / "deploy/prometheus"
 SPAN_SECONDS = 30
@@ -126,6 +127,7 @@ def main() -> int:
     number = (version.stdout + version.stderr).split("version ")[1].split(",")[0].split()[0]
     with tempfile.TemporaryDirectory(prefix="awnet-report-") as folder, live(Path(folder)) as stack:
         stack.reload()
+        eventually(lambda: stack.prometheus.query('ALERTS{alertstate="firing"}'))  # one in six is attacked
         answers = asked(stack)
         exposition = stack.server.http.get("/metrics").text
     rules = sorted(str(path.relative_to(PROMETHEUS)) for path in PROMETHEUS.glob("rules/*.yml"))

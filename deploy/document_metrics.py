@@ -50,6 +50,7 @@ LABELS = {
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",
+    "why": "as in the answer: `resized`, `lossy`, `colour palette`, `1-bit image`, or what `domain.statistics` says",
 }
 
 

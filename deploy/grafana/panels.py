@@ -258,6 +258,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
+            "Why images are uncalibrated",
+            "Images each second for which the thresholds do not speak, by the reason that their answers give.",
+            "short",
+            one(f"sum by (why) (rate(awnet_uncalibrated_images_total{{{M}}}{R}))", "{{why}}"),
+        ),
+        Panel(
             "Uncalibrated images, against what was usual",
             "Evidence that more images are uncalibrated than was usual here, or more of those flagged, as a part of "
             "the limit: at 1 the alarm is raised, below 0.5 or after an hour it ends. For the first hour it learns.",

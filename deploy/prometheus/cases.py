@@ -102,6 +102,16 @@ MORE_FLAGGED = {  # as many as before, and nearly all of them adversarial, for h
     judged("suspicious", "false"): "0+10x420 4201+1x30 4241+10x150",
     judged("adversarial", "false"): "0+30x420 12658+58x30 14428+30x150",
 }
+# From minute 200 on another version answers, to which most images are uncalibrated and flagged.
+RELOADED = {
+    judged(which, calibrated): f"0+{n}x200 {200 * n}+0x400"
+    for calibrated, counts in (("true", (570, 24, 6)), ("false", (20, 10, 30)))
+    for which, n in zip(VERDICTS, counts, strict=True)
+} | {
+    judged(which, calibrated).replace('version="1"', 'version="2"'): f"_x200 0+{n}x400"
+    for calibrated, counts in (("true", (57, 2, 1)), ("false", (50, 50, 500)))
+    for which, n in zip(VERDICTS, counts, strict=True)
+}
 LEARNT = {f'awnet_uncalibrated_usual_ratio{{{MODEL},of="{of}"}}': "0.5+0x600" for of in ("uncalibrated", "adversarial")}
 SLOW: dict[str, str] = {name("awnet_request_seconds_bucket"): "0+610x60 36600+305x60 54900+610x480"}
 CASES = [
@@ -206,6 +216,10 @@ CASES = [
     Case("AWNetUncalibratedShare", PALETTE, quiet=(419, 598), pending=(425,), firing=(430, 500)),
     Case("AWNetUncalibratedShare", PALETTE | LEARNT, quiet=(419, 430, 500, 590)),
     Case("AWNetUncalibratedShare", MORE_FLAGGED, quiet=(419, 426, 448, 470)),
+    *(
+        Case(alert, RELOADED, quiet=(190, 203, 230, 262, 300, 420, 600))
+        for alert in ("AWNetUncalibratedFlagged", "AWNetUncalibratedShare", "AWNetAdversarialShare")
+    ),
     *(  # palette images and nothing else
         Case(
             alert,

@@ -18,7 +18,7 @@ one row of omega where it is sampled.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -52,8 +52,9 @@ class Watch:
         cusums: one for each threshold.
         scores, omega: drift.
         images: (calibrated, verdict) -> images seen, 0 included. Only calibrated ones count in `cusums`, and of those
-            the ones of the first domain in `scores`: rates and scores are known of the images of a domain.
+            the ones of the first domain in `scores` and `omega`, whose reference is of that domain.
         uncalibrated: what was usual of the others, and whether it still is.
+        reasons: why they are not calibrated, in the words of the answer -> images.
         golden_probes: (expected verdict of the golden image, result) -> count, 0 included.
     """
 
@@ -69,6 +70,7 @@ class Watch:
         self.omega = OmegaDrift(contract)
         self.images: dict[tuple[bool, Verdict], int] = {(c, v): 0 for c in (True, False) for v in VERDICTS}
         self.uncalibrated = Uncalibrated(limit)
+        self.reasons: Counter[str] = Counter()
         expected = sorted(set(golden_verdicts(contract)))
         # From 0 on: an alert on an increase cannot see a series that begins at 1.
         self.golden_probes: dict[tuple[Verdict, ProbeResult], int] = {
@@ -84,11 +86,13 @@ class Watch:
     ) -> None:
         """One request of N images; omega [N, C]."""
         first = self.model.contract.domains[0].name
+        known = []  # rows that the reference speaks of
         others = suspicious = adversarial = 0
-        for judged in judgements:
+        for row, judged in enumerate(judgements):
             verdict = judged.verdict
             self.images[judged.calibrated, verdict] += 1
-            if not judged.calibrated:
+            if judged.why is not None:
+                self.reasons[judged.why] += 1
                 others += 1
                 suspicious += verdict != "clean"
                 adversarial += verdict == "adversarial"
@@ -97,9 +101,10 @@ class Watch:
             self.cusums["suspicious"].add(1, verdict != "clean")
             if judged.applied.name == first:
                 self.scores.add(judged.score)
+                known.append(row)
         self.uncalibrated.add(len(judgements), others, suspicious, adversarial)
-        if self._requests % OMEGA_EVERY == 0:
-            self.omega.add(omega[0] if len(omega) == 1 else omega.mean(axis=0))
+        if known and self._requests % OMEGA_EVERY == 0:
+            self.omega.add(omega[known[0]] if len(known) == 1 else omega[known].mean(axis=0))
         self._requests += 1
 
     def count(self, calibrated: bool) -> int:

@@ -74,6 +74,13 @@ _FAMILIES = {
         "sum",
         "Images judged; only calibrated ones count in the CUSUM and the score drift.",
     ),
+    "reasons": _Family(
+        CounterMetricFamily,
+        "awnet_uncalibrated_images",
+        (*_VERSION, "why"),
+        "sum",
+        "Images for which the thresholds do not speak, by the reason that the answer gives.",
+    ),
     "uncalibrated": _Family(
         GaugeMetricFamily,
         "awnet_uncalibrated_cusum_ratio",
@@ -190,6 +197,8 @@ class DetectionCollector(Collector):
                 families["alarms"].add_metric((*which, flag), cusum.alarms)
             for (calibrated, verdict), count in watch.images.items():
                 families["watched"].add_metric((*which, "true" if calibrated else "false", verdict), count)
+            for why, count in watch.reasons.items():
+                families["reasons"].add_metric((*which, why), count)
             for of in OF:
                 adaptive = watch.uncalibrated.state(of)
                 families["uncalibrated"].add_metric((*which, of), adaptive.value)

@@ -6,10 +6,11 @@ import json
 import math
 from pathlib import Path
 
-from benchmarks import alerts, false_alarms, prometheus, staged
+from benchmarks import alerts, false_alarms, prometheus, staged, uncalibrated
 from benchmarks.harness.report import bundled_model
 from deploy.grafana.panels import ANNOTATIONS, queries
 from deploy.prometheus.cases import CASES
+from server.monitoring import adaptive_cusum
 from server.monitoring.cusum import ALARM_IMAGES, limit_for
 
 RESULTS = Path(alerts.ROOT) / "benchmarks/results"
@@ -17,7 +18,7 @@ RESULTS = Path(alerts.ROOT) / "benchmarks/results"
 
 def test_the_pages_are_made_of_the_figures_beside_them() -> None:
     """No figure was typed by hand."""
-    for name, module in (("alerts", staged), ("false_alarms", false_alarms)):
+    for name, module in (("alerts", staged), ("false_alarms", false_alarms), ("uncalibrated", uncalibrated)):
         told = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
         assert (RESULTS / f"{name}.md").read_text("utf-8") == module.markdown(told)
 
@@ -39,6 +40,17 @@ def test_the_false_alarm_figures_are_those_of_the_limit_that_is_served() -> None
     for row in json.loads((RESULTS / "false_alarms.json").read_text("utf-8"))["deployed"]:
         assert math.isclose(row["limit"], limit_for(ALARM_IMAGES))
         assert row["images_between_alarms"] > ALARM_IMAGES
+
+
+def test_the_simulated_sites_are_left_alone_and_the_attackers_are_not() -> None:
+    """Of today's limit. Albums of twenty are told of: what is measured may be worse than what is wished for."""
+    told = json.loads((RESULTS / "uncalibrated.json").read_text("utf-8"))
+    assert math.isclose(told["limit"], adaptive_cusum.ALBUM * limit_for(ALARM_IMAGES))
+    assert all(row["alarms_flagged"] == 0 for row in told["constant"])
+    assert all(row["alarms_share"] == 0 for row in told["constant"] if row["album"] <= 10)
+    assert {(row["sites_flagged"], row["most_share"]) for row in told["switches"]} == {(0, 1)}
+    *attacks, _, _, _ = told["attacks"]  # the last three, at each rate, are of the attacker whom nobody sees
+    assert all(max(row["sites_flagged"], row["sites_share"]) == row["sites"] for row in attacks)
 
 
 def test_the_timed_attack_was_told_to_somebody_and_taken_back() -> None:

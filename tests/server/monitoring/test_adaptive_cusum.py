@@ -197,6 +197,7 @@ def test_each_image_counts_on_one_side_only(contract: Contract) -> None:
         (False, "clean"): 1,
     }
     assert [watch.cusums[flag].flagged for flag in FLAGS] == [1, 1]
+    assert watch.reasons == {"colour palette": 2}
     monitor = Monitor()
     answer(monitor.of(watch.model), ["adversarial", "suspicious", "clean"], [True, False, False])
     [row] = monitor.uncalibrated_counts()

@@ -230,6 +230,18 @@ def test_omega_is_sampled(model: Model) -> None:
     assert watch.omega.values()["blocks.0"] == pytest.approx(1, abs=1e-5)
 
 
+def test_omega_of_images_that_the_reference_does_not_speak_of_is_left_out(model: Model) -> None:
+    """A site whose users send palette images would be told of a shift for ever."""
+    watch = Watch(model)
+    rows = np.stack([np.full(CHANNELS, 9), np.zeros(CHANNELS)]).astype(np.float32)
+    for _ in range(2 * OMEGA_EVERY):
+        watch.answered([judged("adversarial", 0.9, "colour palette"), judged("clean", 0.1)], rows)
+    for _ in range(OMEGA_EVERY):
+        watch.answered([judged("adversarial", 0.9, "colour palette")], rows[:1])
+    assert watch.omega.images == pytest.approx(2, abs=0.01)
+    assert watch.omega.values()["blocks.0"] == pytest.approx(0, abs=1e-5)
+
+
 def test_a_new_file_behind_a_version_starts_a_new_watch(contract: Contract) -> None:
     """Its thresholds are other ones; and however many versions come, memory stays bounded."""
     monitor = Monitor()

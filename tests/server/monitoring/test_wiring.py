@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from benchmarks.harness.processes import free_port
 from tests.server.tiny import Running, encoded, noise, plain, publish
@@ -56,6 +58,18 @@ def test_a_scaled_image_counts_apart(running: Running) -> None:
     running.http.post("/predict", content=encoded(noise(64, 64)), headers={"content-type": "image/png"})
     assert value(running, "awnet_watched_images_total", calibrated="false") == 1
     assert value(running, "awnet_watched_images_total", calibrated="true") == 0
+
+
+def test_palette_images_that_are_flagged_raise_no_cusum_of_calibrated_images(running: Running) -> None:
+    """Nor any other before it is known what is usual; they are counted with their verdict and the reason."""
+    buffer = BytesIO()
+    with Image.open(BytesIO(encoded(plain(0.9)))) as image:
+        image.quantize(16).save(buffer, "PNG")
+    for _ in range(30):
+        running.http.post("/predict", content=buffer.getvalue(), headers={"content-type": "image/png"})
+    assert value(running, "awnet_watched_images_total", calibrated="false", verdict="adversarial") == 30
+    assert value(running, "awnet_uncalibrated_images_total", why="colour palette") == 30
+    assert value(running, "awnet_cusum_raised") == value(running, "awnet_uncalibrated_cusum_raised") == 0
 
 
 def test_golden_probes_are_sent_and_never_counted_as_users_verdicts(running: Running) -> None:
