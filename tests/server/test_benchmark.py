@@ -1,4 +1,4 @@
-"""The benchmark of the server runs from end to end; its figures are not judged here."""
+"""The benchmarks of the server run from end to end; their figures are not judged here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from tests.requires import requires
 from tests.server.tiny import ROOT
 
 pytestmark = pytest.mark.process
+
+
+def test_the_cost_of_the_domain_check_is_measured_in_pairs(tmp_path: Path) -> None:
+    """Of every payload and of the judgement; the interval holds the median, and the check costs something."""
+    from benchmarks.domain_check import PAYLOADS, main
+
+    assert main(["--pairs", "100", "--out", str(tmp_path / "result")]) == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert list(rows) == [*(f"decoding, {name}" for name in PAYLOADS), "judgement"]
+    for row in rows.values():
+        assert row["more_low_us"] <= row["more_us"] <= row["more_high_us"]
+    assert rows["decoding, PNG, 32 pixels"]["more_low_us"] > 0
+    assert "| judgement |" in (tmp_path / "result.md").read_text()
 
 
 def call(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
