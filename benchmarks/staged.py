@@ -119,7 +119,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"- An hour of mixed traffic in {minutes:.0f} minutes: {report['rate']:g} images a second, {faster} times as",
         f"  fast as {report['rate'] / faster:g} a second would be. {100 * report['other_share']:g} % are honest "
-        "images that were scaled or lossily compressed,",
+        f"images that were {report.get('other', 'scaled or lossily compressed')},",
         f"  {100 * report['broken_share']:g} % are broken uploads.",
         f"- Images: {report['images']}.",
         "  T0 means that the attacker had other networks only.",
