@@ -22,6 +22,8 @@ from .source import Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 2
 PRISTINE_ONLY = 1  # the version without domains and card: what a checkpoint without domains is written in
+CARD_FORMAT = 1
+CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")
 # The server's two operating points: verdict -> share of clean validation images that score above its threshold.
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 # How far an engine may be from the golden outputs; wider than parity, because other machines round differently.
@@ -39,7 +41,7 @@ def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Cali
 
     Raises:
         ContractError: no calibration, a missing or impossible operating point, sizes that do not fit, an impossible
-            domain, or a card and no domains.
+            domain, a card and no domains, or a card that lacks something.
     """
     config, calibration = checkpoint.awnet.config, checkpoint.calibration
     if calibration is None:
@@ -67,9 +69,22 @@ def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Cali
             raise ContractError("the calibration's histogram needs rising edges, one more than counts")
     for domain in calibration.domains:
         _check_domain(domain)
-    if card is not None and not calibration.domains:
-        raise ContractError("a card needs a checkpoint with domains: calibrate it with python -m training.calibrate")
+    if card is not None:
+        if not calibration.domains:
+            raise ContractError(
+                "a card needs a checkpoint with domains: calibrate it with python -m training.calibrate"
+            )
+        _check_card(card)
     return calibration
+
+
+def _check_card(card: Mapping[str, Any]) -> None:
+    if card.get("format") != CARD_FORMAT:
+        raise ContractError(f"the card has format {card.get('format')!r}, and servers read {CARD_FORMAT}")
+    if wanting := [key for key in CARD_TEXTS if not (isinstance(card.get(key), str) and card[key])]:
+        raise ContractError(f"the card lacks {', '.join(wanting)}")
+    if not isinstance(card.get("figures"), list):
+        raise ContractError("the card lacks a list of figures")
 
 
 def _check_domain(domain: Domain) -> None:

@@ -221,8 +221,7 @@ def _figure(part: dict[str, Any]) -> dict[str, Any]:
     if part.get("unit") not in CARD_UNITS:
         fields.refuse(f"{where}.unit", f"is {part.get('unit')!r}, not one of {', '.join(CARD_UNITS)}")
     value, low, high = (fields.share(part.get(key), f"{where}.{key}") for key in ("value", "low", "high"))
-    if not low <= value <= high:
-        fields.refuse(where, "has its value outside its interval")
+    fields.interval(low, value, high, where)
     return {
         "name": name,
         "title": fields.text(part.get("title"), f"{where}.title"),

@@ -235,7 +235,8 @@ def _points(raw: Any, where: str) -> dict[str, list[float]]:
     found = {}
     for point in RATE_POINTS:
         values = [fields.share(value, f"{where}.{point}") for value in fields.sequence(part, point, where)]
-        if len(values) != 3 or not values[1] <= values[0] <= values[2]:
-            fields.refuse(f"{where}.{point}", "is not [value, low, high] with the value in between")
+        if len(values) != 3:
+            fields.refuse(f"{where}.{point}", "is not [value, low, high]")
+        fields.interval(values[1], values[0], values[2], f"{where}.{point}")
         found[point] = values
     return found

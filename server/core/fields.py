@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import ContractError
 
+ROUNDING = 1e-9  # of the arithmetic that an interval and its value came from
+
 
 def refuse(where: str, why: str) -> NoReturn:
     """Raise ContractError."""
@@ -50,6 +52,12 @@ def finite(value: Any, where: str) -> float:
 def number(part: dict[str, Any], key: str, where: str) -> float:
     """The finite number under `key`."""
     return float(finite(part.get(key), f"{where}.{key}"))
+
+
+def interval(low: float, value: float, high: float, where: str) -> None:
+    """Refuse an interval that leaves its value out by more than rounding does."""
+    if not low - ROUNDING <= value <= high + ROUNDING:
+        refuse(where, "has its value outside its interval")
 
 
 def share(value: Any, where: str) -> float:

@@ -22,6 +22,7 @@ from export.graph import omega_layout
 from export.layout import METADATA_KEY
 from export.onnx import export_checkpoint, main
 from export.parity import ParityError
+from server.core.contract import parse
 from training.checkpoint import CheckpointError, load, read, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,10 +189,31 @@ def with_domains(tiny_checkpoint: Path, folder: Path, **changes: Any) -> Path:
     return changed(tiny_checkpoint, folder, calibration={**read(tiny_checkpoint)["calibration"], "domains": domains})
 
 
+CARD = {
+    "format": 1,
+    "title": "Audit of a tiny network",
+    "statement": "The detector pays nothing at T3.",
+    "checkpoint_sha256": "0" * 64,
+    "date": "2026-11-28",
+    "figures": [],
+}
+
+
+@pytest.mark.parametrize("key", CARD)
+def test_a_card_that_no_server_would_accept_is_refused(tiny_checkpoint: Path, tmp_path: Path, key: str) -> None:
+    """Another file was meant, or the audit is of another release."""
+    (tmp_path / "card.json").write_text(json.dumps({k: v for k, v in CARD.items() if k != key}), "utf-8")
+    with pytest.raises(ContractError, match=key):
+        export_checkpoint(with_domains(tiny_checkpoint, tmp_path), tmp_path / "models", card=tmp_path / "card.json")
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.slow
 def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Both domains in their order; the top thresholds are the last one's, so that who reads one pair errs quietly."""
-    card = {"format": 1, "statement": "The detector pays nothing at T3."}
+    card = CARD | {
+        "figures": [{"name": "a", "title": "b", "value": 0.5, "low": 0.4, "high": 0.6, "images": 9, "unit": "share"}]
+    }
     (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
     checkpoint = with_domains(tiny_checkpoint, tmp_path)
     folder = export_checkpoint(checkpoint, tmp_path / "models", card=tmp_path / "card.json")
@@ -218,6 +240,9 @@ def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path
         "score_map": {"scores": [0.0, 0.5, 1.0], "probabilities": [0.125, 0.5, 0.75], "prior": 0.5},
         "rates": domain("pristine", 0, 1)["rates"],
     }
+    served = parse(json.dumps(contract))
+    assert [domain.name for domain in served.domains] == ["pristine", "pool"]
+    assert served.card == {key: value for key, value in card.items() if key != "format"}
 
 
 @pytest.mark.parametrize(

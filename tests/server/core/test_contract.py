@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,13 @@ def test_a_contract_with_domains_is_read(with_domains: dict[str, Any]) -> None:
 def test_a_model_that_was_not_audited_has_no_card(with_domains: dict[str, Any]) -> None:
     """`{}` says so; a card that is missing is a fault."""
     assert parse(json.dumps(with_domains | {"card": {}})).card is None
+
+
+def test_an_interval_may_miss_its_value_by_rounding(with_domains: dict[str, Any]) -> None:
+    """Wilson's formula at a share of one gives 0.9999999999999999."""
+    made = copy.deepcopy(with_domains)
+    made["card"]["figures"][0] |= {"value": 1.0, "high": math.nextafter(1, 0)}
+    assert parse(json.dumps(made)).card is not None
 
 
 @pytest.mark.parametrize("change", WRONG_DOMAINS.values(), ids=WRONG_DOMAINS.keys())

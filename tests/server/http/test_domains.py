@@ -14,6 +14,7 @@ from PIL import Image
 
 from server.http.schemas import Answer
 from tests.server.schema_2 import CARD, republish, schema_2
+from tests.server.small import Small
 from tests.server.tiny import ROOT, SIZE, Running, encoded, noise, publish
 from tests.waiting import eventually
 
@@ -146,6 +147,39 @@ def test_a_shadow_judges_by_its_own_domains(tmp_path: Path) -> None:
             told(running, encoded(coloured(0.4, colours)))
             eventually(lambda n=compared: count("images", 'model="awnet",result="compared"') == n)
             assert count("disagreements", 'about="verdict",model="awnet"') == differing
+
+
+def test_a_reload_takes_a_version_with_other_domains_and_refuses_one_that_says_nonsense(tmp_path: Path) -> None:
+    """The old version serves on; with the new one thresholds, domains and probability change at once."""
+    small = Small(tmp_path)
+
+    def reload() -> list[str]:
+        return [change["result"] for change in json.loads(small.http("POST", "/admin/reload")[2])["changes"]]
+
+    def judged() -> dict[str, Any]:
+        body = encoded(coloured(0.55, 1024))
+        status, _, answer = small.http("POST", "/predict", {b"content-type": b"image/png"}, body)
+        assert status == 200, answer
+        document = json.loads(answer)
+        return {"version": document["model"]["version"], **document["results"][0]["adversarial"]}
+
+    def nonsense(contract: dict[str, Any]) -> None:
+        schema_2()(contract)
+        contract["domains"][0]["ranges"]["sharpness"] = [0, 1]
+
+    try:
+        assert judged().items() >= {"version": "2", "domain": "pristine", "verdict": "suspicious"}.items()
+        publish(tmp_path, "3", nonsense)
+        assert reload() == ["refused"]
+        assert (judged()["version"], judged()["probability"]) == ("2", None)
+        [status] = json.loads(small.http("GET", "/admin/models")[2])["models"]
+        assert "ranges.sharpness is not measured here" in status["refused"][0]["detail"]
+        publish(tmp_path, "4", schema_2())
+        assert reload() == ["loaded"]
+        assert judged().items() >= {"version": "4", "domain": "pristine", "verdict": "adversarial"}.items()
+        assert judged()["probability"] == pytest.approx(0.55 / 0.45 / 99 / (1 + 0.55 / 0.45 / 99), rel=0.02)
+    finally:
+        small.close()
 
 
 def test_the_request_log_counts_what_is_not_calibrated_by_its_reason(with_domains: Running) -> None:
