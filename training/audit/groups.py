@@ -57,7 +57,8 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
     transfer = sum(ATTACKS[TRANSFER][1].steps * speed.gradient for _, speed in audit.surrogates)
 
     parts: Parts = [(s.part("clean"), partial(audit.clean, s)) for s in everyone]
-    yield "clean", sum(s.speed.forward for s in everyone), 10_000, 500, parts
+    clean = len(one.run.split)
+    yield "clean", sum(s.speed.forward for s in everyone), clean, clean, parts
     parts = [(f"worst_case@{EPS:g}", partial(audit.worst_case, one, EPS))]
     yield "worst_case", (330 if detects else 80) * g, 500, 50, parts
     if detects:

@@ -6,28 +6,24 @@ numbers, so that the report holds them and every plot is drawn from the report a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from statistics import NormalDist
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
+from ..evaluation.calibration import wilson
+
 Floats = NDArray[np.float64]
 
 
-def interval(share: float, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share of `images` (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
-    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def interval(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many images, see `calibration.wilson`."""
+    _, low, high = wilson(round(share * images), images)
+    return low, high
 
 
-def roc(clean: Tensor, adversarial: Tensor, points: int = 60) -> list[list[float]]:
+def roc(clean: Tensor, adversarial: Tensor, points: int = 30) -> list[list[float]]:
     """[false-positive rates, true-positive rates] of a threshold on the score, dense where false positives are rare."""
     kind = np.concatenate([np.zeros(len(clean)), np.ones(len(adversarial))])
     fpr, tpr, _ = roc_curve(kind, torch.cat([clean, adversarial]).numpy(), drop_intermediate=False)
@@ -36,7 +32,7 @@ def roc(clean: Tensor, adversarial: Tensor, points: int = 60) -> list[list[float
     return [_rounded(at), _rounded(reached)]
 
 
-def risk_coverage(correct: Tensor, score: Tensor, points: int = 50) -> list[list[float]]:
+def risk_coverage(correct: Tensor, score: Tensor, points: int = 25) -> list[list[float]]:
     """[coverage, risk]: the share of wrong classes among the share of images with the lowest scores.
 
     Images with equal scores are accepted together in the order given, so a score that says nothing has a flat curve.
@@ -45,11 +41,6 @@ def risk_coverage(correct: Tensor, score: Tensor, points: int = 50) -> list[list
     wrong = (~correct[order]).double().cumsum(0)
     counts = np.unique(np.linspace(1, len(correct), min(points, len(correct))).round().astype(int))
     return [_rounded(counts / len(correct)), _rounded(wrong.numpy()[counts - 1] / counts)]
-
-
-def brier(probability: Tensor, attacked: Tensor) -> float:
-    """Mean squared difference between P(attacked) [N] and whether it was (bool [N]); a constant 0.5 has 0.25."""
-    return float((probability.double() - attacked.double()).square().mean())
 
 
 def reliability(probability: Tensor, attacked: Tensor, bins: int = 10) -> list[list[float]]:
@@ -62,12 +53,6 @@ def reliability(probability: Tensor, attacked: Tensor, bins: int = 10) -> list[l
         for column, value in zip(out, row, strict=True):
             column.append(round(float(value), 5))
     return out
-
-
-def ece(bins: Sequence[Sequence[float]]) -> float:
-    """Expected calibration error of `reliability`'s bins (Naeini et al. 2015)."""
-    said, was, images = (np.asarray(column) for column in bins)
-    return float((np.abs(said - was) * images).sum() / images.sum())
 
 
 def implied_accuracy(correct: Tensor, flagged: Tensor, evaded: Tensor) -> float:

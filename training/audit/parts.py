@@ -23,6 +23,7 @@ from ..attacks.search import Detecting, nothing_yet, search
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation import detection
 from ..evaluation.attackers import Surrogate
+from ..evaluation.calibration import brier, expected_calibration_error
 from ..evaluation.pictures import PICTURES
 from ..evaluation.report import from_hex, to_hex
 from ..network import must_detect
@@ -210,5 +211,6 @@ class Audit:
 
 
 def _reliability(probability: Tensor, attacked: Tensor) -> dict[str, Any]:
+    sides = [probability[~attacked].numpy()], [probability[attacked].numpy()]
     bins = measures.reliability(probability, attacked)
-    return {"brier": measures.brier(probability, attacked), "ece": measures.ece(bins), "bins": bins}
+    return {"brier": brier(*sides), "ece": expected_calibration_error(*sides), "bins": bins}

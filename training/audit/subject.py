@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-from domain import statistics
 
 from ..attacks.ascent import cross_entropy, quantise
 from ..attacks.copies import attackers_copy
@@ -22,6 +19,7 @@ from ..attacks.search import Target
 from ..checkpoint import Domain
 from ..data import Split, to_pixels
 from ..evaluation import detection
+from ..evaluation.calibration import ScoreMap, assigned, statistics_of
 from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
 from ..evaluation.report import to_hex
 from ..files import whole
@@ -130,7 +128,7 @@ class Subject:
         """
         if not self.domains or answers.scores is None:
             return {}
-        which = torch.tensor([self.domain_of(image.numpy()) for image in images])
+        which = torch.from_numpy(assigned(statistics_of(images), self.domains))
         out: dict[str, Any] = {"uncalibrated": float((which < 0).double().mean()), "served": {}, "served_sr": {}}
         out["first_domain"] = float((which == 0).double().mean())
         for fpr in self.run.judge.thresholds:
@@ -142,18 +140,9 @@ class Subject:
 
     def probabilities(self, images: Tensor, scores: Tensor) -> Tensor:
         """P(attacked) at the maps' prior, float64 [N], each image by the map of its domain, or of the last one."""
-        which = [self.domain_of(image.numpy()) for image in images]
-        rows = zip(which, scores.tolist(), strict=True)
-        return torch.tensor(
-            [np.interp(s, self.domains[i].map_scores, self.domains[i].map_probabilities) for i, s in rows],
-            dtype=torch.float64,
-        )
-
-    def domain_of(self, pixels: NDArray[np.uint8]) -> int:
-        """Index of the first domain that holds the image [3,H,W]; -1 where none does."""
-        found = statistics.measure(pixels)
-        inside = (i for i, d in enumerate(self.domains) if statistics.outside(found, d.ranges) is None)
-        return next(inside, -1)
+        maps = [ScoreMap(d.map_scores, d.map_probabilities)(scores) for d in self.domains]
+        which = assigned(statistics_of(images), self.domains) % len(maps)
+        return torch.from_numpy(np.stack(maps)[which, np.arange(len(scores))])
 
     def made(self, file: Path, about: str, limit: int, make: Make, title: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Adversarial images of the first `limit` clean ones: uint8 [n,3,H,W], and what `make` gave beside them.

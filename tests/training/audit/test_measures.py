@@ -33,15 +33,10 @@ def test_a_roc_curve_reads_as_rates_at_most_so_many_false_positives() -> None:
     assert all(abs(a - b) <= 0.011 for a, b in zip(fpr, tpr, strict=True))
 
 
-def test_brier_and_calibration_error_of_a_constant() -> None:
-    """0.5 for half attacked images: Brier 0.25 and no calibration error; certain and wrong: both 1."""
-    attacked = torch.tensor([True, False] * 10)
-    half = torch.full((20,), 0.5)
-    assert measures.brier(half, attacked) == 0.25
-    assert measures.ece(measures.reliability(half, attacked)) == 0
-    wrong = (~attacked).float()
-    assert measures.brier(wrong, attacked) == 1
-    assert measures.ece(measures.reliability(wrong, attacked)) == 1
+def test_reliability_sets_what_was_said_beside_what_was_so() -> None:
+    """Bins that hold nothing are left out; a probability of exactly 1 belongs to the last one."""
+    said, was, images = measures.reliability(torch.tensor([0.1, 0.3, 1.0]), torch.tensor([False, True, True]), bins=2)
+    assert said == pytest.approx([0.2, 1.0]) and was == [0.5, 1.0] and images == [2, 1]
 
 
 def test_the_implied_accuracy_counts_what_is_right_accepted_and_never_evaded() -> None:
