@@ -39,6 +39,12 @@ def figures(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield share("clean_accuracy", "accuracy on natural images", part, data["accuracy"])
             if "fpr" in data:
                 yield share("clean_flagged", "natural images flagged at the 5 % threshold", part, data["fpr"][FPR])
+        elif what == "static:worst_case":
+            yield share(f"static_worst_case_{eps}", f"control, static: worst case at {eps}/255", part, data["accuracy"])
+        elif what.endswith(":T3"):
+            control = what.removesuffix(":T3")
+            title = f"control, {control.replace('_', ' ')}: misclassified and not rejected, T3 at {eps}/255"
+            yield share(f"{control}_t3_sr_{eps}", title, part, data["sr_at"][FPR])
         elif what == "worst_case":
             yield share(f"worst_case_{eps}", f"accuracy, worst case of T1 and T2 at {eps}/255", part, data["accuracy"])
         elif what == "T2/autoattack":

@@ -74,7 +74,7 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
         parts = [(s.part(f"worst_case@{eps:g}"), partial(audit.worst_case, s, eps)) for eps in radii]
         if s.target is not None:
             parts.append((s.part(f"T3@{EPS:g}"), partial(audit.evasion, s, EPS)))
-        yield s.name, 200 * s.speed.gradient, 300, 50, parts
+        yield s.name, (1050 if s.target is not None else 250) * s.speed.gradient, 300, 50, parts
     if detects:
         parts = [
             (f"corruptions/{name}/{strength}", partial(audit.corruption, name, strength))

@@ -17,7 +17,7 @@ from training import checkpoint
 from training.attacks.ascent import Budget
 from training.attacks.catalogue import ATTACKS
 from training.audit import __main__ as program
-from training.audit import groups, parts
+from training.audit import groups, linter, parts
 from training.awnet import AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import ImageSet, Split
@@ -96,10 +96,22 @@ def test_one_command_audits_a_network_and_its_controls(awnet: Path, static: Path
     assert card["checkpoint_sha256"] == document["setup"]["sha256"] and card["statement"] in text
     figures = {f["name"]: f for f in card["figures"]}
     assert figures["t3_sr_8"]["value"] == document["parts"]["T3@8"]["sr_at"]["0.05"]
+    assert {"static_worst_case_8", "max_softmax_t3_sr_8", "separate_detector_t3_sr_8"} <= figures.keys()
     assert all(f["low"] <= f["value"] <= f["high"] and f["images"] for f in card["figures"])
 
 
 GROUPS = ("--parts", "clean", "worst_case", "evasion", "gradients")
+
+
+def test_the_page_about_the_audit_names_every_group_and_every_check(awnet: Path, static: Path, tmp_path: Path) -> None:
+    """What the report's last table and the linter say can be looked up."""
+    page = (Path(__file__).resolve().parents[3] / "docs/audit.md").read_text("utf-8")
+    out = tmp_path / "audit"
+    given = ["--static", static, "--surrogate", f"s={static}", "--onnx", static, "--budget", "0.0001"]
+    program.main(command(awnet, out, *given))
+    names = {name.rpartition(":")[2] for name in report(out)["plan"]["groups"]}
+    assert len(names) >= 18 and [name for name in names if f"`{name}`" not in page] == []
+    assert [check for check in linter.ADVICE if f"| {check} |" not in page] == []
 
 
 @pytest.mark.slow
