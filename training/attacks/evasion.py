@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..network import Branch, DetectingNetwork
-from .ascent import Budget, cross_entropy, margin, project, quantise, uniform_start
-from .search import Detecting, Evaded, Seen, Strategy, Walk, levels, search
+from .ascent import Budget, cross_entropy, margin, project, quantise, uniform_start, whole_levels
+from .search import Detecting, Evaded, Seen, Strategy, Walk, search
 from .two_gradients import Orthogonal, TwoGradients
 
 
@@ -37,13 +37,13 @@ class Evasion:
 
     def reach(self, i: int, budget: Budget) -> tuple[float, float]:
         """(radius of the ball, step) of gradient step number i, both in whole grey levels of 1/255."""
-        eps, early = levels(budget.eps), 2 * i < budget.steps
+        eps, early = round(255 * whole_levels(budget.eps)), 2 * i < budget.steps
         if self.growing and early:
             return min(eps, 1 + 2 * i * eps // budget.steps) / 255, 1 / 255
         return eps / 255, max(1, round(budget.step * 255)) / 255 if early else 1 / 255
 
     def start(self, x: Tensor, budget: Budget, first: bool) -> Tensor:
-        radius = 1 / 255 if self.growing else levels(budget.eps) / 255
+        radius = 1 / 255 if self.growing else whole_levels(budget.eps)
         return x if first else quantise(uniform_start(x, radius))
 
     def step(self, i: int, walk: Walk, z: Tensor, seen: Seen, x: Tensor, y: Tensor, budget: Budget) -> Walk:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
-from .ascent import Budget, quantise
+from .ascent import Budget, quantise, whole_levels
 
 
 class Seen(NamedTuple):
@@ -111,13 +111,6 @@ def nothing_yet(x: Tensor) -> Evaded:
     return Evaded(x.clone(), torch.full((len(x),), math.inf, device=x.device))
 
 
-def levels(eps: float) -> int:
-    """A radius in whole grey levels, rounded down; ValueError under one: no other 8-bit image is in the ball then."""
-    if (whole := math.floor(eps * 255 + 1e-6)) < 1:
-        raise ValueError(f"a search among 8-bit images needs eps of at least 1/255, not {255 * eps:.3g}/255")
-    return whole
-
-
 def search(
     target: Target,
     x: Tensor,
@@ -144,7 +137,8 @@ def search(
     Raises:
         ValueError: eps is under one grey level, or restarts under one.
     """
-    if levels(budget.eps) < 1 or restarts < 1:
+    whole_levels(budget.eps)
+    if restarts < 1:
         raise ValueError("a search needs at least one try")
     x = quantise(x)
     best = nothing_yet(x) if best is None else best

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..network import Branch
-from .ascent import Budget, cross_entropy, margin, project, uniform_start
-from .search import Seen, Walk, levels
+from .ascent import Budget, cross_entropy, margin, project, uniform_start, whole_levels
+from .search import Seen, Walk
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class TwoGradients:
     limit: float = 3.0
 
     def start(self, x: Tensor, budget: Budget, first: bool) -> Tensor:
-        return x if first else uniform_start(x, levels(budget.eps) / 255)
+        return x if first else uniform_start(x, whole_levels(budget.eps))
 
     def step(self, i: int, walk: Walk, z: Tensor, seen: Seen, x: Tensor, y: Tensor, budget: Budget) -> Walk:
         of_class, of_score = gradients(self.distance(seen.attacked, y), seen, z)
-        wrong, radius = seen.logits.argmax(1) != y, levels(budget.eps) / 255
+        wrong, radius = seen.logits.argmax(1) != y, whole_levels(budget.eps)
         lean = (walk.lean + torch.where(wrong, -self.rate, self.rate)).clamp(-self.limit, self.limit)
         share = torch.sigmoid(lean + self.lean)[:, None, None, None]
         velocity = self.momentum * walk.velocity + share * normalised(of_class) + (1 - share) * normalised(of_score)
@@ -74,7 +74,7 @@ class Orthogonal:
     steps: int = 100
 
     def start(self, x: Tensor, budget: Budget, first: bool) -> Tensor:
-        return x if first else uniform_start(x, levels(budget.eps) / 255)
+        return x if first else uniform_start(x, whole_levels(budget.eps))
 
     def step(self, i: int, walk: Walk, z: Tensor, seen: Seen, x: Tensor, y: Tensor, budget: Budget) -> Walk:
         of_class, of_score = gradients(cross_entropy(seen.attacked, y), seen, z)
@@ -82,7 +82,7 @@ class Orthogonal:
             of_class, of_score = without(of_class, of_score), without(of_score, of_class)
         wrong = (seen.logits.argmax(1) != y)[:, None, None, None]
         gradient = torch.where(wrong, of_score, of_class)
-        return walk._replace(at=project(z.detach() + gradient.sign() / 255, x, levels(budget.eps) / 255))
+        return walk._replace(at=project(z.detach() + gradient.sign() / 255, x, whole_levels(budget.eps)))
 
 
 def gradients(of_class: Tensor, seen: Seen, z: Tensor) -> tuple[Tensor, Tensor]:
