@@ -112,3 +112,24 @@ def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:
         shares = [found["clean"]["accuracy"], first["accuracy"], second["accuracy"]]
         assert [clean, t1, t2] == [*map(percent, shares)] and auroc == f"{second['auroc']:.4f}", name
         assert abs(float(mean) - 50 * (first["w_robust"] + second["w_robust"])) <= 0.051, name
+
+
+# Row of the history's table -> the small-scale network.
+TRAINED_AGAIN = {
+    "AW-Net": "awnet",
+    "static, equally many steps": "static",
+    "static, equally long training": "static-long",
+    "static, separate detector": "static-detector",
+}
+
+
+def test_the_table_of_last_iterates_is_that_of_the_reports() -> None:
+    """Both judges of the same weights, those that were trained again."""
+    for name, last, worst_case, autoattack in rows("docs/history/last-iterates.md", "| network | PGD_trades |"):
+        report = json.loads((REPORTS / f"tables/cifar10/{TRAINED_AGAIN[name]}.json").read_text("utf-8"))
+        report = report.get("again", report)
+        strong = {attack: found["parts"] for attack, found in report["strong"].items()}
+        found = [report["parts"]["T2/pgd_trades"], strong["worst_case"]["worst_case"]]
+        found += [strong["autoattack"]["T2/autoattack"]] if "autoattack" in strong else []
+        expected = [percent(part["accuracy"]) for part in found]
+        assert [last, worst_case, autoattack] == [*expected, ""][:3], name
