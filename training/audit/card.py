@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
+from ..evaluation.report import from_hex
 from . import measures
 
 FORMAT = 1
@@ -56,7 +59,7 @@ def figures(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             surrogate = what.split("/")[1]
             title = f"flagged at the 5 % threshold, T0 from {surrogate} at {eps}/255"
             yield share(f"t0_flagged_{surrogate}_{eps}", title, part, data["tpr"][FPR])
-            low, high = data["auroc_interval"]
+            low, high = min(data["auroc"], data["auroc_interval"][0]), max(data["auroc"], data["auroc_interval"][1])
             yield {
                 "name": f"t0_auroc_{surrogate}_{eps}",
                 "title": f"AUROC, T0 from {surrogate} at {eps}/255",
@@ -69,32 +72,34 @@ def figures(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def statement(parts: Mapping[str, Any], eps: str = "8") -> str:
-    """One sentence on what the detector is worth at T3, against the best control where there is one."""
+    """One sentence on what the detector is worth at T3, against the best control on the same images."""
     worst, evasion = parts.get(f"worst_case@{eps}"), parts.get(f"T3@{eps}")
     if worst is None:
         return "Not audited: the worst case was not measured."
     left = f"The worst case at {eps}/255 leaves {100 * worst['accuracy']:.1f} % of {worst['images']} images right"
-    if evasion is None or "sr_at" not in evasion:
+    if evasion is None or "evaded_bits" not in evasion:
         return f"{left}; there is no detector to evade."
-    success = evasion["sr_at"][FPR]
-    control = _best_control(parts, eps)
-    words = f"{100 * success:.1f} % of {evasion['images']} images are misclassified and not flagged"
-    if control is None:
-        without = 1 - worst["accuracy"]
-        gain, beside = without - success, f"{100 * without:.1f} % are misclassified by who ignores it"
-    else:
-        name, rate = control
-        gain, beside = rate - success, f"the control ({name}) has {100 * rate:.1f} %"
-    pays = "pays nothing" if gain < NOTHING else f"pays {100 * gain:.1f} points"
-    return f"The detector {pays} at T3: {words}, where {beside}. {left}."
+    name, control = min(_controls(parts, worst, eps).items(), key=lambda item: float(item[1].double().mean()))
+    success = from_hex(evasion["evaded_bits"], evasion["images"])
+    n = min(len(success), len(control))
+    here, there = float(success[:n].double().mean()), float(control[:n].double().mean())
+    pays = "pays nothing" if there - here < NOTHING else f"pays {100 * (there - here):.1f} points"
+    words = f"{100 * here:.1f} % of {n} images are misclassified and not flagged, where {name} {100 * there:.1f} %"
+    return f"The detector {pays} at T3: {words}. {left}."
 
 
-def _best_control(parts: Mapping[str, Any], eps: str) -> tuple[str, float] | None:
-    """The control that misleads least: the static network that never rejects, or one that does."""
-    rates = {}
+def _controls(parts: Mapping[str, Any], worst: Mapping[str, Any], eps: str) -> dict[str, Tensor]:
+    """In words -> whether each image is lost: to the static network, by itself or with somebody who rejects.
+
+    Without any control, what is lost to whoever ignores the detector.
+    """
+    lost = {}
     if plain := parts.get(f"static:worst_case@{eps}"):
-        rates["static, never rejects"] = 1 - plain["accuracy"]
-    for name, title in (("max_softmax", "static, rejects by confidence"), ("separate_detector", "separate detector")):
+        lost["the static network misclassifies"] = ~from_hex(plain["correct_bits"], plain["images"])
+    for name, title in (
+        ("max_softmax", "the static network that rejects by its own confidence is misled on"),
+        ("separate_detector", "the static network beside a separate detector is misled on"),
+    ):
         if part := parts.get(f"{name}:T3@{eps}"):
-            rates[title] = part["sr_at"][FPR]
-    return min(rates.items(), key=lambda item: item[1]) if rates else None
+            lost[title] = from_hex(part["evaded_bits"], part["images"])
+    return lost or {"who ignores the detector turns": ~from_hex(worst["correct_bits"], worst["images"])}

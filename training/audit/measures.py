@@ -6,6 +6,8 @@ numbers, so that the report holds them and every plot is drawn from the report a
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +23,22 @@ def interval(share: float, images: int) -> tuple[float, float]:
     """The 95 % interval of a share of so many images, see `calibration.wilson`."""
     _, low, high = wilson(round(share * images), images)
     return low, high
+
+
+REACH = 12.0  # log-odds that a histogram of scores shows; what lies beyond is in the outermost bins
+
+
+def log_odds(score: float) -> float:
+    """Of a score in [0, 1], within `REACH`."""
+    least = 1 / (1 + math.exp(REACH))
+    held = min(max(score, least), 1 - least)
+    return math.log(held / (1 - held))
+
+
+def histogram(scores: Tensor, bins: int = 48) -> list[int]:
+    """Counts of scores [N] in bins of equal width of their log-odds, from -`REACH` to `REACH`."""
+    counts, _ = np.histogram([log_odds(s) for s in scores.tolist()], bins, (-REACH - 1e-6, REACH + 1e-6))
+    return [int(c) for c in counts]
 
 
 def roc(clean: Tensor, adversarial: Tensor, points: int = 30) -> list[list[float]]:

@@ -19,7 +19,7 @@ from typing import Any
 from ..files import write_text
 from . import linter
 from .card import statement
-from .report import FPR, TITLES, levels, percent, table, with_interval
+from .report import FPR, TITLES, levels, passed, percent, right, table, with_interval
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
 Document = Mapping[str, Any]
@@ -184,8 +184,8 @@ def _relied_on(parts: Mapping[str, Any]) -> list[list[str]]:
         said = f"{flagged} % flagged, the least of {len(t0)} surrogates; {percent(worst['accuracy'])} % right"
         rows.append(["T0", "other networks only", "a wrong class", said, "the verdict, as an alarm"])
     if plain := parts.get("worst_case@8"):
-        right = with_interval(plain["accuracy"], plain["images"])
-        said = f"{right} % right" + (f"; {percent(plain['tpr'][FPR])} % flagged" if "tpr" in plain else "")
+        kept = with_interval(plain["accuracy"], plain["images"])
+        said = f"{kept} % right" + (f"; {percent(plain['tpr'][FPR])} % flagged" if "tpr" in plain else "")
         has = "the network; at T1 the attack ignores the detector, at T2 it follows all gradients"
         rows.append(["T1, T2", has, "a wrong class", said, "the verdict, as an alarm; not the class"])
     if evasion := parts.get("T3@8"):
@@ -200,8 +200,8 @@ def _levels(parts: Mapping[str, Any], subject: str) -> list[str]:
         n = p["images"]
         flagged = percent(p["fpr" if "fpr" in p else "tpr"][FPR]) if "fpr" in p or "tpr" in p else ""
         success = with_interval(p["sr_at"][FPR], n) if "sr_at" in p else ""
-        right = percent(1 - p["sr_at"][FPR]) if "sr_at" in p else ""
-        rows.append([name, str(n), with_interval(p["accuracy"], n), flagged, success, right])
+        held = percent(1 - p["sr_at"][FPR]) if "sr_at" in p else ""
+        rows.append([name, str(n), right(name, p), flagged, success, held])
     return table(["attack", "images", "accuracy", "flagged", "SR@5", "right or flagged"], rows) if rows else []
 
 
@@ -242,7 +242,7 @@ def _linter(audit: Document) -> str:
     failing = linter.failures([linter.Finding(**f) for f in audit["findings"]])
     if failing:
         return f"The linter fails it: {'; '.join(failing)}."
-    return "The linter found no sign of masked gradients or of weak attacks."
+    return passed(audit)
 
 
 if __name__ == "__main__":

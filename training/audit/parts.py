@@ -21,7 +21,6 @@ from ..attacks.evasion import EVASION_BUDGET, EVASIONS
 from ..attacks.rejection import STATIC_EVASIONS
 from ..attacks.search import Detecting, nothing_yet, search
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
-from ..evaluation import detection
 from ..evaluation.attackers import Surrogate
 from ..evaluation.calibration import brier, expected_calibration_error
 from ..evaluation.pictures import PICTURES
@@ -71,7 +70,7 @@ class Audit:
         out["correct_bits"] = to_hex(answers.correct)
         if answers.scores is not None:
             out["flagged_bits"] = to_hex(answers.scores > subject.threshold)
-            out["histogram"] = detection.histogram(answers.scores, 40)[1]
+            out["histogram"] = measures.histogram(answers.scores)
             out["risk_coverage"] = measures.risk_coverage(answers.correct, answers.scores)
             out |= subject.served(subject.run.split.images, answers)
         return out

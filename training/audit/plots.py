@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import drawing
 from .linter import radius
+from .measures import REACH, log_odds
 
 FPR = "0.05"
 Parts = Mapping[str, Any]
@@ -47,7 +48,7 @@ def _by_radius(axes: Any, parts: Parts, _document: Mapping[str, Any]) -> bool:
     axes.set_xscale("symlog", linthresh=2)
     axes.set_xticks([0, 2, 4, 8, 16, 64], [0, 2, 4, 8, 16, 64])
     if any_curve:
-        axes.legend()
+        axes.legend(fontsize="small")
     return any_curve
 
 
@@ -70,14 +71,14 @@ def _scores(axes: Any, parts: Parts, document: Mapping[str, Any]) -> bool:
     names |= {first: first.split("/")[1] + " (T0)"} if first else {}
     shown = {title: parts[n]["histogram"] for n, title in names.items() if "histogram" in parts.get(n, {})}
     for title, counts in shown.items():
-        at = [i / len(counts) for i in range(len(counts) + 1)]
-        axes.stairs([c / sum(counts) for c in counts], at, label=title)
+        width = 2 * REACH / len(counts)
+        axes.stairs([c / sum(counts) for c in counts], [i * width - REACH for i in range(len(counts) + 1)], label=title)
     if FPR in document["setup"]["thresholds"]:
-        axes.axvline(document["setup"]["thresholds"][FPR], color="0.5", linewidth=1)
-    axes.set(xlabel="score", ylabel="share of images", xlim=(0, 1))
+        axes.axvline(log_odds(document["setup"]["thresholds"][FPR]), color="0.5", linewidth=1)
+    axes.set(xlabel="log-odds of the score", ylabel="share of images", xlim=(-REACH, REACH))
     axes.set_yscale("log")
     if shown:
-        axes.legend()
+        axes.legend(fontsize="small")
     return bool(shown)
 
 
@@ -89,7 +90,7 @@ def _risk_coverage(axes: Any, parts: Parts, _document: Mapping[str, Any]) -> boo
         axes.plot(coverage, risk, "--" if "control" in title else "-", label=title)
     axes.set(xlabel="share accepted", ylabel="wrong among them", xlim=(0, 1), ylim=(0, 1.01))
     if shown:
-        axes.legend()
+        axes.legend(fontsize="small")
     return bool(shown)
 
 
@@ -121,7 +122,7 @@ def _reliability(axes: Any, parts: Parts, _document: Mapping[str, Any]) -> bool:
         axes.plot(said, was, marker="o", label=title)
     axes.set(xlabel="P(attacked) as the score says", ylabel="share that was attacked", xlim=(0, 1), ylim=(0, 1.01))
     if shown:
-        axes.legend()
+        axes.legend(fontsize="small")
     return bool(shown)
 
 

@@ -105,7 +105,7 @@ class Subject:
                 "flagged_bits": to_hex(flagged),
                 "evaded_bits": to_hex(~answers.correct & ~flagged),
                 "roc": measures.roc(clean.scores[: len(images)], answers.scores),
-                "histogram": detection.histogram(answers.scores, 40)[1],
+                "histogram": measures.histogram(answers.scores),
                 "risk_coverage": measures.risk_coverage(answers.correct, answers.scores),
             }
             out |= self.served(images, answers)

@@ -39,6 +39,13 @@ def test_reliability_sets_what_was_said_beside_what_was_so() -> None:
     assert said == pytest.approx([0.2, 1.0]) and was == [0.5, 1.0] and images == [2, 1]
 
 
+def test_a_histogram_of_scores_resolves_both_ends() -> None:
+    """0.0005 and 0.005 are bins apart; certain scores are in the outermost bins, none is lost."""
+    counts = measures.histogram(torch.tensor([0.0, 0.0005, 0.005, 0.5, 1.0, 1.0]))
+    assert sum(counts) == 6 and counts[0] == 1 and counts[-1] == 2
+    assert measures.log_odds(0.5) == 0 and measures.log_odds(0.0) == pytest.approx(-measures.REACH)
+
+
 def test_the_implied_accuracy_counts_what_is_right_accepted_and_never_evaded() -> None:
     """Four images: misclassified, flagged, evaded, and one that holds."""
     correct = torch.tensor([False, True, True, True])

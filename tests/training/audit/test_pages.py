@@ -18,7 +18,8 @@ AUDITS = ROOT / "training/reports/audits"
 
 
 def attacked(accuracy: float, success: float, images: int = 200, flagged: float = 0.5) -> dict[str, Any]:
-    bits = {key: to_hex(torch.arange(images) < share * images) for key, share in (("correct_bits", accuracy),)}
+    shares = (("correct_bits", accuracy), ("evaded_bits", success))
+    bits = {key: to_hex(torch.arange(images) < share * images) for key, share in shares}
     rates = {key: {"0.05": v, "0.01": v} for key, v in (("tpr", flagged), ("sr_at", success))}
     return {"images": images, "accuracy": accuracy, "auroc": 0.9, "auroc_interval": [0.8, 0.95], **rates, **bits}
 
@@ -43,7 +44,7 @@ DOCUMENT: dict[str, Any] = {
         "T0/late/pgd_sat@8": attacked(0.7, 0.004, flagged=0.999),
         "T3@8": attacked(0.1, 0.905),
         "static:clean": {"images": 1000, "accuracy": 0.75},
-        "static:worst_case@8": {"images": 200, "accuracy": 0.36},
+        "static:worst_case@8": attacked(0.36, 0.64),
         "max_softmax:T3@8": attacked(0.36, 0.63),
         "corruptions/noise/1": {"images": 500, "accuracy": 0.8, "fpr": {"0.05": 0.2}},
         "corruptions/noise/5": {"images": 500, "accuracy": 0.5, "fpr": {"0.05": 0.99}},
@@ -64,7 +65,7 @@ def test_the_card_has_the_figures_of_the_audit_with_their_intervals() -> None:
     text = pages.model_card(DOCUMENT, Path("reports/model"))
     for words in (
         "The detector pays nothing at T3: 90.5 % of 200 images are misclassified and not flagged",
-        "63.0 %",
+        "where the static network that rejects by its own confidence is misled on 63.0 %",
         "`training/checkpoints/best.pt`, sha256 `abababababab...`",
         "AW-Net, 0.9 million parameters",
         "| nobody attacks | 1000 | 87.5 (85.3-89.4) | 4.8 |",
