@@ -134,6 +134,9 @@ class Run:
             self.ema.load_state_dict(state["ema_network"])
         known = {f.name for f in fields(Progress)}  # last.pt of older versions lacks some
         self.progress = Progress(**{k: v for k, v in state.items() if k in known})
+        measured = [row for row in self.progress.history if "validation_w_robust" in row]
+        if measured and "validation_pgd" in measured[-1]:  # by PGD's last iterate, as epochs were compared once
+            self.progress.best_score = float("-inf")  # no epoch reaches that under the worst case: choose anew
         return bool(state.get("bf16", self.recipe["runtime"]["bf16"]))
 
     def compile(self) -> None:
