@@ -142,15 +142,19 @@ class Patch:
         return quantise(z)
 
 
-SHAPES: dict[str, Shape] = {
-    "l2": L2(0.5),
-    "l2_1": L2(1.0),
-    "sparse": Sparse(10),
-    "patch": Patch(5),
-}
+# by name and bound: a radius in pixel values of [0,1], a number of pixels, the side of a square in pixels
+SHAPES: dict[str, Shape] = {"l2@0.5": L2(0.5), "l2@1": L2(1.0), "sparse@10": Sparse(10), "patch@5": Patch(5)}
 
 
-def shaped(model: Model, x: Tensor, y: Tensor, shape: Shape, steps: int = 50, restarts: int = 1) -> BestIterate:
+def shaped(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    shape: Shape,
+    steps: int = 50,
+    restarts: int = 1,
+    best: BestIterate | None = None,
+) -> BestIterate:
     """Ascend the class margin among the images that `shape` allows, and keep the best 8-bit one for each image.
 
     Steps with momentum shrink geometrically. Gradients are those of `model`, an attacker's copy, at the 8-bit image
@@ -159,12 +163,13 @@ def shaped(model: Model, x: Tensor, y: Tensor, shape: Shape, steps: int = 50, re
     Args:
         x: 8-bit images [N,3,H,W] in [0,1]; y: their classes [N].
         steps: gradient steps of each try; restarts: tries in all, the first from x itself.
+        best: what an attack with another copy of the same network found, gone on with in place.
 
     Raises:
         ValueError: the shape does not fit into the images.
     """
     x = quantise(x)
-    best = BestIterate(deployed(model), x, y)
+    best = BestIterate(deployed(model), x, y) if best is None else best
     first, last = shape.reach
     for attempt in range(restarts):
         rows = best.resisting

@@ -10,6 +10,7 @@ from typing import Any
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 
 from ..attacks.catalogue import ATTACKS
+from ..attacks.shapes import SHAPES
 from ..evaluation.pictures import PICTURES
 from .parts import EPS, TRANSFER, Audit
 from .plan import Cost
@@ -91,6 +92,8 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
             yield s.part("autoattack"), 1300 * s.speed.gradient, 200, 30, parts
     parts = [(f"black_box/square@{EPS:g}", partial(audit.named, one, "T2", "square", EPS))]
     yield "black_box", 700 * f, 200, 50, parts
+    parts = [(name, partial(audit.shape, one, name)) for name in SHAPES]
+    yield "shapes", len(SHAPES) * (60 if detects else 30) * g, 200, 30, parts
     levels = ("T1", "T2") if detects else ("T2",)
     if detects:
         parts = [(f"{v}/worst_case@{EPS:g}", partial(audit.worst_case, one, EPS, level=v)) for v in levels]

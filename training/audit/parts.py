@@ -20,6 +20,7 @@ from ..attacks.copies import attackers_copy
 from ..attacks.evasion import EVASION_BUDGET, EVASIONS
 from ..attacks.rejection import STATIC_EVASIONS
 from ..attacks.search import Detecting, nothing_yet, search
+from ..attacks.shapes import SHAPES, shaped
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation.attackers import Surrogate
 from ..evaluation.calibration import brier, expected_calibration_error
@@ -123,6 +124,21 @@ class Audit:
         flagged = clean.scores[: len(images)] > threshold
         out["implied_accuracy"] = measures.implied_accuracy(clean.correct[: len(images)], flagged, evaded)
         return out
+
+    def shape(self, subject: Subject, name: str, limit: int) -> dict[str, Any]:
+        """One of `SHAPES`, with the gradient of the whole network and, where there is one, of its natural branch."""
+        copies = [
+            attackers_copy(subject.run.net, level) for level in (("nat", "T2") if subject.run.detects else ("T2",))
+        ]
+
+        def make(x: Tensor, y: Tensor) -> Made:
+            best = shaped(copies[0], x, y, SHAPES[name])
+            for copy in copies[1:]:
+                shaped(copy, x, y, SHAPES[name], best=best)
+            return (best.x_adv,)
+
+        images, _ = self.made(subject, name, limit, make)
+        return subject.figures(images)
 
     def transfer(self, subject: Subject, surrogate: Surrogate, eps: float, limit: int) -> dict[str, Any]:
         """T0: the surrogate's adversarial images do not depend on who is judged, and are made once."""

@@ -208,7 +208,15 @@ def _radii(parts: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     head = ["attack", "radius", "images", "accuracy", "flagged @ 5 %", "SR@5", "right or flagged", "AUROC"]
-    return ["## By radius", "", "Radius in 1/255.", "", *table(head, rows), *_plot("worst_case"), *_plot("roc")]
+    return [
+        "## By radius",
+        "",
+        "Radius in 1/255; of `l2` in pixel values of [0,1], of `sparse` in pixels, of `patch` in pixels of a side.",
+        "",
+        *table(head, rows),
+        *_plot("worst_case"),
+        *_plot("roc"),
+    ]
 
 
 def _paper(parts: Mapping[str, Any]) -> list[str]:

@@ -108,3 +108,13 @@ def test_the_judge_is_the_deployed_network_whatever_is_differentiated() -> None:
     logits = net(found.x_adv)
     wrong = logits.argmax(1) != y
     assert torch.equal(wrong, found.margin > 0)
+
+
+def test_a_second_copy_goes_on_where_the_first_one_failed(batch: tuple[Tensor, Tensor]) -> None:
+    """What one attacker's copy broke is left alone, and what resists is attacked on."""
+    x, y = batch
+    weight = torch.randn(3, 8, 8)
+    best = shaped(linear(weight, 0.9 * most(L2(0.5), weight)), x, y, L2(0.5), steps=1)
+    assert not bool((best.margin > 0).any())
+    again = shaped(linear(weight, 0.9 * most(L2(0.5), weight)), x, y, L2(0.5), best=best)
+    assert again is best and bool((best.margin > 0).all())

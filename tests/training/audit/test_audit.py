@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     evasions = {name: dataclasses.replace(how, steps=2) for name, how in parts.EVASIONS.items()}
     monkeypatch.setattr(parts, "EVASIONS", evasions)
     monkeypatch.setattr(parts, "STATIC_EVASIONS", {"two_gradients": evasions["selective"]})
+    monkeypatch.setattr(parts, "shaped", partial(parts.shaped, steps=2))
     monkeypatch.setattr(parts, "WORST_CASE_BUDGET", Budget(steps=2))
     monkeypatch.setattr(groups, "CORRUPTIONS", dict(list(groups.CORRUPTIONS.items())[:2]))
     return made
