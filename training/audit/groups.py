@@ -89,7 +89,7 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
     for s in everyone:
         if s.classifier is None:
             parts = [(s.part(f"T2/autoattack@{EPS:g}"), partial(audit.named, s, "T2", "autoattack", EPS))]
-            yield s.part("autoattack"), 1300 * s.speed.gradient, 200, 30, parts
+            yield s.part("autoattack"), 3000 * s.speed.gradient, 100, 30, parts
     parts = [(f"black_box/square@{EPS:g}", partial(audit.named, one, "T2", "square", EPS))]
     yield "black_box", 700 * f, 200, 50, parts
     parts = [(name, partial(audit.shape, one, name)) for name in SHAPES]

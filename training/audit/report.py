@@ -23,7 +23,7 @@ TITLES = {
 PLOTS = {
     "worst_case": "Accuracy that is left, by radius of the attack.",
     "roc": "Attacked images flagged, against natural images flagged, for each threat level.",
-    "scores": "Scores of natural and of attacked images, as log-odds; the line is the threshold of 5 % false positives.",
+    "scores": "Scores of natural and of attacked images, as log-odds, and the threshold of 5 % false positives.",
     "risk_coverage": "Wrong classes among the images that are accepted, by the share that is accepted.",
     "corruptions": "Natural images that are flagged although nobody attacked them.",
     "reliability": "How often an image was attacked, by what the score says.",
