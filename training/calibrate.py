@@ -37,12 +37,14 @@ from .checkpoint import Domain
 from .data import DATA_DIR_HELP, Split, load_images, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
+    STRETCH,
     Groups,
     Sample,
     assigned,
     attacked,
     brier,
     calibrate_domains,
+    changed,
     expected_calibration_error,
     fit_score_map,
     flagged_at,
@@ -56,6 +58,7 @@ from .hardware import DEVICES, device_of
 from .network import DetectingNetwork
 
 T3_SAMPLE = ("selective_nat", "lambda_1", "two_gradients")  # evasions whose images are looked at
+AFTERWARDS = ("contrast", "brightness", "jpeg", "median", "posterise")  # what an attacker may do last of all
 MIDDLE = 3  # the strength that is measured on most images
 
 
@@ -111,13 +114,19 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     models: dict[str, Model] = {f"T0 {s.name}": attackers_copy(s.network, "T2") for s in surrogates}
     models["T2"] = attackers_copy(net, "T2")
     before = (loaded.calibration or calibrate(net, split.images.split(500))).thresholds
-    hostile = hostile_samples(net, models, split.on(device), args, before)
-    calibration = calibrate_domains(net, split, [hostile[f"{name} 8/255"] for name in models])
+    images = hostile_images(net, models, split.on(device), args, before)
+    calibration = calibrate_domains(net, split, [images[f"{name} 8/255"] for name in models])
+    hostile = {name: Sample.of(net, x) for name, x in images.items()}
+    for name in (name for name in images if name.startswith("T0") and not name.endswith(" 2/255")):
+        hostile |= {f"{name}, then {k}": Sample.of(net, changed(images[name], k, MIDDLE)) for k in AFTERWARDS}
+    for name in (f"{model} 8/255" for model in models):
+        hostile[f"{name}, then {STRETCH[0]}"] = Sample.of(net, changed(images[name], *STRETCH))
     natural = natural_samples(net, split, args)
     domains, maps = with_maps(calibration.domains, natural, hostile)
     kinds = {(name, strength): s for (name, strength), s in natural.items() if strength}
-    t0 = {eps: scores for eps in ("8", "4") if len(scores := _t0(hostile, eps))}
-    rates = [rates_of(i, domains, natural["pristine", 0], kinds, t0) for i in range(len(domains))]
+    rates = [
+        rates_of(i, domains, natural["pristine", 0], kinds, t0_of(hostile, domain)) for i, domain in enumerate(domains)
+    ]
     calibration = replace(calibration, domains=[replace(d, rates=r) for d, r in zip(domains, rates, strict=True)])
     report = {
         "setup": {
@@ -146,19 +155,19 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def hostile_samples(
+def hostile_images(
     net: DetectingNetwork,
     models: Mapping[str, Model],
     split: Split,
     args: argparse.Namespace,
     before: Mapping[float, float],
-) -> dict[str, Sample]:
-    """T0 and T2 at 8, 4 and 2/255 on the first images, T1 and some evasions at 8/255 on fewer of them."""
+) -> dict[str, Tensor]:
+    """Name -> uint8 images: T0 and T2 at 8, 4 and 2/255; T1 and some evasions at 8/255, of fewer images."""
     found = {}
     work = [(name, eps, args.attacked if eps == 8 else args.attacked // 2) for name in models for eps in (8, 4, 2)]
     for name, eps, n in tqdm([*work, ("T1", 8, args.evaded)], desc="attacks", disable=None):
         model = models[name] if name in models else attackers_copy(net, "T1")
-        found[f"{name} {eps}/255"] = Sample.of(net, attacked(model, split.head(n), eps, args.steps).cpu())
+        found[f"{name} {eps}/255"] = attacked(model, split.head(n), eps, args.steps).cpu()
     few, target = split.head(args.evaded), before[max(before)]
     for name in tqdm(T3_SAMPLE, desc="evasions", disable=None):
         torch.manual_seed(0)
@@ -167,7 +176,7 @@ def hostile_samples(
             evade(net, to_pixels(x), y, budget, EVASIONS[name], target).x_adv
             for x, y in zip(few.images.split(100), few.labels.split(100), strict=True)
         ]
-        found[f"T3 {name} 8/255"] = Sample.of(net, (torch.cat(parts) * 255).round().to(torch.uint8).cpu())
+        found[f"T3 {name} 8/255"] = (torch.cat(parts) * 255).round().to(torch.uint8).cpu()
     return found
 
 
@@ -194,35 +203,38 @@ def with_maps(
 ) -> tuple[list[Domain], dict[str, Any]]:
     """Maps fitted on every other image, and the errors of score and probability on the rest.
 
-    T0 (of each surrogate) and T2 at 8/255 in equal parts are the attacked half. The benign half is, of "pristine", the
-    pristine images in it, of the pool those of all training kinds that belong to it; of "served" pristine images and
-    training kinds at all strengths in equal parts, where each image, attacked ones too, is mapped by its own domain.
+    T0 (of each surrogate) and T2 at 8/255 in equal parts are the attacked half, in "stretched" after a change of
+    contrast. The benign half is, of "pristine", the pristine images in it, of the others those of all training kinds
+    that belong to them; of "served" pristine images and training kinds at all strengths in equal parts, where each
+    image, attacked ones too, is mapped by its own domain.
     """
-    attacks = [s for name, s in hostile.items() if name.startswith(("T0", "T2")) and name.endswith(" 8/255")]
     training = [s for (name, _), s in natural.items() if name in CORRUPTIONS and CORRUPTIONS[name].group == "training"]
     fit, held_out = slice(None, None, 2), slice(1, None, 2)
     mapped, maps, errors = [], [], {}
-    for number, (domain, samples) in enumerate(zip(domains, ([natural["pristine", 0]], training), strict=True)):
-        own = [s[assigned(s.statistics, domains) == number].scores for s in samples]
-        fitted = fit_score_map(torch.cat([s[fit] for s in own]), [a.scores[fit] for a in attacks])
+    for number, domain in enumerate(domains):
+        attacks = [s.scores for s in eight(hostile, domain)]
+        groups = training if number else [natural["pristine", 0]]
+        own = [s[assigned(s.statistics, domains) == number].scores for s in groups]
+        fitted = fit_score_map(torch.cat([s[fit] for s in own]), [a[fit] for a in attacks])
         maps.append(fitted)
         mapped.append(replace(domain, map_scores=fitted.scores, map_probabilities=fitted.probabilities))
-        benign = [torch.cat([s[held_out] for s in own])]
-        errors[domain.name] = _errors(
-            benign,
-            [a.scores[held_out] for a in attacks],
-            [fitted(s) for s in benign],
-            [fitted(a.scores[held_out]) for a in attacks],
-        )
+        benign, left = [torch.cat([s[held_out] for s in own])], [a[held_out] for a in attacks]
+        errors[domain.name] = _errors(benign, left, [fitted(s) for s in benign], [fitted(a) for a in left])
 
     def served(sample: Sample) -> NDArray[np.float64]:
         where = assigned(sample.statistics, domains)
         return np.choose(where, [m(sample.scores) for m in maps], mode="wrap")  # -1, in none, is the last one
 
-    sides = [[s[held_out] for s in side] for side in ([natural["pristine", 0], *training], attacks)]
+    sides = [[s[held_out] for s in side] for side in ([natural["pristine", 0], *training], eight(hostile, domains[0]))]
     scores = [[s.scores for s in side] for side in sides]
     errors["served"] = _errors(scores[0], scores[1], [served(s) for s in sides[0]], [served(s) for s in sides[1]])
     return mapped, errors
+
+
+def eight(hostile: Mapping[str, Sample], domain: Domain) -> list[Sample]:
+    """T0 and T2 at 8/255 as they come to a domain: to "stretched" after a change of contrast."""
+    end = " 8/255" + (f", then {STRETCH[0]}" if domain.name == "stretched" else "")
+    return [s for name, s in hostile.items() if name.startswith(("T0", "T2")) and name.endswith(end)]
 
 
 def _errors(benign: Sequence[Tensor], attacks: Sequence[Tensor], p_benign: Groups, p_attacks: Groups) -> dict[str, Any]:
@@ -238,9 +250,14 @@ def _errors(benign: Sequence[Tensor], attacks: Sequence[Tensor], p_benign: Group
     }
 
 
-def _t0(hostile: Mapping[str, Sample], eps: str) -> Tensor:
-    found = [s.scores for name, s in hostile.items() if name.startswith("T0") and name.endswith(f" {eps}/255")]
-    return torch.cat(found) if found else torch.empty(0)
+def t0_of(hostile: Mapping[str, Sample], domain: Domain) -> dict[str, Tensor]:
+    """Scores of T0 images as they come to a domain, see `eight`, by eps in 255ths."""
+    found = {}
+    for eps in ("8", "4"):
+        end = f" {eps}/255" + (f", then {STRETCH[0]}" if domain.name == "stretched" else "")
+        if scores := [s.scores for name, s in hostile.items() if name.startswith("T0") and name.endswith(end)]:
+            found[eps] = torch.cat(scores)
+    return found
 
 
 def described(domain: Domain) -> dict[str, Any]:
@@ -315,9 +332,11 @@ def microseconds(images: Tensor, n: int = 300) -> float:
 
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: each kind at its middle strength, flagged at 5 % and 1 % before and now, and where it lies."""
+    names = [domain["name"] for domain in report["domains"]]
+    places = " | ".join([*(f"in {name}" for name in names), "in none"])
     lines = [
-        "| images | group | flagged before, 5 % / 1 % | flagged now, 5 % / 1 % | in pristine | in pool | in neither |",
-        "|---|---|---|---|---|---|---|",
+        f"| images | group | flagged before, 5 % / 1 % | flagged now, 5 % / 1 % | {places} |",
+        f"|---|---|---|---|{'---|' * (len(names) + 1)}",
     ]
 
     def line(name: str, group: str, part: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
         for part in natural[name]["strengths"].values():
             assert sum(part["in"].values()) == pytest.approx(1)
     assert set(report["attacked"]) >= {"T0 s 8/255", "T2 2/255", "T1 8/255", "T3 selective_nat 8/255"}
+    assert "T0 s 4/255, then brightness" in report["attacked"] and "T2 8/255, then contrast" in report["attacked"]
     assert set(report["statistics"]) == set(STATISTICS)
     assert set(report["score_map"]) == {"pristine", "pool", "served"}
     for errors in report["score_map"].values():
@@ -112,13 +113,16 @@ def test_the_table_reads_in_percent() -> None:
         return {"flagged_before": points[0], "flagged": points[1], "in": {"pristine": 0.25, "pool": 0.75, "none": 0.0}}
 
     report = {
+        "domains": [{"name": "pristine"}, {"name": "pool"}],
         "natural": {
             "pristine": {"group": "calibration", "strengths": {"0": part(0.05, 0.049)}},
             "median": {"group": "training", "strengths": {"1": part(1, 1), "3": part(0.6, 0.01)}},
         },
         "attacked": {"T2 8/255": part(1, 1)},
     }
-    assert table(report).splitlines()[2:] == [
+    head, rule, *rows = table(report).splitlines()
+    assert head.endswith("| in pristine | in pool | in none |") and rule.count("---") == head.count("|") - 1
+    assert rows == [
         "| pristine | calibration | 5.0 / 5.0 | 4.9 / 4.9 | 25 | 75 | 0 |",
         "| median | training | 60.0 / 60.0 | 1.0 / 1.0 | 25 | 75 | 0 |",
         "| T2 8/255 | attack | 100.0 / 100.0 | 100.0 / 100.0 | 25 | 75 | 0 |",

@@ -1,8 +1,10 @@
 """Thresholds for the images that they speak for: domains, their ranges of pixel statistics, and what a score means.
 
 An image belongs to the first domain whose ranges hold its statistics. "pristine" is what validation images look like;
-its thresholds are theirs, and it keeps attacks of 8/255 inside. "pool" is that and what benign corruptions make of it;
-its thresholds are quantiles of the whole pool. Nothing here reads a test image.
+its thresholds are theirs, and it keeps attacks of 8/255 inside. "stretched" is the same but for missing grey levels,
+which contrast, light and gamma leave: the detector still tells attacks there, and attackers could stretch last of all.
+"pool" is that and what other benign corruptions make of it; its thresholds are quantiles of the whole pool. Nothing
+here reads a test image.
 """
 
 from __future__ import annotations
@@ -48,6 +50,9 @@ REACH = {  # the largest value that a statistic can have
 }
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 TRAINING_KINDS = tuple(name for name, kind in CORRUPTIONS.items() if kind.group == "training")
+STRETCH = ("contrast", 3)  # the corruption after which attacked images stand for those of the stretched domain
+STRETCHING = ("contrast", "gamma", "saturation", "autocontrast")  # kinds that leave gaps
+LEAST_IMAGES = 200  # that a domain between pristine and pool is calibrated on; with fewer there is none
 PRIOR = 0.5  # at which the score map is fitted
 
 
@@ -99,8 +104,13 @@ def pool_of(images: Tensor, kinds: Sequence[str], per_kind: int) -> dict[tuple[s
         chosen = images[(torch.arange(n) + number * n) % len(images)]
         for strength, part in zip(STRENGTHS, chosen.tensor_split(len(STRENGTHS)), strict=True):
             if len(part):
-                out[name, strength] = torch.from_numpy(CORRUPTIONS[name].apply(part.numpy(), strength))
+                out[name, strength] = changed(part, name, strength)
     return out
+
+
+def changed(images: Tensor, kind: str, strength: int) -> Tensor:
+    """Images [N,3,H,W] after a corruption, on the CPU."""
+    return torch.from_numpy(CORRUPTIONS[kind].apply(images.cpu().numpy(), strength))
 
 
 def pristine_ranges(pristine: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
@@ -118,6 +128,22 @@ def pristine_ranges(pristine: Statistics, in_the_ball: Sequence[Statistics]) -> 
 def pool_ranges(pool: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
     """Ranges with both ends, of all images of the pool and of what lies in the ball around pristine ones."""
     return {name: _ends(pool[:, i], [b[:, i] for b in in_the_ball]) for i, name in enumerate(STATISTICS)}
+
+
+def stretched_ranges(pristine: Ranges, pool: Ranges, stretching: Sample) -> Ranges:
+    """Ranges of pristine images, but for gaps, and for the jumps of histograms that go with them.
+
+    A histogram whose levels a factor of 1.25 spreads has jumps of 1, at 1.5 of 2, at 1.65 of 2.5; at 2 it has 4 as
+    posterised ones have, which are left to the pool. So are images with fewer colours than all but a fiftieth of the
+    stretched ones: palettes leave gaps too.
+    """
+    colours = stretching.statistics[:, STATISTICS.index("colours")]
+    return {
+        **pristine,
+        "gaps": (0.0, max(pristine["gaps"][1], pool["gaps"][1])),
+        "jumps": (0.0, max(pristine["jumps"][1], 2.5)),
+        "colours": (max(pristine["colours"][0], float(np.quantile(colours, 0.02))), REACH["colours"]),
+    }
 
 
 def _ends(natural: NDArray[np.float64], in_the_ball: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
@@ -219,16 +245,17 @@ def joined(samples: Sequence[Sample]) -> Sample:
 
 
 def calibrate_domains(
-    net: DetectingNetwork, split: Split, hostile: Sequence[Sample] = (), *, per_kind: int = 1000
+    net: DetectingNetwork, split: Split, hostile: Sequence[Tensor] = (), *, per_kind: int = 1000
 ) -> Calibration:
-    """The calibration of a network on validation images: `detection.calibrate`, and both domains.
+    """The calibration of a network on validation images: `detection.calibrate`, and the domains.
 
     Its cost beside `detection.calibrate` is one pass over 17 `per_kind` images, and an attack where none is given.
 
     Args:
         split: validation images, uint8.
-        hostile: images attacked at 8/255, a sample an attack; by default T2, PGD of ten steps on the network itself.
-            The score map is fitted with equal parts of each; the ranges hold them, and random corners of the ball.
+        hostile: images attacked at 8/255, uint8, a tensor an attack; by default T2, PGD of ten steps on the network
+            itself. Score maps are fitted with equal parts of each; the ranges hold them and random corners of the
+            ball.
         per_kind: images of each training kind in the pool; pristine images count as one kind more. Half as many are
             attacked, and moved to corners.
 
@@ -244,15 +271,19 @@ def calibrate_domains(
     victims = split.head(max(1, per_kind // 2))
     if not hostile:
         there = Split(*(t.to(next(net.parameters()).device) for t in (victims.images, victims.labels)))
-        hostile = [Sample.of(net, attacked(attackers_copy(net, "T2"), there, 8, 10))]
-    corners = statistics_of(torch.from_numpy(CORRUPTIONS["sign_noise"].apply(victims.images.cpu().numpy(), 4)))
-    ball = [corners, *(sample.statistics for sample in hostile)]
+        hostile = [attacked(attackers_copy(net, "T2"), there, 8, 10)]
+    attacks = [Sample.of(net, images) for images in hostile]
+    after = [Sample.of(net, changed(images, *STRETCH)).scores for images in hostile]
+    corners = statistics_of(changed(victims.images, "sign_noise", 4))  # +-8 levels
     net.train(was_training)
 
-    ranges = pristine_ranges(pristine.statistics, ball)
+    ball = [corners, *(sample.statistics for sample in attacks)]
+    ranges, wide = pristine_ranges(pristine.statistics, ball), pool_ranges(pool.statistics, ball)
+    stretched = stretched_ranges(ranges, wide, joined([s for (name, _), s in kinds.items() if name in STRETCHING]))
+    held = inside(pool.statistics, ranges)
+    between = pool[inside(pool.statistics, stretched) & ~held]
     first = pristine[inside(pristine.statistics, ranges)]
-    rest = pool[~inside(pool.statistics, ranges)]
-    hostile_scores = [sample.scores for sample in hostile]
+    scores = [sample.scores for sample in attacks]
     domains = [
         _domain(
             "pristine",
@@ -260,17 +291,31 @@ def calibrate_domains(
             ["pristine"],
             ranges,
             first.scores,
-            fit_score_map(first.scores, hostile_scores),
-        ),
+            fit_score_map(first.scores, scores),
+        )
+    ]
+    if len(between.scores) >= LEAST_IMAGES:
+        domains.append(
+            _domain(
+                "stretched",
+                "the same with grey levels missing: contrast, light or gamma changed",
+                [name for name in TRAINING_KINDS if name in STRETCHING],
+                stretched,
+                between.scores,
+                fit_score_map(between.scores, after),
+            )
+        )
+    rest = pool[assigned(pool.statistics, domains) < 0]
+    domains.append(
         _domain(
             "pool",
-            "other images, as programs change them: contrast, light, colours, sharpness, noise, files",
+            "images that programs changed otherwise: few colours, smoothed, sharpened, noisy",
             ["pristine", *TRAINING_KINDS],
-            pool_ranges(pool.statistics, ball),
+            wide,
             pool.scores,
-            fit_score_map(rest.scores if len(rest.scores) else pool.scores, hostile_scores),
-        ),
-    ]
+            fit_score_map(rest.scores if len(rest.scores) else pool.scores, scores),
+        )
+    )
     rates = [rates_of(i, domains, pristine, kinds, {}) for i in range(len(domains))]
     return replace(base, domains=[replace(d, rates=r) for d, r in zip(domains, rates, strict=True)])
 
@@ -302,7 +347,7 @@ def rates_of(
 ) -> dict[str, object]:
     """Rates at the thresholds of one domain, as the contract has them.
 
-    * fpr_pristine: of all pristine images. tpr_t0: of T0 images, by eps in 255ths.
+    * fpr_pristine: of all pristine images. tpr_t0: of these T0 images, by eps in 255ths.
     * fpr_worst: of the kind and strength that are flagged most among those with at least `least` images in the domain.
     """
     thresholds = domains[number].thresholds

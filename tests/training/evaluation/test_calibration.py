@@ -15,6 +15,7 @@ from export import contract
 from training import checkpoint
 from training.checkpoint import Domain
 from training.data import Split
+from training.evaluation import calibration
 from training.evaluation.calibration import (
     LOW_ENDS,
     REACH,
@@ -24,6 +25,7 @@ from training.evaluation.calibration import (
     attacked,
     brier,
     calibrate_domains,
+    changed,
     expected_calibration_error,
     fit_score_map,
     inside,
@@ -210,3 +212,20 @@ def test_a_calibration_has_both_domains_and_can_be_served(tiny_checkpoint: Path,
     back = checkpoint.load(tmp_path / "c.pt")
     assert back.calibration is not None and back.calibration.domains == found.domains
     contract.check(back)
+
+
+@pytest.mark.slow
+def test_stretched_images_have_thresholds_of_their_own(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where enough of the pool lack grey levels and nothing else: what contrast, light and gamma leave."""
+    monkeypatch.setattr(calibration, "LEAST_IMAGES", 20)
+    net = checkpoint.load(tiny_checkpoint).awnet
+    slopes = torch.linspace(-60, 60, 32) * torch.rand(100, 3, 1, 1)  # gradients with a little noise, no level missing
+    split = Split((125 + slopes + 4 * torch.randn(100, 3, 32, 32)).to(torch.uint8), torch.arange(100) % 10)
+    found = calibrate_domains(net, split, per_kind=50)
+    assert [domain.name for domain in found.domains] == ["pristine", "stretched", "pool"]
+    pristine, stretched, _ = found.domains
+    opened = {"gaps", "jumps", "colours"}
+    assert all(stretched.ranges[name] == ends for name, ends in pristine.ranges.items() if name not in opened)
+    assert stretched.ranges["gaps"][1] > 2 * pristine.ranges["gaps"][1] and stretched.ranges["jumps"][1] == 2.5
+    brighter = statistics_of(changed(split.images, "brightness", 3))
+    assert (assigned(brighter, found.domains) == 1).mean() > 0.5 > (assigned(brighter, found.domains) == 0).mean()
