@@ -47,7 +47,8 @@ from domain.corruptions import CORRUPTIONS
 from . import checkpoint
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
-from .attacks.evasion import EVASION_BUDGET, EVASIONS
+from .attacks.evasion import EVASIONS
+from .attacks.search import STEP
 from .attacks.worst_case import WORST_CASE_BUDGET
 from .data import DATA_DIR_HELP, SETS, Split, load_images
 from .evaluation import detection
@@ -230,7 +231,7 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
     if "T3" in args.levels and run.detects:
         for name in args.evasions:
             steps = args.t3_steps or EVASIONS[name].steps
-            budget = Budget(args.eps / 255, EVASION_BUDGET.step, steps)
+            budget = Budget(args.eps / 255, STEP, steps)
             yield f"T3/{name}", partial(run.evasion, name, budget, args.t3_limit, args.restarts)
     if not run.detects and {"T1", "T3"} & set(args.levels):
         tqdm.write("T1 and T3 are about a detector: a static network has T0 and T2 only")

@@ -70,8 +70,6 @@ EVASIONS: dict[str, Strategy] = {
     "orthogonal": Orthogonal(),
 }
 
-EVASION_BUDGET = Budget(steps=60)  # but for the number of steps, of which each strategy has its own
-
 
 def evade(
     net: DetectingNetwork, x: Tensor, y: Tensor, budget: Budget, how: Strategy, threshold: float, restarts: int = 1

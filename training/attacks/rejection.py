@@ -5,16 +5,14 @@ A control and an AW-Net are asked the same question: which share can be made wro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
-from .ascent import Budget, Model, quantise
+from .ascent import Model
 from .evasion import Evasion
-from .search import Evaded, Seen, Strategy, Target, nothing_yet, search
+from .search import Seen, Strategy
 from .two_gradients import TwoGradients
 
 
@@ -59,44 +57,8 @@ class SeparateDetector:
         return Seen(logits.detach(), score, logits, type_logits[:, ADVERSARIAL] - type_logits[:, NATURAL])
 
 
-@dataclass(frozen=True)
-class Accepting:
-    """A classifier that rejects nothing: its score is 0, so whatever is misclassified is accepted."""
-
-    net: Model
-
-    def judge(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.net(z)
-        return logits, torch.zeros(len(z), device=z.device)
-
-    def see(self, z: Tensor, branch: Branch | None) -> Seen:
-        """Static: there is no branch to force."""
-        logits = self.net(z)
-        score = torch.zeros(len(z), device=z.device)
-        return Seen(logits.detach(), score, logits, 0 * logits.float().sum(1))
-
-
 # where there is no branch to force; a sum of losses would raise a wrongly confident *true* class, too
 STATIC_EVASIONS: dict[str, Strategy] = {"selective": Evasion(), "two_gradients": TwoGradients()}
-
-
-def mislead(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    budget: Budget,
-    threshold: float,
-    restarts: int = 1,
-    strategies: Mapping[str, Strategy] = STATIC_EVASIONS,
-) -> Evaded:
-    """The best case over `strategies` for a wrong class and a score of at most `threshold`.
-
-    Args and errors as for `search`; an image that one strategy got through is left alone by the next.
-    """
-    best = nothing_yet(quantise(x))
-    for how in strategies.values():
-        search(target, x, y, budget, how, threshold, restarts, best)
-    return best
 
 
 def doubt(logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
 from .ascent import Budget, quantise, whole_levels
+
+STEP = 2 / 255  # the first step of strategies that let the budget say how far it goes
 
 
 class Seen(NamedTuple):
@@ -162,3 +165,25 @@ def search(
             if len(todo) < len(active):
                 walk, active = walk.rows(todo), active[todo]
     return best
+
+
+def best_case(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    strategies: Sequence[Strategy],
+    threshold: float,
+    restarts: int = 1,
+) -> tuple[Evaded, Tensor]:
+    """The best of several strategies, each with its own number of steps: (the result, who succeeded first).
+
+    The latter is [N], an index into `strategies` or -1. An image that one got through is left alone by the next.
+    Other arguments and errors as for `search`.
+    """
+    best = nothing_yet(quantise(x))
+    by = torch.full((len(x),), -1, device=x.device)
+    for i, how in enumerate(strategies):
+        search(target, x, y, Budget(eps, STEP, how.steps), how, threshold, restarts, best)
+        by[best.success(threshold) & (by < 0)] = i
+    return best, by

@@ -17,9 +17,9 @@ from domain.corruptions import CORRUPTIONS
 from ..attacks.ascent import Budget
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
-from ..attacks.evasion import EVASION_BUDGET, EVASIONS
+from ..attacks.evasion import EVASIONS
 from ..attacks.rejection import STATIC_EVASIONS
-from ..attacks.search import Detecting, nothing_yet, search
+from ..attacks.search import Detecting, best_case
 from ..attacks.shapes import SHAPES, shaped
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation.attackers import Surrogate
@@ -106,12 +106,7 @@ class Audit:
         tries = 1 if forced else math.ceil(len(EVASIONS) / len(STATIC_EVASIONS))
 
         def make(x: Tensor, y: Tensor) -> Made:
-            best, by = nothing_yet(x), torch.full((len(x),), -1, device=x.device)
-            for i, name in enumerate(order):
-                resisting = ~best.success(threshold)
-                budget = Budget(eps / 255, EVASION_BUDGET.step, strategies[name].steps)
-                search(target, x, y, budget, strategies[name], threshold, tries, best)
-                by[resisting & best.success(threshold)] = i
+            best, by = best_case(target, x, y, eps / 255, [strategies[name] for name in order], threshold, tries)
             return best.x_adv, by
 
         images, extra = self.made(subject, f"T3@{eps:g}", limit, make)

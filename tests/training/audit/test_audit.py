@@ -133,16 +133,16 @@ def test_an_interrupted_audit_ends_like_an_uninterrupted_one(
     """Ctrl-C in the middle of a part: the same command goes on, measures no new plan, and comes to the same figures."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     program.main(command(awnet, whole, *GROUPS))
-    real = parts.search
+    real = parts.best_case
 
     def stopped(*given: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(parts, "search", stopped)
+    monkeypatch.setattr(parts, "best_case", stopped)
     with pytest.raises(KeyboardInterrupt):
         program.main(command(awnet, cut, *GROUPS))
     assert set(report(cut)["parts"]) == {"clean", "worst_case@8"}
-    monkeypatch.setattr(parts, "search", real)
+    monkeypatch.setattr(parts, "best_case", real)
     monkeypatch.setattr(program, "plan", None)
     program.main(command(awnet, cut, *GROUPS))
 
@@ -163,7 +163,7 @@ def test_a_part_that_fails_stops_nothing_and_is_named(
 
     out = tmp_path / "audit"
     with monkeypatch.context() as patched:
-        patched.setattr(parts, "search", broken)
+        patched.setattr(parts, "best_case", broken)
         assert program.main(command(awnet, out, *GROUPS)) == 1
     assert report(out)["failed"] == {"T3@8": "RuntimeError: no such gradient"}
     assert "zero_gradients" in report(out)["parts"] and "T3@8" in (out / "audit.md").read_text()
