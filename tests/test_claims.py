@@ -133,39 +133,3 @@ def test_the_table_of_last_iterates_is_that_of_the_reports() -> None:
         found += [strong["autoattack"]["T2/autoattack"]] if "autoattack" in strong else []
         expected = [percent(part["accuracy"]) for part in found]
         assert [last, worst_case, autoattack] == [*expected, ""][:3], name
-
-
-def test_the_table_of_domains_is_that_of_its_report():
-    """docs/domain.md shows what `training.calibrate` wrote, and the errors of score and probability."""
-    from training.calibrate import table  # torch: only who reads this table needs it
-
-    report = json.loads((REPORTS / "calibration-awnet-robust.json").read_text("utf-8"))
-    assert table(report) in (ROOT / "docs/domain.md").read_text("utf-8")
-    told = {row[0].strip("`"): row[1:] for row in rows("docs/domain.md", "| natural images |")}
-    assert told == {
-        name: [
-            f"{errors['brier']['score']:.3f}",
-            f"{errors['brier']['probability']:.3f}",
-            f"{errors['ece']['score']:.3f}",
-            f"{errors['ece']['probability']:.3f}",
-        ]
-        for name, errors in report["score_map"].items()
-    }
-
-
-def test_the_bundled_model_carries_the_calibration_of_that_report():
-    """The same thresholds, ranges and rates; the weights are those of awnet-robust.pt, bit for bit."""
-    import torch
-
-    from training import checkpoint
-
-    report = json.loads((REPORTS / "calibration-awnet-robust.json").read_text("utf-8"))
-    old, new = (
-        checkpoint.read(ROOT / f"training/checkpoints/{name}.pt") for name in ("awnet-robust", "awnet-robust-domains")
-    )
-    assert old["state"].keys() == new["state"].keys()
-    assert all(torch.equal(value, new["state"][name]) for name, value in old["state"].items())
-    for told, domain in zip(report["domains"], new["calibration"]["domains"], strict=True):
-        assert told["thresholds"] == {str(fpr): score for fpr, score in domain["thresholds"].items()}
-        assert told["ranges"] == {name: list(ends) for name, ends in domain["ranges"].items()}
-        assert told["rates"] == domain["rates"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -15,6 +17,9 @@ from training import calibrate, checkpoint
 from training.baselines import StaticConfig, build_static
 from training.calibrate import main, table
 from training.data import ImageSet, Split
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT = json.loads((ROOT / "training/reports/calibration-awnet-robust.json").read_text("utf-8"))
 
 
 def images(n: int) -> Split:
@@ -127,3 +132,28 @@ def test_the_table_reads_in_percent() -> None:
         "| median | training | 60.0 / 60.0 | 1.0 / 1.0 | 25 | 75 | 0 |",
         "| T2 8/255 | attack | 100.0 / 100.0 | 100.0 / 100.0 | 25 | 75 | 0 |",
     ]
+
+
+def test_the_page_of_domains_shows_the_bundled_models_report() -> None:
+    """docs/domain.md has the table that the command wrote, and the errors of score and probability."""
+    page = (ROOT / "docs/domain.md").read_text("utf-8")
+    assert table(REPORT) in page
+    for name, errors in REPORT["score_map"].items():
+        figures = [errors[what][of] for what in ("brier", "ece") for of in ("score", "probability")]
+        assert f"| `{name}` | {' | '.join(f'{figure:.3f}' for figure in figures)} |" in page
+
+
+def test_the_bundled_model_carries_the_calibration_of_that_report() -> None:
+    """The same thresholds, ranges and rates; the weights are those of awnet-robust.pt, bit for bit."""
+    old, new = (checkpoint.read(ROOT / "training/checkpoints" / f"awnet-robust{end}.pt") for end in ("", "-domains"))
+    assert old["state"].keys() == new["state"].keys()
+    assert all(torch.equal(value, new["state"][name]) for name, value in old["state"].items())
+    for told, domain in zip(REPORT["domains"], new["calibration"]["domains"], strict=True):
+        assert told["thresholds"] == {str(fpr): score for fpr, score in domain["thresholds"].items()}
+        assert told["ranges"] == {name: list(ends) for name, ends in domain["ranges"].items()}
+        assert told["rates"] == domain["rates"]
+    metadata = {p.key: p.value for p in onnx.load(ROOT / "model_repository/awnet/3/model.onnx").metadata_props}
+    contract = json.loads(metadata["awnet.contract"])
+    assert [domain["rates"] for domain in contract["domains"]] == [told["rates"] for told in REPORT["domains"]]
+    sha256 = hashlib.sha256((ROOT / "training/checkpoints/awnet-robust-domains.pt").read_bytes()).hexdigest()
+    assert contract["provenance"]["checkpoint_sha256"] == sha256
