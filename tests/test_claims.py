@@ -48,6 +48,20 @@ VERSIONS = {
 }
 
 
+# Honest images of the table: row -> kind and strength in the calibration's report; None: the worst of all kinds.
+CALIBRATION = REPORTS / "calibration-awnet-robust.json"
+HONEST = {
+    "as they are": ("pristine", "0"),
+    "JPEG, quality 75": ("jpeg", "3"),
+    "a palette of 256 colours": ("palette", "1"),
+    "light x1.3": ("brightness", "3"),
+    "sharpened": ("sharpen", "3"),
+    "a line of text": ("text", "3"),
+    "photographs, cropped at native pixels": ("photographs", "0"),
+    "the worst of 45 kinds: uniform noise within 8 levels": None,
+}
+
+
 def parts(report: str) -> dict[str, Any]:
     return rename_parts(json.loads((REPORTS / f"{report}.json").read_text("utf-8"))["parts"])
 
@@ -90,6 +104,31 @@ def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
             expected = [f"{part['images']:,}", percent(part["accuracy"]), f"{part['auroc']:.4f}"]
             expected += [percent(tpr["0.05"]), percent(tpr["0.01"]), percent(part["sr_at"]["0.05"])]
         assert cells == expected, name
+
+
+def honest(row: str) -> list[str]:
+    """Cells: flagged at both thresholds, before there were domains and now; and which share is of a domain."""
+    natural = json.loads(CALIBRATION.read_text("utf-8"))["natural"]
+    found = [part for kind in natural.values() for part in kind["strengths"].values()]
+    if (name := HONEST[row]) is None:
+        assert f"the worst of {len(natural)} kinds" in row
+        part = max(found, key=lambda one: one["flagged"]["suspicious"][0])
+        kind, strength = "uniform_noise", "4"
+        assert part == natural[kind]["strengths"][strength], "the row is about another kind"
+    else:
+        part = natural[name[0]]["strengths"][name[1]]
+    rates = [
+        [percent(part[when][t][0]) for t in ("suspicious", "adversarial")] for when in ("flagged_before", "flagged")
+    ]
+    return [*(" / ".join(one) for one in rates), percent(1 - part["in"]["none"])]
+
+
+def test_the_table_of_honest_images_is_that_of_the_calibration() -> None:
+    """Every row, and the worst kind is the worst kind."""
+    found = rows("README.md", "| honest images |")
+    assert [row for row, *_ in found] == list(HONEST)
+    for row, *cells in found:
+        assert cells == honest(row), row
 
 
 def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:

@@ -93,6 +93,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--eps", type=float, default=8.0, help="L-infinity radius in units of 1/255 (default: 8)")
     add("--steps", type=int, help="steps of the iterative attacks at T0 to T2 (default: each attack's own)")
     add("--pgd-restarts", type=int, metavar="N", help="tries of pgd_restarts (default: 10)")
+    add("--worst-case-restarts", type=int, metavar="N", help="rounds of all attacks of worst_case (default: 1)")
     add("--t3-steps", type=int, help="steps of each T3 attack (default: each attack's own)")
     add("--evasions", nargs="+", default=list(EVASIONS), choices=list(EVASIONS), help="T3 attacks (default: all)")
     add("--restarts", type=int, default=1, help="tries of each T3 attack (default: 1)")
@@ -165,6 +166,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         setup["set"] = name
     if args.pgd_restarts:
         setup["pgd_restarts"] = args.pgd_restarts
+    if args.worst_case_restarts:
+        setup["worst_case_restarts"] = args.worst_case_restarts
     report = Report(args.out, setup, fresh=args.fresh)
     progress = PartProgress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
     if args.fresh:
@@ -226,7 +229,9 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
                 if level == "T2" or attack != "adaptive":  # whoever ignores the detector gains nothing by fooling it
                     yield f"{level}/{attack}", partial(run.white_box, level, attack, budget)
     if WORST_CASE in args.attacks:
-        budget = replace(WORST_CASE_BUDGET, eps=args.eps / 255, steps=args.steps or WORST_CASE_BUDGET.steps)
+        own = WORST_CASE_BUDGET
+        restarts = args.worst_case_restarts or own.restarts
+        budget = replace(own, eps=args.eps / 255, steps=args.steps or own.steps, restarts=restarts)
         yield WORST_CASE, partial(run.worst_case, budget)
     if "T3" in args.levels and run.detects:
         for name in args.evasions:

@@ -51,7 +51,8 @@ class PlannedRun:
     """A run that a specification asks for: `name` in the data set `folder`, its recipe, how it is judged (or None).
 
     Attributes:
-        strong: attack at full strength -> `attacks`, `limit` and `batch_size` of the report that it fills.
+        strong: attack at full strength -> `attacks`, `limit` and `batch_size` of the report that it fills;
+            `restarts` are the rounds of the worst case, where they are more than one.
     """
 
     folder: str
@@ -227,7 +228,9 @@ def make(net: PlannedRun, spec: Specification, data_dir: Path, runs: Path, devic
     there = strong_reports(net, runs)
     for attack, how in net.strong.items():
         if attack not in there:
-            seconds += spent(evaluated(net, attack, {"levels": ["T2"], **how}, data_dir, runs, device))
+            options = ["--worst-case-restarts", str(how["restarts"])] if "restarts" in how else []
+            how = {"levels": ["T2"], **how}
+            seconds += spent(evaluated(net, attack, how, data_dir, runs, device, *options))
     return seconds
 
 
