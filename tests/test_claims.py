@@ -38,6 +38,7 @@ CORRUPTIONS = {
     "random sign noise of 8/255": "sign_noise_8",
     "Gaussian noise, sigma 4/255, cut off at 8/255": "gaussian_noise_8",
 }
+WORST_CASE = ("clean", "T2/pgd_sat", "worst_case")  # columns of that table
 # Row of the tables against version 1 -> the ending of its two reports.
 VERSIONS = {
     "version 1 (stage C)": "c-joint",
@@ -137,6 +138,10 @@ def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:
         part = parts(ATTACKS[name][0])[ATTACKS[name][1]]
         shares = [part["accuracy"], part["tpr"]["0.05"], part["sr_at"]["0.05"]]
         assert [accuracy, tpr, success] == [*map(percent, shares)] and auroc == f"{part['auroc']:.4f}", name
+    for name, *cells in rows("docs/model.md", "| worst case, first 500 test images |"):
+        found = parts(re.findall(r"([\w-]+)\.json", name)[0])
+        assert all(found[part]["images"] == 500 for part in WORST_CASE), name
+        assert cells == [percent(found[part]["accuracy"]) for part in WORST_CASE], name
     for name, at_5, at_1, accuracy in rows("docs/model.md", "| corruption, validation split |"):
         part = parts("awnet-robust-validation")[f"corruptions/{CORRUPTIONS[name]}"]
         assert [at_5, at_1, accuracy] == [*map(percent, (part["fpr"]["0.05"], part["fpr"]["0.01"], part["accuracy"]))]
