@@ -21,6 +21,7 @@ ATTACKS = {
     "T0, PGD-20 on a clean ResNet-18 (full width)": ("awnet-robust-t0-resnet18", "T0/pyautoattack/pgd_sat"),
     "T1, PGD-20, last iterate": ("awnet-robust-whitebox", "T1/pgd_sat"),
     "T2, PGD-20, last iterate": ("awnet-robust-whitebox", "T2/pgd_sat"),
+    "T1 and T2, worst case of twelve attacks": ("awnet-robust-worst-case", "worst_case"),
     "T2, AutoAttack (standard), rounded afterwards": ("awnet-robust-autoattack", "T2/autoattack"),
     "T1, FGSM": ("awnet-robust-attacks", "T1/fgsm"),
     "T2, FGSM": ("awnet-robust-attacks", "T2/fgsm"),
