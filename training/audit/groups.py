@@ -12,12 +12,12 @@ from domain.corruptions import CORRUPTIONS, STRENGTHS
 from ..attacks.catalogue import ATTACKS
 from ..attacks.shapes import SHAPES
 from ..evaluation.pictures import PICTURES
+from .linter import PAPERS
 from .parts import EPS, TRANSFER, Audit
 from .plan import Cost
 
 RADII = (2.0, 4.0, 16.0)  # beside EPS, in units of 1/255
 LARGE = 64.0  # leaves nothing of any network
-PAPERS = ("fgsm", "pgd_sat", "pgd_trades", "cw_inf", "adaptive")
 STEPS = (10, 40, 160)  # of the same attack, which may not get weaker
 CHANGE_SECONDS = 0.001  # to change one natural image
 
@@ -69,7 +69,7 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
         for surrogate, _ in audit.surrogates
         for s in everyone
     ]
-    yield "transfer", transfer + len(audit.surrogates) * sum(s.speed.forward for s in everyone), 1000, 100, parts
+    yield "transfer", transfer + len(audit.surrogates) * sum(s.speed.forward for s in everyone), 500, 100, parts
     for s in controls:
         radii = (EPS, EPS / 2) if s.target is None else (EPS,)
         parts = [(s.part(f"worst_case@{eps:g}"), partial(audit.worst_case, s, eps)) for eps in radii]
@@ -113,7 +113,7 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
         for surrogate, _ in audit.surrogates
         for eps in RADII
     ]
-    yield "transfer_radii", len(RADII) * (transfer + len(audit.surrogates) * f), 300, 100, parts
+    yield "transfer_radii", len(RADII) * (transfer + len(audit.surrogates) * f), 200, 50, parts
     if detects:
         t0, worst = [f"T0/{s.name}/{TRANSFER}@{EPS:g}" for s, _ in audit.surrogates], f"worst_case@{EPS:g}"
         mixes = {"T0": t0, "T2": [worst]}

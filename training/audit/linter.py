@@ -14,6 +14,8 @@ from typing import Any
 
 from ..evaluation.report import ONE_STEP, from_hex
 
+PAPERS = ("fgsm", "pgd_sat", "pgd_trades", "cw_inf", "adaptive")  # their last iterate counts: annotated, not judged
+
 T2_WEAKER = "T2 leaves more than T1"
 AUTOATTACK_STRONGER = "AutoAttack leaves less than the worst case"
 STEPS_HELP = "more steps help the defender"

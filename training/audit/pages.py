@@ -166,12 +166,23 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         "",
         _linter(audit),
         "",
-        "An attack that was not tried may succeed. Attacks tried: the worst case over T1, T2 and forced branches, "
-        "AutoAttack, transfer, "
-        "Square, and at T3 every evasion of `training.attacks.evasion`; how strong each was is in "
+        f"An attack that was not tried may succeed. Tried were {', '.join(_tried(parts))}; how strong each was is in "
         "[audit.md](audit.md).",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _tried(parts: Mapping[str, Any]) -> list[str]:
+    """The attacks that an audit made, in words."""
+    words = {
+        "T0/": "transfer from other networks",
+        "worst_case@": "the worst case over T1, T2 and forced branches",
+        "T2/autoattack@": "AutoAttack",
+        "black_box/": "Square",
+        "T3@": "at T3 every evasion of `training.attacks.evasion`",
+        "l2@": "changes in L2, in a few pixels and in a patch",
+    }
+    return [title for start, title in words.items() if any(name.startswith(start) for name in parts)]
 
 
 def _relied_on(parts: Mapping[str, Any]) -> list[list[str]]:

@@ -223,7 +223,7 @@ def _paper(parts: Mapping[str, Any]) -> list[str]:
     rows = [
         [name.rpartition("@")[0], str(p["images"]), with_interval(p["accuracy"], p["images"]), *_detection(p)]
         for name, p in parts.items()
-        if name.startswith(("T1/", "T2/")) and "autoattack" not in name
+        if name.startswith(("T1/", "T2/")) and name.split("/")[1].rpartition("@")[0] in linter.PAPERS
     ]
     if not rows:
         return []
@@ -311,6 +311,10 @@ def _findings(document: Mapping[str, Any]) -> list[str]:
 def _plan(document: Mapping[str, Any]) -> list[str]:
     setup, plan = document["setup"], document["plan"]
     lines = ["## What was run", "", f"Budget {setup['budget_minutes']:g} minutes, seed {setup['seed']}."]
+    if setup["limit"]:
+        lines.append(f"At most the first {setup['limit']} images (--limit).")
+    if setup["groups"]:
+        lines.append("Only some groups (--parts).")
     lines += [f"{note}." for note in document["notes"]] + [""]
     seconds = {name: p["seconds"] for name, p in document["parts"].items() if "seconds" in p}
     rows = []
