@@ -91,9 +91,9 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
             parts = [(s.part(f"T2/autoattack@{EPS:g}"), partial(audit.named, s, "T2", "autoattack", EPS))]
             yield s.part("autoattack"), 3000 * s.speed.gradient, 100, 30, parts
     parts = [(f"black_box/square@{EPS:g}", partial(audit.named, one, "T2", "square", EPS))]
-    yield "black_box", 700 * f, 200, 50, parts
+    yield "black_box", 1100 * f, 200, 50, parts
     parts = [(name, partial(audit.shape, one, name)) for name in SHAPES]
-    yield "shapes", len(SHAPES) * (60 if detects else 30) * g, 200, 30, parts
+    yield "shapes", len(SHAPES) * (90 if detects else 40) * g, 200, 30, parts
     levels = ("T1", "T2") if detects else ("T2",)
     if detects:
         parts = [(f"{v}/worst_case@{EPS:g}", partial(audit.worst_case, one, EPS, level=v)) for v in levels]
@@ -103,11 +103,11 @@ def _groups(audit: Audit) -> Iterator[tuple[str, float, int, int, Parts]]:
     parts = [(f"{v}/{name}@{EPS:g}", partial(audit.named, one, v, name, EPS)) for v, name in pairs]
     yield "paper", sum(ATTACKS[name][1].steps for _, name in pairs) * g, 500, 50, parts
     parts = [(f"steps/{n}@{EPS:g}", partial(audit.steps, n, EPS)) for n in STEPS]
-    yield "steps", sum(STEPS) * g, 100, 50, parts
+    yield "steps", 1.5 * sum(STEPS) * g, 100, 50, parts
     parts = [(f"worst_case@{eps:g}", partial(audit.worst_case, one, eps)) for eps in (*RADII, LARGE)]
     yield "curve", (1000 if detects else 300) * g, 100, 30, parts
     if detects:
-        yield "evasion_radii", 800 * g, 100, 30, [(f"T3@{eps:g}", partial(audit.evasion, one, eps)) for eps in RADII]
+        yield "evasion_radii", 1400 * g, 100, 30, [(f"T3@{eps:g}", partial(audit.evasion, one, eps)) for eps in RADII]
     parts = [
         (f"T0/{surrogate.name}/{TRANSFER}@{eps:g}", partial(audit.transfer, one, surrogate, eps))
         for surrogate, _ in audit.surrogates
