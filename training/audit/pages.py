@@ -22,6 +22,15 @@ from .card import statement
 from .report import FPR, TITLES, levels, passed, percent, right, table, with_interval
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
+COUNTED = (
+    "*Flagged*: by the threshold that flags 5 % of natural validation images. *SR@5*: misclassified and not flagged "
+    "there, images that are misclassified without any attack among them."
+)
+SHAPES = {
+    "l2": "moved by {} in L2 (pixel values from 0 to 1)",
+    "sparse": "{} pixels changed at will",
+    "patch": "a square of side {} painted over",
+}
 Document = Mapping[str, Any]
 
 
@@ -103,9 +112,8 @@ def model_card(audit: Document, folder: Path) -> str:
         "",
         "## Figures",
         "",
-        f"Every pixel moved by at most {setup['eps']:g}/255, rounded to 8 bits. *SR@5*: misclassified and not "
-        "flagged by the "
-        "threshold that flags 5 % of natural validation images. Per cent, with 95 % intervals.",
+        f"Every pixel moved by at most {setup['eps']:g}/255, rounded to 8 bits. {COUNTED} Per cent, with 95 % "
+        "intervals.",
         "",
         *_levels(parts, ""),
         *_false_positives(parts),
@@ -126,9 +134,8 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         "",
         MADE,
         "",
-        f"The attacker changes an image that the model would classify rightly, moving every pixel by at most {eps}, "
-        "and sends it "
-        "as a lossless file. What the model is worth depends on what the attacker has:",
+        f"The attacker moves every pixel of an image by at most {eps} and sends it as a lossless file. What the model "
+        f"is worth depends on what the attacker has. {COUNTED}",
         "",
         *table(
             ["level", "the attacker has", "and wants", "what was measured", "what to rely on"], list(_relied_on(parts))
@@ -153,9 +160,8 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
     lines += [
         "## Outside this model",
         "",
-        "- Larger changes, and other ones: patches, stickers, blur, another picture altogether. The audit measures "
-        "some of them; none is "
-        "defended against.",
+        "- Larger changes, and other ones: patches, stickers, blur, another picture altogether. None is defended "
+        f"against.{_shapes(parts)}",
         "- Whoever can change the model file, its thresholds or the server: signatures and hashes are in "
         "[lifecycle.md](lifecycle.md).",
         "- Poisoned training data, stolen weights, and what the answers tell about the training images.",
@@ -166,8 +172,10 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         "",
         _linter(audit),
         "",
-        f"An attack that was not tried may succeed. Tried were {', '.join(_tried(parts))}; how strong each was is in "
-        "[audit.md](audit.md).",
+        *_failures(audit),
+        f"An attack that was not tried may succeed. Tried were {', '.join(_tried(parts))}. [The report]"
+        f"(../{(folder / model).as_posix()}/audit.md) has every check with its figures and the images that each part "
+        "got; [audit.md](audit.md) says what the checks mean.",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -183,6 +191,25 @@ def _tried(parts: Mapping[str, Any]) -> list[str]:
         "l2@": "changes in L2, in a few pixels and in a patch",
     }
     return [title for start, title in words.items() if any(name.startswith(start) for name in parts)]
+
+
+def _shapes(parts: Mapping[str, Any]) -> str:
+    """What attacks of other shapes do, as a server answers where the calibration has domains; empty without them."""
+    said = []
+    for name, p in parts.items():
+        what, _, size = name.rpartition("@")
+        if what in SHAPES and "sr_at" in p:
+            success = with_interval(p.get("served_sr", p["sr_at"])[FPR], p["images"])
+            outside = f", {percent(p['uncalibrated'])} % `calibrated: false`" if "uncalibrated" in p else ""
+            said.append(f"{SHAPES[what].format(size)}, {success} %{outside}")
+    return f" Misclassified and answered `clean`: {'; '.join(said)}." if said else ""
+
+
+def _failures(audit: Document) -> list[str]:
+    """A point for each finding that the linter fails: the figures, and what a reader is to make of them."""
+    failing = [one for one in (linter.Finding(**f) for f in audit["findings"]) if one.fails]
+    points = [f"- **{one.check}**: {one.detail}. {one.advice}" for one in failing]
+    return [*points, ""] if points else []
 
 
 def _relied_on(parts: Mapping[str, Any]) -> list[list[str]]:
@@ -232,8 +259,11 @@ def _false_positives(parts: Mapping[str, Any], most: int = 8) -> list[str]:
         outside = percent(part["uncalibrated"]) if "uncalibrated" in part else ""
         rows.append([kind.replace("_", " "), str(part["images"]), with_interval(rate, part["images"]), outside])
     said = "Natural images that are flagged although nobody attacked them, each kind at its worst strength"
-    text = f"{said}; the worst of {len(worst)} kinds:"
-    return [text, "", *table(["kind", "images", "flagged", "called uncalibrated"], rows)]
+    text = (
+        f"{said}, by the thresholds that a server applies to each image ([domain.md](domain.md)); the worst of "
+        f"{len(worst)} kinds:"
+    )
+    return [text, "", *table(["kind", "images", "flagged", "`calibrated: false`"], rows)]
 
 
 def _row(name: str, audit: Document, folder: Path) -> list[str]:

@@ -92,6 +92,24 @@ def test_the_threat_model_says_for_each_level_what_to_rely_on() -> None:
         assert words in text
 
 
+def test_the_threat_model_says_what_a_failing_check_means() -> None:
+    """Figures and advice of each, and a link to the report, so that nobody has to look them up."""
+    assert "- **" not in pages.threat_model({"model": DOCUMENT}, "model", Path("reports")).split("## Whether")[1]
+    text = pages.threat_model({"model": failing(DOCUMENT)}, "model", Path("reports"))
+    assert f"- **T2 leaves more than T1**: T2 0.4, T1 0.2. {linter.ADVICE[linter.T2_WEAKER]}" in text
+    assert "[The report](../reports/model/audit.md)" in text
+
+
+def test_attacks_of_other_shapes_are_told_as_a_server_answers_them() -> None:
+    """A patch leaves the first domain: what counts is SR by the thresholds that are applied then, and the warning."""
+    document = copy.deepcopy(DOCUMENT)
+    patch = attacked(0.5, 0.125) | {"served_sr": {"0.05": 0.5}, "uncalibrated": 0.965}
+    document["parts"] |= {"l2@0.5": attacked(0.2, 0.7), "patch@5": patch}
+    text = pages.threat_model({"model": document}, "model", Path("reports"))
+    assert "moved by 0.5 in L2 (pixel values from 0 to 1), 70.0 (63.3-75.9) %; a square of side 5 painted over" in text
+    assert "painted over, 50.0 (43.1-56.9) %, 96.5 % `calibrated: false`." in text
+
+
 def test_a_detector_that_pays_is_told_to() -> None:
     """Against a control that is misled on more images; the linter's findings are named on the card."""
     document = failing(DOCUMENT)
