@@ -2,11 +2,14 @@
 
     python -m training.calibrate --ckpt best.pt --data-dir D --out calibrated.pt --report report.json \\
         --surrogate vgg11=surrogate.pt
+    python -m training.calibrate --ckpt best.pt --data-dir D --out calibrated.pt --images 100 --attacked 40 --evaded 4
 
-The weights stay as they are. Everything is measured on the validation split: false-positive rates of every benign
-corruption and of images from elsewhere before and after, true-positive rates at T0, the share of attacked images that
-the ranges leave out, and how far score and probability are from the truth (Brier, ECE), on images that the map was not
-fitted on.
+The weights stay as they are; `export.onnx --ckpt calibrated.pt` makes a model file of the result. Everything is
+measured on the validation split: false-positive rates of every benign corruption and of images from elsewhere before
+and after, true-positive rates at T0, the share of attacked images that the ranges leave out, and how far score and
+probability are from the truth (Brier, ECE), on images that the map was not fitted on.
+
+Exit status: 0; 2 where nothing could be calibrated.
 """
 
 from __future__ import annotations
@@ -63,7 +66,9 @@ MIDDLE = 3  # the strength that is measured on most images
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m training.calibrate", description="Calibrate a checkpoint on domains.")
+    parser = argparse.ArgumentParser(
+        "python -m training.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of a network with a detector")
     add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)

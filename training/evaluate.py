@@ -2,6 +2,7 @@
 
     python -m training.evaluate --ckpt best.pt --data-dir D --attacks fgsm pgd_trades --levels T1 T2 T3 \\
         --surrogate resnet56=resnet56.th --surrogate static=static.pt --limit 1000 --out report.json
+    python -m training.evaluate --ckpt best.pt --data-dir D --attacks worst_case --limit 500 --out worst-case.json
 
 Levels, side by side wherever a number stands:
 
@@ -64,7 +65,9 @@ Part = Callable[[], dict[str, Any]]
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m training.evaluate", description="Measure a network at T0 to T3.")
+    parser = argparse.ArgumentParser(
+        "python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of an AW-Net or a static network")
     add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)

@@ -36,7 +36,7 @@ from .report import Report, ReportError
 PARTS = ("golden", "natural", "t0", "corruptions", "square", "boundary")
 
 EXAMPLES = """examples:
-  python -m export.audit --model model_repository/awnet/2/model.onnx --out audit.json       # golden values only
+  python -m export.audit --model model_repository/awnet/3/model.onnx --out audit.json       # golden values only
   python -m export.audit --model model.onnx --t0 runs/audit/t0 --out audit.json             # by training's audit
   python -m export.audit --model model.onnx --images photos --eps 2 4 8 16 --out audit.json # PNG files, photos/<label>/
   python -m export.audit --model model.onnx --t0 runs/audit/t0 --parts square --queries 5000 --out square.json

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import typing
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from domain.statistics import REASONS, STATISTICS, measure, outside
+from server.core.images import Altered, FewColours
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def noise(seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
@@ -96,3 +102,14 @@ def test_a_range_of_something_that_was_not_measured_is_an_error():
     """A contract of a later version is not read as "inside"."""
     with pytest.raises(KeyError):
         outside(measure(noise()), {"entropy": (0, 1)})
+
+
+def test_the_page_explains_every_reason_that_an_answer_may_give():
+    """docs/domain.md: beside each `why` stands its statistic, and those of the file."""
+    page = (ROOT / "docs/domain.md").read_text("utf-8")
+    section = page.partition("## Why `calibrated` is false")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    for name, (under, over) in REASONS.items():
+        assert any(f"`{under}`" in row and f"`{over}`" in row and f"`{name}`" in row for row in rows), name
+    for why in (*typing.get_args(FewColours), *typing.get_args(Altered)):
+        assert any(f"`{why}`" in row for row in rows), why

@@ -1,7 +1,7 @@
 """Audits a checkpoint: every threat level, its controls, false positives, and whether the audit itself can be believed.
 
     python -m training.audit --ckpt best.pt --data-dir D --out audit
-    python -m training.audit --ckpt training/checkpoints/awnet-robust.pt --data-dir D --out audit \\
+    python -m training.audit --ckpt training/checkpoints/awnet-robust-domains.pt --data-dir D --out audit \\
         --static training/checkpoints/robust-teacher.pt --surrogate vgg11=training/checkpoints/surrogate-vgg11.pt
     python -m training.audit --ckpt static.pt --data-dir D --out audit-static --budget 5
 
@@ -239,6 +239,8 @@ def left(report: AuditReport, expected: dict[str, float]) -> str:
 
 def words(part: dict[str, Any]) -> str:
     """A finished part in a few words."""
+    if part.get("missing"):
+        return "left out, the data set is not in --data-dir"
     found = [f"{key} {part[key]:.3f}" for key in ("accuracy", "auroc", "brier") if key in part]
     for key in ("tpr", "fpr", "sr_at"):
         if "0.05" in part.get(key, {}):

@@ -218,3 +218,9 @@ def test_another_network_in_the_same_folder_is_refused(awnet: Path, static: Path
     assert stopped.value.code == 2 and report(out)["setup"]["kind"] == "awnet"
     program.main(command(static, out, "--parts", "clean", "--fresh"))
     assert report(out)["setup"]["kind"] == "static"
+
+
+def test_a_missing_data_set_is_called_left_out_and_not_finished() -> None:
+    """Pictures from elsewhere are optional; who reads the progress learns which were not there."""
+    assert program.words({"missing": True}) == "left out, the data set is not in --data-dir"
+    assert program.words({}) == "finished"
