@@ -106,7 +106,7 @@ def parse(text: str | bytes) -> Contract:
     """
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ContractError(f"the contract is not JSON: {error}") from None
     top = fields.mapping(document, "contract")
     version = top.get("schema_version")

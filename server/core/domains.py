@@ -60,8 +60,10 @@ class ScoreMap:
         odds(p') = odds(p) odds(prior) / odds(self.prior).
         """
         p = self._at(score)
-        attacked, natural = p * prior * (1 - self.prior), (1 - p) * (1 - prior) * self.prior
-        return attacked / (attacked + natural)
+        if p in (0.0, 1.0):  # certain at any prior
+            return p
+        # Ratios never underflow to 0 / 0, as products of the smallest priors do.
+        return 1 / (1 + (1 - p) / p * ((1 - prior) / prior) * (self.prior / (1 - self.prior)))
 
     def _at(self, score: float) -> float:
         scores, probabilities = self.scores, self.probabilities
@@ -223,7 +225,7 @@ def _rates(part: dict[str, Any], where: str) -> dict[str, Any]:
         }
     if "tpr_t0" in part:
         found["tpr_t0"] = {
-            eps: _points(points, f"{where}.tpr_t0.{eps}")
+            fields.text(eps, f"{where}.tpr_t0"): _points(points, f"{where}.tpr_t0.{eps}")
             for eps, points in fields.mapping(part["tpr_t0"], f"{where}.tpr_t0").items()
         }
     return found

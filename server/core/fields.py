@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,16 +37,16 @@ def sequence(part: dict[str, Any], key: str, where: str = "") -> list[Any]:
 
 
 def text(value: Any, where: str) -> str:
-    """A text that is not empty."""
-    if not isinstance(value, str) or not value:
+    """A text that is not empty and can be written as UTF-8, so that it can be answered."""
+    if not isinstance(value, str) or not value or any("\ud800" <= character <= "\udfff" for character in value):
         refuse(where, "is not a text")
     return value
 
 
 def finite(value: Any, where: str) -> float:
-    """A finite number, not a truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        refuse(where, f"is {value!r}, not a number")
+    """A number that a float can hold, not a truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        refuse(where, f"is {value!r:.60}, not a number")
     return value
 
 

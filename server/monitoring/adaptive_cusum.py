@@ -65,7 +65,8 @@ class AdaptiveCusum:
     """Bernoulli CUSUM of one share against what was usual.
 
     Args:
-        limit: the alarm is raised where the statistic is at least this, and ended below half of it.
+        limit: the alarm is raised where the statistic is at least this, and ended below half of it or after
+            `HOLD_SECONDS`.
         floor: the target is never less.
         clock: seconds that never go back.
 
@@ -89,7 +90,9 @@ class AdaptiveCusum:
 
     @property
     def raised(self) -> bool:
-        return self._cusum is not None and self._cusum.raised
+        # Not by the next image alone: where an attack was the last that came, none may come for days.
+        held = self._clock() - self._raised_at < HOLD_SECONDS
+        return self._cusum is not None and self._cusum.raised and held
 
     def learn_anew(self) -> None:
         """Forget what was usual."""

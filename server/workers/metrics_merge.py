@@ -209,8 +209,8 @@ class Totals:
 
 
 def _since(before: tuple[int, ...] | None, now: tuple[int, ...]) -> tuple[int, ...]:
-    """What has been counted since; all of it where the version was opened anew. The first count is of all images."""
-    if before is None or before[0] > now[0]:
+    """What has been counted since; all of it where the version was opened anew, which shows where a count is less."""
+    if before is None or any(old > new for old, new in zip(before, now, strict=True)):
         return now
     return tuple(new - old for new, old in zip(now, before, strict=True))
 

@@ -96,6 +96,7 @@ WRONG = {
 
 
 FIRST = ("domains", 0)
+RATE = {"suspicious": [0.05, 0.04, 0.06], "adversarial": [0.01, 0.0, 0.02]}
 WRONG_DOMAINS = {
     "no domains": set_to("domains", value=[]),
     "a name twice": set_to(*FIRST, "name", value="pool"),
@@ -105,6 +106,12 @@ WRONG_DOMAINS = {
     "a statistic that is not measured": set_to(*FIRST, "ranges", "sharpness", value=[0, 1]),
     "half a range": set_to(*FIRST, "ranges", "colours", value=[0.1]),
     "a range the wrong way round": set_to(*FIRST, "ranges", "colours", value=[0.9, 0.1]),
+    "an end that no float can hold": set_to(*FIRST, "ranges", "colours", value=[0, 10**400]),
+    "a threshold that no float can hold": set_to(*FIRST, "thresholds", "suspicious", "score", value=-(10**400)),
+    "a count that no float can hold": set_to(*FIRST, "score_histogram", "counts", value=[10**400, 1]),
+    "a name that cannot be answered": set_to(*FIRST, "name", value="\ud800"),
+    "a radius that cannot be answered": set_to(*FIRST, "rates", "tpr_t0", value={"\ud800": RATE}),
+    "a title that cannot be answered": set_to("card", "title", value="\udfff"),
     "a range without end": set_to(*FIRST, "ranges", "colours", value=[0, float("inf")]),
     "thresholds that are not the last domain's": set_to("thresholds", "suspicious", "score", value=0.61),
     "another target": set_to(*FIRST, "thresholds", "suspicious", "fpr", value=0.04),
@@ -183,7 +190,7 @@ def test_a_wrong_contract_is_refused(document: dict[str, Any], change: Callable[
         parse(json.dumps(spoiled))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe", pytest.param("[" * 100_000, id="nested")])
 def test_what_is_no_document_is_refused(text: str | bytes) -> None:
     """A clear error, not a traceback."""
     with pytest.raises(ContractError):

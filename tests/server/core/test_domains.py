@@ -106,7 +106,7 @@ def test_probability_at_another_prior_is_bayes_rule() -> None:
     assert even.probability(0.7, 0.01) == pytest.approx(np.e**2 / (99 + np.e**2))
 
 
-@pytest.mark.parametrize("prior", [1e-6, 0.01, 0.5, 1 - 1e-6])
+@pytest.mark.parametrize("prior", [5e-324, 1e-300, 1e-6, 0.01, 0.5, 1 - 1e-6])
 def test_probability_never_falls_where_the_score_rises(prior: float) -> None:
     """Steps, levels and certainty included; it stays in [0, 1] and is never undefined."""
     made = ScoreMap((0.0, 0.1, 0.100001, 0.5, 1.0), (0.0, 0.0, 0.4, 0.4, 1.0), 0.5)

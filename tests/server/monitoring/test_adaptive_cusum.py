@@ -95,6 +95,17 @@ def test_what_raised_the_alarm_does_not_become_usual_if_it_ends() -> None:
     assert site.watched.state("suspicious").usual == pytest.approx(usual, abs=0.02)
 
 
+def test_an_alarm_ends_within_an_hour_although_no_image_follows() -> None:
+    """The metric is read when nothing is sent, too: the alarm must not stay until the site's next visitor."""
+    site = Site(rate=20, uncalibrated=0.1, flagged=0.3)
+    site.run(DAY / 4)
+    site.flagged = 0.8
+    site.run(HOUR / 6)
+    assert site.watched.state("suspicious").raised
+    site.clock.now += adaptive_cusum.HOLD_SECONDS
+    assert not site.watched.state("suspicious").raised
+
+
 def test_a_flood_moves_what_is_usual_no_faster_than_a_few_images_do() -> None:
     """Who stays just below what is seen needs days, however many images are sent."""
     learnt = []

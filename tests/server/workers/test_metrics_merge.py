@@ -163,6 +163,17 @@ def test_the_pooled_cusum_is_the_one_of_all_images() -> None:
     assert values(totals, "awnet_cusum") == before
 
 
+def test_a_version_that_is_opened_anew_counts_from_0_even_where_it_has_seen_more() -> None:
+    """Between two reports it may: a difference of counts that do not belong together takes flagged images back."""
+    single, totals = Cusum(0.05, 19.0), Totals()
+    family = Family("awnet_cusum", "gauge", "pooled value", "CUSUM.", [])
+    for number, (images, flagged) in enumerate([(10, 5), (12, 1)]):
+        single.add(images, flagged)
+        counts = CusumCounts("m", "1", "00", "suspicious", 0.05, 19.0, images, flagged)
+        totals.update(0, snapshot([family], [counts], number=number))
+    assert values(totals, "awnet_cusum")["1"] == single.value > 0
+
+
 def test_a_client_who_met_two_workers_is_one() -> None:
     totals = Totals()
     totals.update(0, snapshot(clients=[ClientCount("aa", 6, 1), ClientCount("bb", 1, 0)]))
