@@ -97,7 +97,7 @@ def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
                 "",
             ]
         elif name.startswith("T3"):
-            part = parts("awnet-robust-evasion")["T3"]
+            part = parts("awnet-robust-two-gradients" if "two_gradients" in name else "awnet-robust-evasion")["T3"]
             expected = [f"{part['images']:,}", "", "", "", "", percent(part["sr_at"]["0.05"])]
         else:
             report, key = ATTACKS[name]
@@ -106,6 +106,17 @@ def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
             expected = [f"{part['images']:,}", percent(part["accuracy"]), f"{part['auroc']:.4f}"]
             expected += [percent(tpr["0.05"]), percent(tpr["0.01"]), percent(part["sr_at"]["0.05"])]
         assert cells == expected, name
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
+def test_what_evades_is_the_strongest_evasion_that_was_measured(document: str) -> None:
+    """Every sentence about T3 quotes the larger report, and the static network beside it its own worst case."""
+    text = " ".join((ROOT / document).read_text("utf-8").split())
+    success = max(parts(f"awnet-robust-{report}")["T3"]["sr_at"]["0.05"] for report in ("evasion", "two-gradients"))
+    said = re.findall(r"(?:T3\*\*:|succeeds on) ([\d.]+) %", text)
+    assert set(said) == {percent(success)}
+    static = parts("robust-teacher-worst-case")["worst_case"]["accuracy"]
+    assert re.findall(r"is misled on ([\d.]+) % of 500", text) == [percent(1 - static)]
 
 
 def honest(row: str) -> list[str]:
