@@ -96,7 +96,7 @@ function verdictCard({ image, answer, model, index, kind }, two) {
       h("p", { class: "name" }, two ? key(kind, index) : null, image.name),
       h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict]),
       h("p", { class: "score" }, "score ", h("b", {}, words.score(adversarial.score, points))),
-      h("p", {}, words.meaning(adversarial.verdict, adversarial.target_fpr)),
+      h("p", {}, words.meaning(adversarial)),
       adversarial.calibrated && adversarial.probability !== null ? h("p", {}, words.chance(adversarial)) : null,
       adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial))));
 }

@@ -23,20 +23,20 @@ export function milliseconds(value) {
   return `${value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value)}\u00a0ms`;
 }
 
-const among = (fpr) => `about 1 in ${Math.round(1 / fpr)}`;
-
 export const VERDICT = { clean: "Clean", suspicious: "Suspicious", adversarial: "Adversarial" };
 
-export function meaning(verdict, targets) {
+export function meaning({ verdict, target_fpr: targets, calibrated }) {
+  // How many clean images are flagged too is known of the thresholds' own kinds of images alone.
+  const among = (fpr, words) => (calibrated ? ` Of clean images, about 1 in ${Math.round(1 / fpr)} ${words}.` : "");
   switch (verdict) {
     case "clean":
       return "No known trick was seen. That is no proof: an attacker who knows this detector can get past it.";
     case "suspicious":
-      return `Worth a second look. Of clean images, ${among(targets.suspicious)} scores this high or higher.`;
+      return `Worth a second look.${among(targets.suspicious, "scores this high or higher")}`;
     default:
       return (
-        "It looks like an image made to fool a classifier: do not rely on its class. " +
-        `Of clean images, ${among(targets.adversarial)} is flagged like this too.`
+        "It looks like an image made to fool a classifier: do not rely on its class." +
+        among(targets.adversarial, "is flagged like this too")
       );
   }
 }
