@@ -87,7 +87,7 @@ def encoded(image: Image.Image, form: str, **options: int) -> Image.Image:
     return Image.open(file)
 
 
-def per_image(rng: Generator, images: Pixels, low: float = 0.0, high: float = 1.0) -> Floats:
+def per_image(rng: Generator, images: Pixels, low: float, high: float) -> Floats:
     """A uniform number an image, [N,1,1,1]."""
     return rng.uniform(low, high, (len(images), 1, 1, 1)).astype(np.float32)
 

@@ -15,7 +15,6 @@ Exit status: 0; 2 where nothing could be calibrated.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from .checkpoint import Domain
 from .data import DATA_DIR_HELP, Split, load_images, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
+    OPERATING_POINTS,
     STRETCH,
     Groups,
     Sample,
@@ -47,7 +47,6 @@ from .evaluation.calibration import (
     attacked,
     brier,
     calibrate_domains,
-    changed,
     expected_calibration_error,
     fit_score_map,
     flagged_at,
@@ -56,7 +55,7 @@ from .evaluation.calibration import (
     wilson,
 )
 from .evaluation.detection import calibrate
-from .evaluation.pictures import PICTURES
+from .evaluation.pictures import PICTURES, changed
 from .hardware import DEVICES, device_of
 from .network import DetectingNetwork
 
@@ -136,7 +135,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     report = {
         "setup": {
             "checkpoint": args.ckpt.name,
-            "sha256": hashlib.sha256(args.ckpt.read_bytes()).hexdigest(),
+            "sha256": files.sha256(args.ckpt),
             "split": "validation",
             "surrogates": {s.name: s.sha256 for s in surrogates},
             **{name: getattr(args, name) for name in ("images", "attacked", "evaded", "steps")},
@@ -189,12 +188,12 @@ def natural_samples(net: DetectingNetwork, split: Split, args: argparse.Namespac
     """(name, strength) -> sample: all pristine images, every corruption, images from elsewhere; strength 0 is none."""
     images = split.images.cpu()
     found = {("pristine", 0): Sample.of(net, images)}
-    for name, kind in tqdm(CORRUPTIONS.items(), desc="corruptions", disable=None):
+    for name in tqdm(CORRUPTIONS, desc="corruptions", disable=None):
         for strength in STRENGTHS:
             n = args.images if strength == MIDDLE else args.images // 5
             start = (strength - 1) * len(images) // len(STRENGTHS)
-            chosen = images.roll(-start, 0)[:n].numpy()
-            found[name, strength] = Sample.of(net, torch.from_numpy(kind.apply(chosen, strength, seed=1)))
+            chosen = images.roll(-start, 0)[:n]
+            found[name, strength] = Sample.of(net, changed(chosen, name, strength, seed=1))
     for name, (_, load) in PICTURES.items():
         try:
             found[name, 0] = Sample.of(net, load(args.data_dir, args.images, images.shape[-1]))
@@ -282,7 +281,7 @@ def row(sample: Sample, domains: Sequence[Domain], before: Mapping[float, float]
     """How a group of images was flagged, how it is now, and in which domains it lies."""
     where = torch.from_numpy(assigned(sample.statistics, domains))
     n, served = len(where), {}
-    for verdict, fpr in (("suspicious", 0.05), ("adversarial", 0.01)):
+    for verdict, fpr in OPERATING_POINTS.items():
         limits = torch.tensor([domain.thresholds[fpr] for domain in domains])[where]  # -1, in none, is the pool
         served[verdict] = wilson(int((sample.scores > limits).sum()), n)
     shares = {domain.name: float((where == i).double().mean()) for i, domain in enumerate(domains)}

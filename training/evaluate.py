@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from domain.corruptions import CORRUPTIONS
 
-from . import checkpoint
+from . import checkpoint, files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.evasion import EVASIONS
@@ -152,7 +152,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         thresholds = calibration.thresholds
     setup = {
         "checkpoint": args.ckpt.name,
-        "sha256": hashlib.sha256(args.ckpt.read_bytes()).hexdigest(),
+        "sha256": files.sha256(args.ckpt),
         "kind": loaded.kind,
         "split": args.split,
         "images": len(split),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,11 @@ def save(path: Path, value: Any) -> None:
     """What `torch.load` reads again. The bytes do not depend on the name of the file."""
     with whole(path) as partial, partial.open("wb") as f:
         torch.save(value, f)
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def lock(path: Path) -> IO[str] | None:

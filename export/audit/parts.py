@@ -12,13 +12,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 from tqdm import tqdm
 
-from domain.corruptions import CORRUPTIONS
+from domain.corruptions import CORRUPTIONS, STRENGTHS
 
 from . import black_box
 from .image_sets import ImageSet
 from .model_file import OUTSIDE, ModelFile, Served
 
-STRENGTHS = range(1, 6)
 RADII = (2, 4, 8, 16)  # levels of 8 bits
 NORMAL_QUANTILE = 1.959964
 

@@ -53,7 +53,7 @@ def adaptive(model: Model, x: Tensor, y: Tensor, budget: Budget) -> Tensor:
     Its "Eq. (14)" is read as Eq. 24 with the true label: cross-entropy of the class plus L_type of an adversarial
     image, so that the attack also gains from the detector's error. L_nat does not depend on x_adv. `model` says both
     where it has `with_type`, x -> (logits [N,K], type logits [N,2], the first adversarial); one that detects
-    nothing is attacked by `pgd_trades`. An attacker who wants to evade, `evade` below, is stronger.
+    nothing is attacked by `pgd_trades`. An attacker who wants to evade, `evasion.evade`, is stronger.
     """
     with_type = getattr(model, "with_type", None)
 

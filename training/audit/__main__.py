@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
 import sys
 import zlib
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ from ..evaluation import detection
 from ..evaluation.attackers import load_surrogate, prepared
 from ..evaluation.judge import Evaluation
 from ..evaluation.report import PartProgress
-from ..files import write_json
+from ..files import sha256, write_json
 from ..hardware import DEVICES, device_of
 from ..network import Network
 from . import linter, plots
@@ -188,7 +187,7 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
-    if "surrogates" in setup and not surrogates:
+    if not surrogates:
         report.notes.append("No --surrogate: T0 was not measured")
     if static is None and loaded.network.detecting is not None:
         report.notes.append("No --static: there is no control beside this network")
@@ -257,10 +256,6 @@ def thresholds(
     if calibration is None:
         calibration = detection.calibrate(net.detecting, data.validation.images.split(batch_size))
     return dict(calibration.thresholds)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def faster_threads(net: Network, data: ImageSet) -> int:

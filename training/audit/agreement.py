@@ -35,8 +35,9 @@ def agreement(model: Path, net: DetectingNetwork, images: Tensor, thresholds: Se
     own_logits, own_scores = [], []
     with torch.inference_mode():
         for x in images.split(100):
-            signals = net.detect(to_pixels(x).to(device))
-            own_logits.append(net.classify(to_pixels(x).to(device), signals).float().cpu())
+            pixels = to_pixels(x).to(device)
+            signals = net.detect(pixels)
+            own_logits.append(net.classify(pixels, signals).float().cpu())
             own_scores.append(signals.p_type[:, ADVERSARIAL].float().cpu())
     expected, score, own_score = torch.cat(own_logits), p_type[:, ADVERSARIAL], torch.cat(own_scores)
     verdicts = [(score > t) != (own_score > t) for t in thresholds]

@@ -11,7 +11,7 @@ from ..evaluation.report import from_hex
 from . import measures
 
 FORMAT = 1
-FPR = "0.05"
+FPR = "0.05"  # of the threshold that everything is quoted at, as the report's parts name it
 NOTHING = 0.02  # a detector that gains less than this at T3 pays nothing
 
 

@@ -17,15 +17,13 @@ from torch import Tensor
 from ..evaluation.calibration import wilson
 
 Floats = NDArray[np.float64]
+REACH = 12.0  # log-odds that a histogram of scores shows; what lies beyond is in the outermost bins
 
 
 def interval(share: float, images: int) -> tuple[float, float]:
     """The 95 % interval of a share of so many images, see `calibration.wilson`."""
     _, low, high = wilson(round(share * images), images)
     return low, high
-
-
-REACH = 12.0  # log-odds that a histogram of scores shows; what lies beyond is in the outermost bins
 
 
 def log_odds(score: float) -> float:
@@ -53,7 +51,7 @@ def roc(clean: Tensor, adversarial: Tensor, points: int = 30) -> list[list[float
 def risk_coverage(correct: Tensor, score: Tensor, points: int = 25) -> list[list[float]]:
     """[coverage, risk]: the share of wrong classes among the share of images with the lowest scores.
 
-    Images with equal scores are accepted together in the order given, so a score that says nothing has a flat curve.
+    Images with equal scores are accepted in the order given, so a score that says nothing has a flat curve.
     """
     order = score.argsort(stable=True)
     wrong = (~correct[order]).double().cumsum(0)

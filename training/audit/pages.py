@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.report import table
 from ..files import write_text
 from . import linter
-from .card import statement
-from .report import FPR, TITLES, levels, passed, percent, right, table, with_interval
+from .card import FPR, statement
+from .report import TITLES, levels, passed, percent, right, with_interval
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
 COUNTED = (
@@ -56,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read(folder: Path) -> dict[str, Document]:
-    """Name -> document of every FOLDER/NAME/audit.json; FileNotFoundError where there is none, ValueError for "
-    "others."""
+    """Name -> document of every FOLDER/NAME/audit.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: one is no report of training.audit.
+    """
     files = sorted(folder.glob("*/audit.json"))
     if not files:
         raise FileNotFoundError(f"no */audit.json in {folder}: python -m training.audit --out {folder}/NAME makes one")
@@ -103,12 +108,9 @@ def model_card(audit: Document, folder: Path) -> str:
         "## For what, and for what not",
         "",
         "A demonstration of a classifier that also says whether an image was tampered with, and a test bed for "
-        "attacks on such "
-        "networks. It names one of its classes for any image, whatever it shows. The verdict `clean` says that no "
-        "known "
-        "trick was seen; it is no proof that nobody attacked. Let nothing that matters depend on it where an "
-        "attacker can "
-        "have the model.",
+        "attacks on such networks. It names one of its classes for any image, whatever it shows. The verdict `clean` "
+        "says that no known trick was seen; it is no proof that nobody attacked. Let nothing that matters depend on "
+        "it where an attacker can have the model.",
         "",
         "## Figures",
         "",
@@ -120,8 +122,7 @@ def model_card(audit: Document, folder: Path) -> str:
         "## How the figures were made",
         "",
         "`python -m training.audit` ([audit.md](audit.md)); the report holds every part, its number of images and "
-        "the linter's "
-        f"findings. {_linter(audit)}",
+        f"the linter's findings. {_linter(audit)}",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -145,8 +146,7 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         "## What it has to beat",
         "",
         "The same attacks on networks that one could have had instead, trained at the same size. A detector that "
-        "does not push SR@5 "
-        "at T3 under the best of them adds nothing against an attacker who has the model.",
+        "does not push SR@5 at T3 under the best of them adds nothing against an attacker who has the model.",
         "",
     ]
     for subject, title in TITLES.items():

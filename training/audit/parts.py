@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from domain.corruptions import CORRUPTIONS
-
 from ..attacks.ascent import Budget
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
@@ -24,7 +22,7 @@ from ..attacks.shapes import SHAPES, shaped
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation.attackers import Surrogate
 from ..evaluation.calibration import brier, expected_calibration_error
-from ..evaluation.pictures import PICTURES
+from ..evaluation.pictures import PICTURES, changed
 from ..evaluation.report import from_hex, to_hex
 from ..network import must_detect
 from . import measures
@@ -174,8 +172,7 @@ class Audit:
 
     def corruption(self, name: str, strength: int, limit: int) -> dict[str, Any]:
         """Natural images, changed; the random numbers are those of seed 0."""
-        images = self.subject.run.split.images[:limit].cpu().numpy()
-        return self.subject.natural(torch.from_numpy(CORRUPTIONS[name].apply(images, strength)))
+        return self.subject.natural(changed(self.subject.run.split.images[:limit], name, strength))
 
     def pictures(self, name: str, limit: int) -> dict[str, Any]:
         """Natural images of other sets, whose class is not judged; `missing` where the set is not in `data_dir`."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import drawing
+from .card import FPR
 from .linter import radius
 from .measures import REACH, log_odds
 
-FPR = "0.05"
 Parts = Mapping[str, Any]
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..evaluation.report import Report
+from ..evaluation.report import Report, table
 from . import linter, measures
-from .card import statement
+from .card import FPR, statement
 
 FORMAT = 1
-FPR = "0.05"
 TITLES = {
     "": "this network",
     "static": "control: static network, never rejects",
@@ -72,10 +71,6 @@ def with_interval(share: float, images: int) -> str:
 def right(level: str, part: Mapping[str, Any]) -> str:
     """The accuracy under an attack; T3 wants more than a wrong class, so there it would say nothing."""
     return "" if "T3" in level else with_interval(part["accuracy"], part["images"])
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def levels(parts: Mapping[str, Any], subject: str) -> Iterator[tuple[str, dict[str, Any]]]:

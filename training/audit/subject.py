@@ -114,11 +114,7 @@ class Subject:
     def natural(self, images: Tensor) -> dict[str, Any]:
         """One part for natural images, uint8 [n,3,H,W], whose labels are those of the first n clean ones."""
         answers = self.answers(images)
-        out: dict[str, Any] = {"images": len(images), "accuracy": answers.accuracy}
-        if answers.scores is not None:
-            out["fpr"] = {str(f): detection.flagged(answers.scores, t) for f, t in self.run.judge.thresholds.items()}
-            out |= self.served(images, answers)
-        return out
+        return self.run.judge.natural(answers) | self.served(images, answers)
 
     def served(self, images: Tensor, answers: Answers) -> dict[str, Any]:
         """What a server says of these images, each by the thresholds of the first domain that holds its pixels.

@@ -30,6 +30,7 @@ from ..checkpoint import Calibration, Domain
 from ..data import Split, to_pixels
 from ..network import ADVERSARIAL, DetectingNetwork
 from .detection import FPRS, calibrate, histogram, threshold_at
+from .pictures import changed
 
 Statistics = NDArray[np.float64]  # [N, len(STATISTICS)]
 Ranges = dict[str, tuple[float, float]]
@@ -106,11 +107,6 @@ def pool_of(images: Tensor, kinds: Sequence[str], per_kind: int) -> dict[tuple[s
             if len(part):
                 out[name, strength] = changed(part, name, strength)
     return out
-
-
-def changed(images: Tensor, kind: str, strength: int) -> Tensor:
-    """Images [N,3,H,W] after a corruption, on the CPU."""
-    return torch.from_numpy(CORRUPTIONS[kind].apply(images.cpu().numpy(), strength))
 
 
 def pristine_ranges(pristine: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:

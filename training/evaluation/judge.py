@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from domain.corruptions import CORRUPTIONS
-
 from .. import files
 from ..attacks.ascent import Budget, cross_entropy, project, quantise
 from ..attacks.catalogue import ATTACKS
@@ -27,6 +25,7 @@ from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection
 from .attackers import Surrogate, prepared
+from .pictures import changed
 from .report import PartProgress, to_hex, w_robust
 
 
@@ -78,6 +77,15 @@ class Judge:
     clean: Answers
     thresholds: dict[float, float]
 
+    def flagged(self, scores: Tensor) -> dict[str, float]:
+        """False-positive rate -> share of scores [n] over its threshold."""
+        return {str(f): detection.flagged(scores, t) for f, t in self.thresholds.items()}
+
+    def natural(self, answers: Answers) -> dict[str, Any]:
+        """One line of the report for natural images: accuracy, and the share flagged at each threshold."""
+        out: dict[str, Any] = {"images": len(answers.correct), "accuracy": answers.accuracy}
+        return out if answers.scores is None else out | {"fpr": self.flagged(answers.scores)}
+
     def figures(self, rounded: Answers, unrounded: Answers | None = None) -> dict[str, Any]:
         """One line of the report: adversarial answers to the first len(rounded.correct) clean images.
 
@@ -105,8 +113,8 @@ class Judge:
         out["successful"] = {"images": len(turned)}
         if len(turned):
             out["successful"]["auroc"] = detection.auroc(clean.scores, turned)
-            out["successful"]["tpr"] = {str(f): detection.flagged(turned, t) for f, t in self.thresholds.items()}
-        out["tpr"] = {str(f): detection.flagged(rounded.scores, t) for f, t in self.thresholds.items()}
+            out["successful"]["tpr"] = self.flagged(turned)
+        out["tpr"] = self.flagged(rounded.scores)
         missed = {f: wrong & (rounded.scores <= t) for f, t in self.thresholds.items()}
         out["sr_at"] = {str(f): float(m.double().mean()) for f, m in missed.items()}
         out["joint_at"] = {str(f): 1 - float(m.double().mean()) for f, m in missed.items()}
@@ -155,10 +163,7 @@ class Evaluation:
     def clean(self) -> dict[str, Any]:
         """Accuracy, realised false-positive rates and which images are right (`report.to_hex`), on the clean images."""
         answers = self.judge.clean
-        out: dict[str, Any] = {"images": len(answers.correct), "accuracy": answers.accuracy}
-        if answers.scores is not None:
-            out["fpr"] = {str(f): detection.flagged(answers.scores, t) for f, t in self.judge.thresholds.items()}
-        return out | {"correct_bits": to_hex(answers.correct)}
+        return self.judge.natural(answers) | {"correct_bits": to_hex(answers.correct)}
 
     def white_box(self, level: str, attack: str, budget: Budget, limit: int | None = None) -> dict[str, Any]:
         """T1 or T2 under an attack of `ATTACKS`."""
@@ -261,13 +266,8 @@ class Evaluation:
     def corruption(self, name: str, strength: int = 3, seed: int = 0, limit: int | None = None) -> dict[str, Any]:
         """False-positive rate and accuracy on natural images changed by `CORRUPTIONS[name]`."""
         split = self.split.head(limit)
-        images = torch.from_numpy(CORRUPTIONS[name].apply(split.images.cpu().numpy(), strength, seed))
-        changed = Split(images, split.labels)
-        answers = concatenated([ask(self.net, x, y) for x, y in self.batches(changed)])
-        out: dict[str, Any] = {"images": len(changed), "accuracy": answers.accuracy}
-        if answers.scores is not None:
-            out["fpr"] = {str(f): detection.flagged(answers.scores, t) for f, t in self.judge.thresholds.items()}
-        return out
+        after = Split(changed(split.images, name, strength, seed), split.labels)
+        return self.judge.natural(concatenated([ask(self.net, x, y) for x, y in self.batches(after)]))
 
     def zero_gradients(self, limit: int = 500) -> dict[str, float]:
         """Share of clean images whose gradient is exactly zero, and share of zero pixels over all of them.

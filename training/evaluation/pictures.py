@@ -1,4 +1,4 @@
-"""Natural images from elsewhere, to judge false positives on what a network was not calibrated on."""
+"""Natural images, changed or from elsewhere, to judge false positives on what a network was not calibrated on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from domain.corruptions import CORRUPTIONS
+
 from ..data import load_cifar100, load_tiny_imagenet
+
+
+def changed(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
+    """Images after a corruption of `CORRUPTIONS`: uint8 [N,3,H,W], on the CPU."""
+    return torch.from_numpy(CORRUPTIONS[kind].apply(images.cpu().numpy(), strength, seed))
 
 
 def photographs(limit: int, size: int = 32) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,11 @@ class PartProgress:
         self.path.unlink(missing_ok=True)
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, an empty one at its end."""
+    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)] + [""]
+
+
 def markdown(document: dict[str, Any]) -> str:
     """The report as tables for people."""
     setup, parts = document["setup"], document["parts"]
@@ -206,9 +212,6 @@ def markdown(document: dict[str, Any]) -> str:
         else:
             row += [""] * 5
         return [*row, f"{part.get('seconds', 0):.0f}"]
-
-    def table(head: list[str], rows: list[list[str]]) -> list[str]:
-        return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)] + [""]
 
     lines = [f"# {setup['checkpoint']} on {setup['images']} {setup['split']} images", ""]
     lines += [f"L-infinity eps {setup['eps']:g}/255, seed {setup['seed']}; figures in per cent but AUROC.", ""]

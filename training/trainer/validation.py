@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint
-from ..attacks.ascent import Budget
+from ..attacks.ascent import Budget, quantise
 from ..attacks.pgd import pgd_trades
 from ..attacks.worst_case import MISSED, WRONG_AS_IT_IS, members_of, worst_case
 from ..data import ImageSet, Split
@@ -118,7 +118,7 @@ def detector_figures(
             x_adv = pgd_trades(naturally, x, y, Budget(8 / 255, 2 / 255, 10))
             with torch.no_grad():
                 nat.append(signals.p_type[:, ADVERSARIAL].cpu())
-                adv.append(net.detect((x_adv * 255).round() / 255).p_type[:, ADVERSARIAL].cpu())
+                adv.append(net.detect(quantise(x_adv)).p_type[:, ADVERSARIAL].cpu())
     parts = world.gather((nat, adv))
     return {"auroc": auroc(torch.cat([s for p in parts for s in p[0]]), torch.cat([s for p in parts for s in p[1]]))}
 

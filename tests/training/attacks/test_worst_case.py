@@ -213,7 +213,7 @@ def test_a_static_network_has_no_detector_to_ignore() -> None:
 
 
 def test_apgd_looks_back_where_its_paper_does() -> None:
-    """Croce and Hein, sec. 3.2: 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 iterations."""
+    """Croce and Hein, sec. 3: 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 iterations."""
     assert checkpoints(100) == {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
     assert checkpoints(1) == {} and checkpoints(2) == {1: 1}
 
