@@ -59,23 +59,23 @@ class Found:
 
 
 def margin(answers: Answers, labels: Counts) -> Floats:
-    """Logit of the right class minus the best other one [n]; negative where the answer is wrong."""
+    """The best other logit minus that of the right class [n]; positive where the answer is wrong."""
     rows = np.arange(len(labels))
     others = answers.logits.copy()
     others[rows, labels] = -np.inf
-    return np.asarray(answers.logits[rows, labels] - others.max(axis=1))
+    return np.asarray(others.max(axis=1) - answers.logits[rows, labels])
 
 
 def reached(answers: Answers, labels: Counts, aim: str) -> Bits:
     """Where the aim is reached [n]; a tie of two classes, which a client cannot tell apart, does not count."""
-    wrong = np.asarray(margin(answers, labels) < 0)
+    wrong = np.asarray(margin(answers, labels) > 0)
     return np.asarray(wrong & (answers.score <= answers.limit)) if aim == "evasion" else wrong
 
 
 def loss(answers: Answers, labels: Counts, aim: str) -> Floats:
-    """What Square minimises [n]: the margin; for `evasion` its positive part plus that of the excess of the score over
-    the limit in log-odds, so that neither half is bought with what the other has already reached."""
-    of_class = margin(answers, labels)
+    """What Square minimises [n]: less the margin; for `evasion` its positive part plus that of the excess of the score
+    over the limit in log-odds, so that neither half is bought with what the other has already reached."""
+    of_class = -margin(answers, labels)
     if aim == "class":
         return of_class
     excess = log_odds(answers.score) - log_odds(answers.limit)

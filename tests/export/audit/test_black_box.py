@@ -15,9 +15,9 @@ NONE = np.zeros(1, np.int64)
 
 @dataclass
 class Linear:
-    """Two classes whose margin is weight . x + bias; the score rises with what x does along another direction.
+    """Two classes; the right one leads by weight . x + bias; the score rises with what x does along another direction.
 
-    The smallest margin in a ball that touches neither 0 nor 255 is that of x minus eps times the L1 norm of the weight.
+    The smallest lead in a ball that touches neither 0 nor 255 is that of x minus eps times the L1 norm of the weight.
     """
 
     bias: float = 0.0
@@ -39,7 +39,7 @@ class Linear:
         return sum(map(len, self.asked))
 
     def drop(self, eps: int) -> float:
-        """How far the margin falls at most."""
+        """How far the lead falls at most."""
         return eps * float(np.abs(self.weight).sum())
 
 
@@ -48,7 +48,7 @@ def grey(count: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(100, 156, (count, 3, SIZE, SIZE)).astype(np.uint8)
 
 
-def start_margin(toy: Linear, images: np.ndarray) -> np.ndarray:
+def lead(toy: Linear, images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) @ toy.weight + toy.bias
 
 
@@ -58,19 +58,19 @@ def attack(toy: Ask, images: np.ndarray, aim: str = "class", queries: int = 3000
 
 
 def random_search(toy: Linear, image: np.ndarray, queries: int) -> float:
-    """The least margin among random corners of the ball."""
+    """The least lead among random corners of the ball."""
     signs = np.random.default_rng(5).integers(0, 2, (queries, *image.shape)) * 2 - 1
-    return float(start_margin(toy, image + EPS * signs).min())
+    return float(lead(toy, image + EPS * signs).min())
 
 
 def test_square_reaches_the_optimum_of_a_linear_network() -> None:
     """A network that is lost only within one per cent of the largest possible drop is lost."""
     image = grey()
     toy = Linear()
-    toy.bias = 0.99 * toy.drop(EPS) - float(start_margin(toy, image)[0])
+    toy.bias = 0.99 * toy.drop(EPS) - float(lead(toy, image)[0])
     found = attack(toy, image)
     assert found.broken.all()
-    assert margin(Linear(bias=toy.bias)(found.images), NONE)[0] < 0
+    assert margin(Linear(bias=toy.bias)(found.images), NONE)[0] > 0
     toy.bias += 0.02 * toy.drop(EPS)  # and one that cannot be lost is not
     assert not attack(toy, image).broken.any()
 
@@ -81,7 +81,7 @@ def test_square_finds_at_least_what_random_search_finds() -> None:
     for seed in range(5):
         toy = Linear(bias=1e6, weight=np.random.default_rng(seed).normal(0, 1, 3 * SIZE * SIZE))
         found = attack(toy, image, queries=300, seed=seed)
-        assert start_margin(toy, found.images)[0] <= random_search(toy, image[0], 300)
+        assert lead(toy, found.images)[0] <= random_search(toy, image[0], 300)
 
 
 @pytest.mark.parametrize("aim", AIMS)
@@ -100,7 +100,7 @@ def test_each_query_is_counted_and_none_is_asked_of_a_broken_image() -> None:
     toy = Linear()
     towards = np.sign(toy.weight).reshape(3, SIZE, SIZE).astype(int)
     images = np.concatenate([grey() + move * towards for move in (-20, 0, 20)]).astype(np.uint8)
-    toy.bias = 0.05 * toy.drop(EPS) - float(start_margin(toy, images)[1])
+    toy.bias = 0.05 * toy.drop(EPS) - float(lead(toy, images)[1])
     found = attack(toy, images, queries=120)
     assert toy.queries == found.queries.sum()
     assert found.broken.tolist() == [True, True, False]
@@ -121,7 +121,7 @@ def test_evasion_is_a_wrong_class_under_the_limit() -> None:
     it does not, both are."""
     image = grey()
     toy = Linear(limit=0.5)
-    toy.bias = 0.5 * toy.drop(EPS) - float(start_margin(toy, image)[0])
+    toy.bias = 0.5 * toy.drop(EPS) - float(lead(toy, image)[0])
     level = (image.reshape(-1).astype(float) - 128) @ toy.weight
     toy.of_score, toy.limit = -toy.weight, 1 / (1 + np.exp(level - 1))
     assert attack(toy, image, "class").broken.all()
@@ -132,7 +132,7 @@ def test_evasion_is_a_wrong_class_under_the_limit() -> None:
     found = attack(toy, image, "evasion")
     assert found.broken.all()
     answers = toy(found.images)
-    assert margin(answers, NONE)[0] < 0 and answers.score[0] <= answers.limit[0]
+    assert margin(answers, NONE)[0] > 0 and answers.score[0] <= answers.limit[0]
 
 
 def test_a_tie_is_no_success() -> None:
@@ -142,7 +142,7 @@ def test_a_tie_is_no_success() -> None:
 
 
 def pair(toy: Linear) -> np.ndarray:
-    """A natural image and one that is far away, of the other class where the margin falls by more than 40 levels."""
+    """A natural image and one that is far away, of the other class where the lead falls by more than 40 levels."""
     image, rng = grey(), np.random.default_rng(6)
     away = np.where(rng.random(toy.weight.shape) < 0.7, -np.sign(toy.weight), np.sign(toy.weight))
     other = image + 90 * away.reshape(image.shape).astype(int)
@@ -153,12 +153,12 @@ def test_the_boundary_attack_comes_near_the_nearest_image_of_another_class() -> 
     """The nearest one of a linear network is known; more queries come no further from it."""
     toy = Linear()
     images = pair(toy)
-    toy.bias = 10.5 * toy.drop(1) - float(start_margin(toy, images)[0])  # lost from 11 levels on
+    toy.bias = 10.5 * toy.drop(1) - float(lead(toy, images)[0])  # lost from 11 levels on
     reach = []
     for queries in (30, 300, 3000):
         toy.asked.clear()
         found = boundary(toy, images, np.array([0, 1]), "class", queries=queries, rng=np.random.default_rng(0))
-        assert found.broken.all() and start_margin(toy, found.images)[0] < 0
+        assert found.broken.all() and lead(toy, found.images)[0] < 0
         assert toy.queries == found.queries.sum() and found.queries.max() <= queries
         reach.append(float(distances(images, found.images)[0][0]))
     assert reach == sorted(reach, reverse=True) and reach[-1] != reach[0]
@@ -169,7 +169,7 @@ def test_the_boundary_attack_sees_decisions_only() -> None:
     """Other margins and scores that mean the same class and verdict change nothing."""
     toy = Linear(limit=0.5, of_score=np.random.default_rng(4).normal(0, 0.01, 3 * SIZE * SIZE))
     images = pair(toy)
-    toy.bias = 20 * toy.drop(1) - float(start_margin(toy, images)[0])
+    toy.bias = 20 * toy.drop(1) - float(lead(toy, images)[0])
 
     def verdicts(asked: np.ndarray) -> Answers:
         answers = toy(asked)
