@@ -25,7 +25,6 @@ from training.evaluation.calibration import (
     attacked,
     brier,
     calibrate_domains,
-    changed,
     expected_calibration_error,
     fit_score_map,
     inside,
@@ -36,6 +35,7 @@ from training.evaluation.calibration import (
     statistics_of,
     wilson,
 )
+from training.evaluation.pictures import changed
 
 
 def random_images(n: int, seed: int = 0) -> torch.Tensor:
