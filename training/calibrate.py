@@ -41,21 +41,17 @@ from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
     OPERATING_POINTS,
     STRETCH,
-    Groups,
     Sample,
     assigned,
     attacked,
-    brier,
     calibrate_domains,
-    expected_calibration_error,
-    fit_score_map,
     flagged_at,
     inside,
     rates_of,
-    wilson,
 )
-from .evaluation.detection import calibrate
+from .evaluation.detection import calibrate, wilson
 from .evaluation.pictures import PICTURES, changed
+from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
 from .hardware import DEVICES, device_of
 from .network import DetectingNetwork
 

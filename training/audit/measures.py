@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from ..evaluation.calibration import wilson
+from ..evaluation.detection import wilson
 
 Floats = NDArray[np.float64]
 REACH = 12.0  # log-odds that a histogram of scores shows; what lies beyond is in the outermost bins
 
 
 def interval(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many images, see `calibration.wilson`."""
+    """The 95 % interval of a share of so many images, see `detection.wilson`."""
     _, low, high = wilson(round(share * images), images)
     return low, high
 

@@ -21,8 +21,8 @@ from ..attacks.search import Detecting, best_case
 from ..attacks.shapes import SHAPES, shaped
 from ..attacks.worst_case import WORST_CASE_BUDGET, Member, broken_first_by, members_of, worst_case
 from ..evaluation.attackers import Surrogate
-from ..evaluation.calibration import brier, expected_calibration_error
 from ..evaluation.pictures import PICTURES, changed
+from ..evaluation.probability import brier, expected_calibration_error
 from ..evaluation.report import from_hex, to_hex
 from ..network import must_detect
 from . import measures

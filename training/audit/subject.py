@@ -19,8 +19,9 @@ from ..attacks.search import Target
 from ..checkpoint import Domain
 from ..data import Split, to_pixels
 from ..evaluation import detection
-from ..evaluation.calibration import ScoreMap, assigned, statistics_of
+from ..evaluation.calibration import assigned, statistics_of
 from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
+from ..evaluation.probability import ScoreMap
 from ..evaluation.report import to_hex
 from ..files import whole
 from ..network import ADVERSARIAL, NATURAL, Network

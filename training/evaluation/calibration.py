@@ -1,4 +1,4 @@
-"""Thresholds for the images that they speak for: domains, their ranges of pixel statistics, and what a score means.
+"""Thresholds for the images that they speak for: domains and their ranges of pixel statistics.
 
 An image belongs to the first domain whose ranges hold its statistics. "pristine" is what validation images look like;
 its thresholds are theirs, and it keeps attacks of 8/255 inside. "stretched" is the same but for missing grey levels,
@@ -9,15 +9,12 @@ here reads a test image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
@@ -29,12 +26,12 @@ from ..attacks.pgd import pgd_sat
 from ..checkpoint import Calibration, Domain
 from ..data import Split, to_pixels
 from ..network import ADVERSARIAL, DetectingNetwork
-from .detection import FPRS, calibrate, histogram, threshold_at
+from .detection import FPRS, calibrate, histogram, threshold_at, wilson
 from .pictures import changed
+from .probability import PRIOR, ScoreMap, fit_score_map
 
 Statistics = NDArray[np.float64]  # [N, len(STATISTICS)]
 Ranges = dict[str, tuple[float, float]]
-Groups = Sequence[NDArray[np.float64]]  # probabilities of several groups of images
 PRISTINE_SHARE = 0.002  # of pristine images that each end of a range may leave out
 ATTACKED_SHARE = 0.005  # of attacked images
 # What an attack takes away, and what it leaves as it is: only there has a range of pristine images a lower end.
@@ -54,7 +51,6 @@ TRAINING_KINDS = tuple(name for name, kind in CORRUPTIONS.items() if kind.group 
 STRETCH = ("contrast", 3)  # the corruption after which attacked images stand for those of the stretched domain
 STRETCHING = ("contrast", "gamma", "saturation", "autocontrast")  # kinds that leave gaps
 LEAST_IMAGES = 200  # that a domain between pristine and pool is calibrated on; with fewer there is none
-PRIOR = 0.5  # at which the score map is fitted
 
 
 def statistics_of(images: Tensor) -> Statistics:
@@ -146,67 +142,6 @@ def _ends(natural: NDArray[np.float64], in_the_ball: Sequence[NDArray[np.float64
     lows = [np.quantile(natural, PRISTINE_SHARE), *(np.quantile(b, ATTACKED_SHARE) for b in in_the_ball)]
     highs = [np.quantile(natural, 1 - PRISTINE_SHARE), *(np.quantile(b, 1 - ATTACKED_SHARE) for b in in_the_ball)]
     return float(min(lows)), float(max(highs))
-
-
-@dataclass(frozen=True)
-class ScoreMap:
-    """P(attacked) at a prior of 0.5, piecewise linear in the score: scores rise, probabilities do not fall."""
-
-    scores: list[float]
-    probabilities: list[float]
-
-    def __call__(self, scores: Tensor) -> NDArray[np.float64]:
-        return np.asarray(np.interp(scores.double().numpy(), self.scores, self.probabilities), np.float64)
-
-
-def fit_score_map(benign: Tensor, attacked_scores: Sequence[Tensor]) -> ScoreMap:
-    """Isotonic regression (Zadrozny and Elkan, KDD 2002) of benign against attacked scores, both with half the weight.
-
-    Of the attacked half each tensor has an equal part. No probability is nearer to 0 or 1 than the sample allows
-    (Laplace's rule), so that no prior is overruled by an empty bin.
-    """
-    weights = [torch.full((len(benign),), 0.5 / len(benign), dtype=torch.float64)]
-    weights += [
-        torch.full((len(s),), 0.5 / len(attacked_scores) / len(s), dtype=torch.float64) for s in attacked_scores
-    ]
-    kinds = torch.cat([torch.zeros(len(benign)), *(torch.ones(len(s)) for s in attacked_scores)])
-    scores = torch.cat([benign, *attacked_scores]).double().numpy()
-    count = min(len(benign), sum(map(len, attacked_scores)))
-    least = 1 / (count + 2)
-    fitted = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-    fitted.fit(scores, kinds.double().numpy(), sample_weight=torch.cat(weights).numpy())
-    at, p = np.asarray(fitted.X_thresholds_, np.float64), np.asarray(fitted.y_thresholds_, np.float64)
-    if at[0] > 0:
-        at, p = np.append(0.0, at), np.append(p[0], p)
-    if at[-1] < 1:
-        at, p = np.append(at, 1.0), np.append(p, p[-1])
-    return ScoreMap([float(v) for v in at], [float(v) for v in p])
-
-
-def brier(benign: Groups, hostile: Groups) -> float:
-    """Mean squared error of P(attacked): groups of either side count alike, and both sides half."""
-    sides = (np.mean([(p**2).mean() for p in benign]), np.mean([((1 - p) ** 2).mean() for p in hostile]))
-    return float(np.mean(sides))
-
-
-def expected_calibration_error(benign: Groups, hostile: Groups, bins: int = 15) -> float:
-    """ECE (Guo et al., arXiv 1706.04599) over equal bins of P(attacked), weighted as in `brier`."""
-    sides = [(benign, 0), (hostile, 1)]
-    p = np.concatenate([q for groups, _ in sides for q in groups])
-    kind = np.concatenate([np.full(len(q), k) for groups, k in sides for q in groups])
-    weight = np.concatenate([np.full(len(q), 0.5 / len(groups) / len(q)) for groups, _ in sides for q in groups])
-    bin_of = np.minimum((p * bins).astype(int), bins - 1)
-    return float(np.abs(np.bincount(bin_of, weight * (kind - p), bins)).sum())
-
-
-def wilson(hits: int, n: int, level: float = 0.95) -> list[float]:
-    """[share, low, high] of `hits` among n, the interval being Wilson's; ValueError for n = 0."""
-    if n < 1:
-        raise ValueError("a share needs at least one image")
-    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]
 
 
 def flagged_at(scores: Tensor, thresholds: Mapping[float, float]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""Measures of the detector, and the thresholds that a server applies.
+"""Measures of the detector with their intervals, and the thresholds that a server applies.
 
 A score is P_type[:, 0], the probability of "adversarial", in float32. An image is flagged where
 `score > threshold`, everywhere in this project; so a threshold may itself be the score of a clean image.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -62,6 +63,16 @@ def bootstrap(
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> list[float]:
+    """[share, low, high] of `hits` among n, the interval being Wilson's; ValueError for n = 0."""
+    if n < 1:
+        raise ValueError("a share needs at least one image")
+    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]
 
 
 def histogram(scores: Tensor, bins: int = 50) -> tuple[list[float], list[int]]:

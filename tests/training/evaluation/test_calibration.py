@@ -23,19 +23,17 @@ from training.evaluation.calibration import (
     Sample,
     assigned,
     attacked,
-    brier,
     calibrate_domains,
-    expected_calibration_error,
-    fit_score_map,
     inside,
     pool_of,
     pool_ranges,
     pristine_ranges,
     rates_of,
     statistics_of,
-    wilson,
 )
+from training.evaluation.detection import wilson
 from training.evaluation.pictures import changed
+from training.evaluation.probability import brier, expected_calibration_error, fit_score_map
 
 
 def random_images(n: int, seed: int = 0) -> torch.Tensor:
