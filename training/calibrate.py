@@ -36,7 +36,7 @@ from .attacks.ascent import Budget, Model
 from .attacks.copies import attackers_copy
 from .attacks.evasion import EVASIONS, evade
 from .checkpoint import Domain
-from .data import DATA_DIR_HELP, Split, load_images, to_pixels
+from .data import DATA_DIR_HELP, Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
     OPERATING_POINTS,
@@ -176,7 +176,7 @@ def hostile_images(
             evade(net, to_pixels(x), y, budget, EVASIONS[name], target).x_adv
             for x, y in zip(few.images.split(100), few.labels.split(100), strict=True)
         ]
-        found[f"T3 {name} 8/255"] = (torch.cat(parts) * 255).round().to(torch.uint8).cpu()
+        found[f"T3 {name} 8/255"] = to_bytes(torch.cat(parts)).cpu()
     return found
 
 

@@ -195,6 +195,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def to_bytes(x: Tensor) -> Tensor:
+    """[N,3,H,W] in [0,1] -> uint8, rounded."""
+    return (x * 255).round().to(torch.uint8)
+
+
 def crop_and_flip(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
     """RandomCrop(H, padding) and a horizontal flip of half of the images; any dtype and device, [N,3,H,W]."""
     n, _, height, width = images.shape

@@ -75,6 +75,17 @@ def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: B
     return x_adv.detach()
 
 
+def norm(delta: Tensor) -> Tensor:
+    """Euclidean norm of each image [n,C,H,W], [n,1,1,1]."""
+    length: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+    return length
+
+
+def normalised(gradient: Tensor) -> Tensor:
+    """Each image's gradient [n,C,H,W] with L2 norm 1; zero where it is zero."""
+    return gradient / norm(gradient).clamp(min=1e-30)
+
+
 def quantise(x_adv: Tensor) -> Tensor:
     """Rounded to the 8 bits that a file can hold; a point of the ball around 8-bit x stays in it (`whole_levels`)."""
     return (x_adv * 255).round() / 255

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .ascent import Model, margin, quantise
+from .ascent import Model, margin, norm, normalised, quantise
 from .best import BestIterate, deployed
 
 MOMENTUM = 0.75
@@ -63,7 +63,7 @@ class L2:
         return self.fit(x + self.radius * self.direction(torch.randn_like(x)), x)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        return gradient / norm(gradient).clamp(min=1e-30)
+        return normalised(gradient)
 
     def fit(self, z: Tensor, x: Tensor) -> Tensor:
         delta = z - x
@@ -184,14 +184,8 @@ def shaped(
                 break
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(margin(model(z), y[rows]).sum(), z)
-            velocity = MOMENTUM * velocity + gradient * place / norm(gradient * place).clamp(min=1e-30)
+            velocity = MOMENTUM * velocity + normalised(gradient * place)
             size = first * (last / first) ** (i / max(1, steps - 1))
             at = shape.fit(at + size * shape.direction(velocity), x[rows])
             rows, at, velocity, place = rows[todo], at[todo], velocity[todo], place[todo]
     return best
-
-
-def norm(delta: Tensor) -> Tensor:
-    """Euclidean norm of each image, [n,1,1,1]."""
-    length: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
-    return length

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..network import Branch
-from .ascent import Budget, cross_entropy, margin, project, uniform_start, whole_levels
+from .ascent import Budget, cross_entropy, margin, normalised, project, uniform_start, whole_levels
 from .search import Seen, Walk
 
 
@@ -90,12 +90,6 @@ def gradients(of_class: Tensor, seen: Seen, z: Tensor) -> tuple[Tensor, Tensor]:
     (first,) = torch.autograd.grad(of_class.sum(), z, retain_graph=True)
     (second,) = torch.autograd.grad(-seen.log_odds.sum(), z)
     return first, second
-
-
-def normalised(gradient: Tensor) -> Tensor:
-    """Each image's gradient [n,3,H,W] with L2 norm 1; zero where it is zero."""
-    norm: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
-    return gradient / norm.clamp(min=1e-30)
 
 
 def without(gradient: Tensor, other: Tensor) -> Tensor:

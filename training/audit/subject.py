@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks.ascent import cross_entropy, quantise
+from ..attacks.ascent import cross_entropy
 from ..attacks.copies import attackers_copy
 from ..attacks.search import Target
 from ..checkpoint import Domain
-from ..data import Split, to_pixels
+from ..data import Split, to_bytes, to_pixels
 from ..evaluation import detection
 from ..evaluation.calibration import assigned, statistics_of
 from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
@@ -27,7 +27,7 @@ from ..files import whole
 from ..network import ADVERSARIAL, NATURAL, Network
 from . import measures
 
-Made = tuple[Tensor, ...]  # x_adv [n,3,H,W] in [0,1] or uint8, and whatever else belongs to each image
+Made = tuple[Tensor, ...]  # x_adv [n,3,H,W] in [0,1], and whatever else belongs to each image
 Make = Callable[[Tensor, Tensor], Made]
 
 
@@ -156,7 +156,7 @@ class Subject:
 
         def batch(_i: int, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
             x_adv, *more = make(x, y)
-            return to_bytes(x_adv), *(m.cpu() for m in more)
+            return to_bytes(x_adv).cpu(), *(m.cpu() for m in more)
 
         columns = [column for column in self.run.joined(batch, split, title) if column is not None]
         extra = {f"extra{i}": column for i, column in enumerate(columns[1:])}
@@ -173,11 +173,6 @@ def answered(net: Network, target: Target | None, x: Tensor, y: Tensor) -> Answe
     with torch.inference_mode():
         logits, score = target.judge(x)
     return Answers((logits.argmax(1) == y).cpu(), score.float().cpu())
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Pixels in [0,1] -> uint8, rounded; on the CPU."""
-    return x.cpu() if x.dtype == torch.uint8 else (quantise(x) * 255).round().to(torch.uint8).cpu()
 
 
 def measured(net: Network, split: Split, images: int = 32, seconds: float = 0.5) -> Speed:

@@ -20,11 +20,11 @@ from torch import Tensor
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from domain.statistics import STATISTICS, measure
 
-from ..attacks.ascent import Budget, Model, quantise
+from ..attacks.ascent import Budget, Model
 from ..attacks.copies import attackers_copy
 from ..attacks.pgd import pgd_sat
 from ..checkpoint import Calibration, Domain
-from ..data import Split, to_pixels
+from ..data import Split, to_bytes, to_pixels
 from ..network import ADVERSARIAL, DetectingNetwork
 from .detection import FPRS, calibrate, histogram, threshold_at, wilson
 from .pictures import changed
@@ -84,8 +84,7 @@ def attacked(model: Model, split: Split, eps: float, steps: int, size: int = 250
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-            x_adv = quantise(pgd_sat(model, to_pixels(images), labels, budget))
-            parts.append((x_adv * 255).round().to(torch.uint8))
+            parts.append(to_bytes(pgd_sat(model, to_pixels(images), labels, budget)))
     return torch.cat(parts).contiguous()
 
 

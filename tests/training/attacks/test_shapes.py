@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.attacks.ascent import Model, quantise
+from training.attacks.ascent import Model, norm, quantise
 from training.attacks.copies import attackers_copy
-from training.attacks.shapes import L2, SHAPES, Patch, Shape, Sparse, norm, shaped
+from training.attacks.shapes import L2, SHAPES, Patch, Shape, Sparse, shaped
 from training.awnet import AWNet, AWNetConfig
 from training.network import Signals
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.attacks.ascent import Budget
+from training.attacks.ascent import Budget, normalised
 from training.attacks.evasion import EVASIONS, Evasion
 from training.attacks.search import Seen, Walk, search
-from training.attacks.two_gradients import Orthogonal, TwoGradients, gradients, normalised, without
+from training.attacks.two_gradients import Orthogonal, TwoGradients, gradients, without
 from training.network import Branch
 
 GREY = 128 / 255
@@ -23,7 +23,7 @@ def channel(z: Tensor, c: int) -> Tensor:
 class Linear:
     """Class 1 from `demand` levels of channels 0 and 1 together; flagged where channel 0 less half of 2 exceeds 3.
 
-    In a ball of r levels channel 1 gives r, and channel 0 may go to 3 + r / 2 where channel 2 goes to -(-r): so
+    In a ball of r levels channel 1 gives r, and channel 0 may go to 3 + r / 2 where channel 2 goes to r: so
     the most that goes unflagged is `Linear.most(r)` in all. Its log-odds are `steepness` times as steep as its class.
     """
 
