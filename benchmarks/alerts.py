@@ -62,11 +62,11 @@ class Phase(NamedTuple):
 
 
 PHASES = (
-    Phase("everyday traffic", 120),
+    Phase("everyday traffic", 80),
     Phase("a few example twins", 40, 0.05, "examples"),
-    Phase("quiet again", 175),
+    Phase("quiet again", 235),
     Phase("an attack", 240, 0.3, "attacked"),
-    Phase("after it", 325),
+    Phase("after it", 305),
 )
 
 
