@@ -90,11 +90,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; returns the report."""
     parser = arguments()
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
         return recalibrate(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 
@@ -103,6 +101,12 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("images", 10), ("attacked", 4), ("evaded", 1), ("steps", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError("--threads must be at least 1")
+        torch.set_num_threads(args.threads)
+    if args.report and args.report.suffix != ".json":
+        raise ValueError(f"--report {args.report} is no .json file")
     device = device_of(args.device)
     loaded = checkpoint.load(args.ckpt)
     net = loaded.network.detecting
@@ -111,6 +115,8 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     prepared(net, device)
     split = load_images(loaded.recipe.get("data", {}).get("set", "cifar10"), args.data_dir).validation
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
+    for path in filter(None, (args.out, args.report)):
+        files.check_writable(path)
     models: dict[str, Model] = {f"T0 {s.name}": attackers_copy(s.network, "T2") for s in surrogates}
     models["T2"] = attackers_copy(net, "T2")
     before = (loaded.calibration or calibrate(net, split.images.split(500))).thresholds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,8 @@ class ModelFile:
             self.labels = tuple(str(label) for label in document["labels"])
             self.size = int(document["preprocessing"]["size"])
             self.domains = _domains(document)
-            self.golden = _golden(document["golden"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.golden = _golden(document["golden"], self.size)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ModelFileError(f"the contract in {path} is broken: {told}") from None
         have = {output.name: output.shape[1:] for output in self._session.get_outputs()}
@@ -177,7 +178,7 @@ def _contract(path: Path, session: ort.InferenceSession) -> Mapping[str, Any]:
         raise ModelFileError(f"{path} carries no contract ({METADATA_KEY}): it was not made by export.onnx")
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"the contract in {path} is not JSON: {error}") from None
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if schema not in SCHEMAS:
@@ -197,19 +198,29 @@ def _domains(document: Mapping[str, Any]) -> tuple[Domain, ...]:
     domains = []
     for part in document["domains"] if document["schema_version"] > 1 else [alone]:
         points = [float(part["thresholds"][point]["score"]) for point in ("suspicious", "adversarial")]
+        if not 0 <= points[0] <= points[1] <= 1:  # nor is a NaN, over which no score would be flagged
+            raise ValueError(f"the thresholds of domain {part['name']!r} are {points}, which do not rise from 0 to 1")
         ranges = {str(name): (float(low), float(high)) for name, (low, high) in part["ranges"].items()}
         if unknown := ranges.keys() - set(STATISTICS):
             raise ValueError(f"domain {part['name']!r} names statistics that are unknown: {', '.join(sorted(unknown))}")
+        for name, (low, high) in ranges.items():
+            if not -math.inf < low <= high < math.inf:
+                raise ValueError(f"the range of {name} in domain {part['name']!r} is [{low}, {high}]")
         domains.append(Domain(str(part["name"]), ranges, *points))
     if not domains:
         raise ValueError("there is no domain")
+    if len({domain.name for domain in domains}) < len(domains):  # the report counts images by name
+        raise ValueError("two domains have one name")
     return tuple(domains)
 
 
-def _golden(part: Mapping[str, Any]) -> Golden:
+def _golden(part: Mapping[str, Any], size: int) -> Golden:
     outputs = {name: _tensor(part[name], np.dtype("<f4")) for name in OUTPUTS}
     tolerance = {name: float(part["tolerance"][name]) for name in OUTPUTS}
-    return Golden(_tensor(part["image"], np.dtype("u1")), outputs, tolerance)
+    image = _tensor(part["image"], np.dtype("u1"))
+    if image.shape[1:] != (3, size, size) or not len(image):
+        raise ValueError(f"the golden images are {list(image.shape)}, and the model takes [N, 3, {size}, {size}]")
+    return Golden(image, outputs, tolerance)
 
 
 def _tensor(part: Mapping[str, Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -31,12 +31,14 @@ class Report:
     def __init__(self, path: Path, setup: dict[str, Any], heading: dict[str, Any], fresh: bool) -> None:
         self.path, self.setup, self.heading = path, setup, heading
         self.parts: dict[str, dict[str, Any]] = {}
-        if path.suffix != ".json" or not path.parent.is_dir():
+        if path.suffix != ".json" or not path.parent.is_dir() or path.is_dir():
             raise ReportError(f"{path} must be a .json file in a folder that exists")
         if path.is_file() and not fresh:
             try:
                 old = json.loads(path.read_text("utf-8"))
                 old_setup, self.parts = old["setup"], old["parts"]
+                if not all(isinstance(part, dict) for part in self.parts.values()):
+                    raise TypeError
                 differing = sorted(k for k in setup.keys() | old_setup.keys() if setup.get(k) != old_setup.get(k))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise ReportError(f"{path} is not a report of this program; choose another --out") from None

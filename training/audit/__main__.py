@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import sys
 import zlib
 from collections.abc import Sequence
@@ -106,8 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def audit(args: argparse.Namespace) -> dict[str, Any]:
     """Every part that the report does not hold yet; returns its document."""
-    if args.budget <= 0 or (args.limit is not None and args.limit < 1) or args.batch_size < 1:
-        raise ValueError("--budget, --limit and --batch-size are positive")
+    counts = [n for n in (args.limit, args.threads, args.batch_size) if n is not None]
+    if not 0 < args.budget < math.inf or min(counts) < 1:
+        raise ValueError("--budget, --limit, --threads and --batch-size are positive, and none of them is infinite")
     device = device_of(args.device)
     loaded = checkpoint.load(args.ckpt)
     static = checkpoint.load(args.static) if args.static else None

@@ -186,12 +186,21 @@ def test_a_folder_of_png_files_is_judged(audit, tmp_path) -> None:
     assert {"square/class/8", "square/evasion/8"} <= report["parts"].keys()
 
 
+THRESHOLD_NAN = {"suspicious": {"score": float("nan")}, "adversarial": {"score": 0.5}}
+THRESHOLDS_TURNED = {"suspicious": {"score": 0.5}, "adversarial": {"score": 0.3}}
+OTHER_PARTS = b'{"setup": {}, "parts": {"golden": 5}}'
 ERRORS = {
     "there is no such file": lambda folder: ["--model", folder / "absent.onnx"],
     "no ONNX model": lambda folder: ["--model", _file(folder / "text.onnx", b"a text")],
     "no contract": lambda folder: ["--model", _file(folder / "bare.onnx", graph().SerializeToString())],
     "a contract of another schema": lambda folder: ["--model", _changed(folder, schema_version=3)],
     "a broken contract": lambda folder: ["--model", _changed(folder, golden=None)],
+    "a threshold that is no number": lambda folder: ["--model", _spoilt(folder, thresholds=THRESHOLD_NAN)],
+    "thresholds the wrong way round": lambda folder: ["--model", _spoilt(folder, thresholds=THRESHOLDS_TURNED)],
+    "a range that holds nothing": lambda folder: ["--model", _spoilt(folder, ranges={"colours": [1, 0.3]})],
+    "a range that no float holds": lambda folder: ["--model", _spoilt(folder, ranges={"colours": [0, 10**400]})],
+    "a domain twice": lambda folder: ["--model", _spoilt(folder, name="pool")],
+    "golden images of another size": lambda folder: ["--model", _changed(folder, preprocessing={"size": 16})],
     "another number of classes": lambda folder: ["--model", _changed(folder, labels=["cat", "dog"])],
     "no folder of images": lambda folder: ["--images", folder / "absent"],
     "an empty folder": lambda folder: ["--images", _folder(folder / "empty")],
@@ -205,6 +214,9 @@ ERRORS = {
     "a folder that is no class": lambda folder: ["--images", save(folder / "i" / "zebra").parent],
     "a report in no folder": lambda folder: ["--out", folder / "absent" / "report.json"],
     "a report that is none": lambda folder: ["--out", _file(folder / "other.json", b"[]")],
+    "a report of other parts": lambda folder: ["--out", _file(folder / "other.json", OTHER_PARTS)],
+    "a report without parts": lambda folder: ["--out", _file(folder / "other.json", b'{"setup": {}, "parts": []}')],
+    "a folder for a report": lambda folder: ["--out", _folder(folder / "folder.json")],
 }
 TOLD = {
     "there is no such file": "No such file",
@@ -212,6 +224,12 @@ TOLD = {
     "no contract": "carries no contract",
     "a contract of another schema": "has schema 3; this program reads 1 and 2",
     "a broken contract": "is broken",
+    "a threshold that is no number": "are [nan, 0.5], which do not rise",
+    "thresholds the wrong way round": "are [0.5, 0.3], which do not rise",
+    "a range that holds nothing": "the range of colours in domain 'pristine' is [1.0, 0.3]",
+    "a range that no float holds": "is broken: int too large",
+    "a domain twice": "two domains have one name",
+    "golden images of another size": "the model takes [N, 3, 16, 16]",
     "another number of classes": "no output logits of width 2",
     "no folder of images": "there is no folder",
     "an empty folder": "holds no file *.png",
@@ -225,6 +243,9 @@ TOLD = {
     "a folder that is no class": "has a folder zebra, which is none of the classes",
     "a report in no folder": "in a folder that exists",
     "a report that is none": "is not a report of this program",
+    "a report of other parts": "is not a report of this program",
+    "a report without parts": "is not a report of this program",
+    "a folder for a report": "must be a .json file",
 }
 
 
@@ -240,6 +261,16 @@ def _folder(path: Path) -> Path:
 
 def _changed(folder: Path, **values: object) -> Path:
     return write_model(folder / "changed.onnx", lambda document: document.update(values))
+
+
+def _spoilt(folder: Path, **values: object) -> Path:
+    """A model whose first domain has other values."""
+
+    def change(document: Document) -> None:
+        schema_2()(document)
+        document["domains"][0].update(values)
+
+    return write_model(folder / "spoilt.onnx", change)
 
 
 def _t0(folder: Path, **values: object) -> Path:
