@@ -79,7 +79,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--budget", type=float, default=60.0, metavar="MINUTES", help="about how long it may take (default: 60)")
     add("--limit", type=int, metavar="N", help="at most the first N images for any part (default: as planned)")
-    add("--parts", nargs="+", metavar="GROUP", help="only these groups of the report's last table (default: all)")
+    example = "such as clean worst_case evasion; docs/audit.md lists them"
+    add("--parts", nargs="+", metavar="GROUP", help=f"only these groups, {example} (default: all)")
     add("--batch-size", type=int, default=100, metavar="N", help="images computed at once (default: 100)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one, or all where that measures faster)")
     add("--device", default="cpu", help=DEVICES)

@@ -143,3 +143,10 @@ def test_the_program_writes_both_pages_and_refuses_what_is_no_audit(
 def test_the_pages_of_this_repository_are_made_from_its_audits(name: str) -> None:
     made = pages.pages(pages.read(AUDITS), "awnet-robust", AUDITS.relative_to(ROOT))
     assert (ROOT / "docs" / name).read_text("utf-8") == made[name]
+
+
+def test_the_document_lists_every_group_of_parts() -> None:
+    """Whoever gives --parts finds their names before there is a report."""
+    section = (ROOT / "docs/audit.md").read_text("utf-8").partition("### The groups of parts")[2].partition("\n### ")[0]
+    plans = [json.loads(file.read_text("utf-8"))["plan"] for file in AUDITS.glob("*/audit.json")]
+    assert plans and all(f"`{name}`" in section for plan in plans for name in (*plan["groups"], *plan["left_out"]))
