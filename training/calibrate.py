@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
-from domain.statistics import STATISTICS, measure
+from domain.statistics import STATISTICS
 
 from . import checkpoint, files
 from .attacks.ascent import Budget, Model
@@ -39,17 +38,15 @@ from .checkpoint import Domain
 from .data import DATA_DIR_HELP, Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
-    OPERATING_POINTS,
     STRETCH,
     Sample,
     assigned,
     attacked,
     calibrate_domains,
-    flagged_at,
-    inside,
     rates_of,
 )
-from .evaluation.detection import calibrate, wilson
+from .evaluation.calibration_report import MIDDLE, described, left_by, microseconds, row, rows, table
+from .evaluation.detection import calibrate
 from .evaluation.pictures import PICTURES, changed
 from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
 from .hardware import DEVICES, device_of
@@ -57,7 +54,6 @@ from .network import DetectingNetwork
 
 T3_SAMPLE = ("selective_nat", "lambda_1", "two_gradients")  # evasions whose images are looked at
 AFTERWARDS = ("contrast", "brightness", "jpeg", "median", "posterise")  # what an attacker may do last of all
-MIDDLE = 3  # the strength that is measured on most images
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -264,100 +260,6 @@ def t0_of(hostile: Mapping[str, Sample], domain: Domain) -> dict[str, Tensor]:
         if scores := [s.scores for name, s in hostile.items() if name.startswith("T0") and name.endswith(end)]:
             found[eps] = torch.cat(scores)
     return found
-
-
-def described(domain: Domain) -> dict[str, Any]:
-    """A domain in the report: all but histogram and map, which the checkpoint carries."""
-    return {
-        "name": domain.name,
-        "about": domain.about,
-        "images": domain.images,
-        "kinds": domain.kinds,
-        "ranges": {name: list(ends) for name, ends in domain.ranges.items()},
-        "thresholds": {str(f): t for f, t in domain.thresholds.items()},
-        "rates": domain.rates,
-    }
-
-
-def row(sample: Sample, domains: Sequence[Domain], before: Mapping[float, float]) -> dict[str, Any]:
-    """How a group of images was flagged, how it is now, and in which domains it lies."""
-    where = torch.from_numpy(assigned(sample.statistics, domains))
-    n, served = len(where), {}
-    for verdict, fpr in OPERATING_POINTS.items():
-        limits = torch.tensor([domain.thresholds[fpr] for domain in domains])[where]  # -1, in none, is the pool
-        served[verdict] = wilson(int((sample.scores > limits).sum()), n)
-    shares = {domain.name: float((where == i).double().mean()) for i, domain in enumerate(domains)}
-    return {
-        "images": n,
-        "in": {**shares, "none": float((where < 0).double().mean())},
-        "flagged_before": flagged_at(sample.scores, before),
-        "flagged": served,
-    }
-
-
-def rows(
-    name: str, natural: Mapping[tuple[str, int], Sample], domains: Sequence[Domain], before: Mapping[float, float]
-) -> dict[str, Any]:
-    """One kind of natural images at each of its strengths."""
-    kind = CORRUPTIONS.get(name)
-    title = "as they are" if name == "pristine" else kind.title if kind else PICTURES[name][0]
-    return {
-        "title": title,
-        "group": "calibration" if name == "pristine" else kind.group if kind else "judging",
-        "strengths": {str(s): row(sample, domains, before) for (n, s), sample in natural.items() if n == name},
-    }
-
-
-def left_by(
-    number: int, natural: Mapping[tuple[str, int], Sample], hostile: Mapping[str, Sample], pristine: Domain
-) -> dict[str, Any]:
-    """What one statistic alone leaves out of the pristine domain, beside its quantiles on pristine images."""
-    ranges = {STATISTICS[number]: pristine.ranges[STATISTICS[number]]}
-
-    def share(sample: Sample) -> float:
-        return float(1 - inside(sample.statistics, ranges).mean())
-
-    column = natural["pristine", 0].statistics[:, number]
-    return {
-        "quantiles": {str(q): float(np.quantile(column, q)) for q in (0.002, 0.05, 0.5, 0.95, 0.998)},
-        "range": list(ranges[STATISTICS[number]]),
-        "left": {f"{name} {strength}": share(s) for (name, strength), s in natural.items()},
-        "left_attacked": {name: share(s) for name, s in hostile.items()},
-    }
-
-
-def microseconds(images: Tensor, n: int = 300) -> float:
-    """Median time that `measure` takes for one image."""
-    taken = []
-    for image in images[:n].cpu().numpy():
-        start = time.perf_counter()
-        measure(image)
-        taken.append(time.perf_counter() - start)
-    return round(1e6 * float(np.median(taken)), 1)
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """Markdown: each kind at its middle strength, flagged at 5 % and 1 % before and now, and where it lies."""
-    names = [domain["name"] for domain in report["domains"]]
-    places = " | ".join([*(f"in {name}" for name in names), "in none"])
-    lines = [
-        f"| images | group | flagged before, 5 % / 1 % | flagged now, 5 % / 1 % | {places} |",
-        f"|---|---|---|---|{'---|' * (len(names) + 1)}",
-    ]
-
-    def line(name: str, group: str, part: Mapping[str, Any]) -> str:
-        def pair(key: str) -> str:
-            points = part[key]
-            return f"{100 * points['suspicious'][0]:.1f} / {100 * points['adversarial'][0]:.1f}"
-
-        lies = " | ".join(f"{100 * share:.0f}" for share in part["in"].values())
-        return f"| {name} | {group} | {pair('flagged_before')} | {pair('flagged')} | {lies} |"
-
-    for name, kind in report["natural"].items():
-        part = kind["strengths"].get(str(MIDDLE)) or kind["strengths"]["0"]
-        lines.append(line(name, kind["group"], part))
-    lines += [line(name, "attack", part) for name, part in report["attacked"].items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from domain.corruptions import CORRUPTIONS
 from domain.statistics import STATISTICS
 from training import calibrate, checkpoint
 from training.baselines import StaticConfig, build_static
-from training.calibrate import main, table
+from training.calibrate import main
 from training.data import ImageSet, Split
+from training.evaluation.calibration_report import table
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = json.loads((ROOT / "training/reports/calibration-awnet-robust.json").read_text("utf-8"))
