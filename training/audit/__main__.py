@@ -119,31 +119,13 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
     detector = checkpoint.load(args.detector) if args.detector else loaded
     if args.detector and detector.network.detecting is None:
         raise ValueError(f"--detector takes a network with a detector; {args.detector} has none")
-    name = loaded.recipe.get("data", {}).get("set", "cifar10")
-    data = load_images(name, args.data_dir)
-    setup = {
-        "checkpoint": args.ckpt.name,
-        "sha256": sha256(args.ckpt),
-        "kind": loaded.kind,
-        "recipe": loaded.recipe.get("name", ""),
-        "parameters": sum(p.numel() for p in loaded.network.parameters()),
-        "labels": loaded.labels,
-        "image_size": data.test.images.shape[-1],
-        "set": name,
-        "eps": EPS,
-        "seed": args.seed,
-        "budget_minutes": args.budget,
-        "limit": args.limit,
-        "groups": args.parts,
-        "batch_size": args.batch_size,
-    }
-    for control, path in (("static", args.static), ("detector", args.detector), ("onnx", args.onnx)):
-        setup[control] = {"file": path.name, "sha256": sha256(path)} if path else None
+    data = load_images(set_of(loaded), args.data_dir)
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
-    setup["surrogates"] = {s.name: s.sha256 for s in surrogates}
     one = prepared(loaded.network, device)
-    limits = thresholds(one, loaded.calibration, data, args.batch_size)
-    setup["thresholds"] = {str(f): t for f, t in limits.items()}
+    setup = setup_of(args, loaded, data) | {
+        "surrogates": {s.name: s.sha256 for s in surrogates},
+        "thresholds": {str(f): t for f, t in thresholds(one, loaded.calibration, data, args.batch_size).items()},
+    }
     report = AuditReport(args.out / "audit.json", setup, args.fresh)
     progress = PartProgress(args.out / "audit.progress.pt", setup)
     if args.fresh:
@@ -177,19 +159,9 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
     attackers = [(s, measured(s.network, data.validation)) for s in surrogates]
     about = f"network {setup['sha256'][:16]}, seed {args.seed}"
     bench = Audit(first, controls, attackers, args.out, about, args.data_dir, args.onnx)
-    chosen = groups(bench)
-    if args.parts:
-        unknown = sorted(set(args.parts) - {g.name for g in chosen})
-        if unknown:
-            raise ValueError(f"no group {', '.join(unknown)}: there are {', '.join(g.name for g in chosen)}")
-        chosen = [g for g in chosen if g.name in args.parts]
+    chosen = chosen_of(groups(bench), args.parts)
     if not report.plan:
-        report.plan = plan([g.cost for g in chosen], 60 * args.budget).document() | {
-            "groups": {g.name: [n for n, _ in g.parts] for g in chosen},
-            "wanted": {g.name: g.cost.wanted for g in chosen},
-            "threads": torch.get_num_threads(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        }
+        report.plan = planned(chosen, 60 * args.budget)
     if not surrogates:
         report.notes.append("No --surrogate: T0 was not measured")
     if static is None and loaded.network.detecting is not None:
@@ -199,6 +171,51 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
     plots.draw(document, args.out)
     write_json(args.out / "card.json", card(document))
     return document
+
+
+def set_of(loaded: checkpoint.Checkpoint) -> str:
+    """The data set that a checkpoint was trained on."""
+    return str(loaded.recipe.get("data", {}).get("set", "cifar10"))
+
+
+def setup_of(args: argparse.Namespace, loaded: checkpoint.Checkpoint, data: ImageSet) -> dict[str, Any]:
+    """What every part of the report depends on, but for surrogates and thresholds."""
+    setup = {
+        "checkpoint": args.ckpt.name,
+        "sha256": sha256(args.ckpt),
+        "kind": loaded.kind,
+        "recipe": loaded.recipe.get("name", ""),
+        "parameters": sum(p.numel() for p in loaded.network.parameters()),
+        "labels": loaded.labels,
+        "image_size": data.test.images.shape[-1],
+        "set": set_of(loaded),
+        "eps": EPS,
+        "seed": args.seed,
+        "budget_minutes": args.budget,
+        "limit": args.limit,
+        "groups": args.parts,
+        "batch_size": args.batch_size,
+    }
+    for control, path in (("static", args.static), ("detector", args.detector), ("onnx", args.onnx)):
+        setup[control] = {"file": path.name, "sha256": sha256(path)} if path else None
+    return setup
+
+
+def chosen_of(there: Sequence[Group], names: Sequence[str] | None) -> list[Group]:
+    """The groups of these names, all where none are given; ValueError where there is no such group."""
+    if unknown := sorted(set(names or ()) - {g.name for g in there}):
+        raise ValueError(f"no group {', '.join(unknown)}: there are {', '.join(g.name for g in there)}")
+    return [g for g in there if not names or g.name in names]
+
+
+def planned(chosen: Sequence[Group], budget: float) -> dict[str, Any]:
+    """`plan` for a budget in seconds, as the report keeps it: with the parts of each group, threads and date."""
+    return plan([g.cost for g in chosen], budget).document() | {
+        "groups": {g.name: [n for n, _ in g.parts] for g in chosen},
+        "wanted": {g.name: g.cost.wanted for g in chosen},
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 def affordable(speed: Speed, budget: float, images: int) -> int:
