@@ -200,7 +200,10 @@ def _look(
 
 
 def _check(at: Climb, length: int) -> None:
-    """Conditions 1 and 2 of Croce and Hein's sec. 3: halve the step where one holds, and go back to the top."""
+    """Conditions 1 and 2 of Croce and Hein's sec. 3: halve the step where one holds, and go back to the top.
+
+    The first is "at most", as in the authors' code; in the first window the start counts as one rise, too.
+    """
     stuck = (at.rises <= 0.75 * length) | (~at.halved & (at.top_then >= at.top))
     wide = stuck[:, None, None, None]
     at.step = torch.where(wide, at.step / 2, at.step)

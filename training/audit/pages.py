@@ -20,7 +20,8 @@ from ..evaluation.report import table
 from ..files import write_text
 from . import linter
 from .card import FPR, statement
-from .report import TITLES, levels, passed, percent, right, with_interval
+from .cells import TITLES, levels, percent, right, with_interval
+from .report import passed
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
 COUNTED = (
