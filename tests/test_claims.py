@@ -119,7 +119,7 @@ def test_what_evades_is_the_strongest_evasion_that_was_measured(document: str) -
     assert re.findall(r"is misled on ([\d.]+) % of 500", text) == [percent(1 - static)]
 
 
-def honest(row: str) -> list[str]:
+def natural(row: str) -> list[str]:
     """Cells: flagged at both thresholds, before there were domains and now; and which share is of a domain."""
     natural = json.loads(CALIBRATION.read_text("utf-8"))["natural"]
     found = [part for kind in natural.values() for part in kind["strengths"].values()]
@@ -136,12 +136,12 @@ def honest(row: str) -> list[str]:
     return [*(" / ".join(one) for one in rates), percent(1 - part["in"]["none"])]
 
 
-def test_the_table_of_honest_images_is_that_of_the_calibration() -> None:
+def test_the_table_of_natural_images_is_that_of_the_calibration() -> None:
     """Every row, and the worst kind is the worst kind."""
-    found = rows("README.md", "| honest images |")
+    found = rows("README.md", "| natural images |")
     assert [row for row, *_ in found] == list(HONEST)
     for row, *cells in found:
-        assert cells == honest(row), row
+        assert cells == natural(row), row
 
 
 def test_the_tables_of_the_model_page_are_those_of_the_reports() -> None:

@@ -1,4 +1,4 @@
-"""The example images: made by the committed script, the size the model knows, each with an honest twin."""
+"""The example images: made by the committed script, the size the model knows, each with a natural twin."""
 
 from __future__ import annotations
 
