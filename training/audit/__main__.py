@@ -157,7 +157,9 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
             domains = calibration.domains if calibration else []
             controls.append(classifier.control("separate_detector", target, data.validation, rates, domains))
     attackers = [(s, measured(s.network, data.validation)) for s in surrogates]
-    about = f"network {setup['sha256'][:16]}, seed {args.seed}"
+    made_by = {"network": setup["sha256"]} | {c: setup[c]["sha256"] for c in ("static", "detector") if setup[c]}
+    made_by |= {f"surrogate {s.name}": s.sha256 for s in surrogates}
+    about = ", ".join([*(f"{who} {sum_[:16]}" for who, sum_ in made_by.items()), f"seed {args.seed}"])
     bench = Audit(first, controls, attackers, args.out, about, args.data_dir, args.onnx)
     chosen = chosen_of(groups(bench), args.parts)
     if not report.plan:

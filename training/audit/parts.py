@@ -40,7 +40,8 @@ class Audit:
     Attributes:
         subject: the network that is audited; controls: those beside it.
         surrogates: the networks of a T0 attacker, each with its speed.
-        folder: receives the adversarial images; about: what they depend on beside their own name.
+        folder: receives the adversarial images; about: what they depend on beside their own
+            name and number, all networks included.
         data_dir: where natural images of other sets are.
         onnx: the exported file of the network, where there is one to compare with.
     """
@@ -208,12 +209,13 @@ class Audit:
         return out
 
     def kept(self, made: Sequence[str]) -> list[Tensor]:
-        """Adversarial images of those parts that are finished, uint8 [n,3,H,W] each."""
+        """Adversarial images of those parts that are finished in this audit, uint8 [n,3,H,W] each."""
         found = []
         for file in map(self.file, made):
             if file.is_file():
                 with np.load(file) as kept:
-                    found.append(torch.from_numpy(kept["images"]))
+                    if str(kept["about"]).endswith(self.about):
+                        found.append(torch.from_numpy(kept["images"]))
         return found
 
 

@@ -212,6 +212,35 @@ def test_what_cannot_be_audited_is_one_line_and_exit_status_2(
 
 
 @pytest.mark.slow
+def test_images_of_another_surrogate_or_control_are_not_taken_for_these(
+    awnet: Path, static: Path, tmp_path: Path
+) -> None:
+    """--fresh leaves the images of the audit before in the folder, and parts of one name are of other networks."""
+    other, out, alone = tmp_path / "other.pt", tmp_path / "audit", tmp_path / "alone"
+    checkpoint.save(other, checkpoint.pack(build_static(StaticConfig("resnet20", 4)), labels=[], recipe={}))
+
+    def audited(folder: Path, net: Path, *more: str) -> list[np.ndarray]:
+        given = command(
+            awnet, folder, "--static", net, "--surrogate", f"s={net}", "--parts", "clean", "transfer", "static"
+        )
+        program.main([*given, *more])
+        files = ("t0/s-pgd_sat-8.npz", "adversarial/static-worst_case-8.npz")
+        return [np.load(folder / file)["images"] for file in files]
+
+    before, after, right = audited(out, static), audited(out, other, "--fresh"), audited(alone, other)
+    assert [np.array_equal(*pair) for pair in zip(after, right, strict=True)] == [True, True]
+    assert not np.array_equal(before[0], after[0])
+
+
+def test_figures_rest_on_no_images_of_another_audit(awnet: Path, static: Path, tmp_path: Path) -> None:
+    """Reliability takes the images that earlier parts made; where those were not run it fails and says so."""
+    out = tmp_path / "audit"
+    program.main(command(static, out, "--parts", "clean", "worst_case"))
+    assert program.main(command(awnet, out, "--parts", "clean", "reliability", "--fresh")) == 1
+    assert "reliability/T2" in report(out)["failed"]
+
+
+@pytest.mark.slow
 def test_another_network_in_the_same_folder_is_refused(awnet: Path, static: Path, tmp_path: Path) -> None:
     """Figures of two networks never mix; --fresh replaces the report."""
     out = tmp_path / "audit"
