@@ -164,7 +164,7 @@ function scale(answered, plot) {
   const points = thresholdsOf(answered[0]);
   const thresholds = ["suspicious", "adversarial"].map((name) => ({
     score: adversarial.thresholds[name],
-    shown: `${name} above ${adversarial.thresholds[name].toPrecision(3)}`,
+    shown: `${name} above ${words.score(adversarial.thresholds[name])}`,
     note: `${words.rate(adversarial.target_fpr[name])} of clean images`,
   }));
   const marks = answered.map(({ answer, index, kind }) => ({ score: answer.results[0].adversarial.score, kind, index }));

@@ -285,6 +285,22 @@ def test_of_an_image_without_a_domain_no_share_of_clean_images_is_told(
     assert "Of clean images" not in told
 
 
+def test_a_threshold_near_1_is_not_told_as_1(visit: Visit, image: Image) -> None:
+    """No score lies above 1: of the last domain's thresholds, the digits that count are those of what is missing."""
+    page = visit()
+
+    def near_1(route: Any) -> None:
+        response = route.fetch()
+        answer = response.json()
+        answer["results"][0]["adversarial"]["thresholds"] = {"suspicious": 0.99915886, "adversarial": 0.99971336}
+        route.fulfill(response=response, json=answer)
+
+    page.route("**/predict?*", near_1)
+    choose(page, image("mine.png", 0.2))
+    label = page.get_by_role("region", name="Adversarial score").get_by_role("img").get_attribute("aria-label")
+    assert "suspicious above 0.999159 (5" in label and "adversarial above 0.999713 (1" in label
+
+
 def test_everything_works_from_the_keyboard(visit: Visit) -> None:
     """Skip link, choice of the twin by arrow keys, an example by Enter; focus can be seen all the way."""
     page = visit()
