@@ -23,7 +23,9 @@ from .source import Calibration, Checkpoint, Domain
 SCHEMA_VERSION = 2
 PRISTINE_ONLY = 1  # the version without domains and card: what a checkpoint without domains is written in
 CARD_FORMAT = 1
+CARD_UNITS = ("share", "auroc")
 CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")
+ROUNDING = 1e-9  # of the arithmetic that a figure and its interval came from
 # The server's two operating points: verdict -> share of clean validation images that score above its threshold.
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 # How far an engine may be from the golden outputs; wider than parity, because other machines round differently.
@@ -69,6 +71,8 @@ def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Cali
             raise ContractError("the calibration's histogram needs rising edges, one more than counts")
     for domain in calibration.domains:
         _check_domain(domain)
+    if len({domain.name for domain in calibration.domains}) < len(calibration.domains):
+        raise ContractError("two domains have one name")
     if card is not None:
         if not calibration.domains:
             raise ContractError(
@@ -85,6 +89,22 @@ def _check_card(card: Mapping[str, Any]) -> None:
         raise ContractError(f"the card lacks {', '.join(wanting)}")
     if not isinstance(card.get("figures"), list):
         raise ContractError("the card lacks a list of figures")
+    for figure in card["figures"]:
+        _check_figure(figure)
+
+
+def _check_figure(figure: Any) -> None:
+    if not isinstance(figure, Mapping) or not all(figure.get(key) for key in ("name", "title")):
+        raise ContractError("a figure of the card has no name or no title")
+    interval: list[Any] = [figure.get(key) for key in ("low", "value", "high")]
+    images, unit = figure.get("images"), figure.get("unit")
+    if not all(type(number) in (int, float) and 0 <= number <= 1 for number in interval):
+        raise ContractError(f"the card's figure {figure['name']} and its interval must lie from 0 to 1")
+    low, value, high = interval
+    if not low - ROUNDING <= value <= high + ROUNDING:
+        raise ContractError(f"the card's figure {figure['name']} lies outside its interval")
+    if type(images) is not int or images < 1 or unit not in CARD_UNITS:
+        raise ContractError(f"the card's figure {figure['name']} needs images and one of the units {CARD_UNITS}")
 
 
 def _check_domain(domain: Domain) -> None:

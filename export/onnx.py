@@ -80,6 +80,9 @@ def _export(
     net = checkpoint.awnet
     figures = None if card is None else read_card(card)
     contract.check(checkpoint, card=figures)
+    checkpoint_sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
+    if figures is not None and figures["checkpoint_sha256"] != checkpoint_sha256:
+        raise ExportError(f"{card} is the card of another checkpoint: the figures are not those of {ckpt}")
     model = graph.build(net, opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
@@ -89,7 +92,7 @@ def _export(
     document = contract.build(
         checkpoint,
         golden(net, probes),
-        checkpoint_sha256=hashlib.sha256(ckpt.read_bytes()).hexdigest(),
+        checkpoint_sha256=checkpoint_sha256,
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
     )

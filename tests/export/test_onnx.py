@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import torch
 from export.contract import ContractError
 from export.graph import omega_layout
 from export.layout import METADATA_KEY
-from export.onnx import export_checkpoint, main
+from export.onnx import ExportError, export_checkpoint, main
 from export.parity import ParityError
 from server.core.contract import parse
 from training.checkpoint import CheckpointError, load, read, save
@@ -208,14 +209,48 @@ def test_a_card_that_no_server_would_accept_is_refused(tiny_checkpoint: Path, tm
     assert not (tmp_path / "models").exists()
 
 
+def test_a_card_of_another_checkpoint_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The server would tell one network's figures as the other's."""
+    (tmp_path / "card.json").write_text(json.dumps(CARD), "utf-8")
+    with pytest.raises(ExportError, match="another checkpoint"):
+        export_checkpoint(with_domains(tiny_checkpoint, tmp_path), tmp_path / "models", card=tmp_path / "card.json")
+    assert not (tmp_path / "models").exists()
+
+
+FIGURE = {"name": "a", "title": "b", "value": 0.5, "low": 0.4, "high": 0.6, "images": 9, "unit": "share"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"value": 10**9},
+        {"value": True},
+        {"low": None},
+        {"high": 0.45},
+        {"images": 0},
+        {"unit": []},
+        None,
+    ],
+    ids=str,
+)
+def test_a_figure_that_no_server_would_accept_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, change: dict[str, Any] | None
+) -> None:
+    """A version that servers refuse must not be published."""
+    card = CARD | {"figures": [FIGURE, None if change is None else FIGURE | change]}
+    (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
+    with pytest.raises(ContractError, match="figure"):
+        export_checkpoint(with_domains(tiny_checkpoint, tmp_path), tmp_path / "models", card=tmp_path / "card.json")
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.slow
 def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Both domains in their order; the top thresholds are the last one's, so that who reads one pair errs quietly."""
-    card = CARD | {
-        "figures": [{"name": "a", "title": "b", "value": 0.5, "low": 0.4, "high": 0.6, "images": 9, "unit": "share"}]
-    }
-    (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
     checkpoint = with_domains(tiny_checkpoint, tmp_path)
+    card = CARD | {"checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), "figures": [FIGURE]}
+    (tmp_path / "card.json").write_text(json.dumps(card), "utf-8")
     folder = export_checkpoint(checkpoint, tmp_path / "models", card=tmp_path / "card.json")
     model = onnx.load(folder / "model.onnx")
     contract = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
