@@ -12,8 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+ORIENTATION = 0x0112  # of EXIF
+
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+
+
+# What numpy raises on files that hold other things than these arrays.
+NO_ARRAYS = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 class ImageSetError(ValueError):
@@ -59,7 +65,7 @@ def _t0_file(path: Path, size: int, classes: int, limit: int) -> ImageSet:
         with np.load(path) as arrays:
             images, labels, clean = (arrays[name][:limit] for name in ("images", "labels", "clean"))
             about = str(arrays["about"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (*NO_ARRAYS, zipfile.BadZipFile) as error:
         raise ImageSetError(f"{path} is no T0 file: {error}") from None
     for name, array in (("images", images), ("clean", clean)):
         if array.dtype != np.uint8 or array.shape != (len(labels), 3, size, size) or not len(labels):
@@ -67,7 +73,7 @@ def _t0_file(path: Path, size: int, classes: int, limit: int) -> ImageSet:
                 f"{path}: {name} are {array.dtype} {list(array.shape)}, and the model takes uint8 "
                 f"[{len(labels)}, 3, {size}, {size}]"
             )
-    if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= classes:
+    if labels.dtype != np.int64 or labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
         raise ImageSetError(f"{path}: labels must be int64 from 0 to {classes - 1}")
     return ImageSet(path.stem, clean, labels, images, about)
 
@@ -76,8 +82,9 @@ def folder_of_images(folder: Path, size: int, labels: Sequence[str], limit: int)
     """PNG files: `folder/*.png` without classes, or `folder/<label>/*.png` with them; `limit` of them, evenly spread.
 
     Raises:
-        ImageSetError: no such folder or no file in it, a folder that is named as no class, a file that is no PNG or
-            is not `size` wide and high.
+        ImageSetError: no such folder or no file in it, a folder that is named as no class, a file that is no PNG, is
+            not `size` wide and high, or that a server reads in another way: transparency, 16-bit grey, an orientation
+            or several frames.
     """
     labelled = folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
     files = _files(folder, "*/*.png" if labelled else "*.png")
@@ -93,8 +100,13 @@ def _png(path: Path, size: int) -> Pixels:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.asarray(image.convert("RGB"))
+            turned = image.getexif().get(ORIENTATION, 1) != 1
+            opaque = image.mode in ("RGB", "L", "P", "1") and "transparency" not in image.info
+            frames = getattr(image, "n_frames", 1)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ImageSetError(f"{path} cannot be read as a PNG file: {error}") from None
+    if turned or not opaque or frames > 1:
+        raise ImageSetError(f"{path} is no plain image: at most 8 bits a channel, opaque, upright, one frame")
     if pixels.shape[:2] != (size, size):
         raise ImageSetError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels, and the model takes {size}x{size}")
     return pixels.transpose(2, 0, 1)

@@ -105,15 +105,16 @@ class Report:
             try:
                 old = json.loads(path.read_text())
                 parts, old_setup = old["parts"], old["setup"]
-            except (ValueError, KeyError, TypeError) as error:
+                setup = json.loads(json.dumps(setup))
+                differing = sorted(k for k in setup.keys() | old_setup.keys() if setup.get(k) != old_setup.get(k))
+                parts = rename_parts(parts)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} is not a report of this program; choose another --out") from error
-            setup = json.loads(json.dumps(setup))
-            differing = sorted(k for k in setup.keys() | old_setup.keys() if setup.get(k) != old_setup.get(k))
             if differing:
                 raise ValueError(
                     f"{path} was made with another set-up ({', '.join(differing)}): choose another --out, or --fresh"
                 )
-            self.parts = rename_parts(parts)
+            self.parts = parts
 
     def document(self) -> dict[str, Any]:
         evasions = {n.partition("/")[2]: p for n, p in self.parts.items() if n.startswith("T3/")}

@@ -188,6 +188,8 @@ def test_a_folder_of_png_files_is_judged(audit, tmp_path) -> None:
 
 THRESHOLD_NAN = {"suspicious": {"score": float("nan")}, "adversarial": {"score": 0.5}}
 THRESHOLDS_TURNED = {"suspicious": {"score": 0.5}, "adversarial": {"score": 0.3}}
+SIDEWAYS = Image.Exif()
+SIDEWAYS[0x0112] = 6
 OTHER_PARTS = b'{"setup": {}, "parts": {"golden": 5}}'
 ERRORS = {
     "there is no such file": lambda folder: ["--model", folder / "absent.onnx"],
@@ -211,6 +213,12 @@ ERRORS = {
     "a T0 file without natural images": lambda folder: ["--t0", _t0(folder, clean=None)],
     "a T0 file that is none": lambda folder: ["--t0", _file(_folder(folder / "t0") / "a.npz", b"a text").parent],
     "a file that is no PNG": lambda folder: ["--images", _file(_folder(folder / "i") / "a.png", b"a text").parent],
+    "a transparent image": lambda folder: ["--images", _png(folder, Image.new("RGBA", (SIZE, SIZE)))],
+    "grey of 16 bits": lambda folder: ["--images", _png(folder, Image.new("I;16", (SIZE, SIZE)))],
+    "an image on its side": lambda folder: ["--images", _png(folder, Image.new("L", (SIZE, SIZE)), exif=SIDEWAYS)],
+    "T0 images that are one number": lambda folder: ["--t0", _t0(folder, images=np.uint8(3))],
+    "T0 classes in two columns": lambda folder: ["--t0", _t0(folder, labels=np.zeros((2, 1), np.int64))],
+    "an empty T0 file": lambda folder: ["--t0", _file(_folder(folder / "t0") / "a.npz", b"").parent],
     "a folder that is no class": lambda folder: ["--images", save(folder / "i" / "zebra").parent],
     "a report in no folder": lambda folder: ["--out", folder / "absent" / "report.json"],
     "a report that is none": lambda folder: ["--out", _file(folder / "other.json", b"[]")],
@@ -240,6 +248,12 @@ TOLD = {
     "a T0 file without natural images": "no T0 file",
     "a T0 file that is none": "no T0 file",
     "a file that is no PNG": "cannot be read as a PNG file",
+    "a transparent image": "is no plain image",
+    "grey of 16 bits": "is no plain image",
+    "an image on its side": "is no plain image",
+    "T0 images that are one number": "no T0 file",
+    "T0 classes in two columns": "labels must be int64",
+    "an empty T0 file": "no T0 file",
     "a folder that is no class": "has a folder zebra, which is none of the classes",
     "a report in no folder": "in a folder that exists",
     "a report that is none": "is not a report of this program",
@@ -257,6 +271,11 @@ def _file(path: Path, data: bytes) -> Path:
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def _png(folder: Path, image: Image.Image, **more: Any) -> Path:
+    image.save(_folder(folder / "i") / "a.png", **more)
+    return folder / "i"
 
 
 def _changed(folder: Path, **values: object) -> Path:

@@ -115,7 +115,7 @@ def test_parts_of_another_set_up_are_not_mixed_in(tmp_path: Path) -> None:
     assert Report(path, {**SETUP, "seed": 1}, fresh=True).parts == {}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "not json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"setup": 1, "parts": {}}', "not json"])
 def test_a_file_that_is_no_report_is_not_overwritten(tmp_path: Path, content: str) -> None:
     """Whatever stands at --out and is not ours stays as it is."""
     path = tmp_path / "r.json"
