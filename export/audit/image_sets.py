@@ -103,7 +103,7 @@ def _png(path: Path, size: int) -> Pixels:
             turned = image.getexif().get(ORIENTATION, 1) != 1
             opaque = image.mode in ("RGB", "L", "P", "1") and "transparency" not in image.info
             frames = getattr(image, "n_frames", 1)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageSetError(f"{path} cannot be read as a PNG file: {error}") from None
     if turned or not opaque or frames > 1:
         raise ImageSetError(f"{path} is no plain image: at most 8 bits a channel, opaque, upright, one frame")

@@ -219,6 +219,7 @@ ERRORS = {
     "T0 images that are one number": lambda folder: ["--t0", _t0(folder, images=np.uint8(3))],
     "T0 classes in two columns": lambda folder: ["--t0", _t0(folder, labels=np.zeros((2, 1), np.int64))],
     "an empty T0 file": lambda folder: ["--t0", _file(_folder(folder / "t0") / "a.npz", b"").parent],
+    "a PNG file with a broken chunk": lambda folder: ["--images", _broken_png(folder)],
     "a folder that is no class": lambda folder: ["--images", save(folder / "i" / "zebra").parent],
     "a report in no folder": lambda folder: ["--out", folder / "absent" / "report.json"],
     "a report that is none": lambda folder: ["--out", _file(folder / "other.json", b"[]")],
@@ -254,6 +255,7 @@ TOLD = {
     "T0 images that are one number": "no T0 file",
     "T0 classes in two columns": "labels must be int64",
     "an empty T0 file": "no T0 file",
+    "a PNG file with a broken chunk": "cannot be read as a PNG file",
     "a folder that is no class": "has a folder zebra, which is none of the classes",
     "a report in no folder": "in a folder that exists",
     "a report that is none": "is not a report of this program",
@@ -276,6 +278,13 @@ def _folder(path: Path) -> Path:
 def _png(folder: Path, image: Image.Image, **more: Any) -> Path:
     image.save(_folder(folder / "i") / "a.png", **more)
     return folder / "i"
+
+
+def _broken_png(folder: Path) -> Path:
+    """A whole file but for the name of its first chunk of pixels."""
+    images = _png(folder, Image.new("L", (SIZE, SIZE)))
+    data = (images / "a.png").read_bytes()
+    return _file(images / "a.png", data.replace(b"IDAT", b"\xf6\xc4Nj")).parent
 
 
 def _changed(folder: Path, **values: object) -> Path:
