@@ -281,10 +281,11 @@ def _png(folder: Path, image: Image.Image, **more: Any) -> Path:
 
 
 def _broken_png(folder: Path) -> Path:
-    """A whole file but for the name of its first chunk of pixels."""
+    """A file whose chunk of pixels says that it ends after one byte."""
     images = _png(folder, Image.new("L", (SIZE, SIZE)))
     data = (images / "a.png").read_bytes()
-    return _file(images / "a.png", data.replace(b"IDAT", b"\xf6\xc4Nj")).parent
+    at = data.index(b"IDAT")
+    return _file(images / "a.png", data[: at - 4] + b"\0\0\0\1" + data[at:]).parent
 
 
 def _changed(folder: Path, **values: object) -> Path:
