@@ -18,6 +18,7 @@ hour to learn, so their alerts are simulated by `benchmarks.uncalibrated` instea
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import json
 import os
@@ -41,7 +42,7 @@ from PIL import Image
 from . import draw_dashboard
 from .harness.processes import Server
 from .harness.prometheus import Alertmanager, Prometheus, Webhook
-from .harness.report import ROOT, add_out, bundled_model, missing, publish
+from .harness.report import ROOT, add_out, bundled_checkpoint, bundled_model, missing, publish
 from .staged import markdown, told
 
 EXAMPLES = ROOT / "examples"
@@ -244,9 +245,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
             "prometheus": version("prometheus"),
             "alertmanager": version("prometheus-alertmanager"),
-            "model_sha256": json.loads((bundled_model() / "manifest.json").read_text("utf-8"))["files"]["model.onnx"][
-                "sha256"
-            ],
+            "model_sha256": hashlib.sha256((bundled_model() / "model.onnx").read_bytes()).hexdigest(),
+            "checkpoint_sha256": bundled_checkpoint(),
             "interval_seconds": INTERVAL_SECONDS,
             "faster": FASTER,
             "rate": options.rate,

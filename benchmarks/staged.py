@@ -123,7 +123,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"  {100 * report['broken_share']:g} % are broken uploads.",
         f"- Images: {report['images']}.",
         "  T0 means that the attacker had other networks only.",
-        f"- Model: the bundled one, `{report['model_sha256'][:12]}`.",
+        f"- Model: the bundled one, of checkpoint `{report['checkpoint_sha256'][:12]}`.",
         f"- Prometheus {report['prometheus']} scrapes and evaluates every {report['interval_seconds']:g} s; rules as "
         "committed, nothing in them is faster;",
         f"  Alertmanager {report['alertmanager']}.",

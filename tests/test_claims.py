@@ -50,6 +50,25 @@ VERSIONS = {
 }
 
 
+# The table beside the controls: row -> the audit's part and the figure in it.
+AUDIT = REPORTS / "audits/awnet-robust/audit.json"
+SUBJECTS = {
+    "this network": "",
+    "static": "static:",
+    "static, rejects by confidence": "max_softmax:",
+    "static, separate detector": "separate_detector:",
+}
+BESIDE = {
+    "right, nobody attacks": ("clean", "accuracy"),
+    "flagged, nobody attacks": ("clean", "fpr"),
+    "right, T0 by VGG-11": ("T0/vgg11/pgd_sat@8", "accuracy"),
+    "flagged, T0 by VGG-11": ("T0/vgg11/pgd_sat@8", "tpr"),
+    "right, worst case of T1 and T2": ("worst_case@8", "accuracy"),
+    "right, AutoAttack at T2": ("T2/autoattack@8", "accuracy"),
+    "wrong and unflagged, T3": ("T3@8", "sr_at"),
+}
+
+
 # Honest images of the table: row -> kind and strength in the calibration's report; None: the worst of all kinds.
 CALIBRATION = REPORTS / "calibration-awnet-robust.json"
 HONEST = {
@@ -117,6 +136,29 @@ def test_what_evades_is_the_strongest_evasion_that_was_measured(document: str) -
     assert set(said) == {percent(success)}
     static = parts("robust-teacher-worst-case")["worst_case"]["accuracy"]
     assert re.findall(r"is misled on ([\d.]+) % of 500", text) == [percent(1 - static)]
+
+
+def beside(found: dict[str, Any], subject: str, row: str) -> str:
+    """A cell of the table beside the controls: per cent and images, of 5 % thresholds; empty where there is none."""
+    name, figure = BESIDE[row]
+    static = subject == "static:"
+    if static and name == "T3@8":  # who never flags is misled wherever it is wrong
+        part = found.get("static:worst_case@8")
+        return f"{percent(1 - part['accuracy'])} ({part['images']:,})" if part else ""
+    classifier = subject if subject == "" or figure != "accuracy" else "static:"  # one classifier in all controls
+    part = found.get(f"{classifier}{name}")
+    if part is None or figure not in part:
+        return ""
+    value = part[figure] if figure == "accuracy" else part[figure]["0.05"]
+    return f"{percent(value)} ({part['images']:,})"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
+def test_the_table_beside_the_controls_is_the_audit_s(document: str) -> None:
+    """Every row for the network and each control, judged and attacked alike."""
+    found = json.loads(AUDIT.read_text("utf-8"))["parts"]
+    for row, *cells in rows(document, "| eps 8/255 |"):
+        assert cells == [beside(found, subject, row) for subject in SUBJECTS.values()], row
 
 
 def natural(row: str) -> list[str]:

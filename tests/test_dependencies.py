@@ -20,6 +20,7 @@ IMPORTED_BY = {
     "server": ("server", "domain"),
     "training": ("training", "domain"),
     "export": ("export", "training"),
+    "audit": ("export", "domain"),
     "signing": ("export", "server"),
     "dev": ("tests", "benchmarks", "deploy", "examples", ".ci"),
 }

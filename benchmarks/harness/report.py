@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.files import replace
+from export.layout import METADATA_KEY
 from server.core.cpu_limits import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,15 @@ def bundled_model() -> Path:
     """The folder of the version that `make serve` serves: the newest in the repository."""
     versions = (ROOT / "model_repository/awnet").iterdir()
     return max((v for v in versions if v.name.isdigit()), key=lambda v: int(v.name))
+
+
+def bundled_checkpoint() -> str:
+    """SHA-256 of the checkpoint that it was exported from, which has its weights and its thresholds."""
+    import onnx  # not needed by the other benchmarks
+
+    model = onnx.load(str(bundled_model() / "model.onnx"))
+    contract = {prop.key: prop.value for prop in model.metadata_props}[METADATA_KEY]
+    return str(json.loads(contract)["provenance"]["checkpoint_sha256"])
 
 
 def parser(name: str, about: str | None, examples: str) -> argparse.ArgumentParser:

@@ -78,7 +78,8 @@ def statement(parts: Mapping[str, Any], eps: str = "8") -> str:
         return "Not audited: the worst case was not measured."
     left = f"The worst case at {eps}/255 leaves {100 * worst['accuracy']:.1f} % of {worst['images']} images right"
     if evasion is None or "evaded_bits" not in evasion:
-        return f"{left}; there is no detector to evade."
+        rest = "nobody tried to evade the detector (T3)" if "auroc" in worst else "there is no detector to evade"
+        return f"{left}; {rest}."
     name, control = min(_controls(parts, worst, eps).items(), key=lambda item: float(item[1].double().mean()))
     success = from_hex(evasion["evaded_bits"], evasion["images"])
     n = min(len(success), len(control))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.audit import linter, pages
+from training.audit import card, linter, pages
 from training.evaluation.report import to_hex
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,3 +150,14 @@ def test_the_document_lists_every_group_of_parts() -> None:
     section = (ROOT / "docs/audit.md").read_text("utf-8").partition("### The groups of parts")[2].partition("\n### ")[0]
     plans = [json.loads(file.read_text("utf-8"))["plan"] for file in AUDITS.glob("*/audit.json")]
     assert plans and all(f"`{name}`" in section for plan in plans for name in (*plan["groups"], *plan["left_out"]))
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_detector_that_nobody_tried_to_evade_is_not_called_absent(detects: bool) -> None:
+    """An audit whose budget left out T3 says so; only a static network has no detector."""
+    worst = attacked(0.3, 0.1)
+    if not detects:
+        worst = {key: worst[key] for key in ("images", "accuracy", "correct_bits")}
+    said = card.statement({"worst_case@8": worst})
+    assert ("nobody tried to evade the detector (T3)" in said) is detects
+    assert ("there is no detector to evade" in said) is not detects
