@@ -269,6 +269,7 @@ def test_attackers_in_bfloat16_are_in_float32_where_that_is_faster(
     assert asked["setup"]["bf16"] is False and without_seconds(asked) == without_seconds(plain)
 
 
+@pytest.mark.slow
 def test_thresholds_are_taken_on_validation_images_where_none_travel(dataset: ImageSet, tmp_path: Path) -> None:
     """A checkpoint without calibration is judged by thresholds of the validation split, and the report says so."""
     ckpt = tmp_path / "bare.pt"

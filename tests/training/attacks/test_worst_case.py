@@ -148,6 +148,7 @@ def test_a_forced_branch_finds_what_a_dead_gradient_hides() -> None:
     assert bool(lost(net, found.x_adv, ZEROS).all())
 
 
+@pytest.mark.slow
 def test_the_worst_case_leaves_no_more_than_any_attack() -> None:
     """Than each of its members alone, and than each of the paper's attacks at T1 and T2, rounded, on each image."""
     net, x, y = small()
@@ -218,6 +219,7 @@ def test_apgd_looks_back_where_its_paper_does() -> None:
     assert checkpoints(1) == {} and checkpoints(2) == {1: 1}
 
 
+@pytest.mark.slow
 def test_autoattack_is_judged_at_8_bits() -> None:
     """A network that is misclassified between grey levels only: no file can hold that, so nothing is lost.
 

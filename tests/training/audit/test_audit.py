@@ -105,6 +105,7 @@ def test_one_command_audits_a_network_and_its_controls(awnet: Path, static: Path
 GROUPS = ("--parts", "clean", "worst_case", "evasion", "gradients")
 
 
+@pytest.mark.slow
 def test_the_page_about_the_audit_names_every_group_and_every_check(awnet: Path, static: Path, tmp_path: Path) -> None:
     """What the report's last table and the linter say can be looked up."""
     page = (Path(__file__).resolve().parents[3] / "docs/audit.md").read_text("utf-8")
@@ -172,6 +173,7 @@ def test_a_part_that_fails_stops_nothing_and_is_named(
     assert report(out)["failed"] == {} and "T3@8" in report(out)["parts"]
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_is_kept_and_the_report_says_what_it_cost(awnet: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     program.main(command(awnet, out, "--budget", "0.0001"))
@@ -196,6 +198,7 @@ def test_a_budget_that_is_too_small_is_kept_and_the_report_says_what_it_cost(awn
         (["--out", "{text}"], "text"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_audited_is_one_line_and_exit_status_2(
     more: list[str], word: str, awnet: Path, static: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +235,7 @@ def test_images_of_another_surrogate_or_control_are_not_taken_for_these(
     assert not np.array_equal(before[0], after[0])
 
 
+@pytest.mark.slow
 def test_figures_rest_on_no_images_of_another_audit(awnet: Path, static: Path, tmp_path: Path) -> None:
     """Reliability takes the images that earlier parts made; where those were not run it fails and says so."""
     out = tmp_path / "audit"
