@@ -723,9 +723,10 @@ def play(ports: Ports, stored: dict[str, bytes]) -> dict[str, Answer]:
     """Name -> answer for every request, in order; the request log comes last under its own name."""
     import grpc
 
+    listed = asks(stored)
     answers: dict[str, Answer] = {}
     with grpc.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
-        for ask in asks(stored):
+        for ask in listed:
             if ask.method == "GRPC":
                 logged = len(_logged(ports))
                 answers[ask.name] = _call(channel, ask)
@@ -735,8 +736,14 @@ def play(ports: Ports, stored: dict[str, bytes]) -> dict[str, Answer]:
                     )  # a refused call is counted after that
             else:
                 answers[ask.name] = _exchange(ports, ask)
+    # A request is logged once its answer has been sent, so a client may read the answer before the line is there.
+    eventually(lambda: _request_id(listed[-1]) in _logged(ports)[-1])
     answers["request log"] = {"body": [_plain_log(line) for line in _logged(ports)]}
     return answers
+
+
+def _request_id(ask: Ask) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ask.name)[:64]
 
 
 def _logged(ports: Ports) -> list[str]:
@@ -749,7 +756,7 @@ def _exchange(ports: Ports, ask: Ask) -> Answer:
     if not ask.body and ask.method in ("GET", "HEAD"):
         del headers["content-length"]
     if ask.numbered:
-        headers["x-request-id"] = re.sub(r"[^A-Za-z0-9._-]+", "-", ask.name)[:64]
+        headers["x-request-id"] = _request_id(ask)
     head = f"{ask.method} {ask.path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
     with socket.create_connection(("127.0.0.1", ports.admin if ask.admin else ports.http), timeout=60) as link:
         link.sendall(head.encode() + b"\r\n" + ask.body)
