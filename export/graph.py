@@ -118,6 +118,8 @@ def build(net: AWNet, *, opset: int = OPSET) -> onnx.ModelProto:
     if emit_extractor is None:
         known = ", ".join(cls.__name__ for cls in EXTRACTORS)
         raise GraphError(f"export knows no graph for the extractor {type(net.extractor).__name__} (it knows {known})")
+    if net.config.mixing != "norms":
+        raise GraphError(f"mixing {net.config.mixing!r} has no graph yet")
     write = Writer(net.classifier.weight.dtype)
     net = copy.deepcopy(net).double().eval()
     with torch.no_grad():

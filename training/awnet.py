@@ -16,6 +16,7 @@ column `network.NATURAL`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -25,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hardware import Conv2d
-from .network import Branch, DetectingNetwork, Signals
+from .network import NATURAL, Branch, DetectingNetwork, Signals
 
+MIXINGS = ("norms", "bounded")
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 
@@ -48,6 +50,9 @@ class AWNetConfig:
         dynamic: multiply filters by omega (Eq. 13); off, omega is 1.
         mixbn: two batch norms (Eq. 15); off, one batch norm serves both kinds of image.
         type_weighting: weight the two by P_type in evaluation (Eq. 16); off, BN_adv alone is used.
+        mixing: what P_type weights: 'norms', the two batch norms of every convolution (Eq. 16), or 'bounded', the
+            class probabilities of the two branches, see `bounded_mixture`.
+        mixing_limit, mixing_temperature: a_max and T of 'bounded'; 0 < a_max < 0.5, 0 < T.
         mean, std: per-channel normalisation inside the network; the paper uses none.
     """
 
@@ -62,6 +67,9 @@ class AWNetConfig:
     dynamic: bool = True
     mixbn: bool = True
     type_weighting: bool = True
+    mixing: str = "norms"
+    mixing_limit: float = 0.45
+    mixing_temperature: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -75,6 +83,12 @@ class AWNetConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.beta <= 0 or self.extractor_width < 0:
             raise ValueError("beta must be positive and extractor_width not negative")
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"mixing must be one of {', '.join(MIXINGS)}, not {self.mixing!r}")
+        if self.mixing == "bounded" and not (self.mixbn and self.type_weighting):
+            raise ValueError("mixing 'bounded' needs mixbn and type_weighting: without them both branches are the same")
+        if not 0 < self.mixing_limit < 0.5 or self.mixing_temperature <= 0:
+            raise ValueError("mixing_limit must lie between 0 and 0.5, and mixing_temperature must be positive")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std need three values each, every std positive")
 
@@ -264,11 +278,30 @@ class SignalHead(nn.Linear):
             return out if self.beta == 1 else out.pow(self.beta)
 
 
+def bounded_mixture(
+    logits_adv: Tensor, logits_nat: Tensor, type_logits: Tensor, limit: float, temperature: float
+) -> Tensor:
+    """log p [N,K] of p = (1 - a) softmax(T z_adv) + a softmax(z_nat), a = `limit` P(natural) an image, T `temperature`.
+
+    Since a is at most `limit`, neither the detector nor the natural branch can turn the class of an input where the two
+    largest entries of softmax(T z_adv) are further apart than limit / (1 - limit). It says nothing of other inputs: in
+    the ball around this one the adversarial branch itself may be less certain, or wrong. At least float32.
+    """
+    exact = torch.promote_types(logits_adv.dtype, torch.float32)
+    logits_adv, logits_nat, type_logits = (t.to(exact) for t in (logits_adv, logits_nat, type_logits))
+    log_a = math.log(limit) + F.log_softmax(type_logits, dim=1)[:, NATURAL : NATURAL + 1]
+    # Sums of logarithms: where P(natural) is too small for float32, a is still no zero with a logarithm of -inf.
+    return torch.logaddexp(
+        torch.log1p(-log_a.exp()) + F.log_softmax(temperature * logits_adv, dim=1),
+        log_a + F.log_softmax(logits_nat, dim=1),
+    )
+
+
 class AWNet(DetectingNetwork):
     """The network of Fig. 2. `net(x)` returns logits [N, K] for x [N, 3, H, W] in [0, 1].
 
     In training mode a branch must be named (Eq. 15); in evaluation `branch` forces one batch norm, and
-    None weights both by P_type (Eq. 16).
+    None weights both by P_type, as `config.mixing` says.
 
     Args:
         config: the architecture.
@@ -346,6 +379,11 @@ class AWNet(DetectingNetwork):
             mix = branch
         elif self.training:
             raise ValueError("in training the branch must be named (Eq. 15): 'adv' or 'nat'")
+        elif self.config.mixing == "bounded":
+            adv, nat = self.classify(x, signals, "adv"), self.classify(x, signals, "nat")
+            return bounded_mixture(
+                adv, nat, signals.type_logits, self.config.mixing_limit, self.config.mixing_temperature
+            )
         else:
             mix = signals.p_type if self.config.type_weighting else "adv"
         omega: tuple[Tensor | None, ...] = signals.omega if self.config.dynamic else (None,) * len(signals.omega)

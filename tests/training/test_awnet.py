@@ -17,6 +17,7 @@ from training.awnet import (
     Modulate,
     SignalHead,
     TypeHead,
+    bounded_mixture,
 )
 from training.network import ADVERSARIAL, NATURAL
 
@@ -350,6 +351,38 @@ def test_without_type_weighting_the_adversarial_norm_answers(net: AWNet) -> None
     assert not torch.allclose(net(x, "adv"), net(x, "nat"))
 
 
+def test_bounded_mixing_weights_the_probabilities_of_the_branches(net: AWNet) -> None:
+    net = net.double()
+    net.config = dataclasses.replace(net.config, mixing="bounded", mixing_limit=0.3, mixing_temperature=2.5)
+    x = torch.rand(4, 3, 32, 32).double()
+    a = 0.3 * net.detect(x).p_type[:, NATURAL : NATURAL + 1].double()
+    expected = (1 - a) * F.softmax(2.5 * net(x, "adv"), dim=1) + a * F.softmax(net(x, "nat"), dim=1)
+    torch.testing.assert_close(net(x).exp(), expected, rtol=1e-6, atol=1e-6)  # P_type is a float32
+
+
+def test_under_bounded_mixing_nothing_turns_a_class_of_which_the_adversarial_branch_is_certain() -> None:
+    torch.manual_seed(0)
+    limit, temperature = 0.4, 1.5
+    adv = 3 * torch.randn(5000, 10)
+    two = F.softmax(temperature * adv, dim=1).topk(2).values
+    certain = two[:, 0] - two[:, 1] > limit / (1 - limit)
+    assert 0.1 < certain.float().mean() < 0.9
+    turned = torch.zeros(5000, dtype=torch.bool)
+    for other in range(10):  # the natural branch and the detector both do their worst
+        nat = torch.full((5000, 10), -60.0)
+        nat[:, other] = 60
+        types = torch.tensor([[-60.0, 60.0]]).expand(5000, 2)
+        turned |= bounded_mixture(adv, nat, types, limit, temperature).argmax(1) != adv.argmax(1)
+    assert not (turned & certain).any()
+    assert (turned & ~certain).any()
+
+
+def test_bounded_mixing_is_finite_where_the_detector_is_certain() -> None:
+    logits = torch.tensor([[200.0, -200.0], [0.0, 0.0]])
+    for types in (torch.tensor([[-500.0, 500.0]]), torch.tensor([[500.0, -500.0]])):
+        assert bounded_mixture(logits, -logits, types.expand(2, 2), 0.45, 4.0).isfinite().all()
+
+
 def test_any_extractor_with_a_feature_size_fits() -> None:
     """The extractor is pluggable: heads take its feature_dim."""
 
@@ -377,7 +410,22 @@ def test_normalisation_happens_inside_and_reaches_the_detector() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"depth": 19}, {"width": 0}, {"beta": 0.0}, {"extractor": "none"}, {"std": (1.0, 0.0, 1.0)}, {"num_classes": 0}],
+    [
+        *(
+            {"depth": 19},
+            {"width": 0},
+            {"beta": 0.0},
+            {"extractor": "none"},
+            {"std": (1.0, 0.0, 1.0)},
+            {"num_classes": 0},
+        ),
+        *(
+            {"mixing": "outputs"},
+            {"mixing": "bounded", "mixbn": False},
+            {"mixing_limit": 0.5},
+            {"mixing_temperature": 0.0},
+        ),
+    ],
 )
 def test_an_impossible_configuration_is_refused(wrong: dict[str, object]) -> None:
     """A wrong value is a ValueError that names the field, before any weight exists."""
