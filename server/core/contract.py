@@ -2,15 +2,16 @@
 
 The exporter writes one JSON document into the ONNX metadata `awnet.contract`. It changes together with the weights,
 so nothing about labels, preprocessing, thresholds or golden values is configured anywhere else. Contracts of schema 1,
-from before there were domains, are read as one domain without ranges.
+from before there were domains, are read as one domain without ranges; those of schema 1 and 2, from before there were
+modes, as a float32 model of mode auto that mixes batch norms.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 from ..errors import ContractError
 from . import fields
 from .domains import Domain, Thresholds, read_domains, read_histogram, read_thresholds
+from .modes import LOGITS, Mode
 
-SCHEMA_VERSIONS = (1, 2)
+SCHEMA_VERSIONS = (1, 2, 3)
 METADATA_KEY = "awnet.contract"
 MAX_TOLERANCE = 0.1  # a golden test that accepts anything is no test
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
+Precision = Literal["float32", "float16-weights", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _UNDERSTOOD = {
     "resize": "short_side",
@@ -64,7 +68,7 @@ class OmegaSlice:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs [M,3,H,W] uint8 and the outputs that a right engine gives, with the largest absolute difference."""
+    """Inputs [M,3,H,W] uint8 and what a right engine gives for each output, with the largest absolute difference."""
 
     image: NDArray[np.uint8]
     outputs: Mapping[str, NDArray[np.float32]]
@@ -72,11 +76,24 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """How P_type joins the two branches in mode auto.
+
+    'norms': it weights their batch norms (Eq. 16). 'bounded': it weights their class probabilities, the natural one's
+    by at most `limit`, below 0.5, where the adversarial one's logits are multiplied by `temperature` first.
+    """
+
+    kind: Literal["norms", "bounded"] = "norms"
+    limit: float | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
 class Contract:
     """Everything that a model says about itself.
 
     `domains` is never empty, see `domains`; `card` is the figures of the model's audit as JSON, None where it was not
-    audited.
+    audited. `modes` are in the order of `modes.LOGITS`, 'auto' always among them.
     """
 
     labels: tuple[str, ...]
@@ -87,6 +104,14 @@ class Contract:
     golden: Golden
     provenance: Mapping[str, object]
     card: Mapping[str, Any] | None = None
+    modes: tuple[Mode, ...] = ("auto",)
+    mixing: Mixing = Mixing()
+    precision: Precision = "float32"
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The columns of each of the model's outputs, which are float32 [N, columns]."""
+        return _outputs(self.modes, len(self.labels), self.omega_channels)
 
     @property
     def omega_channels(self) -> int:
@@ -111,7 +136,7 @@ def parse(text: str | bytes) -> Contract:
     top = fields.mapping(document, "contract")
     version = top.get("schema_version")
     if type(version) is not int or version not in SCHEMA_VERSIONS:
-        known = " and ".join(map(str, SCHEMA_VERSIONS))
+        known = ", ".join(map(str, SCHEMA_VERSIONS))
         raise ContractError(f"contract schema_version is {version!r}; this server reads {known}")
 
     labels = tuple(fields.text(label, "labels") for label in fields.sequence(top, "labels"))
@@ -121,16 +146,25 @@ def parse(text: str | bytes) -> Contract:
     channels = sum(part.length for part in omega)
     preprocessing = _preprocessing(fields.mapping(top.get("preprocessing"), "preprocessing"))
     reference = fields.mapping(top.get("reference"), "reference")
+    modes = _modes(fields.mapping(top.get("modes"), "modes")) if version >= 3 else Contract.modes
+    outputs = _outputs(modes, len(labels), channels)
     return Contract(
         labels=labels,
         preprocessing=preprocessing,
         domains=_one_domain(top, reference) if version == 1 else _domains(top),
         reference=_reference(reference, channels),
         omega=omega,
-        golden=_golden(fields.mapping(top.get("golden"), "golden"), preprocessing.size, len(labels), channels),
+        golden=_golden(fields.mapping(top.get("golden"), "golden"), preprocessing.size, outputs),
         provenance=fields.mapping(top.get("provenance", {}), "provenance"),
         card=None if version == 1 else _card(fields.mapping(top.get("card"), "card")),
+        modes=modes,
+        mixing=_mixing(fields.mapping(top.get("mixing"), "mixing")) if version >= 3 else Contract.mixing,
+        precision=_precision(top.get("precision")) if version >= 3 else Contract.precision,
     )
+
+
+def _outputs(modes: Iterable[Mode], classes: int, channels: int) -> dict[str, int]:
+    return {"logits": classes, "p_type": 2, "omega": channels} | {LOGITS[mode]: classes for mode in modes}
 
 
 def _one_domain(top: dict[str, Any], reference: dict[str, Any]) -> tuple[Domain, ...]:
@@ -187,18 +221,51 @@ def _omega(parts: list[Any]) -> tuple[OmegaSlice, ...]:
     return tuple(layout)
 
 
-def _golden(part: dict[str, Any], size: int, classes: int, channels: int) -> Golden:
+def _golden(part: dict[str, Any], size: int, widths: Mapping[str, int]) -> Golden:
     image = fields.tensor(part.get("image"), "golden.image", np.uint8, (None, 3, size, size))
     rows = image.shape[0]
     if rows < 1:
         fields.refuse("golden.image", "is empty")
-    widths = {"logits": classes, "p_type": 2, "omega": channels}
     outputs = {k: fields.tensor(part.get(k), f"golden.{k}", np.float32, (rows, width)) for k, width in widths.items()}
     given = fields.mapping(part.get("tolerance"), "golden.tolerance")
     tolerance = {key: fields.number(given, key, "golden.tolerance") for key in widths}
     if not all(0 < value <= MAX_TOLERANCE for value in tolerance.values()):
         fields.refuse("golden.tolerance", f"must lie in (0, {MAX_TOLERANCE}]")
     return Golden(image, outputs, tolerance)
+
+
+def _modes(part: dict[str, Any]) -> tuple[Mode, ...]:
+    unknown = [name for name in part if name not in LOGITS]
+    if unknown:
+        fields.refuse("modes", f"has {unknown[0]!r:.60}; this server knows {', '.join(LOGITS)}")
+    if "auto" not in part:
+        fields.refuse("modes", "has no 'auto'")
+    modes = tuple(mode for mode in LOGITS if mode in part)
+    for mode in modes:
+        output = fields.mapping(part[mode], f"modes.{mode}").get("output")
+        if output != LOGITS[mode]:
+            fields.refuse(f"modes.{mode}.output", f"is {output!r:.60}, not {LOGITS[mode]!r}")
+    return modes
+
+
+def _mixing(part: dict[str, Any]) -> Mixing:
+    kind = part.get("kind")
+    if kind == "norms":
+        return Mixing()
+    if kind != "bounded":
+        fields.refuse("mixing.kind", f"is {kind!r:.60}, not one of norms, bounded")
+    limit, temperature = (fields.number(part, key, "mixing") for key in ("limit", "temperature"))
+    if not 0 < limit < 0.5:
+        fields.refuse("mixing.limit", f"is {limit!r}, not between 0 and 0.5")
+    if not temperature > 0:
+        fields.refuse("mixing.temperature", f"is {temperature!r}, not above 0")
+    return Mixing(kind, limit, temperature)
+
+
+def _precision(value: Any) -> Precision:
+    if value not in PRECISIONS:
+        fields.refuse("precision", f"is {value!r:.60}, not one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[PRECISIONS.index(value)]
 
 
 def _card(part: dict[str, Any]) -> dict[str, Any] | None:

@@ -164,9 +164,7 @@ def _checked_contract(session: ort.InferenceSession) -> Contract:
     size = promise.preprocessing.size
     wanted = {
         "image": ("tensor(uint8)", [3, size, size]),
-        "logits": ("tensor(float)", [len(promise.labels)]),
-        "p_type": ("tensor(float)", [2]),
-        "omega": ("tensor(float)", [promise.omega_channels]),
+        **{name: ("tensor(float)", [columns]) for name, columns in promise.outputs.items()},
     }
     found = {node.name: (node.type, list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())}
     batch = session.get_inputs()[0].shape[:1]

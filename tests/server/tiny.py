@@ -1,4 +1,4 @@
-"""A tiny real model for the server's tests: the four tensors of an AW-Net and a contract, made in milliseconds.
+"""A tiny real model for the server's tests: the tensors of an AW-Net and a contract, made in milliseconds.
 
 Its score is the mean of the red channel, so that a test can ask for each verdict: red below 0.41 is clean, above
 0.77 adversarial. Omega looks at every pixel with other weights, so that a turned or mixed-up image is noticed.
@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ CHANNELS = 10
 CALL: dict[str, Any] = {"verify": False, "timeout": 60}  # of httpx: no TLS here, and its set-up is slow
 
 
-def graph(seed: int = 0) -> onnx.ModelProto:
-    """The model without its contract."""
+def graph(seed: int = 0, branches: Sequence[str] = ()) -> onnx.ModelProto:
+    """The model without its contract. `branches`: further outputs of logits, each with weights of its own."""
     rng = np.random.default_rng(seed)
     constants = {
         "scale": np.float32(1 / 255),
@@ -53,7 +53,10 @@ def graph(seed: int = 0) -> onnx.ModelProto:
         helper.make_node("Flatten", ["x"], ["flat"]),
         helper.make_node("MatMul", ["flat", "pixels_to_omega"], ["omega"]),
     ]
-    widths = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS}
+    for name in branches:
+        constants[f"mean_to_{name}"] = rng.normal(0, 4, (3, len(LABELS))).astype(np.float32)
+        nodes.append(helper.make_node("MatMul", ["mean", f"mean_to_{name}"], [name]))
+    widths = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS, **dict.fromkeys(branches, len(LABELS))}
     built = helper.make_model(
         helper.make_graph(
             nodes,
@@ -79,7 +82,7 @@ def contract_of(model: onnx.ModelProto) -> dict[str, Any]:
     """A right contract for `model`, golden values from onnxruntime."""
     image = np.random.default_rng(7).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = ["logits", "p_type", "omega"]
+    names = [output.name for output in session.get_outputs()]
     golden = dict(zip(names, session.run(names, {"image": image}), strict=True))
     return {
         "schema_version": 1,
@@ -118,13 +121,14 @@ def publish(
     *,
     name: str = "awnet",
     seed: int = 0,
+    branches: Sequence[str] = (),
     manifest: bool = True,
 ) -> Path:
     """Write the tiny model into `repository`; `change` may spoil its contract first. Returns the repository.
 
-    Models of other seeds give other logits and omega for the same image, and the same score.
+    Models of other seeds give other logits and omega for the same image, and the same score. `branches`: see `graph`.
     """
-    model = graph(seed)
+    model = graph(seed, branches)
     contract = contract_of(model)
     if change:
         change(contract)

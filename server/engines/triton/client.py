@@ -147,9 +147,7 @@ class TritonClient:
         size = promise.preprocessing.size
         wanted = {
             "image": ("UINT8", [-1, 3, size, size]),
-            "logits": ("FP32", [-1, len(promise.labels)]),
-            "p_type": ("FP32", [-1, 2]),
-            "omega": ("FP32", [-1, promise.omega_channels]),
+            **{name: ("FP32", [-1, columns]) for name, columns in promise.outputs.items()},
         }
         found = {t.name: (t.datatype, list(t.shape)) for t in (*tensors.inputs, *tensors.outputs)}
         if found != wanted:

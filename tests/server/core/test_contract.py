@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.core.contract import parse
+from server.core.contract import Mixing, parse
 from server.core.domains import Histogram, ScoreMap, Threshold, Thresholds
 from server.errors import ContractError
 from tests.server.schema_2 import ABOUT, CARD, schema_2
+from tests.server.schema_3 import BOUNDED, branches, schema_3
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph, tensor
 
 
@@ -60,9 +61,10 @@ def set_to(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 WRONG = {
-    "a later schema": set_to("schema_version", value=3),
+    "a later schema": set_to("schema_version", value=4),
     "a schema that is true": set_to("schema_version", value=True),
     "domains that are not there": set_to("schema_version", value=2),
+    "modes that are not there": set_to("schema_version", value=3),
     "no schema": set_to("schema_version", value=None),
     "no labels": set_to("labels", value=None),
     "one label": set_to("labels", value=["cat"]),
@@ -176,6 +178,78 @@ def test_an_interval_may_miss_its_value_by_rounding(with_domains: dict[str, Any]
 def test_wrong_domains_are_refused(with_domains: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> None:
     """As everything is that the server does not understand."""
     spoiled = copy.deepcopy(with_domains)
+    change(spoiled)
+    with pytest.raises(ContractError):
+        parse(json.dumps(spoiled))
+
+
+WRONG_MODES = {
+    "no modes": set_to("modes", value=None),
+    "modes as a list": set_to("modes", value=["auto"]),
+    "no mode auto": set_to("modes", "auto", value=None),
+    "a mode that is not known": set_to("modes", "paranoid", value={"output": "logits_adv"}),
+    "a mode without its output": set_to("modes", "robust", "output", value=None),
+    "a mode that is no object": set_to("modes", "robust", value="logits_adv"),
+    "two modes the wrong way round": set_to("modes", "robust", "output", value="logits_nat"),
+    "no golden values of a mode": set_to("golden", "logits_adv", value=None),
+    "golden values of a mode cut": set_to("golden", "logits_nat", "base64", value="AAAA"),
+    "golden values of a mode of another shape": set_to(
+        "golden", "logits_nat", value=tensor(np.zeros((3, 9), np.float32))
+    ),
+    "no tolerance of a mode": set_to("golden", "tolerance", "logits_adv", value=None),
+    "a tolerance of a mode that accepts anything": set_to("golden", "tolerance", "logits_adv", value=100),
+    "no mixing": set_to("mixing", value=None),
+    "another mixing": set_to("mixing", "kind", value="averaged"),
+    "a mixing without its limit": set_to("mixing", "limit", value=None),
+    "a limit of a half": set_to("mixing", "limit", value=0.5),
+    "a limit of zero": set_to("mixing", "limit", value=0),
+    "a limit that is true": set_to("mixing", "limit", value=True),
+    "a temperature of zero": set_to("mixing", "temperature", value=0),
+    "a temperature that is no number": set_to("mixing", "temperature", value=float("nan")),
+    "no precision": set_to("precision", value=None),
+    "another precision": set_to("precision", value="float8"),
+    "a precision that is no text": set_to("precision", value=["float32"]),
+}
+
+
+@pytest.fixture(scope="module")
+def with_modes() -> dict[str, Any]:
+    made = contract_of(graph(branches=branches()))
+    schema_3()(made)
+    return made
+
+
+def test_a_contract_with_modes_is_read(with_modes: dict[str, Any]) -> None:
+    """Which modes there are, in one order whoever wrote them, each with its golden values; mixing and precision."""
+    turned = with_modes | {"modes": dict(reversed(with_modes["modes"].items()))}
+    contract = parse(json.dumps(turned))
+    assert contract.modes == ("auto", "robust", "natural")
+    assert contract.outputs == {"logits": 10, "p_type": 2, "omega": CHANNELS, "logits_adv": 10, "logits_nat": 10}
+    assert contract.golden.outputs.keys() == contract.golden.tolerance.keys() == contract.outputs.keys()
+    assert contract.mixing == Mixing("bounded", BOUNDED["limit"], BOUNDED["temperature"])
+    assert contract.precision == "float32"
+
+
+def test_a_model_of_one_mode_may_have_a_contract_of_schema_3() -> None:
+    """One whose branches no output tells apart, at another precision."""
+    made = contract_of(graph())
+    schema_3("auto", mixing={"kind": "norms"})(made)
+    contract = parse(json.dumps(made | {"precision": "int8"}))
+    assert (contract.modes, contract.mixing, contract.precision) == (("auto",), Mixing("norms"), "int8")
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_earlier_contracts_mean_mode_auto(document: dict[str, Any], with_domains: dict[str, Any], schema: int) -> None:
+    """They were written before there were modes, and whatever they say of them is not read."""
+    contract = parse(json.dumps({1: document, 2: with_domains}[schema] | {"modes": "every", "precision": "half"}))
+    assert (contract.modes, contract.mixing, contract.precision) == (("auto",), Mixing("norms"), "float32")
+    assert list(contract.outputs) == ["logits", "p_type", "omega"]
+
+
+@pytest.mark.parametrize("change", WRONG_MODES.values(), ids=WRONG_MODES.keys())
+def test_wrong_modes_are_refused(with_modes: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> None:
+    """A mode that answers by another branch would be worse than none; each fault alone, the rest being right."""
+    spoiled = copy.deepcopy(with_modes)
     change(spoiled)
     with pytest.raises(ContractError):
         parse(json.dumps(spoiled))

@@ -23,6 +23,7 @@ from server.core.images import ImageInput, PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
+from tests.server.schema_3 import publish_modes, schema_3
 from tests.server.tiny import SIZE, contract_of, graph, publish, write
 
 
@@ -204,6 +205,16 @@ def test_fewer_labels_than_logits_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ContractError):
         load(publish(tmp_path, change=change))
+
+
+def test_a_contract_and_its_graph_have_the_same_modes(tmp_path: Path) -> None:
+    """A mode whose output the graph lacks, or an output that is no mode's, is refused like any other tensor."""
+    load(publish_modes(tmp_path / "right", "1", "auto", "robust"))
+    right = contract_of(graph(branches=["logits_adv"]))
+    schema_3("auto", "robust")(right)
+    for branches in ([], ["logits_nat"], ["logits_adv", "logits_nat"]):
+        with pytest.raises(ContractError):
+            load(publish(tmp_path / "wrong", "1", lambda contract: contract.update(right), branches=branches))
 
 
 class Falsified:
