@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from domain.statistics import STATISTICS
 
-from .graph import omega_layout
-from .source import Calibration, Checkpoint, Domain
+from .graph import MODES, modes_of, omega_layout, outputs_of
+from .source import AWNet, Calibration, Checkpoint, Domain
 
-SCHEMA_VERSION = 2
-PRISTINE_ONLY = 1  # the version without domains and card: what a checkpoint without domains is written in
+SCHEMA_VERSION = 3
+PRISTINE_ONLY = 1  # the version without domains, card and modes: what a checkpoint without domains is written in
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
 CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")
@@ -29,7 +29,7 @@ ROUNDING = 1e-9  # of the arithmetic that a figure and its interval came from
 # The server's two operating points: verdict -> share of clean validation images that score above its threshold.
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 # How far an engine may be from the golden outputs; wider than parity, because other machines round differently.
-GOLDEN_TOLERANCE = {"logits": 1e-3, "p_type": 1e-3, "omega": 1e-3}
+GOLDEN_TOLERANCE = 1e-3
 
 Array = npt.NDArray[Any]
 
@@ -38,22 +38,25 @@ class ContractError(ValueError):
     """The checkpoint lacks something that a server needs."""
 
 
-def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Calibration:
+def check(
+    checkpoint: Checkpoint, card: Mapping[str, Any] | None = None, modes: Collection[str] = ("auto",)
+) -> Calibration:
     """The calibration of a checkpoint that has all that `build` needs.
 
     Raises:
         ContractError: no calibration, a missing or impossible operating point, sizes that do not fit, an impossible
-            domain, a card and no domains, or a card that lacks something.
+            domain, a card or further modes and no domains, or a card that lacks something.
+        graph.GraphError: modes that the network cannot have.
     """
-    config, calibration = checkpoint.awnet.config, checkpoint.calibration
+    net, calibration = checkpoint.awnet, checkpoint.calibration
     if calibration is None:
         raise ContractError(
             "the checkpoint carries no calibration, so a server could give no verdict: "
             "export the best.pt that python -m training.train writes, which carries one"
         )
-    if len(set(checkpoint.labels)) != config.num_classes:
-        raise ContractError(f"{len(set(checkpoint.labels))} different labels for {config.num_classes} classes")
-    channels = sum(length for _, _, length in omega_layout(checkpoint.awnet))
+    if len(set(checkpoint.labels)) != net.config.num_classes:
+        raise ContractError(f"{len(set(checkpoint.labels))} different labels for {net.config.num_classes} classes")
+    channels = sum(length for _, _, length in omega_layout(net))
     for name in ("omega_mean", "omega_std"):
         if (shape := tuple(getattr(calibration, name).shape)) != (channels,):
             raise ContractError(f"calibration.{name} has shape {shape}, and the network has {channels} signals")
@@ -73,11 +76,11 @@ def check(checkpoint: Checkpoint, card: Mapping[str, Any] | None = None) -> Cali
         _check_domain(domain)
     if len({domain.name for domain in calibration.domains}) < len(calibration.domains):
         raise ContractError("two domains have one name")
+    if not calibration.domains:
+        for what, wanted in (("a card needs", card is not None), ("modes need", modes_of(net, modes) != ["auto"])):
+            if wanted:
+                raise ContractError(f"{what} a checkpoint with domains: calibrate it with python -m training.calibrate")
     if card is not None:
-        if not calibration.domains:
-            raise ContractError(
-                "a card needs a checkpoint with domains: calibrate it with python -m training.calibrate"
-            )
         _check_card(card)
     return calibration
 
@@ -130,21 +133,24 @@ def build(
     checkpoint_sha256: str,
     exporter: str,
     card: Mapping[str, Any] | None = None,
+    modes: Collection[str] = ("auto",),
 ) -> dict[str, Any]:
     """The document of a calibrated AW-Net; errors as `check`.
 
-    With domains in the calibration it is of schema 2, and its top thresholds are those of the last domain, so that a
+    With domains in the calibration it is of schema 3, and its top thresholds are those of the last domain, so that a
     reader of one pair alone errs on the quiet side; without any it is of schema 1.
 
     Args:
         golden: `image` uint8 [M,3,H,W] and what torch answers to it in float32: `logits` [M,K], `p_type` [M,2],
-            `omega` [M, sum of c_out].
+            `omega` [M, sum of c_out], and the outputs of further modes [M,K].
         checkpoint_sha256: of the file that the network came from.
         exporter: names and versions of what wrote the model.
         card: the figures of an audit (`card.json`) for whoever asks the server about the model; needs domains.
+        modes: as `graph.build` got them; others than auto need domains.
     """
-    calibration = check(checkpoint, card)
+    calibration = check(checkpoint, card, modes)
     net = checkpoint.awnet
+    outputs = outputs_of(modes_of(net, modes))
     domains = calibration.domains
     return {
         "schema_version": SCHEMA_VERSION if domains else PRISTINE_ONLY,
@@ -158,6 +164,7 @@ def build(
         },
         "thresholds": _thresholds(domains[-1] if domains else calibration),
         **({"domains": [_domain(domain) for domain in domains], "card": dict(card or {})} if domains else {}),
+        **(_schema_3(net, modes) if domains else {}),
         "reference": {
             "images": calibration.images,
             "score_histogram": _histogram(calibration),
@@ -166,8 +173,8 @@ def build(
         },
         "omega": [{"name": name, "offset": offset, "length": length} for name, offset, length in omega_layout(net)],
         "golden": {
-            **{name: tensor(golden[name]) for name in ("image", "logits", "p_type", "omega")},
-            "tolerance": dict(GOLDEN_TOLERANCE),
+            **{name: tensor(golden[name]) for name in ("image", *outputs)},
+            "tolerance": dict.fromkeys(outputs, GOLDEN_TOLERANCE),
         },
         "provenance": {
             "checkpoint_sha256": checkpoint_sha256,
@@ -176,6 +183,18 @@ def build(
             "report": checkpoint.provenance.get("report", ""),
             "exporter": exporter,
         },
+    }
+
+
+def _schema_3(net: AWNet, modes: Collection[str]) -> dict[str, Any]:
+    """What the model can answer by, and how its numbers are made."""
+    mixing: dict[str, Any] = {"kind": net.config.mixing}
+    if net.config.mixing == "bounded":
+        mixing |= {"limit": net.config.mixing_limit, "temperature": net.config.mixing_temperature}
+    return {
+        "modes": {mode: {"output": MODES[mode]} for mode in modes_of(net, modes)},
+        "mixing": mixing,
+        "precision": "float32",
     }
 
 

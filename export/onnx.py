@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def export_checkpoint(
     opset: int = graph.OPSET,
     data_dir: Path | None = None,
     card: Path | None = None,
+    modes: Collection[str] = ("auto",),
 ) -> Path:
     """Export, prove, publish; returns the version folder, which holds `model.onnx`.
 
@@ -56,13 +57,14 @@ def export_checkpoint(
         name, version: of the model; the next free version where None.
         data_dir: holds cifar-10-batches-py/; parity then covers real test images too.
         card: JSON object with an audit's figures, which `GET /model` returns.
+        modes: of `graph.MODES`, how the model may be asked to answer; a network with bounded mixing has all.
 
     Raises:
         FileNotFoundError: no checkpoint, or no data set in `data_dir`.
         checkpoint.CheckpointError, contract.ContractError, graph.GraphError, parity.ParityError,
         repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
     """
-    return _export(ckpt, repository, name, version, opset, data_dir, card)[0]
+    return _export(ckpt, repository, name, version, opset, data_dir, card, modes)[0]
 
 
 def _export(
@@ -72,18 +74,19 @@ def _export(
     version: int | None,
     opset: int,
     data_dir: Path | None,
-    card: Path | None = None,
+    card: Path | None,
+    modes: Collection[str],
 ) -> tuple[Path, parity.ParityReport]:
     # What can be refused at once is, before minutes of attacks.
     check_free(repository, name=name, version=version)
     checkpoint = load(ckpt)
     net = checkpoint.awnet
     figures = None if card is None else read_card(card)
-    contract.check(checkpoint, card=figures)
+    contract.check(checkpoint, figures, modes)
     checkpoint_sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
     if figures is not None and figures["checkpoint_sha256"] != checkpoint_sha256:
         raise ExportError(f"{card} is the card of another checkpoint: the figures are not those of {ckpt}")
-    model = graph.build(net, opset=opset)
+    model = graph.build(net, modes=modes, opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
     real = parity.test_images(net, data_dir) if data_dir is not None else {}
@@ -91,10 +94,11 @@ def _export(
     probes = parity.probes(net)
     document = contract.build(
         checkpoint,
-        golden(net, probes),
+        golden(net, probes, graph.outputs_of(graph.modes_of(net, modes))),
         checkpoint_sha256=checkpoint_sha256,
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
+        modes=modes,
     )
     model.metadata_props.add(key=METADATA_KEY, value=contract.encode(document))
     onnx.checker.check_model(model, full_check=True)
@@ -116,11 +120,11 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def golden(net: AWNet, probes: Mapping[str, Tensor]) -> dict[str, parity.Array]:
-    """Inputs spread over every group of probes, and the network's answers to them."""
+def golden(net: AWNet, probes: Mapping[str, Tensor], outputs: Collection[str]) -> dict[str, parity.Array]:
+    """Inputs spread over every group of probes, and the network's answers to them, by output."""
     count = GOLDEN_IMAGES // len(probes)
     image = torch.cat([images[:: max(1, len(images) // count)][:count] for images in probes.values()])
-    return {"image": image.numpy(), **parity.answers(net, image)}
+    return {"image": image.numpy(), **parity.answers(net, image, outputs)}
 
 
 def _version() -> str:
@@ -163,6 +167,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--card", type=Path, metavar="FILE", help="an audit's card.json, which the server shows with the model"
     )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=graph.MODES,
+        default=["auto"],
+        metavar="MODE",
+        help="how the model may be asked to answer: auto, which it always has, robust (the adversarial branch alone), "
+        "natural; a network with bounded mixing has all (default: auto)",
+    )
     options = parser.parse_args(arguments)
     try:
         folder, report = _export(
@@ -173,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.opset,
             options.data_dir,
             options.card,
+            options.modes,
         )
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(f"not exported: {error}", file=sys.stderr)

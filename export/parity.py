@@ -7,7 +7,7 @@ textures, the drawings in `examples/` where there are any, and all of these atta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .graph import BRANCHES
 from .source import AWNet, Budget, cifar10_test_images, cw_inf, fgsm, pgd_sat, quantise
 
 # Largest absolute difference allowed between torch in float32 and onnxruntime.
-TOLERANCE = {"logits": 1e-4, "p_type": 1e-5, "omega": 1e-4}
+TOLERANCE = {"logits": 1e-4, "p_type": 1e-5, "omega": 1e-4, "logits_adv": 1e-4, "logits_nat": 1e-4}
 SEED = 17
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TEST_IMAGES = 256  # of a data set given; the first eighth of them is attacked too
@@ -49,7 +50,7 @@ class ParityReport:
 
 
 def prove(net: AWNet, model: bytes, groups: Mapping[str, Tensor]) -> ParityReport:
-    """Compare `net` and the serialised ONNX `model` on uint8 images [n,3,H,W], by group.
+    """Compare `net` and every output of the serialised ONNX `model` on uint8 images [n,3,H,W], by group.
 
     Every group runs as one batch, in batches of 3 (with a shorter last one) and, its first images, one by one.
 
@@ -57,20 +58,23 @@ def prove(net: AWNet, model: bytes, groups: Mapping[str, Tensor]) -> ParityRepor
         ParityError: an output is further off than `TOLERANCE`, is not finite, or has another shape.
     """
     session = _session(model)
-    worst = dict.fromkeys(TOLERANCE, 0.0)
+    outputs = [output.name for output in session.get_outputs()]
+    if not {"logits", "p_type", "omega"} <= set(outputs) <= set(TOLERANCE):
+        raise ParityError(f"the model has the outputs {', '.join(outputs)}, which are not those of an AW-Net")
+    worst = dict.fromkeys(outputs, 0.0)
     for group, images in groups.items():
-        expected = answers(net, images)
+        expected = answers(net, images, outputs)
         for size, count in ((len(images), len(images)), (3, min(len(images), 16)), (1, min(len(images), 8))):
             for start in range(0, count, size):
                 part = slice(start, min(start + size, count))
-                got = session.run(list(TOLERANCE), {"image": images[part].numpy()})
-                for name, value in zip(TOLERANCE, got, strict=True):
+                got = session.run(outputs, {"image": images[part].numpy()})
+                for name, value in zip(outputs, got, strict=True):
                     error = _distance(expected[name][part], value, f"{name} ({group} images, batches of {size})")
                     worst[name] = max(worst[name], error)
         wrong = [
-            f"{name} by {worst[name]:.3g} (limit {limit:.0e})"
-            for name, limit in TOLERANCE.items()
-            if worst[name] > limit
+            f"{name} by {error:.3g} (limit {TOLERANCE[name]:.0e})"
+            for name, error in worst.items()
+            if error > TOLERANCE[name]
         ]
         if wrong:
             raise ParityError(
@@ -79,16 +83,20 @@ def prove(net: AWNet, model: bytes, groups: Mapping[str, Tensor]) -> ParityRepor
     return ParityReport({group: len(images) for group, images in groups.items()}, worst)
 
 
-def answers(net: AWNet, images: Tensor) -> dict[str, Array]:
-    """What torch says in float32: images uint8 [n,3,H,W] -> logits, p_type and omega as float32 arrays."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in TOLERANCE}
+def answers(net: AWNet, images: Tensor, outputs: Collection[str]) -> dict[str, Array]:
+    """What torch says in float32: images uint8 [n,3,H,W] -> those outputs of `graph.build` as float32 arrays."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
     with torch.no_grad():
         for batch in torch.split(images, 64):
             x = batch.float() / 255
             signals = net.detect(x)
-            parts["logits"].append(net.classify(x, signals))
-            parts["p_type"].append(signals.p_type)
-            parts["omega"].append(torch.cat(signals.omega, dim=1))
+            for name, part in parts.items():
+                if name == "p_type":
+                    part.append(signals.p_type)
+                elif name == "omega":
+                    part.append(torch.cat(signals.omega, dim=1))
+                else:
+                    part.append(net.classify(x, signals, BRANCHES.get(name)))
     return {name: torch.cat(part).numpy() for name, part in parts.items()}
 
 

@@ -112,14 +112,21 @@ def describe(model: bytes) -> Published:
 
 
 def triton_config(name: str, described: Mapping[int, Published]) -> str:
-    """`config.pbtxt` for Triton's onnxruntime backend; docs/decisions says why each line is as it is."""
+    """`config.pbtxt` for Triton's onnxruntime backend; docs/decisions says why each line is as it is.
+
+    Its outputs are those that every version has: Triton loads no version that lacks one of them, and a version with
+    more modes answers the others.
+    """
     newest = described[max(described)]
     for version, other in described.items():
-        if (other.inputs, other.outputs) != (newest.inputs, newest.outputs):
+        of_both = {name for name, _, _ in newest.outputs} & {name for name, _, _ in other.outputs}
+        mine, theirs = ({t for t in published.outputs if t[0] in of_both} for published in (newest, other))
+        if other.inputs != newest.inputs or mine != theirs:
             raise RepositoryError(
                 f"version {version} of {name} has tensors unlike version {max(described)}, and one {CONFIG_FILE} "
                 f"serves both: remove the folder of version {version}, or export under another --name"
             )
+    outputs = [tensor for tensor in newest.outputs if all(tensor in other.outputs for other in described.values())]
     (image,) = newest.inputs
     lines = [
         "# Written by python -m export.onnx; the next export writes it again.",
@@ -127,7 +134,7 @@ def triton_config(name: str, described: Mapping[int, Published]) -> str:
         'backend: "onnxruntime"',
         f"max_batch_size: {MAX_BATCH}",
         f"input [\n  {_tensor_block(image)}\n]",
-        "output [\n  " + ",\n  ".join(_tensor_block(t) for t in newest.outputs) + "\n]",
+        "output [\n  " + ",\n  ".join(_tensor_block(t) for t in outputs) + "\n]",
         "# Batches whatever waits already and never waits for more; no queue policy (any stalls Triton).",
         "dynamic_batching { max_queue_delay_microseconds: 0 }",
         "# One instance (two is Triton's default on a CPU, each with a pool as large as the machine).",

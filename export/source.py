@@ -13,12 +13,13 @@ from training.attacks.ascent import Budget, quantise
 from training.attacks.pgd import cw_inf, fgsm, pgd_sat
 from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
 from training.checkpoint import Calibration, Checkpoint, Domain, load
-from training.network import ADVERSARIAL, NATURAL
+from training.network import ADVERSARIAL, NATURAL, Branch
 
 __all__ = [
     "ADVERSARIAL",
     "NATURAL",
     "AWNet",
+    "Branch",
     "Budget",
     "Calibration",
     "Checkpoint",

@@ -1,7 +1,7 @@
 """A model file as its clients meet it: read with onnxruntime, answered as the server answers.
 
-The audit of a file (`export.audit`) judges what is served, so this reads the contract inside the file, of schema 1 or
-2, and rounds as `/predict` does. It needs neither training nor the server, so that whoever has nothing but a
+The audit of a file (`export.audit`) judges what is served, so this reads the contract inside the file, of schema 1 to
+3, and rounds as `/predict` does. It needs neither training nor the server, so that whoever has nothing but a
 `model.onnx` can run it.
 """
 
@@ -24,7 +24,7 @@ from domain.statistics import STATISTICS, measure, outside
 
 from ..layout import METADATA_KEY
 
-SCHEMAS = (1, 2)
+SCHEMAS = (1, 2, 3)
 OUTPUTS = ("logits", "p_type", "omega")
 OUTSIDE = -1  # in place of a domain's number: no domain's ranges hold the image
 
@@ -182,7 +182,7 @@ def _contract(path: Path, session: ort.InferenceSession) -> Mapping[str, Any]:
         raise ModelFileError(f"the contract in {path} is not JSON: {error}") from None
     schema = document.get("schema_version") if isinstance(document, dict) else None
     if schema not in SCHEMAS:
-        known = " and ".join(map(str, SCHEMAS))
+        known = f"{SCHEMAS[0]} to {SCHEMAS[-1]}"
         raise ModelFileError(f"the contract in {path} has schema {schema!r}; this program reads {known}")
     return dict(document)
 

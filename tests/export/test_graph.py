@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.harness.networks import randomised
 from export import graph
+from server.engines.onnx_cut import cut
 from training.awnet import AWNet, AWNetConfig
 from training.network import Signals
 
@@ -60,23 +61,116 @@ CONFIGS: list[dict[str, Any]] = [
     {"mixbn": False, "type_weighting": False},
     {"dynamic": False, "mixbn": False, "type_weighting": False},
     {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "num_classes": 7, "image_size": 12, "extractor_width": 3},
+    {"mixing": "bounded"},
+    {"mixing": "bounded", "mixing_limit": 0.2, "mixing_temperature": 3.0, "beta": 1.0, "depth": 34},
+    {"mixing": "bounded", "depth": 50},
+    {"mixing": "bounded", "dynamic": False},
 ]
 
 
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
 def test_the_graph_computes_what_the_network_computes(changes: dict[str, Any]) -> None:
-    """In float64, with beta 1 to 4, all depths and every ablation, no output is off by more than rounding."""
+    """In float64, with beta 1 to 4, all depths, both mixings, every ablation and every mode, no output is off by more
+    than rounding."""
     net = restless(AWNet(AWNetConfig(**{"width": 4, "image_size": 8, **changes}))).double()
     image = images(3, net.config.image_size)
     with torch.no_grad():
         x = image.double() / 255
         signals = ExactSignals(*net.detect(x))
         expected = [net.classify(x, signals), signals.p_type, torch.cat(signals.omega, dim=1)]
-        assert not torch.allclose(expected[0], net.classify(x, signals, "nat")) or not net.config.mixbn
-    got = ReferenceEvaluator(graph.build(net)).run(None, {"image": image.numpy()})
+        if net.config.mixbn:
+            expected += [net.classify(x, signals, "adv"), net.classify(x, signals, "nat")]
+            assert not torch.allclose(expected[0], expected[4]) and not torch.allclose(expected[3], expected[4])
+    modes = graph.MODES if net.config.mixbn else ("auto",)
+    got = ReferenceEvaluator(graph.build(net, modes=modes)).run(None, {"image": image.numpy()})
     for value, wanted in zip(got, expected, strict=True):
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("certain", [-1.0, 1.0])
+def test_a_bounded_mixture_is_finite_where_the_detector_is_certain(certain: float) -> None:
+    """P(natural) of 1e-90 and of 1 - 1e-90, branches that are as certain: log p is a number, and the network's."""
+    net = restless(AWNet(AWNetConfig(width=4, image_size=8, mixing="bounded")))
+    image = images(3, 8)
+    with torch.no_grad():
+        net.classifier.weight.mul_(300)
+        net.type_head.weight.zero_()
+        net.type_head.bias.copy_(torch.tensor([certain, -certain]) * 177)  # over the temperature of 1.7
+        expected = net(image.float() / 255)
+    session = ort.InferenceSession(graph.build(net).SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(["logits"], {"image": image.numpy()})
+    assert np.isfinite(got).all() and got.min() < -30
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_further_passes_share_filters_and_stem() -> None:
+    """Three modes cost no second copy of a filter, and the stem's convolution is computed once."""
+    net = restless(AWNet(AWNetConfig(width=16)))
+    alone, all_modes = graph.build(net), graph.build(net, modes=graph.MODES)
+    assert all_modes.ByteSize() < 1.03 * alone.ByteSize()
+    convolutions = [node for node in all_modes.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 20 + 1 + 3 * 19  # extractor, stem, and the rest of each pass
+    assert len({node.input[1] for node in convolutions}) == 40
+    assert len({node.name for node in all_modes.graph.node}) == len(all_modes.graph.node)
+
+
+def test_the_auto_output_is_the_same_with_and_without_further_modes() -> None:
+    """Asking for a mode adds outputs; it changes no number of those that were there."""
+    net = restless(AWNet(AWNetConfig(width=4)))
+    image = images(3, 32).numpy()
+    few, many = (
+        ort.InferenceSession(graph.build(net, modes=modes).SerializeToString(), providers=["CPUExecutionProvider"])
+        for modes in ((), graph.MODES)
+    )
+    names = ["logits", "p_type", "omega"]
+    assert [output.name for output in few.get_outputs()] == names
+    for ours, theirs in zip(few.run(names, {"image": image}), many.run(names, {"image": image}), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_mode_that_is_not_asked_for_costs_nothing_once_it_is_cut_away() -> None:
+    """The server cuts a model down to the outputs of one mode: what is left is one pass, node for node."""
+    net = restless(AWNet(AWNetConfig(width=4)))
+    alone, together = (graph.build(net, modes=modes).SerializeToString() for modes in ((), graph.MODES))
+    left = onnx.load_from_string(cut(together, ["logits", "p_type", "omega"])).graph
+    expected = onnx.load_from_string(alone).graph
+    assert sorted(node.name for node in left.node) == sorted(node.name for node in expected.node)
+    assert {constant.name for constant in left.initializer} == {constant.name for constant in expected.initializer}
+    robust = onnx.load_from_string(cut(together, ["logits_adv", "p_type", "omega"])).graph
+    assert Counter(node.op_type for node in robust.node)["Conv"] == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "modes"),
+    [
+        ({}, [], ["auto"]),
+        ({}, ["natural", "robust"], ["auto", "robust", "natural"]),
+        ({}, ["auto", "natural"], ["auto", "natural"]),
+        ({"mixbn": False}, ["auto"], ["auto"]),
+        ({"mixing": "bounded"}, ["auto"], ["auto", "robust", "natural"]),
+    ],
+    ids=str,
+)
+def test_modes_are_those_asked_for_and_all_of_a_bounded_network(
+    changes: dict[str, Any], asked: list[str], modes: list[str]
+) -> None:
+    """auto is always one; both branches of a bounded network are computed anyway."""
+    net = AWNet(AWNetConfig(width=4, **changes))
+    assert graph.modes_of(net, asked) == modes
+    further = {"robust": "logits_adv", "natural": "logits_nat"}
+    expected = ["logits", "p_type", "omega", *(further[mode] for mode in modes[1:])]
+    assert [output.name for output in graph.build(net, modes=asked).graph.output] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "complaint"),
+    [({}, ["robust", "fast"], "'fast': auto, robust, natural"), ({"mixbn": False}, ["robust"], "one branch")],
+)
+def test_modes_that_cannot_be_are_refused(changes: dict[str, Any], asked: list[str], complaint: str) -> None:
+    """An unknown name, or a branch of a network that has only one."""
+    with pytest.raises(graph.GraphError, match=complaint):
+        graph.build(AWNet(AWNetConfig(width=4, **changes)), modes=asked)
 
 
 def test_any_batch_size_gives_each_image_its_own_answer() -> None:

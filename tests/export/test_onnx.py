@@ -79,7 +79,8 @@ def test_parity_cannot_be_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "--ckpt runs/small/d-robust/best.pt" in said  # what the README's commands make
     options = set(re.findall(r"--[a-z-]+", said.split("examples:")[0]))
-    assert options == {"--help", "--ckpt", "--repository", "--name", "--version", "--opset", "--data-dir", "--card"}
+    documented = "help ckpt repository name version opset data-dir card modes"
+    assert options == {f"--{name}" for name in documented.split()}
 
 
 def test_the_file_is_self_contained_and_portable(exported: Path) -> None:
@@ -246,7 +247,7 @@ def test_a_figure_that_no_server_would_accept_is_refused(
 
 
 @pytest.mark.slow
-def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_domains_and_card_travel_in_a_contract_of_schema_3(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Both domains in their order; the top thresholds are the last one's, so that who reads one pair errs quietly."""
     checkpoint = with_domains(tiny_checkpoint, tmp_path)
     card = CARD | {"checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), "figures": [FIGURE]}
@@ -254,7 +255,9 @@ def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path
     folder = export_checkpoint(checkpoint, tmp_path / "models", card=tmp_path / "card.json")
     model = onnx.load(folder / "model.onnx")
     contract = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
-    assert contract["schema_version"] == 2 and contract["card"] == card
+    assert contract["schema_version"] == 3 and contract["card"] == card
+    assert contract["modes"] == {"auto": {"output": "logits"}}
+    assert (contract["mixing"], contract["precision"]) == ({"kind": "norms"}, "float32")
     pristine, pool = contract["domains"]
     assert (
         contract["thresholds"]
@@ -278,6 +281,47 @@ def test_domains_and_card_travel_in_a_contract_of_schema_2(tiny_checkpoint: Path
     served = parse(json.dumps(contract))
     assert [domain.name for domain in served.domains] == ["pristine", "pool"]
     assert served.card == {key: value for key, value in card.items() if key != "format"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixing", ["norms", "bounded"])
+def test_modes_travel_with_outputs_and_golden_values_of_their_own(
+    tiny_checkpoint: Path, tmp_path: Path, mixing: str
+) -> None:
+    """What --modes adds, or bounded mixing brings: named in the contract, proven, and right in any engine."""
+    config = read(tiny_checkpoint)["config"] | {"mixing": mixing, "mixing_limit": 0.25, "mixing_temperature": 2.0}
+    checkpoint = with_domains(tiny_checkpoint, tmp_path)
+    save(checkpoint, {**read(checkpoint), "config": config})
+    modes = ["robust", "natural"] if mixing == "norms" else []
+    folder = export_checkpoint(checkpoint, tmp_path / "models", modes=modes)
+    model = onnx.load(folder / "model.onnx")
+    contract = json.loads({p.key: p.value for p in model.metadata_props}[METADATA_KEY])
+    assert contract["modes"] == {
+        "auto": {"output": "logits"},
+        "robust": {"output": "logits_adv"},
+        "natural": {"output": "logits_nat"},
+    }
+    limit = {"limit": 0.25, "temperature": 2.0} if mixing == "bounded" else {}
+    assert contract["mixing"] == {"kind": mixing, **limit}
+    names = ["logits", "p_type", "omega", "logits_adv", "logits_nat"]
+    golden = contract["golden"]
+    assert list(golden["tolerance"]) == names
+    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    for name, got in zip(names, session.run(None, {"image": array(golden["image"])}), strict=True):
+        np.testing.assert_allclose(got, array(golden[name]), atol=golden["tolerance"][name] / 10, rtol=0)
+    if mixing == "bounded":
+        np.testing.assert_allclose(np.exp(array(golden["logits"])).sum(1), 1, atol=1e-5)
+
+
+def test_modes_of_a_checkpoint_without_domains_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a checkpoint is written in schema 1, which knows no modes."""
+    bounded = changed(tiny_checkpoint, tmp_path, config=read(tiny_checkpoint)["config"] | {"mixing": "bounded"})
+    for options in (["--ckpt", str(bounded)], ["--ckpt", str(tiny_checkpoint), "--modes", "robust"]):
+        assert main([*options, "--repository", str(tmp_path / "models")]) == 2
+        assert "modes need a checkpoint with domains" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

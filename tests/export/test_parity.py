@@ -28,8 +28,9 @@ def probes(net: AWNet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, to
 
 def test_a_faithful_graph_passes(net: AWNet, probes: dict[str, torch.Tensor]) -> None:
     """The graph of the network is within tolerance on every probe, and the report says how close it came."""
-    report = parity.prove(net, graph.build(net).SerializeToString(), probes)
+    report = parity.prove(net, graph.build(net, modes=graph.MODES).SerializeToString(), probes)
     assert report.images == {"clean": 16, "attacked": 48}
+    assert set(report.worst) == {"logits", "p_type", "omega", "logits_adv", "logits_nat"} == set(parity.TOLERANCE)
     assert all(0 <= report.worst[name] <= limit for name, limit in parity.TOLERANCE.items())
     assert "attacked" in str(report)
 
@@ -79,24 +80,34 @@ def nan(model: onnx.ModelProto) -> None:
         (swap_types, "p_type"),
         (another_activation, "logits"),
         (nan, "logits"),
+        (nudge("adv.stem.shift", 0.01), "logits_adv"),
+        (nudge("nat.by_omega.rows", 0.1), "logits_nat"),
     ],
 )
 def test_a_wrong_graph_is_refused(
     net: AWNet, probes: dict[str, torch.Tensor], corrupt: Callable[[onnx.ModelProto], None], output: str
 ) -> None:
     """Twice the tolerance in one number is enough; the error names the output that is wrong."""
-    model = graph.build(net)
+    model = graph.build(net, modes=graph.MODES)
     corrupt(model)
     onnx.checker.check_model(model)
     with pytest.raises(parity.ParityError, match=output):
         parity.prove(net, model.SerializeToString(), probes)
 
 
+def test_a_model_that_lacks_an_output_is_refused(net: AWNet, probes: dict[str, torch.Tensor]) -> None:
+    """What is not there cannot be compared, and is no proof."""
+    model = graph.build(net)
+    del model.graph.output[1]
+    with pytest.raises(parity.ParityError, match="logits, omega"):
+        parity.prove(net, model.SerializeToString(), probes)
+
+
 def test_a_fault_that_only_attacked_images_show_is_found(net: AWNet, probes: dict[str, torch.Tensor]) -> None:
     """Every group counts: a graph that is right on clean images and wrong on others is refused, naming them."""
     model = graph.build(net)
-    ceiling = parity.answers(net, probes["clean"])["logits"].max(axis=0)
-    assert np.any(parity.answers(net, probes["attacked"])["logits"] > ceiling + 1e-3)
+    ceiling = parity.answers(net, probes["clean"], ["logits"])["logits"].max(axis=0)
+    assert np.any(parity.answers(net, probes["attacked"], ["logits"])["logits"] > ceiling + 1e-3)
     model.graph.initializer.append(numpy_helper.from_array(ceiling, "ceiling"))
     next(node for node in model.graph.node if node.name == "logits").output[0] = "uncut"
     model.graph.node.append(onnx.helper.make_node("Min", ["uncut", "ceiling"], ["logits"]))

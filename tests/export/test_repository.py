@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from server.engines.repository import Repository
 from training.awnet import AWNet, AWNetConfig
 
 
-def make_model(contract: str, width: int = 4) -> bytes:
-    model = graph.build(AWNet(AWNetConfig(width=width)).eval())
+def make_model(contract: str, width: int = 4, modes: Collection[str] = ()) -> bytes:
+    model = graph.build(AWNet(AWNetConfig(width=width)).eval(), modes=modes)
     model.metadata_props.add(key=METADATA_KEY, value=contract)
     return bytes(model.SerializeToString())
 
@@ -106,6 +106,22 @@ def test_other_tensors_need_another_name(tmp_path: Path, model: bytes) -> None:
     with pytest.raises(RepositoryError, match=r"version 1 of awnet .* another --name"):
         publish(make_model("{}", width=8), tmp_path)
     assert snapshot(tmp_path) == before
+
+
+def test_outputs_of_further_modes_are_told_once_every_version_has_them(tmp_path: Path, model: bytes) -> None:
+    """Triton loads no version that lacks an output of config.pbtxt, and one config.pbtxt serves them all."""
+
+    def told() -> list[str]:
+        return [output.name for output in read_config(tmp_path / "awnet").output]
+
+    publish(model, tmp_path)
+    publish(make_model("{}", modes=graph.MODES), tmp_path)
+    assert told() == ["logits", "p_type", "omega"]
+    shutil.rmtree(tmp_path / "awnet/1")
+    publish(make_model("{}", modes=graph.MODES), tmp_path)
+    assert told() == ["logits", "p_type", "omega", "logits_adv", "logits_nat"]
+    publish(make_model("{}", modes=["natural"]), tmp_path)
+    assert told() == ["logits", "p_type", "omega", "logits_nat"]
 
 
 def test_a_model_without_a_contract_is_refused(tmp_path: Path) -> None:
