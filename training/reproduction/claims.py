@@ -31,6 +31,7 @@ from typing import Any
 from ..evaluation.report import ONE_STEP
 from ..files import write_json, write_text
 from . import sweep, tables
+from .full_width import full_width
 from .ledger import HEADINGS, ledger_markdown, standing
 from .results import KINDS, Measure, Results
 from .tables import build_table
@@ -279,13 +280,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = Results.read(sweep.Specification.read(args.spec), args.runs, args.out)
         judged, strong, extractors = judge_all(results), full_strength(results), readings(results)
         documents = [build_table(number, results) for number in sorted(tables.read_paper())]
-        text = ledger_markdown(documents, judged, strong, extractors, results.about)
+        wide = full_width()
+        text = ledger_markdown(documents, judged, strong, extractors, wide, results.about)
         if args.page:
             fill_in(args.page, text)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     whole = {"scale": results.scale, "claims": judged, "full_strength": strong, "readings": extractors}
+    whole["full_width"] = wide
     write_json(args.out / "ledger.json", whole)
     write_text(args.out / "ledger.md", f"# Ledger\n\n{text}")
     verdicts = Counter(j["verdict"].partition(":")[0] for j in judged)

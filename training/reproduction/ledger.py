@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .full_width import full_width_markdown
 from .results import KINDS
 from .tables import STRONG, head_of, percent, row_of, shown, strong_shown
 
@@ -67,9 +68,11 @@ def ledger_markdown(
     judged: Sequence[Mapping[str, Any]],
     strong: Sequence[Mapping[str, Any]],
     extractors: Sequence[Mapping[str, Any]],
+    wide: Sequence[Mapping[str, Any]],
     about: str,
 ) -> str:
-    """Relative claims with their verdicts, readings of the extractor, then every row of the paper."""
+    """Relative claims with their verdicts, rows at the paper's width, readings of the extractor, then every row of the
+    paper."""
     lines = [
         f"Made by `python -m training.reproduction.claims` at the {documents[0]['scale']} scale: {about}",
         "Figures are in per cent, intervals 95 %: over seeds (Student's t; differences are taken seed by seed), or",
@@ -90,6 +93,7 @@ def ledger_markdown(
             lines += [f"### {heading}", "", *head, *rows, ""]
     if strong:
         lines += full_strength_markdown(strong)
+    lines += full_width_markdown(wide)
     lines += ["### The extractor's readings, under PGD_trades", ""]
     lines += head_of(
         "extractor", "network", "seeds", "natural", "T1", "T2", "AUROC at T1", "at T2", "SR @ 5 % at T2", "worst case"

@@ -150,19 +150,19 @@ class Results:
     strong: frozenset[str] = frozenset()
 
     @classmethod
-    def read(cls, spec: sweep.Specification, folder: Path, kept: Path) -> Results:
+    def read(cls, spec: sweep.Specification, folder: Path | None, kept: Path) -> Results:
         """Every network of the specification that is finished in `folder`, or whose report is among the `kept` ones.
 
         Weights are not kept for ever, reports are: a network that was finished somewhere else counts by its report, and
-        one that was trained again stands beside it (`merged`).
+        one that was trained again stands beside it (`merged`). Without a folder the kept ones are all there is.
 
         Raises:
             FileNotFoundError: no such folder, or nothing in it is finished: a mistyped one changes no table.
         """
-        if not folder.is_dir():
+        if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"--runs {folder}: no such folder; python -m training.reproduction.sweep makes it")
         judged = [net for net in spec.networks if net.judged]
-        if not any(sweep.done(net, folder) for net in judged):
+        if folder is not None and not any(sweep.done(net, folder) for net in judged):
             raise FileNotFoundError(f"--runs {folder}: no network of the specification is trained and judged there")
         runs = {}
         for net in judged:
@@ -171,7 +171,7 @@ class Results:
                 document = json.loads(file.read_text())
                 if not sweep.made_by(net, document["made"]):
                     raise sweep.SpecificationError(f"{file} was made by another recipe: move it away")
-            if sweep.done(net, folder):
+            if folder is not None and sweep.done(net, folder):
                 home = folder / net.title
                 new = json.loads((home / "report.json").read_text())
                 new["made"] = json.loads((home / "done.json").read_text())
@@ -180,6 +180,8 @@ class Results:
                 document = merged(document, new)
             if document is not None:
                 runs[net.title] = FinishedRun.read(net.title, document)
+        if not runs:
+            raise FileNotFoundError(f"{kept}: no report of a network of the specification is kept there")
         wanted = frozenset(net.title for net in spec.networks if net.strong)
         return cls(spec.scale, " ".join(spec.about.split()), runs, wanted)
 

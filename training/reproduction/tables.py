@@ -226,7 +226,11 @@ def keep_reports(results: Results, out: Path) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     """What every command needs that reads finished networks."""
     add = parser.add_argument
-    add("--runs", type=Path, default=Path("runs/tables"), help="what sweep made (default: runs/tables)")
+    made = parser.add_mutually_exclusive_group()
+    made.add_argument("--runs", type=Path, default=Path("runs/tables"), help="what sweep made (default: runs/tables)")
+    made.add_argument(
+        "--kept", dest="runs", action="store_const", const=None, help="nothing but the reports that OUT keeps"
+    )
     add("--spec", type=Path, default=sweep.SPECIFICATION, help="the specification that it was made by")
 
 

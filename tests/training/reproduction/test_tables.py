@@ -260,11 +260,14 @@ def test_a_wrong_specification_is_refused_by_name(specification: Path, old: str,
 
 
 def test_the_small_scale_has_every_row_that_is_to_be_run() -> None:
-    """All rows of tables 1 to 5 and 7 on CIFAR-10, AW-Net and one static network on CIFAR-100, Tiny-ImageNet's two."""
+    """All rows of tables 1 to 5 and 7 on CIFAR-10 but beta under CW, AW-Net and one static network on CIFAR-100,
+    Tiny-ImageNet's two."""
     there = {n.title: n for n in Specification.read().networks}
     for number, table in read_paper().items():
         for folder in ("cifar10", "cifar100", "tiny"):
             for attack, networks in table.get(folder, {}).items():
+                if (number, attack) == ("4", "cw_inf"):
+                    continue
                 wanted = set(networks) if folder != "cifar100" else set(networks) & {"awnet", "resnet34"}
                 for name in wanted:
                     judged = there[f"{folder}/{name}"].judged
