@@ -132,13 +132,7 @@ class Adversary:
         share = self.evading_radii[rng.integer(0, len(self.evading_radii), "radius")]
         budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
 
-        def loss(z: Tensor) -> Tensor:
-            signals = net.detect(z)
-            type_logits = signals.type_logits.float()
-            log_odds = type_logits[:, ADVERSARIAL] - type_logits[:, NATURAL]
-            return selective(net.classify(z, signals.detach(), "nat"), log_odds, y)
-
-        return ascend(loss, x, project(start, x, budget.eps), budget)
+        return ascend(lambda z: evading_gain(net, z, y), x, project(start, x, budget.eps), budget)
 
     def initial(self, x: Tensor, rng: Rng = GLOBAL_RNG) -> Tensor:
         """The start of the attack, shaped like x, in [0,1]."""
@@ -154,6 +148,14 @@ class Adversary:
             target = torch.stack([F.softmax(z.float(), dim=1) for z in net.exits(x)]).mean(0)
         net.train(was_training)
         return target
+
+
+def evading_gain(net: DetectingNetwork, z: Tensor, y: Tensor) -> Tensor:
+    """What an attacker at T3 ascends, [N]: `selective` against the natural branch, whose omega he leaves alone."""
+    signals = net.detect(z)
+    type_logits = signals.type_logits.float()
+    log_odds = type_logits[:, ADVERSARIAL] - type_logits[:, NATURAL]
+    return selective(net.classify(z, signals.detach(), "nat"), log_odds, y)
 
 
 @contextmanager

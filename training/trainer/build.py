@@ -77,7 +77,7 @@ def check_options(table: str, options: Mapping[str, Any], built: Callable[..., o
             raise RecipeError(f"unknown key {table}.{name}; known are {', '.join(known)}")
     for name, parameter in known.items():
         if name in options:
-            default = "" if parameter.default is parameter.empty else parameter.default  # teachers: paths
+            default = "" if parameter.default in (parameter.empty, None) else parameter.default  # networks: paths
             check_value(f"{table}.{name}", options[name], default)
 
 
@@ -167,12 +167,28 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
     try:
         check_options("objective", options, OBJECTIVES[name])
         adversary = Adversary(Budget(eps, step, steps), **attack)
-        for option in ("teacher", "nat_teacher", "adv_teacher"):
+        for option in ("teacher", "nat_teacher", "adv_teacher", "signals_teacher"):
             if option in options:
                 options[option] = load_teacher(f"objective.{option}", options[option], folder, device)
+        if "surrogates" in options:
+            found = [load_teacher("objective.surrogates", spec, folder, device) for spec in options["surrogates"]]
+            options["surrogates"] = found
+        if "signals_teacher" in options:
+            same_signals(options["signals_teacher"], recipe["network"])
         return Standard(**options) if name == "standard" else OBJECTIVES[name](adversary, **options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[objective] {name}: {error}") from error
+
+
+def same_signals(teacher: Network, spec: Mapping[str, Any]) -> None:
+    """RecipeError where the omega of `teacher` is not of the convolutions that a recipe's [network] has."""
+    wanted = AWNetConfig(**{key: spec[key] for key in ("depth", "width") if key in spec})
+    has = _awnet(teacher, "objective.signals_teacher").config
+    if (has.depth, has.width) != (wanted.depth, wanted.width):
+        raise RecipeError(
+            f"objective.signals_teacher has depth {has.depth} and width {has.width}, network {wanted.depth} and "
+            f"{wanted.width}: omega is of other convolutions"
+        )
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

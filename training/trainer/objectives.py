@@ -21,7 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from domain.corruptions import STRENGTHS
+
 from ..attacks.ascent import Budget, ascend, cross_entropy, quantise, uniform_start
+from ..data import to_bytes, to_pixels
+from ..evaluation.calibration import TRAINING_KINDS
+from ..evaluation.pictures import changed
 from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
 from ..rng import GLOBAL_RNG, Rng
 from .adversary import Adversary
@@ -308,3 +313,23 @@ def sign_noise(x: Tensor, share: float, eps: float, rng: Rng = GLOBAL_RNG) -> Te
         return x
     signs = rng[:n].signs(x[:n], "noise")
     return torch.cat([quantise((x[:n] + eps * signs).clamp(0, 1)), x[n:]])
+
+
+def corrupted(x: Tensor, share: float, rng: Rng = GLOBAL_RNG) -> Tensor:
+    """x [N,3,H,W] with the last `share` of the images changed as honest programs change pictures, at 8 bits.
+
+    Each image gets a kind of the group "training" of `domain.corruptions` and a strength of its own; what judges a
+    network is never among them. They are computed on the CPU, at about 0.1 ms an image of 32 x 32.
+    """
+    n = round(len(x) * share)
+    if not n:
+        return x
+    last = slice(len(x) - n, len(x))
+    drawn = rng[last].uniform(x[last, 0, 0, :3], 0, 1, "corruption").cpu()  # [n,3]: kind, strength, seed
+    kinds, strengths, seeds = (drawn * torch.tensor([len(TRAINING_KINDS), len(STRENGTHS), 1 << 24])).long().T.tolist()
+    images = to_bytes(x[last]).cpu()
+    parts = [
+        changed(image[None], TRAINING_KINDS[kind], STRENGTHS[strength], seed)
+        for image, kind, strength, seed in zip(images, kinds, strengths, seeds, strict=True)
+    ]
+    return torch.cat([x[: last.start], to_pixels(torch.cat(parts)).to(x.device)])

@@ -88,7 +88,12 @@ TYPES: dict[type, tuple[str, tuple[type, ...]]] = {
 }
 
 # What the values of a key may be, and the items of a list; types are those of the defaults, of lists those of ITEMS.
-ITEMS: dict[str, type] = {"network.freeze": str, "attack.evading_radii": float, "optim.milestones": int}
+ITEMS: dict[str, type] = {
+    "network.freeze": str,
+    "attack.evading_radii": float,
+    "objective.surrogates": str,
+    "optim.milestones": int,
+}
 RANGES: dict[str, Range] = {
     "network.kind": ANY,
     "network.freeze": ANY,
@@ -97,6 +102,7 @@ RANGES: dict[str, Range] = {
     "objective.nat_weight": SHARE,
     "objective.clean_weight": SHARE,
     "objective.adv_weight": SHARE,
+    "objective.signals_weight": NOT_NEGATIVE,
     "attack.eps": PIXELS,
     "attack.step": PIXELS,
     "attack.steps": POSITIVE,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from training.attacks.ascent import Budget
+from domain.corruptions import CORRUPTIONS, STRENGTHS
+from training.attacks.ascent import Budget, quantise
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.trainer.adversary import Adversary
+from training.evaluation.pictures import changed
+from training.rng import KeyedRng
+from training.trainer import objectives
+from training.trainer.adversary import Adversary, evading_gain
 from training.trainer.distillation import LossBalance, Mtard, Rslad
 from training.trainer.objectives import (
     Mart,
@@ -21,6 +26,7 @@ from training.trainer.objectives import (
     Standard,
     Trades,
     branches,
+    corrupted,
     kl_divergence,
     sign_noise,
     type_loss,
@@ -450,6 +456,93 @@ def test_detector_pretraining_touches_only_extractor_and_type_head(batch: tuple[
     trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
     assert trained == {"extractor", "type_head"}
     assert torch.equal(statistics, net.stem.nat.running_mean)
+
+
+def test_corrupted_images_are_the_last_ones_and_of_training_kinds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets a kind and a strength of its own; what judges a network must never train one."""
+    seen = set()
+
+    def record(images: torch.Tensor, kind: str, strength: int, seed: int) -> torch.Tensor:
+        seen.add((kind, strength, seed))
+        return changed(images, kind, strength, seed)
+
+    monkeypatch.setattr(objectives, "changed", record)
+    x = quantise(torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    out = corrupted(x, 0.75)
+    assert torch.equal(out[:100], x[:100]) and out.shape == x.shape and out.dtype == x.dtype
+    assert (out[100:] != x[100:]).flatten(1).any(1).sum() > 250  # a median filter may leave flat images alone
+    assert torch.equal(out, quantise(out)) and out.min() >= 0 and out.max() <= 1
+    kinds, strengths, seeds = ({one[i] for one in seen} for i in range(3))
+    assert kinds == {name for name, kind in CORRUPTIONS.items() if kind.group == "training"} and len(kinds) == 16
+    assert strengths == set(STRENGTHS) and len(seeds) > 290
+    assert corrupted(x, 0.0) is x
+
+
+def test_what_corrupts_an_image_follows_from_the_image() -> None:
+    """Not from its place in the batch, or the batches before: a resumed run and several processes see the same."""
+    x, rng = quantise(torch.rand(6, 3, 8, 8)), KeyedRng.of(0, 0, 0, torch.arange(6))
+    whole = corrupted(x, 1.0, rng)
+    assert torch.equal(corrupted(x[4:], 1.0, rng[4:]), whole[4:])
+    assert torch.equal(corrupted(x[:4], 0.5, rng)[2:], whole[2:4])  # natural images are fewer than the batch
+
+
+@pytest.mark.parametrize("attacker", ["evading", "transferred"])
+def test_a_detector_s_attacker_wants_what_his_name_says(
+    attacker: str, awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """'evading' lowers the score where the class is wrong already, 'transferred' never asks the network itself."""
+    x, y = quantise(batch[0]), batch[1]
+    torch.manual_seed(3)
+    torch.nn.init.normal_(awnet.type_head.weight)
+    static = build_static(StaticConfig("resnet18", WIDTH))
+    surrogates = {"surrogates": [static]} if attacker == "transferred" else {}
+    objective = DetectorPretraining(Adversary(Budget(steps=3)), attackers=(attacker,), **surrogates)
+    x_adv = objective.prepare(awnet, x, y, KeyedRng.of(0, 0, 0, torch.arange(8))).x_adv
+    assert 0 < (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and torch.equal(x_adv, quantise(x_adv))
+    awnet.eval()
+    if attacker == "evading":
+        assert evading_gain(awnet, x_adv, y).mean() > evading_gain(awnet, x, y).mean()
+    else:
+        assert F.cross_entropy(static(x_adv), y) > F.cross_entropy(static(x), y)
+        torch.nn.init.normal_(awnet.classifier.weight)
+        assert torch.equal(x_adv, objective.prepare(awnet, x, y, KeyedRng.of(0, 0, 0, torch.arange(8))).x_adv)
+
+
+def test_signals_are_held_at_their_teacher_s(awnet: AWNet, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The term is the mean squared error of omega on both kinds of image, and reaches the signal heads."""
+    teacher = AWNet(AWNetConfig(width=WIDTH, beta=1.0, extractor_width=2))
+    net = AWNet(AWNetConfig(width=WIDTH, beta=1.0, extractor_frozen=False)).train()
+    for head in (*teacher.signal_heads, *net.signal_heads):
+        torch.nn.init.normal_(head.weight, std=0.2)
+    objective = DetectorPretraining(
+        Adversary(Budget(steps=1)), corruption_share=0.5, signals_weight=3.0, signals_teacher=teacher
+    )
+    step = objective.prepare(net, *batch, KeyedRng.of(0, 0, 0, torch.arange(8)))
+    both = torch.cat([step.x, step.x_adv])
+    errors = [F.mse_loss(a, b) for a, b in zip(net.detect(both).omega, teacher.eval().detect(both).omega, strict=True)]
+    loss = objective.loss(net, step)
+    assert loss.terms["signals"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert loss.total.item() == pytest.approx(loss.terms["type"] + 3 * loss.terms["signals"], rel=1e-4)
+    loss.total.backward()
+    trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
+    assert trained == {"extractor", "type_head", "signal_heads"}
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attackers": ("transferred",)}, "transferred"),
+        ({"signals_weight": 1.0}, "signals_teacher"),
+        ({"sign_noise_share": 0.6, "corruption_share": 0.6}, "sum"),
+        ({"attackers": ("evade",)}, "attackers are"),
+    ],
+)
+def test_a_detection_stage_that_lacks_a_part_is_refused(options: dict[str, Any], message: str) -> None:
+    """Half of a setting would train something else."""
+    with pytest.raises(TypeError, match=message):
+        DetectorPretraining(Adversary(Budget(steps=1)), **options)
 
 
 def test_standard_is_cross_entropy(batch: tuple[torch.Tensor, torch.Tensor]) -> None:

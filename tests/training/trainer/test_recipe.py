@@ -14,6 +14,7 @@ from training import checkpoint
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
+from training.trainer.pretraining import DetectorPretraining
 from training.trainer.recipe import DEFAULTS, RANGES, RecipeError, read_recipe
 
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
@@ -211,6 +212,33 @@ def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
     recipe["objective"] = {"name": "rslad"}
     with pytest.raises(RecipeError, match="teacher"):
         build_objective(recipe, tmp_path, torch.device("cpu"))
+
+
+def test_a_detection_stage_s_other_networks_are_files(tmp_path: Path) -> None:
+    """Surrogates and who says what omega was; one that scales other convolutions says so before the first step."""
+    static, teacher = build_static(StaticConfig("resnet18", 4)), AWNet(AWNetConfig(width=4, extractor_width=2))
+    checkpoint.save(tmp_path / "s.pt", checkpoint.pack(static, labels=[], recipe={}))
+    checkpoint.save(tmp_path / "t.pt", checkpoint.pack(teacher, labels=[], recipe={}))
+    path = tmp_path / "r.toml"
+    path.write_text(
+        '[network]\nwidth = 4\n[objective]\nname = "detector"\nattackers = ["nat", "transferred", "evading"]\n'
+        'surrogates = ["s.pt", "t.pt"]\ncorruption_share = 0.5\nsignals_weight = 2.0\nsignals_teacher = "t.pt"\n'
+    )
+    objective = build_objective(read_recipe(path), tmp_path, torch.device("cpu"))
+    assert isinstance(objective, DetectorPretraining) and objective.corruption_share == 0.5
+    assert [net.kind for net in objective.surrogates] == ["static", "awnet"]
+    assert not any(p.requires_grad for net in objective.surrogates for p in net.parameters())
+    for wrong, message in (
+        ("network.width=8", "objective.signals_teacher has depth 18 and width 4, network 18 and 8"),
+        ('objective.signals_teacher="s.pt"', "objective.signals_teacher needs an AW-Net, not a static network"),
+        ('objective.surrogates=["missing.pt"]', "objective.surrogates: .*missing.pt"),
+        ("objective.surrogates=[]", "'transferred' and surrogates need each other"),
+        ("objective.surrogates=[3]", "objective.surrogates must be a list, each item a text"),
+        ("objective.signals_weight=-1.0", "objective.signals_weight must be a number, at least 0"),
+        ("objective.corruption_share=1.5", "objective.corruption_share must be a number, from 0 to 1"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            build_objective(read_recipe(path, [wrong]), tmp_path, torch.device("cpu"))
 
 
 def test_what_needs_an_aw_net_is_refused_for_a_static_network(tmp_path: Path) -> None:
