@@ -22,6 +22,8 @@ from .source import AWNet, Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 3
 PRISTINE_ONLY = 1  # the version without domains, card and modes: what a checkpoint without domains is written in
+# How numbers are stored and computed; float16-weights stores filters and matrices so and computes in float32.
+PRECISIONS = ("float32", "float16-weights")
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
 CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")
@@ -39,13 +41,16 @@ class ContractError(ValueError):
 
 
 def check(
-    checkpoint: Checkpoint, card: Mapping[str, Any] | None = None, modes: Collection[str] = ("auto",)
+    checkpoint: Checkpoint,
+    card: Mapping[str, Any] | None = None,
+    modes: Collection[str] = ("auto",),
+    precision: str = "float32",
 ) -> Calibration:
     """The calibration of a checkpoint that has all that `build` needs.
 
     Raises:
         ContractError: no calibration, a missing or impossible operating point, sizes that do not fit, an impossible
-            domain, a card or further modes and no domains, or a card that lacks something.
+            domain, a card that lacks something, or no domains and something that only schema 3 can tell.
         graph.GraphError: modes that the network cannot have.
     """
     net, calibration = checkpoint.awnet, checkpoint.calibration
@@ -77,7 +82,11 @@ def check(
     if len({domain.name for domain in calibration.domains}) < len(calibration.domains):
         raise ContractError("two domains have one name")
     if not calibration.domains:
-        for what, wanted in (("a card needs", card is not None), ("modes need", modes_of(net, modes) != ["auto"])):
+        for what, wanted in (
+            ("a card needs", card is not None),
+            ("modes need", modes_of(net, modes) != ["auto"]),
+            (f"precision {precision} needs", precision != "float32"),
+        ):
             if wanted:
                 raise ContractError(f"{what} a checkpoint with domains: calibrate it with python -m training.calibrate")
     if card is not None:
@@ -134,6 +143,7 @@ def build(
     exporter: str,
     card: Mapping[str, Any] | None = None,
     modes: Collection[str] = ("auto",),
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """The document of a calibrated AW-Net; errors as `check`.
 
@@ -147,8 +157,9 @@ def build(
         exporter: names and versions of what wrote the model.
         card: the figures of an audit (`card.json`) for whoever asks the server about the model; needs domains.
         modes: as `graph.build` got them; others than auto need domains.
+        precision: of `PRECISIONS`; others than float32 need domains.
     """
-    calibration = check(checkpoint, card, modes)
+    calibration = check(checkpoint, card, modes, precision)
     net = checkpoint.awnet
     outputs = outputs_of(modes_of(net, modes))
     domains = calibration.domains
@@ -164,7 +175,7 @@ def build(
         },
         "thresholds": _thresholds(domains[-1] if domains else calibration),
         **({"domains": [_domain(domain) for domain in domains], "card": dict(card or {})} if domains else {}),
-        **(_schema_3(net, modes) if domains else {}),
+        **(_schema_3(net, modes, precision) if domains else {}),
         "reference": {
             "images": calibration.images,
             "score_histogram": _histogram(calibration),
@@ -186,7 +197,7 @@ def build(
     }
 
 
-def _schema_3(net: AWNet, modes: Collection[str]) -> dict[str, Any]:
+def _schema_3(net: AWNet, modes: Collection[str], precision: str) -> dict[str, Any]:
     """What the model can answer by, and how its numbers are made."""
     mixing: dict[str, Any] = {"kind": net.config.mixing}
     if net.config.mixing == "bounded":
@@ -194,7 +205,7 @@ def _schema_3(net: AWNet, modes: Collection[str]) -> dict[str, Any]:
     return {
         "modes": {mode: {"output": MODES[mode]} for mode in modes_of(net, modes)},
         "mixing": mixing,
-        "precision": "float32",
+        "precision": precision,
     }
 
 

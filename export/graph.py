@@ -52,10 +52,12 @@ class GraphError(ValueError):
 class Writer:
     """Nodes and constants of a graph under construction; every method returns the name of what it made.
 
-    Constants are written in `dtype`, float32 for a model and float64 where a test wants exactness.
+    Constants are written in `dtype`, float32 for a model and float64 where a test wants exactness. With `half_weights`
+    filters and matrices that float16 holds without loss are written in it, with a Cast that a runtime folds at load.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, half_weights: bool = False) -> None:
+        self.half_weights = half_weights
         self.dtype = np.dtype(str(dtype).removeprefix("torch."))
         self.type = helper.np_dtype_to_tensor_dtype(self.dtype)
         self.nodes: list[onnx.NodeProto] = []
@@ -68,7 +70,19 @@ class Writer:
     def constant(self, name: str, value: Tensor | Array | list[int] | float) -> str:
         """A constant: integers as int64, everything else in the graph's dtype. The same one again is no second one."""
         array = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
-        array = array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else self.dtype)
+        return self._store(name, array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else self.dtype))
+
+    def weights(self, name: str, value: Tensor) -> str:
+        """Filters or a matrix of the network, as `constant` or in float16."""
+        if not self.half_weights or not exact_in_half(value):
+            return self.constant(name, value)
+        stored = f"{name}.half"
+        if stored not in self._constants:
+            self.node("Cast", stored, out=name, to=self.type)
+        self._store(stored, value.detach().cpu().numpy().astype(np.float16))
+        return name
+
+    def _store(self, name: str, array: Array) -> str:
         made = numpy_helper.from_array(array, name)
         if self._constants.setdefault(name, made) != made:
             raise GraphError(f"two constants are called {name}")
@@ -94,9 +108,20 @@ class Writer:
         shift: Tensor | None = None,
         filters: str | None = None,
     ) -> str:
-        """A convolution; scale and shift [c_out] go into its filters, a constant called `filters`, and its bias."""
+        """A convolution; scale and shift [c_out] go into its filters, a constant called `filters`, and its bias.
+
+        Where weights are in float16 they stand beside it instead, so that filters keep their exact values; runtimes
+        fold both into them at load.
+        """
+        if self.half_weights and scale is not None and shift is not None:
+            y = self.conv(x, conv, f"{out}.plain")
+            factor, summand = (
+                self.constant(f"{out}.{kind}", value[None, :, None, None])
+                for kind, value in (("scale", scale), ("shift", shift))
+            )
+            return self.node("Add", self.node("Mul", y, factor, out=f"{out}.scaled"), summand, out=out)
         weight = conv.weight if scale is None else conv.weight * scale[:, None, None, None]
-        inputs = [x, self.constant(filters or f"{out}.weight", weight)]
+        inputs = [x, self.weights(filters or f"{out}.weight", weight)]
         if shift is not None:
             inputs.append(self.constant(f"{out}.bias", shift))
         if isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.bias is not None:
@@ -115,9 +140,8 @@ class Writer:
 
     def linear(self, x: str, weight: Tensor, bias: Tensor, out: str, constants: str | None = None) -> str:
         """x [N, d], weight [k, d], bias [k] -> [N, k]; `constants` is what both are called, `out` where None."""
-        names = [
-            self.constant(f"{constants or out}.{kind}", value) for kind, value in (("weight", weight), ("bias", bias))
-        ]
+        at = constants or out
+        names = [self.weights(f"{at}.weight", weight), self.constant(f"{at}.bias", bias)]
         return self.node("Gemm", x, *names, out=out, transB=1)
 
     def pool(self, x: str, out: str) -> str:
@@ -125,17 +149,25 @@ class Writer:
         return self.node("Flatten", self.node("GlobalAveragePool", x, out=f"{out}.map"), out=out, axis=1)
 
 
-def build(net: AWNet, *, modes: Collection[str] = ("auto",), opset: int = OPSET) -> onnx.ModelProto:
+def exact_in_half(value: Tensor) -> bool:
+    """Whether float16 holds every element as it is."""
+    return bool(torch.equal(value.half().to(value.dtype), value))
+
+
+def build(
+    net: AWNet, *, modes: Collection[str] = ("auto",), half_weights: bool = False, opset: int = OPSET
+) -> onnx.ModelProto:
     """The inference graph of `net` in evaluation mode.
 
     in `image` uint8 [N,3,H,W]; out `logits` [N,K], `p_type` [N,2] = [P(adversarial), P(natural)], `omega`
     [N, sum of c_out] in the order of `omega_layout`, then `logits_adv` and `logits_nat` [N,K] of the branches, where
     `modes_of` has the modes that they answer. Floats have the dtype of the network's parameters; N is dynamic.
-    Constants are folded in float64 first.
+    Constants are folded in float64 first. `half_weights` stores filters and matrices in float16, which changes no
+    number: a checkpoint of a training holds them in it already.
 
     Raises:
-        GraphError: an extractor without an emitter in `EXTRACTORS`, modes that `modes_of` refuses, or an opset outside
-            `OPSETS`.
+        GraphError: an extractor without an emitter in `EXTRACTORS`, modes that `modes_of` refuses, an opset outside
+            `OPSETS`, or filters that float16 would round.
     """
     if opset not in OPSETS:
         raise GraphError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, not {opset}")
@@ -144,7 +176,13 @@ def build(net: AWNet, *, modes: Collection[str] = ("auto",), opset: int = OPSET)
         known = ", ".join(cls.__name__ for cls in EXTRACTORS)
         raise GraphError(f"export knows no graph for the extractor {type(net.extractor).__name__} (it knows {known})")
     outputs = outputs_of(modes_of(net, modes))
-    write = Writer(net.classifier.weight.dtype)
+    if half_weights:
+        for name, parameter in net.named_parameters():
+            if parameter.dim() == 4 and not exact_in_half(parameter):
+                raise GraphError(
+                    f"float16 would round {name}: the filters of a checkpoint that is to be exported so must be in it"
+                )
+    write = Writer(net.classifier.weight.dtype, half_weights)
     net = copy.deepcopy(net).double().eval()
     with torch.no_grad():
         x = emit_pixels(write, net)

@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   python -m export.onnx --ckpt runs/small/d-robust/best.pt      # what `make train-small` made
   python -m export.onnx --ckpt best.pt --repository /srv/models --version 7
   python -m export.onnx --ckpt best.pt --data-dir data          # parity on real test images as well
+  python -m export.onnx --ckpt best.pt --precision float16-weights      # half the size, the same answers
 """
 
 
@@ -48,6 +49,7 @@ def export_checkpoint(
     data_dir: Path | None = None,
     card: Path | None = None,
     modes: Collection[str] = ("auto",),
+    precision: str = "float32",
 ) -> Path:
     """Export, prove, publish; returns the version folder, which holds `model.onnx`.
 
@@ -58,13 +60,14 @@ def export_checkpoint(
         data_dir: holds cifar-10-batches-py/; parity then covers real test images too.
         card: JSON object with an audit's figures, which `GET /model` returns.
         modes: of `graph.MODES`, how the model may be asked to answer; a network with bounded mixing has all.
+        precision: of `contract.PRECISIONS`.
 
     Raises:
         FileNotFoundError: no checkpoint, or no data set in `data_dir`.
         checkpoint.CheckpointError, contract.ContractError, graph.GraphError, parity.ParityError,
         repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
     """
-    return _export(ckpt, repository, name, version, opset, data_dir, card, modes)[0]
+    return _export(ckpt, repository, name, version, opset, data_dir, card, modes, precision)[0]
 
 
 def _export(
@@ -76,17 +79,18 @@ def _export(
     data_dir: Path | None,
     card: Path | None,
     modes: Collection[str],
+    precision: str,
 ) -> tuple[Path, parity.ParityReport]:
     # What can be refused at once is, before minutes of attacks.
     check_free(repository, name=name, version=version)
     checkpoint = load(ckpt)
     net = checkpoint.awnet
     figures = None if card is None else read_card(card)
-    contract.check(checkpoint, figures, modes)
+    contract.check(checkpoint, figures, modes, precision)
     checkpoint_sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
     if figures is not None and figures["checkpoint_sha256"] != checkpoint_sha256:
         raise ExportError(f"{card} is the card of another checkpoint: the figures are not those of {ckpt}")
-    model = graph.build(net, modes=modes, opset=opset)
+    model = graph.build(net, modes=modes, half_weights=precision == "float16-weights", opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
     real = parity.test_images(net, data_dir) if data_dir is not None else {}
@@ -99,6 +103,7 @@ def _export(
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
         modes=modes,
+        precision=precision,
     )
     model.metadata_props.add(key=METADATA_KEY, value=contract.encode(document))
     onnx.checker.check_model(model, full_check=True)
@@ -176,6 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="how the model may be asked to answer: auto, which it always has, robust (the adversarial branch alone), "
         "natural; a network with bounded mixing has all (default: auto)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=contract.PRECISIONS,
+        default="float32",
+        help="float16-weights stores filters and matrices in float16, half the file, and computes in float32 as before "
+        "(default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     try:
         folder, report = _export(
@@ -187,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.data_dir,
             options.card,
             options.modes,
+            options.precision,
         )
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(f"not exported: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from benchmarks.harness.networks import randomised
 from export import graph
 from server.engines.onnx_cut import cut
+from server.engines.onnx_scan import scan
 from training.awnet import AWNet, AWNetConfig
 from training.network import Signals
 
@@ -139,6 +141,59 @@ def test_a_mode_that_is_not_asked_for_costs_nothing_once_it_is_cut_away() -> Non
     assert {constant.name for constant in left.initializer} == {constant.name for constant in expected.initializer}
     robust = onnx.load_from_string(cut(together, ["logits_adv", "p_type", "omega"])).graph
     assert Counter(node.op_type for node in robust.node)["Conv"] == 40
+
+
+def rounded(net: AWNet) -> AWNet:
+    """`net` as a checkpoint of a training keeps it: filters and matrices are numbers of float16."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(parameter.half())
+    return net
+
+
+@pytest.mark.parametrize("modes", [(), graph.MODES], ids=["auto", "all modes"])
+def test_float16_weights_are_gone_once_the_model_is_loaded(modes: Any, tmp_path: Path) -> None:
+    """Half the file; ONNX Runtime makes the same graph of it, without a Cast, and the same answers."""
+    net = rounded(restless(AWNet(AWNetConfig(width=16))))
+    image = images(3, 32).numpy()
+    made, kinds, answers = [], [], []
+    for half in (False, True):
+        made.append(graph.build(net, modes=modes, half_weights=half).SerializeToString())
+        onnx.checker.check_model(onnx.load_from_string(made[-1]), full_check=True)
+        scan(made[-1])
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / f"{half}.onnx")
+        options.log_severity_level = 3  # such a file is for this machine alone
+        session = ort.InferenceSession(made[-1], options, providers=["CPUExecutionProvider"])
+        kinds.append(Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node))
+        answers.append(session.run(None, {"image": image}))
+    assert kinds[0] == kinds[1] and kinds[1]["Cast"] == 1  # of the image
+    assert len(made[1]) < 0.55 * len(made[0])
+    for plain, half_ in zip(*answers, strict=True):
+        np.testing.assert_allclose(half_, plain, atol=2e-6 * np.abs(plain).max(), rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixing": "bounded"}], ids=str)
+def test_float16_weights_change_no_number(changes: dict[str, Any]) -> None:
+    """In float64 the graph is the network as exactly as with weights of float64."""
+    net = rounded(restless(AWNet(AWNetConfig(width=4, image_size=8, **changes)))).double()
+    image = {"image": images(3, 8).numpy()}
+    plain, half = (
+        ReferenceEvaluator(graph.build(net, modes=graph.MODES, half_weights=half)).run(None, image)
+        for half in (False, True)
+    )
+    for value, wanted in zip(half, plain, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_filters_that_float16_would_round_are_refused() -> None:
+    """Thresholds and audit speak for the network as it is, and not for a rounded one."""
+    net = rounded(AWNet(AWNetConfig(width=4)))
+    with torch.no_grad():
+        net.blocks[0].conv1.conv.weight[0, 0, 0, 0] = 1 / 3
+    with pytest.raises(graph.GraphError, match=r"float16 would round blocks\.0\.conv1"):
+        graph.build(net, half_weights=True)
 
 
 @pytest.mark.parametrize(

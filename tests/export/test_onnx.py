@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from export.contract import ContractError
-from export.graph import omega_layout
+from export.graph import GraphError, omega_layout
 from export.layout import METADATA_KEY
 from export.onnx import ExportError, export_checkpoint, main
 from export.parity import ParityError
@@ -79,7 +79,7 @@ def test_parity_cannot_be_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "--ckpt runs/small/d-robust/best.pt" in said  # what the README's commands make
     options = set(re.findall(r"--[a-z-]+", said.split("examples:")[0]))
-    documented = "help ckpt repository name version opset data-dir card modes"
+    documented = "help ckpt repository name version opset data-dir card modes precision"
     assert options == {f"--{name}" for name in documented.split()}
 
 
@@ -313,15 +313,37 @@ def test_modes_travel_with_outputs_and_golden_values_of_their_own(
         np.testing.assert_allclose(np.exp(array(golden["logits"])).sum(1), 1, atol=1e-5)
 
 
-def test_modes_of_a_checkpoint_without_domains_are_refused(
+def test_modes_and_precisions_of_a_checkpoint_without_domains_are_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such a checkpoint is written in schema 1, which knows no modes."""
+    """Such a checkpoint is written in schema 1, which knows neither."""
     bounded = changed(tiny_checkpoint, tmp_path, config=read(tiny_checkpoint)["config"] | {"mixing": "bounded"})
-    for options in (["--ckpt", str(bounded)], ["--ckpt", str(tiny_checkpoint), "--modes", "robust"]):
-        assert main([*options, "--repository", str(tmp_path / "models")]) == 2
-        assert "modes need a checkpoint with domains" in capsys.readouterr().err
+    for checkpoint, options, told in (
+        (bounded, [], "modes need"),
+        (tiny_checkpoint, ["--modes", "robust"], "modes need"),
+        (tiny_checkpoint, ["--precision", "float16-weights"], "precision float16-weights needs"),
+    ):
+        assert main(["--ckpt", str(checkpoint), *options, "--repository", str(tmp_path / "models")]) == 2
+        assert f"{told} a checkpoint with domains" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.slow
+def test_float16_weights_are_told_and_proven(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The contract names the precision; a checkpoint whose filters are no numbers of float16 is refused."""
+    checkpoint = with_domains(tiny_checkpoint, tmp_path)
+    with pytest.raises(GraphError, match="float16 would round"):
+        export_checkpoint(checkpoint, tmp_path / "models", precision="float16-weights")
+    state = {name: v.half() if v.dim() > 1 else v for name, v in read(checkpoint)["state"].items()}
+    save(checkpoint, {**read(checkpoint), "state": state})
+    sizes = []
+    for precision in ("float32", "float16-weights"):
+        file = export_checkpoint(checkpoint, tmp_path / "models", precision=precision) / "model.onnx"
+        contract = json.loads({p.key: p.value for p in onnx.load(file).metadata_props}[METADATA_KEY])
+        assert contract["precision"] == parse(json.dumps(contract)).precision == precision
+        sizes.append(file.stat().st_size)
+    parameters = sum(p.numel() for p in load(checkpoint).network.parameters() if p.dim() > 1)
+    assert sizes[0] - sizes[1] > 1.6 * parameters
 
 
 @pytest.mark.parametrize(
