@@ -85,6 +85,7 @@ FORBIDDEN = {
     ],
     "Who judges a network knows its attackers; measures know neither": [
         ("training/evaluation/detection.py", "from . import judge"),
+        ("training/evaluation/points.py", "from . import frontier"),
     ],
     "Attacks have names last; no kind of attack knows another": [
         ("training/attacks/pgd.py", "from . import evasion"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ADVERSARIAL, NATURAL = 0, 1  # columns of type_logits and P_type
 Branch = Literal["adv", "nat"]
+MODES: dict[str, Branch | None] = {"auto": None, "robust": "adv", "natural": "nat"}  # -> the branch that answers
 
 
 class Signals(NamedTuple):
@@ -63,9 +64,13 @@ class DetectingNetwork(Network, ABC):
     """A network with a detector beside its classifier, with a branch for each kind of image.
 
     In training a branch must be named; in evaluation None lets the detector weight both (Eq. 16).
+
+    Attributes:
+        answering: the branch that answers where None is named, whatever the detector says; None where it weights both.
     """
 
     calls = ("detect", "classify")
+    answering: Branch | None = None
 
     @property
     def detecting(self) -> DetectingNetwork:
@@ -86,6 +91,49 @@ class DetectingNetwork(Network, ABC):
     @abstractmethod
     def temper(self, factor: float) -> None:
         """Divide all type logits by `factor` from here on."""
+
+
+class InMode(DetectingNetwork):
+    """A network in evaluation with one of its modes: the detector's score is the same, the branch that answers is not.
+
+    It shares everything with `net`, weights too.
+
+    Args:
+        mode: of `MODES`.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+
+    def __init__(self, net: DetectingNetwork, mode: str) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"a mode is one of {', '.join(MODES)}, not {mode!r}")
+        self.net, self.mode, self.answering = net, mode, MODES[mode]
+        self.eval()
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return self.net.kind
+
+    @property
+    def config(self) -> DataclassInstance:  # type: ignore[override]
+        return self.net.config
+
+    def detect(self, x: Tensor) -> Signals:
+        return self.net.detect(x)
+
+    def type_logits(self, x: Tensor) -> Tensor:
+        return self.net.type_logits(x)
+
+    def classify(self, x: Tensor, signals: Signals, branch: Branch | None = None) -> Tensor:
+        return self.net.classify(x, signals, branch or self.answering)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(x, self.detect(x))
+
+    def temper(self, factor: float) -> None:
+        self.net.temper(factor)
 
 
 def must_detect(net: Network) -> DetectingNetwork:

@@ -10,7 +10,7 @@ import torch
 
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.network import Network, must_detect
+from training.network import MODES, InMode, Network, must_detect
 
 
 @pytest.mark.parametrize(("arch", "exits"), [("resnet20", 1), ("rdi_resnet38", 7)])
@@ -43,6 +43,25 @@ def test_an_awnet_answers_the_same_questions_and_is_its_own_detector() -> None:
     assert torch.equal(logits, net.detect(x).type_logits)
     net.temper(2.0)
     assert torch.equal(net.type_logits(x), logits / 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_has_the_networks_detector_and_answers_with_one_branch(mode: str) -> None:
+    """Score and signals are the same in all modes; the class is that branch's, unless an attacker forces another."""
+    net = AWNet(AWNetConfig(width=8)).eval()
+    torch.nn.init.normal_(net.type_head.weight)
+    torch.nn.init.normal_(net.stem.norm_for("adv").bias)
+    x, one = torch.rand(4, 3, 32, 32), InMode(net, mode)
+    assert one.detecting is one and one.kind == net.kind and one.config is net.config
+    signals = one.detect(x)
+    assert torch.equal(one.type_logits(x), net.type_logits(x)) and torch.equal(signals.p_type, net.detect(x).p_type)
+    assert torch.equal(one(x), net(x, MODES[mode])) and torch.equal(one.classify(x, signals, "nat"), net(x, "nat"))
+    assert not torch.equal(net(x, "adv"), net(x, "nat"))
+
+
+def test_a_mode_that_nobody_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="auto, robust, natural, not 'fast'"):
+        InMode(AWNet(AWNetConfig(width=8)), "fast")
 
 
 @pytest.mark.parametrize("net", [AWNet(AWNetConfig(width=8)), build_static(StaticConfig("rdi_resnet38", 8))])

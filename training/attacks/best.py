@@ -25,16 +25,17 @@ class BestIterate:
     Args:
         judge: the deployed network, [n,3,H,W] in [0,1] -> logits [n,K].
         x: 8-bit images [N,3,H,W] in [0,1]; y: their classes [N].
+        margins: what the deployed network says of x [N], where the caller has it already.
 
     Attributes:
         x_adv: [N,3,H,W], 8-bit values in [0,1].
         margin: [N], float32, of `judge` for `x_adv`; positive is misclassified.
     """
 
-    def __init__(self, judge: Model, x: Tensor, y: Tensor) -> None:
+    def __init__(self, judge: Model, x: Tensor, y: Tensor, margins: Tensor | None = None) -> None:
         self.judge, self.y = judge, y
         self.x_adv = x.clone()
-        self.margin = self.judged(x, y)
+        self.margin = self.judged(x, y) if margins is None else margins.detach().clone()
 
     def judged(self, x_adv: Tensor, y: Tensor) -> Tensor:
         """The deployed network's margin [n] for x_adv [n,3,H,W]."""

@@ -42,6 +42,8 @@ OTHERS += [("nat", "margin"), ("half", "margin"), ("adv", "ce")]
 # Strongest first, on validation images; T1 twice, since its second start breaks more than most others do.
 DETECTING = (T1_MARGIN, T1_CE, T1_MARGIN, T1_CE, *(Member(copy, loss) for copy, loss in OTHERS))
 STATIC = (Member("T2", "margin"), Member("T2", "ce"))
+# Of a network whose detector decides nothing: it still sets omega, whose gradient T1 cuts.
+FIXED = (Member("T2", "margin"), T1_MARGIN, Member("T2", "ce"), T1_CE)
 WORST_CASE_BUDGET = Budget(steps=50)
 
 # What chooses the epoch of a training, with ten steps: together they break most of the two released networks.
@@ -61,6 +63,8 @@ def members_of(net: Network, quick: bool = False) -> tuple[Member, ...]:
     """The attacks that `worst_case` takes against this network; `quick`: the few that are run during a training."""
     if net.detecting is None:
         return STATIC
+    if net.detecting.answering is not None:
+        return FIXED
     return QUICK_DETECTING if quick else DETECTING
 
 

@@ -28,7 +28,7 @@ from training.attacks.worst_case import (
     worst_case,
 )
 from training.awnet import AWNet, AWNetConfig
-from training.network import Network
+from training.network import InMode, Network
 
 from .toys import Linear, Lure, Switch
 
@@ -211,6 +211,12 @@ def test_a_static_network_has_no_detector_to_ignore() -> None:
         members_of(Linear(torch.randn(3, 4, 4), 0.0)) == members_of(Linear(torch.randn(3, 4, 4), 0.0), True) == STATIC
     )
     assert {m.copy for m in members_of(Lure())} == {"T1", "T2", "nat", "adv", "half"}
+
+
+@pytest.mark.parametrize(("mode", "copies"), [("robust", {"T1", "T2"}), ("auto", {"T1", "T2", "nat", "adv", "half"})])
+def test_only_branches_that_can_answer_are_attacked(mode: str, copies: set[str]) -> None:
+    """Where one branch answers whatever the detector says, the other has nothing to force."""
+    assert {m.copy for m in members_of(InMode(Lure(), mode))} == copies
 
 
 def test_apgd_looks_back_where_its_paper_does() -> None:
