@@ -40,6 +40,30 @@ class RequestError(AWNetError):
     slug, title = "bad-request", "Bad request"
 
 
+class MalformedRequest(RequestError):
+    slug, title = "malformed-request", "Malformed HTTP request"
+
+
+class TargetTooLong(RequestError):
+    slug, title = "target-too-long", "Request target too long"
+
+
+class HeadersTooLarge(RequestError):
+    slug, title = "headers-too-large", "Request headers too large"
+
+
+class RequestTimeout(RequestError):
+    slug, title = "request-timeout", "Request came too slowly"
+
+
+class NotImplementedHere(RequestError):
+    slug, title = "not-implemented", "Not implemented"
+
+
+class VersionNotSupported(RequestError):
+    slug, title = "version-not-supported", "HTTP version not supported"
+
+
 class MalformedUpload(RequestError):
     slug, title = "malformed-upload", "Malformed upload"
 
@@ -120,6 +144,20 @@ class Unavailable(AWNetError):
     slug, title = "unavailable", "Service unavailable"
 
 
+class TooManyConnections(Unavailable):
+    slug, title = "too-many-connections", "Too many connections"
+
+
+class TooManyConnectionsOfClient(RequestError):
+    slug, title = "too-many-connections-of-client", "Too many connections of one client"
+
+
+class UploadsFull(Unavailable):
+    """Requests hold as many bytes as they may together."""
+
+    slug, title = "uploads-full", "Too many bytes in unanswered requests"
+
+
 class NotReady(Unavailable):
     slug, title = "not-ready", "Not ready"
 
@@ -177,8 +215,10 @@ STATUS: dict[type[AWNetError], int] = {
     RequestError: 400,
     MalformedUpload: 400,
     NotAcceptable: 406,
+    RequestTimeout: 408,
     BodyTooLarge: 413,
     TooManyImages: 413,
+    TargetTooLong: 414,
     ImageTooLarge: 413,
     UnsupportedMedia: 415,
     ImageError: 422,
@@ -188,6 +228,10 @@ STATUS: dict[type[AWNetError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     UnknownModel: 404,
+    TooManyConnectionsOfClient: 429,
+    HeadersTooLarge: 431,
+    NotImplementedHere: 501,
+    VersionNotSupported: 505,
     Unavailable: 503,
     DeadlineExceeded: 504,
 }
@@ -203,7 +247,7 @@ def headers_of(error: AWNetError, status: int, retry_after_seconds: int) -> list
     headers = []
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
-    if status == 503:
+    if status in (429, 503):
         headers.append((b"retry-after", b"%d" % retry_after_seconds))
     return headers
 

@@ -27,7 +27,7 @@ def bind(host: str, port: int, option: str) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
             try:
-                bound.append(_bound(family, kind, protocol, address))
+                bound.append(_bound(family, kind, protocol, address, alone=len(found) == 1))
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
@@ -37,20 +37,35 @@ def bind(host: str, port: int, option: str) -> list[socket.socket]:
     except OSError as error:
         for made in bound:
             made.close()
-        hint = ", or 'none'" if option != "--port" else ""
-        what = option.removeprefix("--").replace("-", " ")
-        raise StartupError(
-            f"the {what} {host}:{port} cannot be had ({error.strerror}): name another {option}{hint}"
-        ) from None
+        raise _refused(host, port, option, error) from None
     return bound
 
 
-def _bound(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+def listen(host: str, port: int, option: str) -> list[socket.socket]:
+    """As `bind`, and listening, non-blocking."""
+    bound = bind(host, port, option)
+    try:
+        for made in bound:
+            made.listen(BACKLOG)
+            made.setblocking(False)
+    except OSError as error:  # another process has bound the same address, and listened first
+        raise _refused(host, port, option, error) from None
+    return bound
+
+
+def _refused(host: str, port: int, option: str, error: OSError) -> StartupError:
+    hint = ", or 'none'" if option != "--port" else ""
+    what = option.removeprefix("--").replace("-", " ")
+    return StartupError(f"the {what} {host}:{port} cannot be had ({error.strerror}): name another {option}{hint}")
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any, alone: bool) -> socket.socket:
     made = socket.socket(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # `::` is all addresses, as it is for gRPC; of a name's addresses each has a socket of its own.
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::" or not alone))
         made.bind(address)
     except OSError:
         made.close()

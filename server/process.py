@@ -13,26 +13,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from .core.engine import Engine
 from .engines.repository import Repository
 from .errors import AWNetError
+from .http.acceptor import Acceptor, Peers
 from .http.admin import create_admin
+from .http.admission import Admission, ConnectionLimits
 from .http.app import create_app
-from .listening import bind, url
+from .http.connection import Connection
+from .http.front import Front
+from .listening import bind, listen, url
 from .monitoring import request_log
 from .monitoring.clients import TopClients
 from .monitoring.detection import Monitor
 from .monitoring.metrics import Metrics
 from .service import Service
 from .settings import Settings
-from .workers.acceptor import Acceptor
 from .workers.member import Assignment, receive_assignment
 
 if TYPE_CHECKING:
@@ -41,26 +45,71 @@ if TYPE_CHECKING:
 log = logging.getLogger("awnet")
 
 
-class Server(uvicorn.Server):
-    """uvicorn with a graceful shutdown: SIGTERM turns readiness off first, and requests in flight are answered.
+class Port(uvicorn.Server):
+    """uvicorn's server of one port, with connections of our own.
+
+    Args:
+        front: answers the requests.
+        listening: the port's sockets, listening.
+        peers: other processes that accept from these sockets.
+    """
+
+    def __init__(
+        self, front: Front, listening: Sequence[socket.socket], settings: Settings, peers: Peers | None = None
+    ) -> None:
+        config = uvicorn.Config(
+            front,
+            loop="uvloop",
+            http=Connection,
+            ws="none",
+            interface="asgi3",
+            lifespan="off",  # `Server` starts and stops the service
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.shutdown_seconds),
+        )
+        super().__init__(config)
+        admission, state = Admission(ConnectionLimits.of(settings)), self.server_state
+        self._acceptor = Acceptor(
+            listening,
+            lambda: len(state.connections),
+            lambda: Connection(front, front.turn_away, admission, state),
+            peers,
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        await self._listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._acceptor.end()
+        await super().shutdown([])
+
+    async def _listening(self) -> None:
+        """The server runs: take connections."""
+        self._acceptor.begin()
+
+
+class Server(Port):
+    """A port with a graceful shutdown: SIGTERM turns readiness off first, and requests in flight are answered.
 
     SIGINT, or a second signal, skips the time given to load balancers. The exit status is 0 after either. SIGHUP
     checks for new versions. The gRPC front end and the admin port start and end with it. The models are loaded while
     the socket answers already, so that liveness is reported at once and readiness once it holds; they are closed last.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, service: Service, sockets: Sockets, peers: Peers | None = None) -> None:
+        super().__init__(create_app(service), sockets.public, service.settings, peers)
         self._service = service
+        self._sockets = sockets
         self._loading: asyncio.Task[None] | None = None
         self._leave_at: float | None = None
         self._grpc: GrpcFront | None = None
-        self._admin: _AdminServer | None = None
+        self._admin: _AdminPort | None = None
         self._administering: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        await self._listening()
         if self._service.failure is None:
             self._loading = asyncio.create_task(self._service.start())
 
@@ -97,37 +146,22 @@ class Server(uvicorn.Server):
             self.force_exit = True
 
     async def _listening(self) -> None:
-        """Called once the sockets are open."""
-        for listening in self.servers:
-            for bound in listening.sockets:
-                log.info("listening on %s", url(bound))
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._service.reload_soon)
         await self._start_others()
+        await super()._listening()
 
-    async def _start_others(self, admin: list[socket.socket] | None = None, shared: bool = False) -> None:
+    async def _start_others(self, shared: bool = False) -> None:
         """The gRPC service and the admin port.
 
         Args:
-            admin: sockets of the admin port, bound; default: they are bound here.
-            shared: other processes of this service have the same gRPC port.
+            shared: other processes of this service have the same ports.
         """
         settings = self._service.settings
         try:
-            if settings.admin_port is not None:
-                if admin is None:
-                    admin = bind(settings.admin_host, settings.admin_port, "--admin-port")
-                    log.info("admin calls on %s", url(admin[0]))
-                config = uvicorn.Config(
-                    create_admin(self._service),
-                    lifespan="off",
-                    log_config=None,
-                    access_log=False,  # `request_log` writes one line a request
-                    server_header=False,
-                    timeout_graceful_shutdown=round(settings.shutdown_seconds),
-                )
-                self._admin = _AdminServer(config)
-                self._administering = asyncio.create_task(self._admin.serve(admin))
+            if self._sockets.admin:
+                self._admin = _AdminPort(create_admin(self._service), self._sockets.admin, settings)
+                self._administering = asyncio.create_task(self._admin.serve())
             if settings.grpc_port is not None:
                 # Imported only here: tritonclient and grpc cost 26 MB.
                 from .oip.grpc_front import GrpcFront
@@ -142,25 +176,19 @@ class Server(uvicorn.Server):
 class Worker(Server):
     """One of several servers behind one port. The supervisor owns the sockets and says when to accept connections."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, assignment: Assignment) -> None:
-        super().__init__(config, service)
+    def __init__(self, service: Service, assignment: Assignment) -> None:
+        sockets = Sockets(assignment.listening, assignment.admin)
+        super().__init__(service, sockets, assignment.load_table)
         self._assignment = assignment
-        self._accepting = Acceptor(
-            assignment.listening, assignment.load_table, lambda: len(self.server_state.connections), self._protocol
-        )
         self._accepts = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # First, because the supervisor is notified once the models are loaded.
         await self._assignment.member.attach(self._service, self._accept, self._abandoned)
-        await super().startup([])
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._accepting.end()
-        await super().shutdown(sockets)
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        self._accepting.post()
+        self._acceptor.post()
         return await super().on_tick(counter)
 
     async def _listening(self) -> None:
@@ -172,26 +200,43 @@ class Worker(Server):
         if self._accepts or self.should_exit:
             return
         self._accepts = True
-        await self._start_others(list(self._assignment.admin), shared=True)
-        self._accepting.begin()
+        await self._start_others(shared=True)
+        self._acceptor.begin()
 
     def _abandoned(self) -> None:
         self.handle_exit(signal.SIGTERM, None)
 
-    def _protocol(self) -> asyncio.Protocol:
-        kind: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = kind(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=None
-        )
-        return made
 
-
-class _AdminServer(uvicorn.Server):
+class _AdminPort(Port):
     """A server beside another one, which handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """The sockets of the public port and of the admin port, listening."""
+
+    public: Sequence[socket.socket] = ()
+    admin: Sequence[socket.socket] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Sockets:
+        """Those that the settings name. That of gRPC is only tried: it makes its own. Raises StartupError."""
+        public = listen(settings.host, settings.port, "--port")
+        admin: list[socket.socket] = []
+        if settings.admin_port is not None:
+            admin = listen(settings.admin_host, settings.admin_port, "--admin-port")
+        if settings.grpc_port is not None:
+            for tried in bind(settings.host, settings.grpc_port, "--grpc-port"):
+                tried.close()
+        for bound in public:
+            log.info("listening on %s", url(bound))
+        for bound in admin:
+            log.info("admin calls on %s", url(bound))
+        return cls(public, admin)
 
 
 def serve(settings: Settings, assignment: Assignment | None = None) -> int:
@@ -201,6 +246,11 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
         assignment: what the supervisor gave this process as one of several; None where it is the only one.
     """
     begin_logging(settings, assignment.member.number if assignment else None)
+    try:
+        sockets = Sockets() if assignment else Sockets.of(settings)  # first: whoever is in the way is said at once
+    except AWNetError as error:
+        log.critical("%s: %s", error.title, error.detail)
+        return 1
     monitor = Monitor(TopClients(salt=assignment.salt) if assignment else None)
     models = [settings.model, *settings.further_models]
     metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
@@ -210,29 +260,11 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
         log.critical("%s: %s", error.title, error.detail)
         return 1
     service = Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
-    config = uvicorn.Config(
-        create_app(service),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="off",  # `Server` starts and stops the service
-        log_config=None,
-        access_log=False,  # `request_log` writes one line a request
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=round(settings.shutdown_seconds),
-    )
-    server = Server(config, service) if assignment is None else Worker(config, service, assignment)
+    server = Server(service, sockets) if assignment is None else Worker(service, assignment)
     # What is alive now stays alive; leaving it out of collections keeps their pauses short.
     gc.collect()
     gc.freeze()
-    try:
-        server.run()
-    except SystemExit as error:  # uvicorn's answer to an address that it cannot listen on
-        return 1 if error.code else 0
+    server.run()
     return 0 if server.started and service.failure is None else 1
 
 

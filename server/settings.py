@@ -83,6 +83,24 @@ class Settings(BaseSettings):
     breaker_failures: int = Field(3, ge=1, description="Consecutive failures that open the breaker of a Triton.")
     breaker_seconds: float = Field(1.0, gt=0, description="How often a probe tries to close an open breaker.")
 
+    max_connections: int = Field(1024, ge=1, le=65536, description="Most open HTTP connections of a port.")
+    max_connections_per_client: int = Field(
+        256, ge=0, description="Most of them of one client, an IPv4 address or an IPv6 /64; 0 is no limit."
+    )
+    max_header_bytes: int = Field(
+        32 << 10, ge=1024, description="Largest header of a request, its first line included."
+    )
+    header_seconds: float = Field(
+        10.0, gt=0, description="Longest wait for a connection's first byte, and for the whole header of a request."
+    )
+    body_seconds: float = Field(
+        20.0, gt=0, description="Longest time for a request's body, beside what it takes at the least rate."
+    )
+    min_body_bytes_per_second: int = Field(8192, ge=1, description="Least rate at which a body has to come.")
+    max_held_bytes: int = Field(
+        128 << 20, ge=1 << 20, description="Most bytes of unanswered requests' bodies, those below 64 KiB aside."
+    )
+
     max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
     max_pixels: int = Field(16_000_000, ge=1, description="Largest image, width times height.")
     min_side: int = Field(8, ge=1, description="Smallest width or height of an image, pixels.")

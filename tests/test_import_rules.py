@@ -122,7 +122,7 @@ LIBRARIES = {
     "server.versions": {"numpy"},
     "server.monitoring": {"PIL", "numpy", "orjson", "prometheus_client"},
     "server.oip": {"google", "grpc", "numpy", "orjson", "tritonclient"},
-    "server.http": {"fastapi", "numpy", "orjson", "pydantic", "starlette"},
+    "server.http": {"fastapi", "httptools", "numpy", "orjson", "pydantic", "starlette"},
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
     "export.audit": {"PIL", "numpy", "onnxruntime", "tqdm"},

@@ -11,7 +11,6 @@ from starlette.types import Message, Receive, Send
 from ..errors import BodyTooLarge
 from ..monitoring.request import ObservedRequest
 
-LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20
 DISCONNECT_CHECK_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
 
 
@@ -152,7 +151,7 @@ class Exchange:
         return body
 
     async def respond(self, status: int, extra: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Send a whole answer. Where the request's body was not read, let the client finish sending it."""
+        """Send a whole answer, the last one of the connection where the request's body was not read."""
         headers = [(b"x-request-id", self._request_id), *extra]
         given = {name for name, _ in extra}
         if b"cache-control" not in given:
@@ -163,25 +162,7 @@ class Exchange:
             headers.append((b"connection", b"close"))
         self._request.answered(status)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        if self._head:
-            body = b""
-        if self._unread:
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            await self._linger()
-            body = b""
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def _linger(self) -> None:
-        # Closing on a client that is still sending resets the connection, and it never sees the answer.
-        dropped, more = 0, True
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                while more and dropped < LINGER_BYTES:
-                    message = await self.receive()
-                    dropped += len(message.get("body", b""))
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            pass
+        await self._send({"type": "http.response.body", "body": b"" if self._head else body})
 
     async def forward(self, message: Message) -> None:
         """`send` for the other routes, with the request id added."""

@@ -55,6 +55,13 @@ class Front(ABC):
                     raise  # half a response is out: only closing the connection shows the client that it failed
                 await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
 
+    def turn_away(self, error: AWNetError, client_address: str) -> Reply:
+        """Count and log a request that is answered with `error` before it is known what it asks for; its answer."""
+        with self._service.requests.observe(OTHER, client_address) as request:
+            status, headers, body = self._refusal("", request.refused(error), request.id)
+            request.answered(status)
+            return status, [(b"x-request-id", request.id.encode()), *headers, (b"cache-control", b"no-store")], body
+
     @abstractmethod
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest

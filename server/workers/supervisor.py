@@ -19,7 +19,7 @@ from typing import Any
 
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
-from ..listening import BACKLOG, bind, reserve_shared, url
+from ..listening import listen, reserve_shared, url
 from ..monitoring.snapshot import Family, Sample, Snapshot
 from ..settings import Settings
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
@@ -34,6 +34,7 @@ SILENT_CHECKS = 30  # a worker that sends no snapshot for so many is killed: pro
 STEADY_SECONDS = 2.0  # a worker that served for so long is replaced at once
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 10.0
 GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
+SHARED = ("max_connections", "max_connections_per_client", "max_held_bytes")  # each worker has its part of these
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
 
 
@@ -100,20 +101,17 @@ class Supervisor:
         """Until told to stop, or until it is clear that nothing can be served."""
         settings = self._settings
         try:
-            self._listening = bind(settings.host, settings.port, "--port")
+            self._listening = listen(settings.host, settings.port, "--port")
             if settings.admin_port is not None:
-                self._admin = bind(settings.admin_host, settings.admin_port, "--admin-port")
+                self._admin = listen(settings.admin_host, settings.admin_port, "--admin-port")
             if settings.grpc_port is not None:
                 self._grpc = reserve_shared(settings.host, settings.grpc_port)
         except AWNetError as error:
             log.critical("%s: %s", error.title, error.detail)
             return 1
         for listening in self._listening:
-            listening.listen(BACKLOG)
-            listening.setblocking(False)
             log.info("listening on %s", url(listening))
         for admin in self._admin:
-            admin.listen(BACKLOG)
             log.info("admin calls on %s", url(admin))
         threads = [settings.threads or share_of(usable_cores(), self._count, n) for n in range(self._count)]
         log.info("%d workers, threads of each: %s", self._count, ", ".join(map(str, threads)))
@@ -171,6 +169,7 @@ class Supervisor:
             "threads": settings.threads or cores,
             "queue_capacity": room,
             "triton_in_flight": max(1, settings.triton_in_flight // self._count),
+            **{name: -(-getattr(settings, name) // self._count) for name in SHARED},
         }
         if self._grpc is not None:
             given["grpc_port"] = self._grpc.getsockname()[1]

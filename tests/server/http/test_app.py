@@ -329,7 +329,7 @@ def test_every_error_has_a_status_and_a_name_of_its_own() -> None:
     assert len({kind.slug for kind in kinds}) == len(kinds)
     for kind in kinds:
         status = status_of(kind("detail"))
-        assert status == 500 if issubclass(kind, StartupError) or kind is AWNetError else 400 <= status <= 504
+        assert status == 500 if issubclass(kind, StartupError) or kind is AWNetError else 400 <= status <= 505
         assert problem(kind("detail"), "id")["status"] == status
 
 

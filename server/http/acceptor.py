@@ -1,4 +1,4 @@
-"""Accepts connections of sockets that all workers share, so that their loads stay even."""
+"""Accepts the connections of a port, also where several workers share its sockets and keep their loads even."""
 
 from __future__ import annotations
 
@@ -6,40 +6,60 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from .load_table import LoadTable
+from typing import Any, Protocol
 
 log = logging.getLogger("awnet")
 
 FULL_SECONDS = 1.0  # no connection is taken for this long where there is no descriptor left for one
 
 
-class Acceptor:
-    """Accepts one connection at a time, and leaves it to another worker while that one has fewer.
+class Peers(Protocol):
+    """The other processes that accept from the same sockets."""
 
-    A connection stays with its worker, and with it the client's load.
+    def post(self, connections: int) -> None:
+        """Tell them how many connections this one has."""
+
+    def patience(self, connections: int) -> float:
+        """How long to leave a new connection to one that has fewer, seconds."""
+
+
+class NoPeers:
+    """`Peers` of a process that has its sockets to itself."""
+
+    def post(self, connections: int) -> None:
+        """Nobody asks."""
+
+    def patience(self, connections: int) -> float:
+        return 0.0
+
+
+class Acceptor:
+    """Accepts one connection at a time, and leaves it to another process while that one has fewer.
+
+    A connection stays with its process, and with it the client's load. Where the process has no descriptor left, that
+    is said once, and connections wait in the kernel until there is one again.
 
     Args:
-        listening: the shared sockets; closed at the end.
-        load_table: how many connections each worker has.
-        open_connections: how many this worker has, without those that are being set up.
+        listening: the sockets, non-blocking; closed at the end.
+        open_connections: how many this process has, without those that are being set up.
         protocol: makes the protocol of a new connection.
+        peers: of this process, if it has any.
     """
 
     def __init__(
         self,
         listening: Sequence[socket.socket],
-        load_table: LoadTable,
         open_connections: Callable[[], int],
         protocol: Callable[[], asyncio.Protocol],
+        peers: Peers | None = None,
     ) -> None:
         self._listening = listening
-        self._load_table = load_table
         self._open_connections = open_connections
         self._protocol = protocol
+        self._peers = peers or NoPeers()
         self._taken: set[asyncio.Task[Any]] = set()
         self._begun = False
+        self._full = False
 
     def begin(self) -> None:
         """Take connections from now on."""
@@ -51,15 +71,16 @@ class Acceptor:
         """Take none any more; those that were taken are set up."""
         self._begun = False
         for listening in self._listening:
-            asyncio.get_running_loop().remove_reader(listening.fileno())
-            listening.close()
+            if listening.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+                listening.close()
         if self._taken:
             await asyncio.wait(self._taken)
 
     def post(self) -> None:
-        """Tell the other workers how many connections this one has, once it takes any."""
+        """Tell the other processes how many connections this one has, once it takes any."""
         if self._begun:
-            self._load_table.post(self._held())
+            self._peers.post(self._held())
 
     def _held(self) -> int:
         return self._open_connections() + len(self._taken)
@@ -69,8 +90,8 @@ class Acceptor:
             asyncio.get_running_loop().add_reader(listening.fileno(), self._offered, listening)
 
     def _offered(self, listening: socket.socket) -> None:
-        """A client wants to connect. All workers are notified; the first to accept has it."""
-        patience = self._load_table.patience(self._held())
+        """A client wants to connect. All processes are notified; the first to accept has it."""
+        patience = self._peers.patience(self._held())
         if patience:
             # Not for long: the other one may be stuck.
             loop = asyncio.get_running_loop()
@@ -89,12 +110,17 @@ class Acceptor:
         try:
             connection, _ = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker has it
+            return  # another process has it
         except OSError as error:
-            log.error("no connection can be taken: %s", error)
+            if not self._full:
+                log.error("no connection can be taken (%s); new ones wait until one can", error)
+            self._full = True
             loop.remove_reader(listening.fileno())
             loop.call_later(FULL_SECONDS, self._listen, listening)
             return
+        if self._full:
+            self._full = False
+            log.warning("connections are taken again")
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
