@@ -30,7 +30,14 @@ from typing import Any
 PACKAGES = ("server", "training")
 IMAGE, BATCH = "one image, from HTTP to verdict", "one batch, from data to update"
 REQUESTS = 9  # what happens to be called meanwhile, as by the golden probe, is in few of them
-TIMED = {"Server.on_tick", "DisconnectWatcher._look", "_Attention._look"}  # called by a timer, however the request goes
+# Called by a timer, however the request goes.
+TIMED = {
+    "Server.on_tick",
+    "DisconnectWatcher._look",
+    "_Attention._look",
+    "Admission._sweep",
+    "Connection.sweep",
+}
 RECIPE = """
 [network]
 width = 8
