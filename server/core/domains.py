@@ -113,7 +113,7 @@ class Domain:
 
 def locate(domains: Sequence[Domain], traits: Traits) -> tuple[Domain, str | None]:
     """The domain whose thresholds are applied to an image, and why they do not speak for it: None where they do."""
-    why: str | None = traits.few_colours
+    why: str | None = traits.unusual
     if why is None:
         for domain in domains:
             why = domain.excludes(traits)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from domain.statistics import REASONS, STATISTICS, measure, outside
-from server.core.images import Altered, FewColours
+from server.core.codecs.file import Unusual
+from server.core.images import Altered
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,5 +112,5 @@ def test_the_page_explains_every_reason_that_an_answer_may_give():
     rows = [row for row in section.splitlines() if row.startswith("| `")]
     for name, (under, over) in REASONS.items():
         assert any(f"`{under}`" in row and f"`{over}`" in row and f"`{name}`" in row for row in rows), name
-    for why in (*typing.get_args(FewColours), *typing.get_args(Altered)):
+    for why in (*typing.get_args(Unusual), *typing.get_args(Altered)):
         assert any(f"`{why}`" in row for row in rows), why

@@ -72,6 +72,7 @@ _NAMED = (
 _OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
+    "predict: half a jpeg": "what a file lacks is found before it is decoded",
     "predict: *": "an answer names the image's domain or why it has none, and P(attacked) at a prior; palettes are not "
     "calibrated",
     "infer: an unknown output": _OUTPUTS,

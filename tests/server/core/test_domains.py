@@ -40,8 +40,8 @@ def of(colours: float, **more: Any) -> Traits:
         (of(0.29), "pool", None),
         (of(0.02), "pool", None),
         (of(0.01), "pool", "few colours"),
-        (of(0.9, few_colours="colour palette"), "pool", "colour palette"),
-        (of(0.9, few_colours="1-bit image", altered="resized"), "pool", "1-bit image"),
+        (of(0.9, unusual="colour palette"), "pool", "colour palette"),
+        (of(0.9, unusual="1-bit image", altered="resized"), "pool", "1-bit image"),
         (of(0.9, altered="resized"), "pristine", None),
         (of(0.9, altered="lossy"), "pristine", None),
     ],
@@ -60,7 +60,7 @@ def test_the_first_domain_that_holds_an_image_judges_it(
         (of(0.001), None),
         (of(0.001, altered="resized"), "resized"),
         (of(0.9, altered="lossy"), "lossy"),
-        (of(0.9, few_colours="colour palette", altered="resized"), "colour palette"),
+        (of(0.9, unusual="colour palette", altered="resized"), "colour palette"),
     ],
 )
 def test_a_contract_without_domains_knows_images_by_their_files(

@@ -12,16 +12,9 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from domain.statistics import measure
-from server.core.images import (
-    MAX_PNG_CHUNKS,
-    PNG_SIGNATURE,
-    DecodedImage,
-    EncodedImage,
-    Limits,
-    PixelArray,
-    Traits,
-    decode,
-)
+from server.core.codecs.png import MAX_CHUNKS as MAX_PNG_CHUNKS
+from server.core.codecs.png import SIGNATURE as PNG_SIGNATURE
+from server.core.images import DecodedImage, EncodedImage, Limits, PixelArray, Traits, decode
 from server.errors import AnimatedImage, ImageError, ImageTooLarge, ImageTooSmall, RequestError, UnsupportedMedia
 from tests.server.tiny import SIZE, encoded, noise
 
@@ -81,7 +74,7 @@ def test_modes_of_few_colours_are_known_from_the_file(image: Image.Image, few_co
     """Whatever becomes of the pixels: scaling gives a palette image as many colours as any."""
     for size in (SIZE, 2 * SIZE):
         got = seen(encoded(image.resize((size, size))))
-        assert got.traits.few_colours == few_colours
+        assert got.traits.unusual == few_colours
         assert got.traits.altered == (None if size == SIZE else "resized")
 
 
