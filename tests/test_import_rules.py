@@ -69,6 +69,7 @@ FORBIDDEN = {
     ],
     "Training's rooms, from the reproduction down to what export may import": [
         ("training/awnet.py", "from . import baselines"),
+        ("training/folded.py", "from . import checkpoint"),
         ("training/attacks/ascent.py", "from .. import data"),
         ("training/network.py", "from . import awnet"),
         ("training/evaluation/report.py", "from ..trainer import recipe"),

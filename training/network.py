@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +32,16 @@ class Signals(NamedTuple):
     def detach(self) -> Signals:
         """The same values without their gradient (an attacker who ignores the detector)."""
         return Signals(self.type_logits.detach(), tuple(o.detach() for o in self.omega))
+
+    def of(self, rows: slice) -> Signals:
+        """Those of some images of the batch."""
+        return Signals(self.type_logits[rows], tuple(o[rows] for o in self.omega))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Signals]) -> Signals:
+        """The signals of the parts of a batch, in order, as those of the batch."""
+        omega = tuple(torch.cat(pieces) for pieces in zip(*(part.omega for part in parts), strict=True))
+        return cls(torch.cat([part.type_logits for part in parts]), omega)
 
 
 class Network(nn.Module):

@@ -49,8 +49,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - true
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Into the ball of radius eps around x, and into [0,1]."""
+def project(x_adv: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+    """Into the ball of radius eps (one for all, or [N,1,1,1]) around x, and into [0,1]."""
     return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
 
 
@@ -66,12 +66,19 @@ def normal_start(x: Tensor, rng: Rng = GLOBAL_RNG, purpose: str = "start") -> Te
 
 def ascend(loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, budget: Budget) -> Tensor:
     """Projected signed gradient ascent of `loss` (x_adv -> [N]) from `start`; the core of every attack here."""
+    return ascend_within(loss, x, start, budget.eps, budget.step, budget.steps)
+
+
+def ascend_within(
+    loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, eps: float | Tensor, step: float | Tensor, steps: int
+) -> Tensor:
+    """`ascend` where each image may have a radius and a step of its own: [N,1,1,1]."""
     x_adv = start.detach()
-    for _ in range(budget.steps):
+    for _ in range(steps):
         x_adv.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(loss(x_adv).sum(), x_adv)
-        x_adv = project(x_adv.detach() + budget.step * gradient.sign(), x, budget.eps)
+        x_adv = project(x_adv.detach() + step * gradient.sign(), x, eps)
     return x_adv.detach()
 
 

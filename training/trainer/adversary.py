@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks.ascent import Budget, ascend, cross_entropy, normal_start, project, quantise, uniform_start
+from ..attacks.ascent import Budget, ascend_within, cross_entropy, normal_start, project, quantise, uniform_start
 from ..attacks.evasion import selective
-from ..network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
+from ..folded import InParts, StillNetwork, still
+from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork, Network, Signals
 from ..rng import GLOBAL_RNG, Rng
 
 STARTS = ("normal", "uniform", "n_fgsm")
-Outputs = Callable[[Tensor], list[Tensor]]
+
+
+class Attacker(NamedTuple):
+    """Who attacks some consecutive images of a batch."""
+
+    rows: slice
+    branch: Branch | None  # that answers him; None is the deployed network's answer
+    sees_detector: bool  # he has the detector's gradient
+    evades: bool = False  # he wants a clean verdict too; omega is held, of the detector he follows the verdict
+
+
+def under_attack(net: StillNetwork, z: Tensor, attackers: Sequence[Attacker]) -> tuple[Tensor, Tensor]:
+    """(logits [N,K], log-odds [N] of the adversarial type) of z [N,3,H,W] with the gradients that each attacker has.
+
+    The detector runs once for neighbours who all have its gradient, or all have not: it is computed where it is used.
+    """
+    seen = []
+    for sees, group in itertools.groupby(attackers, key=lambda one: one.sees_detector):
+        members = list(group)
+        with torch.set_grad_enabled(sees):
+            seen.append(net.detect(z[members[0].rows.start : members[-1].rows.stop]))
+    signals = seen[0] if len(seen) == 1 else Signals.joined(seen)
+    if attackers[-1].evades:
+        n = attackers[-1].rows.start
+        signals = signals._replace(omega=tuple(torch.cat([o[:n], o[n:].detach()]) for o in signals.omega))
+    type_logits = signals.type_logits.float()
+    logits = net.classify_parts(z, signals, [(one.rows, one.branch) for one in attackers])
+    return logits, type_logits[:, ADVERSARIAL] - type_logits[:, NATURAL]
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,8 @@ class Adversary:
             against the natural branch, at a radius and step drawn for each batch from `evading_radii` (shares of the
             budget's), because an attacker whom the detector stops at the whole radius takes a smaller one.
         noise_magnitude: k of N-FGSM, the radius of its noise in units of the budget's.
+        folded: an AW-Net is attacked as `folded.Folded`, all attackers of a batch in one forward; off, each in one of
+            his own by the network's own methods, which alone are compiled. The same but for rounding.
     """
 
     budget: Budget = Budget(steps=10)
@@ -50,6 +82,7 @@ class Adversary:
     evading_radii: Sequence[float] = (0.25, 0.5, 1.0)
     detector_ignored_share: float = 0.0
     noise_magnitude: float = 2.0
+    folded: bool = True
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -81,58 +114,57 @@ class Adversary:
         was_training = net.training
         net.eval()
         start = self.initial(x, rng)
+        eps: float | Tensor = self.budget.eps
+        step: float | Tensor = self.budget.step
+        if self.start == "n_fgsm":  # project() to a ball that holds noise and step leaves both as they are
+            eps = min(1.0, self.noise_magnitude * self.budget.eps + self.budget.step)
 
-        def attack(part: slice, model: Outputs) -> Tensor:
-            def gain(logits: Tensor) -> Tensor:
-                return cross_entropy(logits, y[part]) if target is None else divergence(logits, target[part])
+        def gain(logits: Tensor) -> Tensor:
+            return cross_entropy(logits, y) if target is None else divergence(logits, target)
 
-            def loss(z: Tensor) -> Tensor:
-                gains = [gain(logits) for logits in model(z)]
-                return gains[0] if len(gains) == 1 else torch.stack(gains).mean(0)
-
-            budget, radius = self.budget, self.budget.eps
-            if self.start == "n_fgsm":  # project() to a ball that holds noise and step leaves both as they are
-                radius = self.noise_magnitude * budget.eps + budget.step
-            return ascend(loss, x[part], start[part], Budget(min(1.0, radius), budget.step, budget.steps))
+        def exits_loss(z: Tensor) -> Tensor:
+            gains = [gain(logits) for logits in net.exits(z)]
+            return gains[0] if len(gains) == 1 else torch.stack(gains).mean(0)
 
         with frozen(net):
-            detecting = net.detecting
-            if detecting is not None:
-                n = len(x) - round(len(x) * self.evading_share)  # the last ones evade
-                evading = slice(n, len(x))
-                first = min(n, round(len(x) * self.adv_branch_share))  # both shares may have been rounded up
-                second = first + round((n - first) * self.detector_ignored_share)
-                models: tuple[tuple[slice, Outputs], ...] = (
-                    (
-                        slice(0, first),
-                        lambda z: [
-                            detecting.classify(
-                                z, detecting.detect(detector_input(z, self.adv_branch_sees_detector)), "adv"
-                            )
-                        ],
-                    ),
-                    (
-                        slice(first, second),
-                        lambda z: [detecting.classify(z, detecting.detect(detector_input(z, False)))],
-                    ),
-                    (slice(second, n), lambda z: [net(z)]),
-                )
-                # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
-                made = [attack(part, model) for part, model in models if part.start < part.stop]
-                if evading.start < evading.stop:
-                    made.append(self.evade(detecting, x[evading], y[evading], start[evading], rng))
-                x_adv = quantise(torch.cat(made))
+            if (detecting := net.detecting) is None:
+                x_adv = ascend_within(exits_loss, x, start, eps, step, self.budget.steps)
             else:
-                x_adv = attack(slice(None), net.exits)
+                attackers, model = self.attackers(len(x)), self.attacked(detecting)
+                n = attackers[-1].rows.start if attackers[-1].evades else len(x)
+                if n < len(x):
+                    share = self.evading_radii[rng.integer(0, len(self.evading_radii), "radius")]
+                    evading = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1) >= n
+                    eps = torch.where(evading, share * self.budget.eps, eps)
+                    step = torch.where(evading, share * self.budget.step, step)
+                    start = project(start, x, torch.where(evading, eps, 1.0))
+
+                def loss(z: Tensor) -> Tensor:
+                    logits, log_odds = under_attack(model, z, attackers)
+                    gains = gain(logits)
+                    return torch.cat([gains[:n], selective(logits[n:], log_odds[n:], y[n:])]) if n < len(x) else gains
+
+                # Rounded to 8 bits like clean images: a detector in training could read the fractions of a grey level.
+                x_adv = quantise(ascend_within(loss, x, start, eps, step, self.budget.steps))
         net.train(was_training)
         return x_adv
 
-    def evade(self, net: DetectingNetwork, x: Tensor, y: Tensor, start: Tensor, rng: Rng) -> Tensor:
-        """x_adv [N,3,H,W] of attackers at T3, from `start`; see `evading_share`."""
-        share = self.evading_radii[rng.integer(0, len(self.evading_radii), "radius")]
-        budget = Budget(share * self.budget.eps, share * self.budget.step, self.budget.steps)
+    def attackers(self, n: int) -> list[Attacker]:
+        """Who attacks which of a batch's n images; none of them has no image."""
+        white = n - round(n * self.evading_share)  # the last ones evade
+        first = min(white, round(n * self.adv_branch_share))  # both shares may have been rounded up
+        second = first + round((white - first) * self.detector_ignored_share)
+        everyone = (
+            Attacker(slice(0, first), "adv", self.adv_branch_sees_detector),
+            Attacker(slice(first, second), None, False),
+            Attacker(slice(second, white), None, True),
+            Attacker(slice(white, n), "nat", True, evades=True),
+        )
+        return [one for one in everyone if one.rows.start < one.rows.stop]
 
-        return ascend(lambda z: evading_gain(net, z, y), x, project(start, x, budget.eps), budget)
+    def attacked(self, net: DetectingNetwork) -> StillNetwork:
+        """`net`, in evaluation, as its attackers differentiate it."""
+        return still(net) if self.folded else InParts(net)
 
     def initial(self, x: Tensor, rng: Rng = GLOBAL_RNG) -> Tensor:
         """The start of the attack, shaped like x, in [0,1]."""
@@ -150,7 +182,7 @@ class Adversary:
         return target
 
 
-def evading_gain(net: DetectingNetwork, z: Tensor, y: Tensor) -> Tensor:
+def evading_gain(net: StillNetwork, z: Tensor, y: Tensor) -> Tensor:
     """What an attacker at T3 ascends, [N]: `selective` against the natural branch, whose omega he leaves alone."""
     signals = net.detect(z)
     type_logits = signals.type_logits.float()
@@ -169,11 +201,6 @@ def frozen(net: nn.Module) -> Iterator[None]:
     finally:
         for p in weights:
             p.requires_grad_(True)
-
-
-def detector_input(z: Tensor, differentiable: bool) -> Tensor:
-    """z as the detector gets it: without the attacker's gradient where not `differentiable`."""
-    return z if differentiable else z.detach()
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

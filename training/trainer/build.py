@@ -166,7 +166,7 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
         attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:
         check_options("objective", options, OBJECTIVES[name])
-        adversary = Adversary(Budget(eps, step, steps), **attack)
+        adversary = Adversary(Budget(eps, step, steps), **attack, folded=not recipe["runtime"]["compile"])
         for option in ("teacher", "nat_teacher", "adv_teacher", "signals_teacher"):
             if option in options:
                 options[option] = load_teacher(f"objective.{option}", options[option], folder, device)

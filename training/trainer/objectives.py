@@ -237,12 +237,14 @@ class PgdAt(Objective):
             return x
         part = slice(0, round(len(x) * self.nat_perturbed_share))
         net.eval()
-        signals = net.detect(x[part]).detach()
+        model = self.adversary.attacked(net)
+        with torch.no_grad():
+            signals = model.detect(x[part])
         budget = Budget(
             self.nat_eps, self.nat_eps * (1.25 if self.nat_steps == 1 else 2 / self.nat_steps), self.nat_steps
         )
         start = uniform_start(x[part], self.nat_eps, rng[part], "natural")
-        moved = ascend(lambda z: cross_entropy(net.classify(z, signals, "nat"), y[part]), x[part], start, budget)
+        moved = ascend(lambda z: cross_entropy(model.classify(z, signals, "nat"), y[part]), x[part], start, budget)
         net.train()
         return torch.cat([moved, x[part.stop :]])
 

@@ -75,19 +75,22 @@ class DetectorPretraining(Objective):
         attacker = _draw(self.attackers, rng, "attacker")
         surrogate = _draw(self.surrogates, rng, "surrogate") if attacker == "transferred" else net
         net.eval()
+        model = self.adversary.attacked(detecting)
         with torch.no_grad():
-            signals = detecting.detect(x)
+            signals = model.detect(x)
 
         def gain(z: Tensor) -> Tensor:
             match attacker:
                 case "evading":
-                    return evading_gain(detecting, z, y)
-                case "deployed" | "transferred":
+                    return evading_gain(model, z, y)
+                case "transferred":
                     logits: Tensor = surrogate(z)
+                case "deployed":
+                    logits = model.classify(z, model.detect(z))
                 case "detector_ignored":
-                    logits = detecting.classify(z, detecting.detect(z.detach()))
+                    logits = model.classify(z, model.detect(z.detach()))
                 case branch:
-                    logits = detecting.classify(z, signals, "adv" if branch == "adv" else "nat")
+                    logits = model.classify(z, signals, "adv" if branch == "adv" else "nat")
             return cross_entropy(logits, y)
 
         start = normal_start(x, rng) if rng.number(0, 1, "start") < 0.5 else uniform_start(x, eps, rng)

@@ -81,7 +81,8 @@ def test_no_recipe_trains_an_awnet_on_plain_one_step_adversaries(path: Path) -> 
 def test_a_detector_s_attackers_differ_from_step_to_step() -> None:
     """Radius and number of steps are drawn anew, so that it cannot learn one attack by heart."""
     net, x, y = learning_awnet(), torch.rand(4, 3, 32, 32), torch.arange(4)
-    objective = DetectorPretraining(Adversary(Budget(steps=2)), eps=(4.0, 8.0), attackers=("deployed",))
+    adversary = Adversary(Budget(steps=2), folded=False)  # so that the extractor itself is asked, and can be counted
+    objective = DetectorPretraining(adversary, eps=(4.0, 8.0), attackers=("deployed",))
     looks = [0]
     net.extractor.register_forward_pre_hook(lambda module, inputs: looks.append(looks.pop() + 1))
     radii, steps = set(), set()
