@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from .rng import KeyedRng
+from .rng import KeyedRng, Rng
 
 DATA_DIR_HELP = (
     "folder that holds cifar-10-batches-py/, cifar-100-python/ or tiny-imagenet-200/; it must be there, and a CIFAR "
@@ -128,6 +129,45 @@ def _divided(whole: Split, test: Split, validation_images: int, labels: list[str
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network that is not there answered to the training images, each as it is and mirrored.
+
+    Attributes:
+        logits: [2,N,K], as it is first.
+        labels: int64 [N], the images' own, by which they are known again.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    @classmethod
+    def load(cls, path: Path) -> Answers:
+        """From an .npz with both arrays; FileNotFoundError, or ValueError where it holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                answers = cls(torch.from_numpy(stored["logits"]), torch.from_numpy(stored["labels"]).long())
+        except (KeyError, TypeError, ValueError, BadZipFile) as error:
+            raise ValueError(f"{path} holds no answers, the arrays logits and labels: {error}") from error
+        shape = answers.logits.shape
+        if answers.logits.ndim != 3 or shape[0] != 2 or answers.labels.shape != shape[1:2]:
+            raise ValueError(f"{path}: logits are [2,N,K] and labels [N], not {[*shape]} and {[*answers.labels.shape]}")
+        return answers
+
+    def to(self, y: Tensor, rng: Rng) -> Tensor:
+        """Logits [n,K], float32, to the images of a step with labels y [n], mirrored or not as they are there.
+
+        Raises:
+            ValueError: the random numbers know no images, or these have other labels.
+        """
+        if not isinstance(rng, KeyedRng):
+            raise ValueError("answers belong to numbered images: this needs a KeyedRng")
+        index = rng.index.to(self.labels.device)
+        if int(index.max()) >= len(self.labels) or not torch.equal(self.labels[index], y.to(self.labels.device)):
+            raise ValueError("the answers are of other images than these: their labels differ")
+        return self.logits[rng.mirrored().long().to(index.device), index].float().to(y.device)
+
+
 def _split_of(dataset: CIFAR10) -> Split:
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(dataset.targets))
@@ -206,7 +246,7 @@ def crop_and_flip(images: Tensor, rng: KeyedRng, padding: int = 4) -> Tensor:
     device = images.device
     padded = F.pad(images, (padding,) * 4) if padding else images
     top, left = (rng.fractions("crop", 2) * (2 * padding + 1)).long().T  # [N] each
-    flip = rng.fractions("flip") < 0.5
+    flip = rng.mirrored()
     rows = top[:, None] + torch.arange(height, device=device)  # [N, H]
     columns = torch.arange(width, device=device).expand(n, width)
     columns = left[:, None] + torch.where(flip[:, None], columns.flip(1), columns)  # [N, W]

@@ -62,18 +62,25 @@ class KeyedRng(Rng):
     Attributes:
         keys: int64 [N], one stream an image, on the device of the images.
         step: the stream of what a whole step shares; the same in every process.
+        index: int64 [N], the numbers of the training images.
     """
 
     keys: Tensor
     step: int
+    index: Tensor
 
     @classmethod
     def of(cls, seed: int, epoch: int, step: int, index: Tensor) -> KeyedRng:
         """For the training images number `index` (int64 [N]), which are met in `step` of `epoch`."""
-        return cls(_scrambled(index * _signed(GOLDEN) + _signed(_key(seed, epoch))), _key(seed, epoch, step))
+        keys = _scrambled(index * _signed(GOLDEN) + _signed(_key(seed, epoch)))
+        return cls(keys, _key(seed, epoch, step), index)
 
     def __getitem__(self, images: slice) -> KeyedRng:
-        return KeyedRng(self.keys[images], self.step)
+        return KeyedRng(self.keys[images], self.step, self.index[images])
+
+    def mirrored(self) -> Tensor:
+        """Which images of the batch are mirrored: bool [N]."""
+        return self.fractions("flip") < 0.5
 
     def words(self, purpose: str, *shape: int) -> Tensor:
         """64 random bits for each element of an image: int64 [N,*shape]."""

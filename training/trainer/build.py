@@ -18,10 +18,11 @@ from .. import checkpoint
 from ..attacks.ascent import Budget
 from ..awnet import AWNet, AWNetConfig
 from ..baselines import StaticConfig, build_static
+from ..data import Answers
 from ..network import Network
 from ..pretrained import PRETRAINED, load_pretrained
 from .adversary import Adversary
-from .distillation import Mtard, Rslad
+from .distillation import BoundedDistillation, Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades
 from .pretraining import DetectorPretraining
 from .recipe import RECIPES, RecipeError, check_value
@@ -162,6 +163,11 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
         raise RecipeError(f"objective.name must be one of {', '.join(OBJECTIVES)}, not {name!r}")
     if name == "detector" and recipe["network"]["kind"] != "awnet":
         raise RecipeError(f"objective.name 'detector' needs an AW-Net, not network.kind {recipe['network']['kind']!r}")
+    if name == "bounded":
+        if recipe["network"]["kind"] != "awnet" or recipe["network"].get("mixing") != "bounded":
+            raise RecipeError("objective.name 'bounded' needs an AW-Net with network.mixing 'bounded'")
+        if recipe["data"]["padding"]:
+            raise RecipeError("objective.name 'bounded' needs data.padding 0: the answers are to unshifted images")
     if name == "n_fgsm":  # its own attack, whatever [attack] says of start and steps: one step of eps
         attack, step, steps = {**attack, "start": "n_fgsm"}, eps, 1
     try:
@@ -173,6 +179,8 @@ def build_objective(recipe: Mapping[str, Mapping[str, Any]], folder: Path, devic
         if "surrogates" in options:
             found = [load_teacher("objective.surrogates", spec, folder, device) for spec in options["surrogates"]]
             options["surrogates"] = found
+        if "answers" in options:
+            options["answers"] = Answers.load(folder / options["answers"])
         if "signals_teacher" in options:
             same_signals(options["signals_teacher"], recipe["network"])
         return Standard(**options) if name == "standard" else OBJECTIVES[name](adversary, **options)
@@ -199,6 +207,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mart": Mart,
     "rslad": Rslad,
     "mtard": Mtard,
+    "bounded": BoundedDistillation,
     "detector": DetectorPretraining,
 }
 

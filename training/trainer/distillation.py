@@ -1,4 +1,4 @@
-"""Objectives that learn from teachers: RSLAD from one, MTARD from two."""
+"""Objectives that learn from teachers: RSLAD from one, MTARD from two, `BoundedDistillation` from answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network import Network
+from ..awnet import AWNetConfig, bounded_mixture
+from ..data import Answers
+from ..network import Network, Signals, must_detect
 from ..rng import GLOBAL_RNG, Rng
 from .adversary import Adversary
-from .objectives import Loss, Objective, Step, exit_logits, exit_mean, kl_divergence, natural_images, sign_noise
+from .objectives import Loss, Objective, PgdAt, Step, exit_logits, exit_mean, kl_divergence, natural_images, sign_noise
+from .recipe import RecipeError
 
 
 class Rslad(Objective):
@@ -160,3 +163,73 @@ class Mtard(Objective):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
+
+
+class BoundedDistillation(PgdAt):
+    """`PgdAt` of an AW-Net with bounded mixing, whose adversarial branch learns a robust teacher's answers on x_adv.
+
+    Both halves of `PgdAt` are kept; of the adversarial one, `distil` is KL(T(x) || z_adv(x_adv)) instead of
+    cross-entropy, as RSLAD has it. T(x) are `answers` that were written down once (`data.Answers`), so that no teacher
+    runs; images must not be shifted then. `mixture_weight` times the cross-entropy of the deployed mixture on x_adv is
+    added: what an attacker gains who has steered detector and natural branch. The natural branch's answer to x_adv is
+    taken with its running statistics, which are those of natural images and stay so.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary,
+        answers: Answers,
+        distil: float = 0.8,
+        mixture_weight: float = 0.5,
+        label_smoothing: float = 0.0,
+        nat_weight: float = 0.5,
+        type_weight: float = 1.0,
+        nat_eps: float = 0.0,
+        nat_steps: int = 1,
+        nat_perturbed_share: float = 1.0,
+        corruption_share: float = 0.0,
+        moved_labelled: bool = True,
+    ) -> None:
+        super().__init__(
+            adversary,
+            label_smoothing,
+            nat_weight,
+            type_weight,
+            nat_eps,
+            nat_steps,
+            nat_perturbed_share,
+            corruption_share=corruption_share,
+            moved_labelled=moved_labelled,
+        )
+        self.answers, self.distil, self.mixture_weight = answers, distil, mixture_weight
+
+    def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
+        try:
+            answers = self.answers.to(y, rng)
+        except ValueError as error:
+            raise RecipeError(f"objective.answers: {error}") from error
+        return super().prepare(net, x, y, rng)._replace(targets=(answers,))
+
+    def loss(self, net: Network, step: Step) -> Loss:
+        n, detecting = len(step.x), must_detect(net)
+        assert isinstance(detecting.config, AWNetConfig)
+        (answers,) = step.targets
+        signals = detecting.detect(torch.cat([step.x, step.x_adv]))
+        of_nat, of_adv = (
+            Signals(signals.type_logits[part], tuple(o[part] for o in signals.omega))
+            for part in (slice(0, n), slice(n, None))
+        )
+        logits_nat = detecting.classify(step.x, of_nat, "nat")
+        logits_adv = detecting.classify(step.x_adv, of_adv, "adv")
+        nat, kind = self.cross_entropy(logits_nat, step.y), self.type_loss(signals.type_logits, n)
+        told = kl_divergence(logits_adv, answers, tau=1.0)
+        adv = self.distil * told + (1 - self.distil) * self.cross_entropy(logits_adv, step.y)
+        net.eval()
+        seen_by_nat = detecting.classify(step.x_adv, of_adv, "nat")
+        net.train()
+        limit, temperature = detecting.config.mixing_limit, detecting.config.mixing_temperature
+        mixture = bounded_mixture(logits_adv, seen_by_nat, of_adv.type_logits, limit, temperature)
+        deployed = F.nll_loss(mixture, step.y)
+        total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
+        terms = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "mixture": deployed.item()}
+        return Loss(total + self.mixture_weight * deployed, terms)

@@ -172,7 +172,9 @@ class PgdAt(Objective):
     where `Adversary.perturb` rounds: the detector in training sees fractions of a grey level in these natural images.
     `nat_batch_share` is the share of the batch that goes through the natural branch at all: a trunk that starts
     clean-trained needs less of it than of the adversarial one. `sign_noise_share` is the share of
-    natural images that get random sign noise and stay natural, as in `DetectorPretraining`.
+    natural images that get random sign noise and stay natural, as in `DetectorPretraining`; so are `corruption_share`
+    and its honest corruptions. Without `moved_labelled` the detector learns nothing of images that were moved: they
+    are no attack that anybody made, nor are they as they were.
     """
 
     def __init__(
@@ -187,8 +189,17 @@ class PgdAt(Objective):
         nat_batch_share: float = 1.0,
         sign_noise_share: float = 0.0,
         clean_weight: float = 0.0,
+        corruption_share: float = 0.0,
+        moved_labelled: bool = True,
     ) -> None:
+        if not moved_labelled and nat_eps and nat_perturbed_share + corruption_share > 1:
+            raise TypeError("nat_perturbed_share and corruption_share are of the same images: their sum is 1 at most")
+        if not moved_labelled and (not nat_eps or nat_perturbed_share == 1):
+            raise TypeError(
+                "without moved_labelled, nat_eps moves some natural images and leaves others (nat_perturbed_share)"
+            )
         self.adversary = adversary
+        self.corruption_share, self.moved_labelled = corruption_share, moved_labelled
         self.clean_weight = clean_weight
         self.label_smoothing = label_smoothing
         self.nat_weight = nat_weight
@@ -207,7 +218,7 @@ class PgdAt(Objective):
         n = natural_images(len(x), self.nat_batch_share)
         x_nat = self.natural(detecting, x[:n], y[:n], rng[:n])
         x_nat = sign_noise(x_nat, self.sign_noise_share, self.adversary.budget.eps, rng)
-        return Step(x_nat, x_adv, y)
+        return Step(corrupted(x_nat, self.corruption_share, rng[:n]), x_adv, y)
 
     def loss(self, net: Network, step: Step) -> Loss:
         y, n = step.y, len(step.x)
@@ -223,13 +234,18 @@ class PgdAt(Objective):
         nat, adv, kind = (
             self.cross_entropy(logits_nat, y[:n]),
             self.cross_entropy(logits_adv, y),
-            type_loss(type_logits, n),
+            self.type_loss(type_logits, n),
         )
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
         return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
+
+    def type_loss(self, type_logits: Tensor, n: int) -> Tensor:
+        """L_type of [n+N,2], without the moved ones of the n natural images where they have no label."""
+        moved = 0 if self.moved_labelled else round(n * self.nat_perturbed_share)
+        return type_loss(type_logits[moved:], n - moved)
 
     def natural(self, net: DetectingNetwork, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Tensor:
         """The natural branch's training images: x, or with `nat_eps` x perturbed against that branch."""

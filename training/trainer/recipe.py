@@ -103,6 +103,8 @@ RANGES: dict[str, Range] = {
     "objective.clean_weight": SHARE,
     "objective.adv_weight": SHARE,
     "objective.signals_weight": NOT_NEGATIVE,
+    "objective.distil": SHARE,
+    "objective.mixture_weight": NOT_NEGATIVE,
     "attack.eps": PIXELS,
     "attack.step": PIXELS,
     "attack.steps": POSITIVE,

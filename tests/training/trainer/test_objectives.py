@@ -14,16 +14,19 @@ from domain.corruptions import CORRUPTIONS, STRENGTHS
 from training.attacks.ascent import Budget, quantise
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
+from training.data import Answers
 from training.evaluation.pictures import changed
+from training.network import NATURAL, Signals
 from training.rng import KeyedRng
 from training.trainer import objectives
 from training.trainer.adversary import Adversary, evading_gain
-from training.trainer.distillation import LossBalance, Mtard, Rslad
+from training.trainer.distillation import BoundedDistillation, LossBalance, Mtard, Rslad
 from training.trainer.objectives import (
     Mart,
     Objective,
     PgdAt,
     Standard,
+    Step,
     Trades,
     branches,
     corrupted,
@@ -32,6 +35,7 @@ from training.trainer.objectives import (
     type_loss,
 )
 from training.trainer.pretraining import DetectorPretraining
+from training.trainer.recipe import RecipeError
 
 WIDTH = 4
 
@@ -522,7 +526,7 @@ def test_signals_are_held_at_their_teacher_s(awnet: AWNet, batch: tuple[torch.Te
     both = torch.cat([step.x, step.x_adv])
     errors = [F.mse_loss(a, b) for a, b in zip(net.detect(both).omega, teacher.eval().detect(both).omega, strict=True)]
     loss = objective.loss(net, step)
-    assert loss.terms["signals"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert loss.terms["signals"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
     assert loss.total.item() == pytest.approx(loss.terms["type"] + 3 * loss.terms["signals"], rel=1e-4)
     loss.total.backward()
     trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
@@ -543,6 +547,111 @@ def test_a_detection_stage_that_lacks_a_part_is_refused(options: dict[str, Any],
     """Half of a setting would train something else."""
     with pytest.raises(TypeError, match=message):
         DetectorPretraining(Adversary(Budget(steps=1)), **options)
+
+
+def test_images_that_were_moved_may_be_without_a_label(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The detector gets no gradient from them; nor can all natural images be without one."""
+    torch.manual_seed(0)
+    net = AWNet(AWNetConfig(width=WIDTH, beta=1.0, extractor_frozen=False)).train()
+    x, y = batch
+    labelled, unlabelled = (
+        PgdAt(Adversary(Budget(steps=1)), nat_eps=4.0, nat_perturbed_share=0.5, moved_labelled=labels)
+        for labels in (True, False)
+    )
+    step = Step(x, x.flip(0), y)
+    type_logits = net.detect(torch.cat([step.x, step.x_adv])).type_logits
+    assert labelled.loss(net, step).terms["type"] == pytest.approx(type_loss(type_logits, 8).item(), rel=1e-4)
+    assert unlabelled.loss(net, step).terms["type"] == pytest.approx(type_loss(type_logits[4:], 4).item(), rel=1e-4)
+    for options in ({"nat_eps": 4.0}, {}, {"nat_eps": 4.0, "nat_perturbed_share": 0.6, "corruption_share": 0.6}):
+        with pytest.raises(TypeError, match="nat_perturbed_share"):
+            PgdAt(Adversary(Budget(steps=1)), moved_labelled=False, **options)
+
+
+def test_joint_training_corrupts_natural_images_alone(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The last ones of those that go through the natural branch; attackers start from the images as they are."""
+    x, y = quantise(batch[0]), batch[1]
+    net, rng = AWNet(AWNetConfig(width=WIDTH, beta=1.0)).train(), KeyedRng.of(0, 0, 0, torch.arange(8))
+    plain = PgdAt(Adversary(Budget(steps=1)), nat_batch_share=0.5).prepare(net, x, y, rng)
+    step = PgdAt(Adversary(Budget(steps=1)), nat_batch_share=0.5, corruption_share=0.5).prepare(net, x, y, rng)
+    assert torch.equal(step.x_adv, plain.x_adv)
+    assert torch.equal(step.x, corrupted(x[:4], 0.5, rng[:4])) and torch.equal(step.x[:2], x[:2])
+
+
+def bounded(**options: float) -> AWNet:
+    torch.manual_seed(0)
+    config = AWNetConfig(width=WIDTH, beta=1.0, extractor_frozen=False, mixing="bounded", **options)
+    net = AWNet(config).train()
+    for head in (*net.signal_heads, net.type_head):
+        torch.nn.init.normal_(head.weight, std=0.5)
+    return net
+
+
+def answers(n: int = 8) -> Answers:
+    generator = torch.Generator().manual_seed(2)
+    return Answers(torch.randn(2, n, 10, generator=generator).half(), torch.arange(n) % 10)
+
+
+def test_bounded_distillation_is_its_formula(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Both branches, the answers on x_adv, and the deployed mixture there with the natural branch as it is deployed."""
+    x, y = batch
+    net, rng = bounded(mixing_limit=0.4, mixing_temperature=2.0), KeyedRng.of(0, 0, 0, torch.arange(8))
+    objective = BoundedDistillation(
+        Adversary(Budget(steps=1)), answers(), distil=0.7, mixture_weight=0.3, label_smoothing=0.1
+    )
+    step = objective.prepare(net, x, y, rng)
+    twin = copy.deepcopy(net)
+    loss = objective.loss(net, step)
+    assert net.training
+
+    nat, adv, type_logits = branches(twin, step.x, step.x_adv)
+    moved = {name: value for name, value in twin.state_dict().items() if "running" in name}
+    for name, value in net.state_dict().items():  # each branch saw its own images, once
+        if "running" in name:
+            torch.testing.assert_close(value, moved[name])
+    signals = twin.detect(torch.cat([step.x, step.x_adv]))
+    twin.eval()
+    with torch.no_grad():
+        seen = twin.classify(step.x_adv, Signals(signals.type_logits, tuple(o[8:] for o in signals.omega)), "nat")
+    p_nat = F.softmax(type_logits[8:], dim=1)[:, NATURAL : NATURAL + 1]
+    p = (1 - 0.4 * p_nat) * F.softmax(2 * adv, dim=1) + 0.4 * p_nat * F.softmax(seen, dim=1)
+    told = F.kl_div(F.log_softmax(adv, dim=1), F.softmax(step.targets[0], dim=1), reduction="batchmean")
+    hard = F.cross_entropy(adv, y, label_smoothing=0.1)
+    expected = {
+        "nat": F.cross_entropy(nat, y, label_smoothing=0.1),
+        "adv": 0.7 * told + 0.3 * hard,
+        "type": type_loss(type_logits, 8),
+        "mixture": F.nll_loss(p.log(), y),
+    }
+    assert loss.terms == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-3)
+    total = expected["type"] + expected["nat"] + expected["adv"] + 0.3 * expected["mixture"]
+    assert loss.total.item() == pytest.approx(total.item(), rel=1e-3)
+    loss.total.backward()
+    assert {n.split(".")[0] for n, p in net.named_parameters() if p.grad is not None} == {
+        "extractor",
+        "type_head",
+        "signal_heads",
+        "stem",
+        "blocks",
+        "classifier",
+    }
+
+
+def test_answers_follow_the_image_and_whether_it_is_mirrored(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Not its place in the batch; answers to other images are an error before the first update."""
+    told, index = answers(), torch.tensor([5, 2, 7, 0, 3, 1])
+    rng = KeyedRng.of(0, 3, 0, index)
+    found = told.to(index % 10, rng)
+    assert rng.mirrored().any() and not rng.mirrored().all()
+    for row, i, mirrored in zip(found, index, rng.mirrored(), strict=True):
+        assert torch.equal(row, told.logits[int(mirrored), i].float())
+    assert torch.equal(told.to(index[2:4] % 10, rng[2:4]), found[2:4])
+    x, y = batch
+    objective = BoundedDistillation(Adversary(Budget(steps=1)), told)
+    for labels, numbers in ((y, torch.arange(8) + 1), (y.roll(1), torch.arange(8))):
+        with pytest.raises(RecipeError, match=r"objective\.answers: the answers are of other images"):
+            objective.prepare(bounded(), x, labels, KeyedRng.of(0, 0, 0, numbers))
+    with pytest.raises(RecipeError, match="numbered images"):
+        objective.prepare(bounded(), x, y)
 
 
 def test_standard_is_cross_entropy(batch: tuple[torch.Tensor, torch.Tensor]) -> None:

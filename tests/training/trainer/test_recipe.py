@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,9 +192,11 @@ def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
     teachers = {
         "rslad": {"teacher": "t.pt"},
         "mtard": {"nat_teacher": "t.pt", "adv_teacher": "t.pt"},
+        "bounded": {"answers": "a.npz"},
     }
+    np.savez(tmp_path / "a.npz", logits=np.zeros((2, 4, 10), np.float16), labels=np.zeros(4, np.int64))
     path = tmp_path / "r.toml"
-    path.write_text("[attack]\nsteps = 2\n")
+    path.write_text('[attack]\nsteps = 2\n[data]\npadding = 0\n[network]\nmixing = "bounded"\n')
     for name, kind in OBJECTIVES.items():
         recipe = read_recipe(path)
         recipe["objective"] = {"name": name, **teachers.get(name, {})}
@@ -211,6 +214,36 @@ def test_every_objective_can_be_named_in_a_recipe(tmp_path: Path) -> None:
         build_objective(recipe, tmp_path, torch.device("cpu"))
     recipe["objective"] = {"name": "rslad"}
     with pytest.raises(RecipeError, match="teacher"):
+        build_objective(recipe, tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.padding=4", "needs data.padding 0"),
+        ("network.mixing=norms", "needs an AW-Net with network.mixing 'bounded'"),
+        ("network.kind=static", "needs an AW-Net with network.mixing 'bounded'"),
+        ("objective.answers=missing.npz", r"missing\.npz"),
+        ("objective.answers=other.npz", "holds no answers"),
+        ("objective.answers=flat.npz", r"logits are \[2,N,K\]"),
+        ("objective.answers=text.npz", "holds no answers"),
+        ("objective.distil=1.5", "objective.distil must be a number, from 0 to 1"),
+    ],
+)
+def test_bounded_distillation_without_what_it_needs_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    """Before the first step, by name."""
+    logits, labels = np.zeros((2, 4, 10), np.float16), np.zeros(4, np.int64)
+    np.savez(tmp_path / "a.npz", logits=logits, labels=labels)
+    np.savez(tmp_path / "other.npz", logits=logits)
+    np.savez(tmp_path / "flat.npz", logits=logits[0], labels=labels)
+    (tmp_path / "text.npz").write_text("not a zip file")
+    path = tmp_path / "r.toml"
+    path.write_text(
+        '[network]\nmixing = "bounded"\n[data]\npadding = 0\n[objective]\nname = "bounded"\nanswers = "a.npz"\n'
+    )
+    build_objective(read_recipe(path), tmp_path, torch.device("cpu"))
+    recipe = read_recipe(path, [override])
+    with pytest.raises((RecipeError, FileNotFoundError), match=message):
         build_objective(recipe, tmp_path, torch.device("cpu"))
 
 
