@@ -506,4 +506,4 @@ def test_real_test_images_take_part(tiny_checkpoint: Path, tmp_path: Path, capsy
     if not data_dir:
         pytest.skip("AWNET_DATA_DIR is not set")
     assert main(["--ckpt", str(tiny_checkpoint), "--repository", str(tmp_path), "--data-dir", data_dir]) == 0
-    assert "256 test, 96 attacked test" in capsys.readouterr().out
+    assert "256 test, 32 attacked test" in capsys.readouterr().out
