@@ -34,6 +34,7 @@ LABELS = {
     "domain": "a domain of the contract, such as `pristine`",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
+    "mode": "an operating mode that the version has: `auto`, `robust` or `natural`",
     "model": "a configured model",
     "of": "`uncalibrated`: their share among all images; `suspicious`, `adversarial`: the share of uncalibrated images "
     "over that threshold",

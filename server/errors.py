@@ -122,6 +122,12 @@ class UnknownModel(RequestError):
     slug, title = "unknown-model", "Unknown model or version"
 
 
+class UnknownMode(RequestError):
+    """The version that would answer has no such operating mode."""
+
+    slug, title = "unknown-mode", "Unknown mode"
+
+
 class ImageError(RequestError):
     slug, title = "undecodable-image", "Image cannot be decoded"
 
@@ -228,6 +234,7 @@ STATUS: dict[type[AWNetError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     UnknownModel: 404,
+    UnknownMode: 422,
     TooManyConnectionsOfClient: 429,
     HeadersTooLarge: 431,
     NotImplementedHere: 501,

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from .core.engine import Engine, Model, Priority, Signals, Terms
 from .core.images import ImageInput, Limits
+from .core.modes import Mode
 from .core.verdict import Judgement, judge_image
-from .errors import AWNetError, EngineFault, NotReady, UnknownModel
+from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, exposition, snapshot
@@ -37,9 +38,10 @@ CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The engine's answer and one judgement an image, in their order."""
+    """The engine's answer in `mode` and one judgement an image, in their order."""
 
     model: Model
+    mode: Mode
     signals: Signals
     judgements: list[Judgement]
 
@@ -111,6 +113,7 @@ class Service:
             shadow=settings.shadow_version,
             events=Broadcast(metrics, monitor),
             capacity=settings.queue_capacity,
+            mode=settings.mode,
         )
         self.verdict_history = VerdictHistory()
         self._draining = False
@@ -218,9 +221,12 @@ class Service:
         }
         return await calls[do](*given)
 
-    def lease(self, name: str | None = None, version: int | None = None) -> Lease:
-        """The version that answers, for a `with`. Raises UnknownModel, NotReady."""
-        return self.models.lease(name, version)
+    def lease(self, name: str | None = None, version: int | None = None, mode: str | None = None) -> Lease:
+        """The version that answers, for a `with`, in `mode` or by default in that of the settings.
+
+        Raises UnknownModel, UnknownMode, NotReady.
+        """
+        return self.models.lease(name, version, self.settings.mode if mode is None else mode)
 
     def terms(self, timeout_seconds: float | None = None, priority: Priority = "normal") -> Terms:
         """Deadline and priority of a request that begins now; its deadline is never later than the setting allows."""
@@ -243,17 +249,19 @@ class Service:
         judgements = [
             judge_image(score, image.traits, domains, prior) for score, image in zip(scores, images, strict=True)
         ]
-        self.metrics.count_verdicts(model, judgements)
+        self.metrics.count_verdicts(model, lease.mode, judgements)
         self.metrics.stages(signals)
         self.verdict_history.add(judged.verdict for judged in judgements)
-        self._monitor_answer(model, judgements, signals)
-        return Outcome(model, signals, judgements)
+        outcome = Outcome(model, lease.mode, signals, judgements)
+        self._monitor_answer(outcome)
+        return outcome
 
-    def _monitor_answer(self, model: Model, judgements: Sequence[Judgement], signals: Signals) -> None:
-        self.monitor.of(model).answered(judgements, signals.omega)
+    def _monitor_answer(self, outcome: Outcome) -> None:
+        judgements = outcome.judgements
+        self.monitor.of(outcome.model).answered(judgements, outcome.signals.omega)
         request = CURRENT.get()
         if request is not None:
-            request.record_judgements(model, judgements, signals)
+            request.record_judgements(outcome.model, outcome.mode, judgements, outcome.signals)
             if request.client_address is not None:
                 for judged in judgements:
                     if judged.verdict != "clean":
@@ -263,13 +271,14 @@ class Service:
         clients = self.monitor.clients
         return Counted(self.metrics.registry, clients.top(), clients.total)
 
-    def _open(self) -> Iterator[Lease]:
-        """Every open version, for the golden probes."""
+    def _open(self, turn: int) -> Iterator[Lease]:
+        """Every open version, for the golden probes, each of its modes in turn."""
         for name, versions in self.models.loaded().items():
-            for version in versions:
+            for version, model in versions.items():
+                modes = model.contract.modes
                 try:
-                    lease = self.models.lease(name, version)
-                except (UnknownModel, NotReady):
+                    lease = self.models.lease(name, version, modes[turn % len(modes)])
+                except (UnknownModel, UnknownMode, NotReady):
                     continue  # closed in between
                 yield lease
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from .core.modes import Mode
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
     repository: Path = Field(Path("model_repository"), description="Folder that holds <model>/<version>/model.onnx.")
     model: str = Field("awnet", pattern=f"^{MODEL_NAME}$", description="Default model, for requests that name none.")
     models: str = Field("", description="Further models to serve, names separated by commas.")
+    mode: Mode = Field(
+        "auto", description="Operating mode of requests that name none; versions that lack it are not served."
+    )
     version: str = Field("latest", description="Version of that model to serve: a number, or 'latest' for the highest.")
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
     canary: str = Field("", description="VERSION:SHARE routes that share of unversioned requests to VERSION.")

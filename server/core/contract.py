@@ -27,6 +27,7 @@ MAX_TOLERANCE = 0.1  # a golden test that accepts anything is no test
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
 Precision = Literal["float32", "float16-weights", "int8"]
+MixingKind = Literal["norms", "bounded"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _UNDERSTOOD = {
@@ -83,7 +84,7 @@ class Mixing:
     by at most `limit`, below 0.5, where the adversarial one's logits are multiplied by `temperature` first.
     """
 
-    kind: Literal["norms", "bounded"] = "norms"
+    kind: MixingKind = "norms"
     limit: float | None = None
     temperature: float | None = None
 

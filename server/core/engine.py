@@ -7,6 +7,7 @@ a new version can be warmed and tested while the old one serves. `engines.onnxru
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,21 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AWNetError, SelfTestFailed
+from ..errors import AWNetError, SelfTestFailed, UnknownMode
 from .contract import Contract
 from .images import ImageInput, PixelArray
+from .modes import LOGITS, Mode
 
 Priority = Literal["normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("normal", "low")
 
-OUTPUTS = ("logits", "p_type", "omega")  # of the model, in the order of `Outputs`
+OUTPUTS = ("logits", "p_type", "omega")  # in the order of `Outputs`
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # [N,K], [N,2], [N,C], see `Signals`
+
+
+def outputs_of(mode: Mode) -> tuple[str, ...]:
+    """The outputs of the model that `Outputs` holds in this mode."""
+    return (LOGITS[mode], *OUTPUTS[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,14 @@ class Model:
     version: int
     sha256: str
     contract: Contract
+
+    def mode(self, name: str) -> Mode:
+        """The mode `name`. Raises UnknownMode, which names those that this version has."""
+        for mode in self.contract.modes:
+            if mode == name:
+                return mode
+        known = ", ".join(self.contract.modes)
+        raise UnknownMode(f"version {self.version} of {self.name} has no mode {name[:40]!r}; there are {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +72,9 @@ class Terms:
 class Signals:
     """The answer to a request of N images, rows in their order.
 
-    logits [N,K], p_type [N,2] = (P(adversarial), P(natural)), omega [N,C], all float32. Of the seconds, `decode` is
-    the work on all images of the request, `inference` the executions that they took part in, `queue` the rest.
+    logits [N,K] of the mode that was asked for, p_type [N,2] = (P(adversarial), P(natural)), omega [N,C], all float32.
+    Of the seconds, `decode` is the work on all images of the request, `inference` the executions that they took part
+    in, `queue` the rest.
     """
 
     logits: NDArray[np.float32]
@@ -80,13 +96,13 @@ class Runner(Protocol):
     def model(self) -> Model: ...
 
     async def warm(self) -> None:
-        """Run every batch size that this runner will ever run, so that no request pays for a first time.
+        """Run every mode in every batch size that it will ever run in, so that no request pays for a first time.
 
         Raises EngineFault.
         """
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = ...) -> Signals:
-        """Answer one request; decoding happens here too, off the event loop.
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = ..., mode: Mode = ...) -> Signals:
+        """Answer one request in one of the version's modes; decoding happens here too, off the event loop.
 
         Raises:
             QueueFull: no room; nothing has been done.
@@ -130,25 +146,26 @@ class Engine(Protocol):
 
 
 async def self_test(runner: Runner, terms: Terms | None = None) -> None:
-    """Run the contract's golden inputs through `runner` and compare values, together and one by one.
+    """Run the contract's golden inputs through `runner` in each mode and compare values, together and one by one.
 
     One by one as well, because an engine may run a lone image in another way than a batch.
 
     Raises:
         SelfTestFailed: a value is off by more than its tolerance, not finite, or missing.
     """
-    golden = runner.model.contract.golden
-    rows = len(golden.image)
-    for first, count in [(0, rows), *((row, 1) for row in range(rows))]:
+    contract = runner.model.contract
+    golden, rows = contract.golden, len(contract.golden.image)
+    parts = [(0, rows), *((row, 1) for row in range(rows))]
+    for mode, (first, count) in itertools.product(contract.modes, parts):
         try:
             images = [PixelArray(image) for image in golden.image[first : first + count]]
-            signals = await runner.infer(images, terms or Terms())
+            signals = await runner.infer(images, terms or Terms(), mode)
         except AWNetError as error:
             raise SelfTestFailed(f"the engine failed on the golden inputs: {error.detail}") from error
-        for name, expected in golden.outputs.items():
-            got, want = getattr(signals, name), expected[first : first + count]
+        for name, output in zip(OUTPUTS, outputs_of(mode), strict=True):
+            got, want = getattr(signals, name), golden.outputs[output][first : first + count]
             if got.shape != want.shape:
-                raise SelfTestFailed(f"golden {name}: shape {list(got.shape)}, expected {list(want.shape)}")
+                raise SelfTestFailed(f"golden {output}: shape {list(got.shape)}, expected {list(want.shape)}")
             worst = float(np.abs(got - want).max())
-            if not worst <= golden.tolerance[name]:  # written so that NaN fails
-                raise SelfTestFailed(f"golden {name}: off by {worst:.3g}, tolerance {golden.tolerance[name]:.3g}")
+            if not worst <= golden.tolerance[output]:  # written so that NaN fails
+                raise SelfTestFailed(f"golden {output}: off by {worst:.3g}, tolerance {golden.tolerance[output]:.3g}")

@@ -58,7 +58,7 @@ class _Piece:
 
 
 class Feed:
-    """The queue of one model; made by `Batcher.open`."""
+    """The queue of one mode of a model; made by `Batcher.open`."""
 
     def __init__(self, batcher: Batcher, run: Run, size: int) -> None:
         self.lane: Lane[_Ticket] = Lane()

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from ..core import contract
 from ..core.contract import Contract
 from ..core.cpu_limits import usable_cores
-from ..core.engine import OUTPUTS, Model, Outputs, Runner, Signals, Terms
+from ..core.engine import Model, Outputs, Runner, Signals, Terms, outputs_of
 from ..core.images import ImageInput
+from ..core.modes import Mode
 from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
+from .onnx_cut import cut
 from .repository import Repository
 
 LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
@@ -27,7 +29,8 @@ class EmbeddedEngine:
     """Runs models of a repository with ONNX Runtime on the CPU, all on one pool of workers.
 
     Concurrent requests run on `threads` workers with one thread each, which gives the most answers a second. A lone
-    image, with no other to share the cores with, runs with all of them, which gives the shortest answer.
+    image, with no other to share the cores with, runs with all of them, which gives the shortest answer. Each mode of a
+    version has a queue of its own, so that no batch mixes them.
 
     Args:
         repository: where the models lie.
@@ -76,25 +79,26 @@ class EmbeddedEngine:
         """Load and check one version. Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`."""
         if self._batcher is None:
             raise NotReady("the engine has not been started")
-        run, promise, sha256 = await asyncio.to_thread(self._load, name, version)
-        feed = self._batcher.open(run, promise.preprocessing.size)
-        return _EmbeddedRunner(Model(name, version, sha256, promise), feed)
+        runs, promise, sha256 = await asyncio.to_thread(self._load, name, version)
+        feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
+        return _EmbeddedRunner(Model(name, version, sha256, promise), feeds)
 
-    def _load(self, name: str, version: int) -> tuple[Run, Contract, str]:
+    def _load(self, name: str, version: int) -> tuple[dict[Mode, Run], Contract, str]:
         artifact = self._repository.read(name, version)
-        shared = _session(artifact.data, 1, False)
-        promise = _checked_contract(shared)
-        # With one worker every batch has all cores there are.
-        lone = _session(artifact.data, self._threads, LONE_SPINS) if self._threads > 1 else shared
+        whole = _session(artifact.data, 1, False)
+        promise = _checked_contract(whole)
+        runs = {}
+        for mode in promise.modes:
+            # A session computes everything in its model, whatever is asked of it.
+            part = artifact.data if len(promise.modes) == 1 else cut(artifact.data, outputs_of(mode))
+            shared = whole if part is artifact.data else _session(part, 1, False)
+            # With one worker every batch has all cores there are.
+            lone = _session(part, self._threads, LONE_SPINS) if self._threads > 1 else shared
+            runs[mode] = _run(shared, lone, outputs_of(mode))
         sha256 = artifact.sha256
-        del artifact
+        del artifact, whole, part
         _return_memory()
-
-        def run(images: NDArray[np.uint8], alone: bool) -> Outputs:
-            logits, p_type, omega = (lone if alone else shared).run(OUTPUTS, {"image": images})
-            return logits, p_type, omega
-
-        return run, promise, sha256
+        return runs, promise, sha256
 
     def waiting(self) -> int:
         return self._batcher.pending if self._batcher else 0
@@ -109,11 +113,11 @@ class EmbeddedEngine:
 
 
 class _EmbeddedRunner:
-    """A `Runner`: one version with its ONNX Runtime sessions, fed from the shared queue."""
+    """A `Runner`: one version with its ONNX Runtime sessions, each mode fed from the shared queue."""
 
-    def __init__(self, model: Model, feed: Feed) -> None:
+    def __init__(self, model: Model, feeds: Mapping[Mode, Feed]) -> None:
         self._model = model
-        self._feed = feed
+        self._feeds = feeds
 
     @property
     def model(self) -> Model:
@@ -121,15 +125,24 @@ class _EmbeddedRunner:
 
     async def warm(self) -> None:
         """Every bucket on the session that batches share, and one image on the session for lone ones."""
-        await self._feed.warm(self._model.contract.golden.image)
+        for feed in self._feeds.values():
+            await feed.warm(self._model.contract.golden.image)
         await asyncio.to_thread(_return_memory)
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
-        return await self._feed.submit(images, terms)
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
+        return await self._feeds[mode].submit(images, terms)
 
     async def close(self) -> None:
-        await self._feed.close()
+        await asyncio.gather(*[feed.close() for feed in self._feeds.values()])
         await asyncio.to_thread(_return_memory)
+
+
+def _run(shared: ort.InferenceSession, lone: ort.InferenceSession, outputs: Sequence[str]) -> Run:
+    def run(images: NDArray[np.uint8], alone: bool) -> Outputs:
+        logits, p_type, omega = (lone if alone else shared).run(outputs, {"image": images})
+        return logits, p_type, omega
+
+    return run
 
 
 def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:

@@ -37,7 +37,7 @@ J = TypeVar("J", bound="Job")
 
 
 class Lane(Generic[J]):
-    """What waits for one model, and what was learnt about it. Images of two lanes never share a batch."""
+    """What waits for one mode of a model, and what was learnt of it. Images of two lanes never share a batch."""
 
     __slots__ = ("awaited", "cost", "gap", "last", "queues", "running", "success", "waiting")
 

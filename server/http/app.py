@@ -63,10 +63,11 @@ def create_app(service: Service) -> PublicFront:
         text, content_type = await service.exposition(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
-    @app.get("/model", summary="A model's domains, thresholds and audited figures.", tags=["model"])
+    @app.get("/model", summary="A model's modes, domains, thresholds and audited figures.", tags=["model"])
     async def model(request: HTTPRequest) -> Response:
         name, version = parse_model_query(request.scope["query_string"])
-        return _json(described(service.models.find(name, version), service.settings.prior))
+        settings = service.settings
+        return _json(described(service.models.find(name, version), settings.prior, settings.mode))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -146,7 +147,7 @@ class PublicFront(Front):
         images = [EncodedImage(file, service.limits, index) for index, file in enumerate(files)]
         del body, files
         terms = service.terms(query.timeout_seconds, query.priority)
-        with service.lease(query.model, query.version) as lease:
+        with service.lease(query.model, query.version, query.mode) as lease:
             model = lease.model
             if query.top_k is not None:
                 query.classes(len(model.contract.labels))  # refused before any work is done
@@ -164,6 +165,7 @@ class PublicFront(Front):
         answer = {
             "request_id": request.id,
             "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
+            "mode": outcome.mode,
             "results": answers,
             "timing_ms": timing,
         }

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..core.contract import MixingKind, Precision
 from ..core.domains import Domain
 from ..core.engine import Model
+from ..core.modes import Mode
 from .schemas import Points, Shape
 
 Interval = tuple[float, float, float]
 
 
-def described(model: Model, prior: float) -> dict[str, Any]:
-    """A `Description` as plain values."""
+def described(model: Model, prior: float, mode: Mode) -> dict[str, Any]:
+    """A `Description` as plain values; `prior` and default `mode` are the server's."""
     contract = model.contract
     return {
         "name": model.name,
         "version": str(model.version),
         "sha256": model.sha256,
         "labels": list(contract.labels),
+        "modes": list(contract.modes),
+        "default_mode": mode,
+        "mixing": {
+            "kind": contract.mixing.kind,
+            "limit": contract.mixing.limit,
+            "temperature": contract.mixing.temperature,
+        },
+        "precision": contract.precision,
         "prior": prior,
         "domains": [_domain(domain) for domain in contract.domains],
         "card": contract.card,
@@ -105,13 +115,32 @@ class Card(Shape):
     figures: list[Figure]
 
 
+class Mixed(Shape):
+    """How P_type joins the branches in mode auto: it weights their batch norms, or their class probabilities.
+
+    Then the natural branch has at most `limit` of the weight, and `temperature` multiplies the logits of the other one;
+    both are null where batch norms are mixed.
+    """
+
+    kind: MixingKind
+    limit: float | None
+    temperature: float | None
+
+
 class Description(Shape):
-    """A model as it answers. `domains` are in the order in which they are tried; `card` is null without an audit."""
+    """A model as it answers. `domains` are in the order in which they are tried; `card` is null without an audit.
+
+    `modes` are its operating modes; requests that name none are answered in `default_mode`.
+    """
 
     name: str
     version: str
     sha256: str
     labels: list[str]
+    modes: list[Mode]
+    default_mode: Mode
+    mixing: Mixed
+    precision: Precision
     prior: float
     domains: list[DomainFacts]
     card: Card | None

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..core.engine import PRIORITIES
+from ..core.modes import LOGITS
 from .description import Description
 from .query import DEFAULT_TOP_K, SignalsLevel
 from .schemas import Answer, Problem
@@ -26,7 +27,7 @@ PREDICT_PROBLEMS = {
     406: "The answer is JSON, which the Accept header does not allow.",
     413: "The body, an image, or the number of images is too large.",
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
-    422: "No image, an image that cannot be decoded, or an unknown query value.",
+    422: "No image, an image that cannot be decoded, an unknown query value, or a mode that the model lacks.",
     503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
     504: "The answer would have come after the deadline.",
 }
@@ -105,6 +106,13 @@ def _predict() -> dict[str, Any]:
                 "schema": {"type": "string"},
             },
             VERSION,
+            {
+                "name": "mode",
+                "in": "query",
+                "description": "Which branch says the class: `auto` weighs both, `robust` is the adversarial one, "
+                "`natural` the other. Left out, the server's default; the model has to have it.",
+                "schema": {"type": "string", "enum": list(LOGITS)},
+            },
             {
                 "name": "timeout_ms",
                 "in": "query",

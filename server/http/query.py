@@ -27,6 +27,7 @@ class Query:
         model, version: which one is to answer; None is the default model and its serving version.
         timeout_seconds: how long the client will wait; None is as long as the server allows.
         priority: see `engine.Terms`.
+        mode: the operating mode, of which the model has to say whether it has it; None is the server's default.
     """
 
     top_k: int | None = None
@@ -35,6 +36,7 @@ class Query:
     version: int | None = None
     timeout_seconds: float | None = None
     priority: Priority = "normal"
+    mode: str | None = None
 
     def classes(self, known: int) -> int:
         """How many of `known` classes to name. Raises InvalidQuery."""
@@ -47,7 +49,7 @@ class Query:
 
 NOTHING_ASKED = Query()
 MODEL_PARAMETERS = ("name", "version")
-PARAMETERS = ("top_k", "signals", "model", "version", "timeout_ms", "priority")
+PARAMETERS = ("top_k", "signals", "model", "version", "mode", "timeout_ms", "priority")
 
 
 def parse_query(raw: bytes) -> Query:
@@ -68,6 +70,7 @@ def parse_query(raw: bytes) -> Query:
         version=_version(given.get("version", "latest")),
         timeout_seconds=None if milliseconds is None else milliseconds / 1000,
         priority=_one_of(given, "priority", PRIORITIES, "normal"),
+        mode=given.get("mode"),
     )
 
 

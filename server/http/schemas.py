@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core.contract import OmegaSlice
 from ..core.images import DecodedImage
+from ..core.modes import Mode
 from ..core.verdict import Verdict, probabilities, shown, significant, top
 from ..service import Outcome
 from .query import Query, SignalsLevel
@@ -170,10 +171,11 @@ class Timing(Shape):
 
 
 class Answer(Shape):
-    """What /predict answers."""
+    """What /predict answers; `mode` is the operating mode in which the model did."""
 
     request_id: str
     model: ModelId
+    mode: Mode
     results: list[Result]
     timing_ms: Timing
 

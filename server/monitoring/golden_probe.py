@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.contract import Contract
+from ..core.contract import Contract, Golden
 from ..core.engine import Model, Signals, Terms
 from ..core.images import EncodedImage, ImageInput, Limits
+from ..core.modes import LOGITS, Mode
 from ..core.verdict import Verdict, golden_verdicts, verdict_on
 from ..errors import AWNetError
 from .detection import Monitor, ProbeResult
@@ -29,26 +31,40 @@ log = logging.getLogger("awnet")
 
 
 class GoldenProbe(NamedTuple):
-    """A golden image as a file, and what the right answer is. `tolerance` is the largest difference in the score."""
+    """A golden image as a file, and what the right answer is.
+
+    Attributes:
+        score, expected: the score and the verdict; `tolerance` is the largest difference of the score.
+        row: of the image among the contract's golden ones.
+    """
 
     png: bytes
     score: float
     expected: Verdict
     tolerance: float
+    row: int
 
     def result_of(self, score: float, verdict: Verdict) -> ProbeResult:
         """A score within the tolerance is right even where a threshold lies between."""
         near = abs(score - self.score) <= self.tolerance
         return "right" if near or verdict == self.expected else "wrong"
 
+    def right_class(self, logits: NDArray[np.float32], golden: Golden, mode: Mode) -> bool:
+        """Whether logits [K] say the class that `mode` has to; within the tolerance any class is right."""
+        output = LOGITS[mode]
+        want = golden.outputs[output][self.row]
+        near = np.abs(logits - want).max() <= golden.tolerance[output]
+        return bool(near or logits.argmax() == want.argmax())
+
 
 def golden_probes(contract: Contract) -> list[GoldenProbe]:
     """The golden images as PNG files, clean and adversarial in turn where there are both."""
     golden, made = contract.golden, []
-    for pixels, p_type, expected in zip(golden.image, golden.outputs["p_type"], golden_verdicts(contract), strict=True):
+    expectations = zip(golden.image, golden.outputs["p_type"], golden_verdicts(contract), strict=True)
+    for row, (pixels, p_type, expected) in enumerate(expectations):
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, "PNG")
-        made.append(GoldenProbe(buffer.getvalue(), float(p_type[0]), expected, golden.tolerance["p_type"]))
+        made.append(GoldenProbe(buffer.getvalue(), float(p_type[0]), expected, golden.tolerance["p_type"], row))
     clean = [probe for probe in made if probe.expected == "clean"]
     other = [probe for probe in made if probe.expected != "clean"]
     turns = max(len(clean), len(other))
@@ -60,10 +76,13 @@ def golden_probes(contract: Contract) -> list[GoldenProbe]:
 
 
 class Answering(Protocol):
-    """A version that answers users, held for as long as the probe needs it."""
+    """A version that answers users, held for as long as the probe needs it, and the mode that it answers in."""
 
     @property
     def model(self) -> Model: ...
+
+    @property
+    def mode(self) -> Mode: ...
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms) -> Signals: ...
 
@@ -74,13 +93,13 @@ class GoldenProbes:
 
     Args:
         monitor: where the outcome goes; nothing reaches the counters of users' verdicts.
-        leases: of the versions that answer users at this moment.
+        leases: of the versions that answer users at this moment, each in one of its modes by the number of the turn.
         limits: of images, as for users.
         every: seconds between two images of a version, over 0.
     """
 
     monitor: Monitor
-    leases: Callable[[], Iterable[AbstractContextManager[Answering]]]
+    leases: Callable[[int], Iterable[AbstractContextManager[Answering]]]
     limits: Limits = field(default_factory=Limits)
     every: float = 10.0
     _sets: dict[str, list[GoldenProbe]] = field(default_factory=dict)
@@ -96,16 +115,17 @@ class GoldenProbes:
                 log.exception("a golden probe failed in an unforeseen way; the next one will be sent all the same")
 
     async def once(self) -> None:
-        """One golden image for each version."""
+        """One golden image for each version, in one of its modes."""
         served = set()
-        for lease in self.leases():
+        for lease in self.leases(self._turn):
             with lease as answering:
                 model = answering.model
                 served.add(model.sha256)
                 if model.sha256 not in self._sets:
                     self._sets[model.sha256] = golden_probes(model.contract)
                 chosen = self._sets[model.sha256]
-                await self._send(answering, chosen[self._turn % len(chosen)])
+                # Every image in every mode before any comes again.
+                await self._send(answering, chosen[self._turn // len(model.contract.modes) % len(chosen)])
         self._sets = {sha256: chosen for sha256, chosen in self._sets.items() if sha256 in served}
         self._turn += 1
 
@@ -117,16 +137,18 @@ class GoldenProbes:
             terms = Terms(deadline=time.monotonic() + self.every, priority="low")
             signals = await answering.infer([image], terms)
             if signals.finite():
-                score = float(signals.p_type[0, 0])
-                result = probe.result_of(score, verdict_on(score, image.traits, answering.model.contract.domains))
+                score, promise = float(signals.p_type[0, 0]), answering.model.contract
+                if probe.right_class(signals.logits[0], promise.golden, answering.mode):
+                    result = probe.result_of(score, verdict_on(score, image.traits, promise.domains))
         except AWNetError as error:
             log.warning("golden probe: %s", error.detail)
             result = "failed"
         if result == "wrong":
             log.error(
-                "golden probe: %s version %d did not answer a golden image as it must (%s)",
+                "golden probe: %s version %d did not answer a golden image as it must in mode %s (%s)",
                 answering.model.name,
                 answering.model.version,
+                answering.mode,
                 probe.expected,
             )
         self.monitor.of(answering.model).golden_probe(probe.expected, result)

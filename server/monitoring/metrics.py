@@ -10,7 +10,7 @@ import contextlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..core.engine import Model, Signals
+from ..core.modes import Mode
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
@@ -56,6 +57,14 @@ _PROCESS_MODES = {
 }
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all series, and no query reads them
+
+
+class _Children(NamedTuple):
+    """The series of one version that are counted with every answer."""
+
+    verdicts: dict[Verdict, Counter]
+    modes: dict[Mode, Counter]
+    scores: Histogram
 
 
 class Metrics(Events):
@@ -93,6 +102,9 @@ class Metrics(Events):
         )
         self._scores = Histogram(
             "awnet_score", "Scores P(adversarial).", ["model", "version"], buckets=_SCORES, registry=registry
+        )
+        self._mode_images = Counter(
+            "awnet_mode_images", "Images answered, by operating mode.", ["model", "version", "mode"], registry=registry
         )
         self._thresholds = Gauge(
             "awnet_threshold",
@@ -179,7 +191,7 @@ class Metrics(Events):
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._verdict_children: dict[tuple[str, int], tuple[dict[Verdict, Counter], Histogram]] = {}
+        self._model_children: dict[tuple[str, int], _Children] = {}
         self._info: dict[str, dict[int, Role]] = {}
         for name in models:
             for result in get_args(ReloadResult):
@@ -214,12 +226,13 @@ class Metrics(Events):
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)
 
-    def count_verdicts(self, model: Model, judgements: Sequence[Judgement]) -> None:
-        """The images of one request that `model` answered."""
-        counters, histogram = self._verdict_children.get((model.name, model.version)) or self._children_of(model)
+    def count_verdicts(self, model: Model, mode: Mode, judgements: Sequence[Judgement]) -> None:
+        """The images of one request that `model` answered in `mode`."""
+        children = self._model_children.get((model.name, model.version)) or self._children_of(model)
+        children.modes[mode].inc(len(judgements))
         for judged in judgements:
-            counters[judged.verdict].inc()
-            histogram.observe(judged.score)
+            children.verdicts[judged.verdict].inc()
+            children.scores.observe(judged.score)
 
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""
@@ -246,9 +259,10 @@ class Metrics(Events):
             self._thresholds.labels(*which, "adversarial").set(domain.thresholds.adversarial.score)
 
     def closed(self, model: Model) -> None:
-        self._verdict_children.pop((model.name, model.version), None)
+        self._model_children.pop((model.name, model.version), None)
         for family, last in (
             (self._verdicts, VERDICTS),
+            (self._mode_images, model.contract.modes),
             (self._shadow_images, _SHADOW_RESULTS),
             (self._disagreements, _DIFFERENCES),
         ):
@@ -297,12 +311,15 @@ class Metrics(Events):
                 found[collector._name] = "sum"
         return found
 
-    def _children_of(self, model: Model) -> tuple[dict[Verdict, Counter], Histogram]:
+    def _children_of(self, model: Model) -> _Children:
         key = (model.name, model.version)
-        found = self._verdict_children.get(key)
+        found = self._model_children.get(key)
         if found is None:
-            counters = {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS}
-            found = self._verdict_children[key] = (counters, self._scores.labels(*key))
+            found = self._model_children[key] = _Children(
+                {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS},
+                {mode: self._mode_images.labels(*key, mode) for mode in model.contract.modes},
+                self._scores.labels(*key),
+            )
         return found
 
 

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from types import TracebackType
 
 from ..core.engine import Model, Signals
+from ..core.modes import Mode
 from ..core.verdict import Judgement
 from ..errors import AWNetError
 from .clients import TopClients
@@ -75,9 +76,10 @@ class ObservedRequest:
         """It belongs to `route`, a template and never a path."""
         self._record.route = route
 
-    def record_judgements(self, model: Model, judgements: Sequence[Judgement], signals: Signals) -> None:
-        """`model` answered its images."""
-        self._record.model, self._record.judgements, self._record.signals = model, judgements, signals
+    def record_judgements(self, model: Model, mode: Mode, judgements: Sequence[Judgement], signals: Signals) -> None:
+        """`model` answered its images in `mode`."""
+        record = self._record
+        record.model, record.mode, record.judgements, record.signals = model, mode, judgements, signals
 
     def answered(self, status: int) -> None:
         """An answer has begun, with this status."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import orjson
 
 from ..core.engine import Model, Signals
+from ..core.modes import Mode
 from ..core.verdict import Judgement
 
 LOGGER = "awnet.requests"
@@ -50,6 +51,7 @@ class Record:
     status: int = 0
     seconds: float = 0.0
     model: Model | None = None
+    mode: Mode | None = None
     judgements: Sequence[Judgement] = ()
     signals: Signals | None = None
     reason: str | None = None
@@ -82,6 +84,7 @@ class RequestLog:
         }
         if record.model is not None:
             line["model"], line["version"] = record.model.name, str(record.model.version)
+            line["mode"] = record.mode
         if record.judgements:
             line["images"] = len(record.judgements)
             line["verdicts"] = dict(Counter(judged.verdict for judged in record.judgements))

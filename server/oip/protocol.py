@@ -88,12 +88,16 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
 
     Raises:
         UnknownModel, NotReady: no such model or version, or not yet.
+        UnknownMode: the version has no such mode.
         InvalidTensor, TooManyImages, ImageTooLarge: the request cannot be answered as it is.
         Unavailable: as `engine.Runner.infer`.
     """
     terms = _terms(service, request.parameters, max_seconds)
+    mode = request.parameters.get("mode")
+    if mode is not None and not isinstance(mode, str):
+        raise InvalidTensor("parameter 'mode' must be a text")
     names = _wanted(request.outputs)
-    with service.lease(request.model, request.version) as lease:
+    with service.lease(request.model, request.version, mode) as lease:
         if PROBABILITY in names and not _maps_scores(lease.model):
             raise InvalidTensor(
                 f"{quoted(lease.model.name)} has no output {PROBABILITY!r}: its contract maps no scores"
@@ -332,7 +336,7 @@ def _output(name: str, outcome: Outcome) -> Output:
 
 
 def _about(outcome: Outcome, prior: float) -> dict[str, Scalar]:
-    """The response parameters: what the verdicts were measured by, and which file gave them.
+    """The response parameters: what the verdicts were measured by, and which file gave them in which mode.
 
     A parameter holds for all images, so the thresholds are left out where images were measured by different ones.
     """
@@ -347,5 +351,6 @@ def _about(outcome: Outcome, prior: float) -> dict[str, Scalar]:
     if _maps_scores(outcome.model):
         found["prior"] = prior
     found["calibrated"] = all(judged.calibrated for judged in judgements)
+    found["mode"] = outcome.mode
     found["sha256"] = outcome.model.sha256
     return found

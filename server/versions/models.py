@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.engine import Engine, Model
+from ..core.modes import Mode
 from ..errors import AWNetError, NotReady, RequestError, StartupError, UnknownModel
 from .events import Events
 from .open_versions import OpenVersions
@@ -36,6 +37,7 @@ class Models:
         shadow: version of the default model that answers them as well, only to be compared.
         events: receives what happens.
         capacity: images that the engine accepts; the shadow uses a part of it.
+        mode: of requests that name none; versions that lack it are not opened.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Models:
         shadow: int | None = None,
         events: Events | None = None,
         capacity: int = 256,
+        mode: Mode = "auto",
     ) -> None:
         self._engine = engine
         self._events = events or Events()
-        self._versions = OpenVersions(engine, self._events)
+        self._versions = OpenVersions(engine, self._events, mode)
         self._comparer = ShadowComparer(engine, self._events, capacity)
 
         def rollout(name: str, **roles: Any) -> Rollout:
@@ -73,14 +76,15 @@ class Models:
         """Whether all configured models have been tried and the default model serves."""
         return self._started and not self._closed
 
-    def lease(self, name: str | None = None, version: int | None = None) -> Lease:
-        """The version that answers this request; enter it at once.
+    def lease(self, name: str | None = None, version: int | None = None, mode: str = "auto") -> Lease:
+        """The version that answers this request in `mode`; enter it at once.
 
         Raises:
             UnknownModel: no such model, or that version of it is not open.
+            UnknownMode: the version has no such mode.
             NotReady: the model has no version that can be served.
         """
-        return self._answering(name).lease(version)
+        return self._answering(name).lease(version, mode)
 
     def loaded(self) -> dict[str, dict[int, Model]]:
         """The open versions of each model, ascending."""
@@ -296,6 +300,7 @@ class Models:
                     "version": str(version),
                     "role": roles[version],
                     "sha256": rollout.open[version].model.sha256,
+                    "modes": list(rollout.open[version].model.contract.modes),
                     "leases": rollout.open[version].leases,
                 }
                 for version in sorted(rollout.open)

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.engine import Engine, Model, Runner, self_test
-from ..errors import AWNetError, QueueFull, StartupError
+from ..core.modes import Mode
+from ..errors import AWNetError, ContractError, QueueFull, StartupError
 from .events import Events
 
 log = logging.getLogger("awnet.versions")
@@ -49,11 +50,17 @@ class OpenVersions:
     """Opens and closes versions in an engine.
 
     Of `open` and `replace` one runs at a time; the caller sees to that.
+
+    Args:
+        engine: opens versions.
+        events: receives what was opened and closed.
+        mode: that every version must have.
     """
 
-    def __init__(self, engine: Engine, events: Events) -> None:
+    def __init__(self, engine: Engine, events: Events, mode: Mode) -> None:
         self._engine = engine
         self._events = events
+        self._mode = mode
         self._open: defaultdict[str, dict[int, OpenVersion]] = defaultdict(dict)  # by model and version
         self._retiring: dict[asyncio.Task[None], tuple[str, int]] = {}
 
@@ -117,6 +124,9 @@ class OpenVersions:
         runner: Runner | None = None
         try:
             runner = await self._engine.open(name, version)
+            modes = runner.model.contract.modes
+            if self._mode not in modes:
+                raise ContractError(f"it has no mode {self._mode!r}, the default here; there are {', '.join(modes)}")
             await runner.warm()
             await _prove(runner)
         except BaseException as error:

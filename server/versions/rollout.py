@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.engine import Signals, Terms
 from ..core.images import ImageInput
+from ..core.modes import Mode
 from ..errors import UnknownModel
 from .events import Events, Role
 from .open_versions import OpenVersion, OpenVersions
@@ -32,15 +33,18 @@ def millionths(share: float) -> int:
 
 
 class Lease:
-    """One version held open for one request, for the length of a `with`."""
+    """One version held open for one request, for the length of a `with`, and the mode that it answers in."""
 
-    __slots__ = ("_comparer", "_open", "_shadow", "model")
+    __slots__ = ("_comparer", "_open", "_shadow", "mode", "model")
 
-    def __init__(self, opened: OpenVersion, comparer: ShadowComparer, shadow: OpenVersion | None = None) -> None:
+    def __init__(
+        self, opened: OpenVersion, mode: Mode, comparer: ShadowComparer, shadow: OpenVersion | None = None
+    ) -> None:
         self._open = opened
         self._comparer = comparer
         self._shadow = shadow
         self.model = opened.model
+        self.mode = mode
 
     def __enter__(self) -> Lease:
         self._open.hold()
@@ -55,8 +59,8 @@ class Lease:
         """`Runner.infer` of the leased version, to be awaited; the shadow, if any, is asked after it has answered."""
         shadow = self._shadow
         if shadow is None or shadow.retired:
-            return self._open.runner.infer(images, terms)
-        return self._comparer.infer(self._open, shadow, images, terms)
+            return self._open.runner.infer(images, terms, self.mode)
+        return self._comparer.infer(self._open, shadow, images, terms, self.mode)
 
 
 class Rollout:
@@ -118,10 +122,14 @@ class Rollout:
         assert self.serving is not None
         return self.serving
 
-    def lease(self, version: int | None = None) -> Lease:
-        """The version that answers this request; enter it at once, and only where there is one that serves.
+    def lease(self, version: int | None = None, mode: str = "auto") -> Lease:
+        """The version that answers this request in `mode`; enter it at once, and only where there is one that serves.
 
-        Raises UnknownModel: the version that is asked for is not open.
+        A canary that has no such mode leaves the request to the serving version.
+
+        Raises:
+            UnknownModel: the version that is asked for is not open.
+            UnknownMode: it, or without one the serving version, has no such mode.
         """
         serving = self.current()
         if version is not None:
@@ -129,14 +137,15 @@ class Rollout:
             if opened is None:
                 known = ", ".join(map(str, sorted(self.open)))
                 raise UnknownModel(f"version '{version}' of {self.name} is not served; there are {known}")
-            return Lease(opened, self._comparer)
-        if self._canary is not None:
+            return Lease(opened, opened.model.mode(mode), self._comparer)
+        known = serving.model.mode(mode)
+        if self._canary is not None and known in self._canary.model.contract.modes:
             # Error diffusion: after n requests the canary has had n times its share, rounded down.
             self._owed += self._millionths
             if self._owed >= MILLIONTHS:
                 self._owed -= MILLIONTHS
-                return Lease(self._canary, self._comparer)
-        return Lease(serving, self._comparer, self._shadow)
+                return Lease(self._canary, known, self._comparer)
+        return Lease(serving, known, self._comparer, self._shadow)
 
     def roles(self) -> dict[int, Role]:
         """The role of each open version."""

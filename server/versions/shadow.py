@@ -1,7 +1,7 @@
 """Runs the shadow: a second version that answers the same images, only to be compared; clients never wait for it.
 
 The shadow runs after the client has been answered, on the pixels that were decoded for that answer, at low priority,
-and on a bounded number of images; further images are dropped and counted.
+and on a bounded number of images; further images are dropped and counted, as are those in a mode that it lacks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..core.engine import Engine, Model, Runner, Signals, Terms
 from ..core.images import ImageInput, PixelArray, Traits
+from ..core.modes import Mode
 from ..core.verdict import verdict_on
 from ..errors import AWNetError, EngineFault, QueueFull
 from .events import Events
@@ -42,7 +43,7 @@ class Held(Protocol):
 
 
 class ShadowComparer:
-    """Runs a shadow beside the answering version and compares class and verdict.
+    """Runs a shadow beside the answering version, in the same mode, and compares class and verdict.
 
     Args:
         engine: says how many images are waiting.
@@ -58,18 +59,20 @@ class ShadowComparer:
         self._images = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def infer(self, answering: Held, shadow: Held, images: Sequence[ImageInput], terms: Terms) -> Signals:
+    async def infer(
+        self, answering: Held, shadow: Held, images: Sequence[ImageInput], terms: Terms, mode: Mode
+    ) -> Signals:
         """The answer of `answering`, as its runner gives or refuses it; `shadow` is asked afterwards."""
         cached = [_CachedImage(image) for image in images]
         try:
-            signals = await answering.runner.infer(cached, terms)
+            signals = await answering.runner.infer(cached, terms, mode)
         except QueueFull:
             if not self._tasks:
                 raise
             # The shadow must not cost a client its answer: its room in the queue is given back first.
             await self.stop()
-            signals = await answering.runner.infer(cached, terms)
-        self._begin(answering.model, shadow, cached, signals)
+            signals = await answering.runner.infer(cached, terms, mode)
+        self._begin(answering.model, shadow, cached, signals, mode)
         return signals
 
     async def stop(self) -> None:
@@ -80,7 +83,7 @@ class ShadowComparer:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _begin(self, model: Model, shadow: Held, cached: Sequence[_CachedImage], signals: Signals) -> None:
+    def _begin(self, model: Model, shadow: Held, cached: Sequence[_CachedImage], signals: Signals, mode: Mode) -> None:
         count, size = len(cached), shadow.model.contract.preprocessing.size
         images = [
             PixelArray(image.cached, image.traits)
@@ -88,12 +91,12 @@ class ShadowComparer:
             if image.cached is not None and image.cached.shape[-1] == size
         ]
         room = self._images + count <= self._max_images and self._engine.waiting() + count <= self._max_waiting
-        if not room or len(images) < count:
+        if not room or len(images) < count or mode not in shadow.model.contract.modes:
             self._events.shadow(shadow.model, "dropped", count)
             return
         shadow.hold()
         self._images += count
-        task = asyncio.create_task(self._compare(model, signals, shadow, images))
+        task = asyncio.create_task(self._compare(model, signals, shadow, images, mode))
         self._tasks.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
@@ -108,10 +111,12 @@ class ShadowComparer:
 
         task.add_done_callback(done)
 
-    async def _compare(self, model: Model, signals: Signals, shadow: Held, images: Sequence[PixelArray]) -> None:
+    async def _compare(
+        self, model: Model, signals: Signals, shadow: Held, images: Sequence[PixelArray], mode: Mode
+    ) -> None:
         count = len(images)
         try:
-            other = await shadow.runner.infer(images, Terms(time.monotonic() + DEADLINE_SECONDS, "low"))
+            other = await shadow.runner.infer(images, Terms(time.monotonic() + DEADLINE_SECONDS, "low"), mode)
             if not (other.finite() and signals.finite()):
                 raise EngineFault("an answer is not finite")
         except AWNetError as error:

@@ -67,19 +67,22 @@ _HEAD = f"HEAD is answered wherever GET is, `Allow` names it; {_LIKE_ANY}"
 _NAMED = (
     "the admin port tells request ids, takes them over, and has `Allow` in one order; "
     f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too, beside it what is "
-    f"told of uncalibrated images; {_LIKE_ANY}"
+    f"told of uncalibrated images; `modes` of each version; {_LIKE_ANY}"
 )
 _OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
+_MODE = "the parameter `mode` of request and response"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
     "predict: half a jpeg": "what a file lacks is found before it is decoded",
-    "predict: *": "an answer names the image's domain or why it has none, and P(attacked) at a prior; palettes are not "
-    "calibrated",
+    "predict: *": "an answer names its mode, the image's domain or why it has none, and P(attacked) at a prior; "
+    "palettes are not calibrated; ?mode=",
     "infer: an unknown output": _OUTPUTS,
+    "infer: *": _MODE,
     "gRPC ModelInfer: an unknown output": _OUTPUTS,
+    "gRPC ModelInfer: *": _MODE,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": "the answer of /predict has further fields; GET /model",
+    "GET /openapi.json": "the answer of /predict has further fields; GET /model; ?mode=",
     "GET /model*": "a model is described",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
@@ -101,8 +104,9 @@ CHANGED: dict[str, str] = {
     "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
     "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
-    "images have a verdict, uncalibrated ones CUSUMs of their own",
-    "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason",
+    "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode",
+    "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
+    "the mode of an answer",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.
@@ -290,6 +294,7 @@ def _predictions(stored: dict[str, bytes]) -> Iterator[Ask]:
         "signals=summary",
         "signals=all",
         "model=awnet",
+        "mode=auto",
         "version=2",
         "version=latest",
         "timeout_ms=60000",
@@ -340,6 +345,8 @@ def _refused_predictions() -> Iterator[Ask]:
         "signals=maybe",
         "timeout_ms=0",
         "priority=high",
+        "mode=robust",
+        "mode=",
         "model=other",
         "version=7",
         "version=two",
@@ -416,6 +423,7 @@ def _inferences(stored: dict[str, bytes]) -> Iterator[Ask]:
     yield _infer("with its version", infer(bytes64(ship), outputs=told), "/v2/models/awnet/versions/2/infer")
     terms = {"timeout": 60_000_000, "priority": 2, "of_a_gateway": "x"}
     yield _infer("with parameters", infer(bytes64(ship), outputs=told, parameters=terms))
+    yield _infer("with a mode", infer(bytes64(ship), outputs=told, parameters={"mode": "auto"}))
     headers, body = infer(bytes64(ship), outputs=told)
     yield _infer("gzip", (headers, gzip.compress(body, mtime=0)), content_encoding="gzip")
     yield _infer("deflate", (headers, zlib.compress(body)), content_encoding="deflate")
@@ -490,6 +498,8 @@ def _refused_inferences() -> Iterator[Ask]:
     yield _infer("gzip over the limit", (headers, bomb), content_encoding="gzip")
     yield _infer("a body over the limit", (JSON, bytes(200_001)))
     yield _infer("many lists", (JSON, b"[" * 140_000))
+    yield _infer("a mode that it lacks", infer(good, parameters={"mode": "robust"}))
+    yield _infer("a mode that is a number", infer(good, parameters={"mode": 1}))
     yield _infer("an unknown model", infer(good), "/v2/models/other/infer")
     yield _infer("an unknown version", infer(good), "/v2/models/awnet/versions/7/infer")
 
@@ -548,6 +558,15 @@ def _calls() -> Iterator[Ask]:
     yield call("another shape", "ModelInfer", request(pixel_bytes, shape=[2, 32, 32, 3]))
     yield call("a negative shape", "ModelInfer", request(pixel_bytes, shape=[-1, 3, 32, 32]))
     yield call("no picture", "ModelInfer", request([lengthened(b"hello")], **as_files))
+    for name, given in {
+        "with a mode": {"string_param": "auto"},
+        "a mode that it lacks": {"string_param": "robust"},
+        "a mode that is a number": {"int64_param": 1},
+    }.items():
+        message = request(pixel_bytes, told)
+        ((kind, value),) = given.items()
+        setattr(message.parameters["mode"], kind, value)
+        yield call(name, "ModelInfer", message)
     message = request(pixel_bytes)
     message.parameters["timeout"].int64_param = 1
     yield call("a deadline of a microsecond", "ModelInfer", message)

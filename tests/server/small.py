@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from server.core.engine import Engine, Model, Runner, Signals, Terms
 from server.core.images import ImageInput
+from server.core.modes import Mode
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.http.admin import create_admin
@@ -85,8 +86,8 @@ class AroundRunner:
     async def warm(self) -> None:
         await self.inner.warm()
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
-        return await self.inner.infer(images, terms)
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
+        return await self.inner.infer(images, terms, mode)
 
     async def close(self) -> None:
         await self.inner.close()
@@ -133,13 +134,13 @@ class _Gated(AroundRunner):
         super().__init__(inner)
         self.engine = engine
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
         self.engine.asked.append(terms)
         try:
             await self.engine.gate.wait()
             if self.engine.fault:
                 raise self.engine.fault
-            signals = await super().infer(images, terms)
+            signals = await super().infer(images, terms, mode)
         except asyncio.CancelledError:
             self.engine.cancelled += 1
             raise

@@ -119,6 +119,19 @@ def test_a_refused_contract_ends_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_default_mode_that_the_model_lacks_ends_the_process(repository: Path) -> None:
+    """In one line; answering in another mode is no way out."""
+    ports = ("--port", "0", "--admin-port", "0")
+    done = call("-m", "server", "--repository", str(repository), *ports, "--mode", "robust")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert "cannot be served: Contract refused: it has no mode 'robust', the default here; there are auto" in line
+    wrong = call("-m", "server", *ports, "--mode", "paranoid")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "AWNET_MODE" in wrong.stderr and "'robust'" in wrong.stderr
+
+
+@pytest.mark.process
 def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
     """Or an operator would talk to another server; the line says what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from ...core import contract
 from ...core.contract import Contract
-from ...core.engine import OUTPUTS, Model, Outputs
+from ...core.engine import Model, Outputs, outputs_of
+from ...core.modes import LOGITS, Mode
 from ...core.version import parse_version
 from ...errors import ContractError, DeadlineExceeded, EngineFault, EngineUnavailable, ModelNotFound
 from .balancer import Key
@@ -144,17 +146,20 @@ class TritonClient:
         promise = await asyncio.to_thread(self._parse, text)
         if config.max_batch_size < 1:
             raise ContractError(f"Triton's configuration of {key} allows no batches")
+        found = {t.name: (t.datatype, list(t.shape)) for t in (*tensors.inputs, *tensors.outputs)}
+        # One configuration is of all versions: it leaves out what one of them lacks, and with it the mode.
+        offered = tuple(mode for mode in promise.modes if mode == "auto" or LOGITS[mode] in found)
+        promise = replace(promise, modes=offered)
         size = promise.preprocessing.size
         wanted = {
             "image": ("UINT8", [-1, 3, size, size]),
             **{name: ("FP32", [-1, columns]) for name, columns in promise.outputs.items()},
         }
-        found = {t.name: (t.datatype, list(t.shape)) for t in (*tensors.inputs, *tensors.outputs)}
         if found != wanted:
             raise ContractError(f"Triton's tensors of {key} are {found}; the contract asks for {wanted}")
         return Description(key, Model(key.name, key.version, sha256, promise), config.max_batch_size)
 
-    async def infer(self, model: Model, images: NDArray[np.uint8], seconds: float) -> Outputs:
+    async def infer(self, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float) -> Outputs:
         """Outputs of images [N,3,S,S]. Raises CallError; EngineFault where the answer is not whole."""
         image = InferInput("image", list(images.shape), "UINT8")
         image.set_data_from_numpy(images)
@@ -163,10 +168,10 @@ class TritonClient:
             model.name,
             [image],
             model_version=str(model.version),
-            outputs=[InferRequestedOutput(name) for name in OUTPUTS],
+            outputs=[InferRequestedOutput(name) for name in outputs_of(mode)],
             seconds=seconds,
         )
-        return _outputs(answer, len(images), model.contract)
+        return _outputs(answer, len(images), model.contract, outputs_of(mode))
 
     async def on_connection_lost(self, lost: Callable[[], None]) -> None:
         """Call `lost` whenever the connection goes, for ever: what answers after that may be another process."""
@@ -187,15 +192,15 @@ class TritonClient:
             raise CallError(error) from None
 
 
-def _outputs(answer: Any, rows: int, promise: Contract) -> Outputs:
+def _outputs(answer: Any, rows: int, promise: Contract, names: Sequence[str]) -> Outputs:
     """The three tensors, their shapes and types checked: Triton can answer 'OK' with empty ones. Raises EngineFault."""
     found = []
-    for name, columns in zip(OUTPUTS, (len(promise.labels), 2, promise.omega_channels), strict=True):
+    for name in names:
         try:
             array = answer.as_numpy(name)
         except ValueError:  # data that does not fill its shape
             array = None
-        if array is None or array.shape != (rows, columns) or array.dtype != np.float32:
+        if array is None or array.shape != (rows, promise.outputs[name]) or array.dtype != np.float32:
             raise EngineFault(f"the engine answered without a whole {name}")
         found.append(array)
     logits, p_type, omega = found

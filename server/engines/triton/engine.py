@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...core.cpu_limits import usable_cores
 from ...core.engine import Model, Outputs
+from ...core.modes import Mode
 from ...errors import (
     AWNetError,
     ContractError,
@@ -216,12 +217,12 @@ class TritonEngine:
                 peer.serves.discard(runner.key)
 
     async def call(
-        self, address: Address, key: Key, model: Model, images: NDArray[np.uint8], seconds: float
+        self, address: Address, key: Key, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float
     ) -> Outputs:
         """Execute at one Triton, and draw conclusions about it from how that ends."""
         assert isinstance(address, Peer)
         peer, started = address, time.monotonic()
-        task = asyncio.ensure_future(peer.client.infer(model, images, seconds))
+        task = asyncio.ensure_future(peer.client.infer(model, mode, images, seconds))
         peer.calls.add(task)
         try:
             outputs = await task

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ...core.engine import Model, Outputs, Signals, Terms
 from ...core.images import ImageInput
+from ...core.modes import Mode
 from ...errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
 from .balancer import Address, Balancer, Key
 
@@ -68,7 +69,7 @@ class Host(Protocol):
         """Count it out."""
 
     async def call(
-        self, address: Address, key: Key, model: Model, images: NDArray[np.uint8], seconds: float
+        self, address: Address, key: Key, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float
     ) -> Outputs:
         """Execute at `address`, which has to answer within `seconds`.
 
@@ -99,13 +100,14 @@ class RemoteRunner:
         return self._model
 
     async def warm(self) -> None:
-        """Run batches of 1, 2, 4, ... images at every address. Raises EngineFault where no address can."""
+        """Run batches of 1, 2, 4, ... images in each mode at every address. Raises EngineFault where none can."""
         size, balancer = self._model.contract.preprocessing.size, self._host.balancer
         peers = [peer for peer in balancer.addresses if self.key in peer.serves]
 
         async def warm_one(peer: Address) -> None:
-            for images in (2**power for power in range(self._max_batch.bit_length())):
-                await self._call(peer, np.zeros((images, 3, size, size), np.uint8), WARM_SECONDS)
+            for mode in self._model.contract.modes:
+                for images in (2**power for power in range(self._max_batch.bit_length())):
+                    await self._call(peer, mode, np.zeros((images, 3, size, size), np.uint8), WARM_SECONDS)
 
         results = await asyncio.gather(*(warm_one(peer) for peer in peers), return_exceptions=True)
         if not any(result is None for result in results):
@@ -115,7 +117,7 @@ class RemoteRunner:
                 log.warning("%s could not be warmed for %s: %s", peer.url, self.key, result)
                 balancer.withdraw(peer, self.key)
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None, mode: Mode = "auto") -> Signals:
         """Decode here, execute at the least loaded address, elsewhere where that one executed nothing."""
         terms, count = terms or Terms(), len(images)
         if self._closed:
@@ -127,7 +129,7 @@ class RemoteRunner:
         self._idle.clear()
         try:
             async with asyncio.timeout(min(terms.remaining(), MAX_SECONDS)):
-                return await self._infer(images, terms)
+                return await self._infer(images, terms, mode)
         except TimeoutError:
             raise DeadlineExceeded("the request was not answered in time") from None
         finally:
@@ -142,7 +144,7 @@ class RemoteRunner:
         await self._idle.wait()
         self._host.forget(self)
 
-    async def _infer(self, images: Sequence[ImageInput], terms: Terms) -> Signals:
+    async def _infer(self, images: Sequence[ImageInput], terms: Terms, mode: Mode) -> Signals:
         started = time.perf_counter()
         size, decoders = self._model.contract.preprocessing.size, self._host.decoders
         decoded = await asyncio.gather(*(decoders.decode(p, size) for p in images), return_exceptions=True)
@@ -152,11 +154,11 @@ class RemoteRunner:
         batch = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
         parts = [batch[first : first + self._max_batch] for first in range(0, len(batch), self._max_batch)]
         if len(parts) == 1:
-            (logits, p_type, omega), inference = await self._execute(batch, terms)
+            (logits, p_type, omega), inference = await self._execute(batch, terms, mode)
         else:
             with _first_error():
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._execute(part, terms)) for part in parts]
+                    tasks = [group.create_task(self._execute(part, terms, mode)) for part in parts]
             answers = [task.result() for task in tasks]
             logits, p_type, omega = (np.concatenate(rows) for rows in zip(*(a for a, _ in answers), strict=True))
             inference = max(seconds for _, seconds in answers)
@@ -164,14 +166,14 @@ class RemoteRunner:
         queue = max(0.0, time.perf_counter() - started - inference - decode)
         return Signals(logits, p_type, omega, decode, queue, inference)
 
-    async def _execute(self, images: NDArray[np.uint8], terms: Terms) -> tuple[Outputs, float]:
+    async def _execute(self, images: NDArray[np.uint8], terms: Terms, mode: Mode) -> tuple[Outputs, float]:
         """Outputs, and the seconds from sending to the answer: the network and the engine's own queue included."""
         balancer, tried = self._host.balancer, set[Address]()
         while True:
             peer = await balancer.acquire(self.key, len(images), terms.priority, tried)
             sent, epoch = time.perf_counter(), peer.epoch
             try:
-                outputs = await self._call(peer, images, terms.remaining())
+                outputs = await self._call(peer, mode, images, terms.remaining())
                 seconds = time.perf_counter() - sent
                 if peer.epoch != epoch:
                     # The connection changed: the answer counts once the address has passed the self-test again.
@@ -184,8 +186,8 @@ class RemoteRunner:
             finally:
                 balancer.release(peer, len(images))
 
-    async def _call(self, address: Address, images: NDArray[np.uint8], seconds: float) -> Outputs:
-        return await self._host.call(address, self.key, self._model, images, min(seconds, MAX_SECONDS))
+    async def _call(self, address: Address, mode: Mode, images: NDArray[np.uint8], seconds: float) -> Outputs:
+        return await self._host.call(address, self.key, self._model, mode, images, min(seconds, MAX_SECONDS))
 
 
 class At:
@@ -195,10 +197,10 @@ class At:
         self.model = described.model
         self._call = functools.partial(host.call, address, described.key, described.model)
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None, mode: Mode = "auto") -> Signals:
         size = self.model.contract.preprocessing.size
         batch = np.stack([image.pixels(size) for image in images])
-        logits, p_type, omega = await self._call(batch, (terms or Terms()).remaining())
+        logits, p_type, omega = await self._call(mode, batch, (terms or Terms()).remaining())
         return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
 
     async def warm(self) -> None: ...

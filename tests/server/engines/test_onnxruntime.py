@@ -20,6 +20,7 @@ from onnx import helper
 from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.core.engine import Runner, Signals, Terms, self_test
 from server.core.images import ImageInput, PixelArray
+from server.core.modes import Mode
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
@@ -227,8 +228,8 @@ class Falsified:
     async def warm(self) -> None:
         await self._runner.warm()
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None) -> Signals:
-        signals = await self._runner.infer(images, terms or Terms())
+    async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None, mode: Mode = "auto") -> Signals:
+        signals = await self._runner.infer(images, terms or Terms(), mode)
         for name in ("logits", "p_type", "omega"):
             object.__setattr__(signals, name, getattr(signals, name).copy())
         self._change(signals)

@@ -7,8 +7,10 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from server.core.contract import Contract, parse
 from server.core.domains import Domain, Histogram, Threshold, Thresholds
 from server.core.engine import Model, Signals, Terms
 from server.core.images import EncodedImage, ImageInput
+from server.core.modes import LOGITS, Mode
 from server.core.verdict import Judgement, Verdict, judge
 from server.errors import EngineFault
 from server.monitoring.clients import TopClients
@@ -310,9 +313,13 @@ class Fake:
         self.right = right
         self.fault = fault
         self.asked: list[tuple[ImageInput, Terms]] = []
+        self.mode: Mode = "auto"
+        self.branch: Mode | None = None  # that answers, whatever was asked for
 
     @contextmanager
-    def lease(self) -> Iterator[Fake]:
+    def lease(self, turn: int = 0) -> Iterator[Fake]:
+        modes = self.model.contract.modes
+        self.mode = modes[turn % len(modes)]
         yield self
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms = Terms()) -> Signals:  # noqa: B008
@@ -327,12 +334,13 @@ class Fake:
         if not self.right:
             p_type = p_type[:, ::-1] * 0 if p_type[0, 0] > 0.41 else p_type * 0 + 1
         omega = golden.outputs["omega"][row : row + 1]
-        return Signals(golden.outputs["logits"][row : row + 1], p_type, omega, 0.0, 0.0, 0.0)
+        logits = golden.outputs[LOGITS[self.branch or self.mode]][row : row + 1]
+        return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
 
 
 def send(fake: Fake, times: int = 8) -> Watch:
     monitor = Monitor()
-    prober = GoldenProbes(monitor, lambda: [fake.lease()])
+    prober = GoldenProbes(monitor, lambda turn: [fake.lease(turn)])
     for _ in range(times):
         asyncio.run(prober.once())
     return monitor.of(fake.model)
@@ -382,6 +390,24 @@ def test_a_golden_probe_at_a_threshold_is_right_within_the_tolerance(contract: C
     assert judge(0.7701, model.contract.thresholds) == "adversarial"
     assert probe.result_of(0.7701, "adversarial") == "right"
     assert probe.result_of(0.9, "adversarial") == "wrong"
+
+
+def test_golden_probes_go_through_every_mode_and_know_its_classes(contract: Contract) -> None:
+    """One that answers by another branch is wrong, whatever its detector says; the modes take turns."""
+    alone = golden_model(contract)
+    outputs = dict(alone.contract.golden.outputs)
+    for place, output in enumerate(LOGITS.values()):
+        outputs[output] = np.eye(10, dtype=np.float32)[[place] * 3]
+    golden = replace(alone.contract.golden, outputs=outputs, tolerance=dict.fromkeys(outputs, 0.001))
+    model = replace(alone, contract=replace(alone.contract, golden=golden, modes=tuple(LOGITS)))
+    assert told(send(Fake(model), times=12)) == {"right"}
+    stuck = Fake(model)
+    stuck.branch = "natural"
+    watch = send(stuck, times=12)
+    results = Counter({"right": 0, "wrong": 0})
+    for (_, result), count in watch.golden_probes.items():
+        results[result] += count
+    assert (results["right"], results["wrong"]) == (4, 8)
 
 
 def test_clean_and_attacked_golden_probes_take_turns(contract: Contract) -> None:

@@ -31,7 +31,7 @@ def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple
     """One line, JSON from its first byte, so that a collector needs no pattern."""
     log, stream = written
     model = Model("awnet", 1, "0" * 64, None)  # type: ignore[arg-type]
-    record = Record("r1", "/predict", "POST", 200, 0.0041234567, model, client="9f3a")
+    record = Record("r1", "/predict", "POST", 200, 0.0041234567, model, "robust", client="9f3a")
     domain = parse(json.dumps(contract_of(graph()))).domains[0]
     record.judgements = [
         Judgement(0.1, "clean", domain, None, None),
@@ -51,6 +51,7 @@ def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple
         "seconds": 0.004123,
         "model": "awnet",
         "version": "1",
+        "mode": "robust",
         "images": 3,
         "verdicts": {"clean": 2, "adversarial": 1},
         "uncalibrated": {"resized": 1},

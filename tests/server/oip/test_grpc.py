@@ -15,13 +15,16 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnxruntime as ort
 import pytest
 import tritonclient.grpc.aio as triton
 from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from server.core.modes import LOGITS
 from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
 from server.oip.grpc_front import SERVED, GrpcFront
+from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import settle, until
@@ -217,6 +220,32 @@ def test_wrong_messages_are_refused_and_told(served: Served) -> None:
     sequence = image()
     sequence.parameters["sequence_id"].int64_param = 3
     assert "sequence extension" in refused(sequence)
+
+
+def test_a_mode_is_a_text_that_the_model_knows(tmp_path: Path) -> None:
+    """As over HTTP: right, of another type, unknown, and of a version that lacks it."""
+    small = Small(publish_modes(tmp_path, "3"), versions_kept=3)
+    running = Served(small)
+
+    def asked(version: str = "", **value: Any) -> Any:
+        message = image(model_version=version)
+        for kind, given in value.items():
+            setattr(message.parameters["mode"], kind, given)
+        return message
+
+    session = ort.InferenceSession(tmp_path / "awnet/3/model.onnx", providers=["CPUExecutionProvider"])
+    for mode, output in LOGITS.items():
+        answer = running.infer(asked(string_param=mode))
+        assert answer.parameters["mode"].string_param == mode
+        got = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(3, -1)
+        np.testing.assert_allclose(got, session.run([output], {"image": IMAGES})[0], atol=1e-4)
+    assert running.infer(asked()).parameters["mode"].string_param == "auto"
+    for wrong in ({"int64_param": 1}, {"bool_param": True}, {"double_param": 0.5}, {"uint64_param": 2}):
+        assert "'mode' must be a text" in running.refused(asked(**wrong))
+    assert "there are auto, robust, natural" in running.refused(asked(string_param="Robust"))
+    assert "version 2 of awnet has no mode 'robust'" in running.refused(asked("2", string_param="robust"))
+    small.run(running.front.stop(0))
+    small.close()
 
 
 def test_an_unknown_model_or_version_is_not_found(served: Served) -> None:

@@ -292,6 +292,7 @@ def test_thresholds_and_the_model_are_response_parameters(small: Small) -> None:
         "target_fpr_suspicious": 0.05,
         "target_fpr_adversarial": 0.01,
         "calibrated": True,
+        "mode": "auto",
         "sha256": sha256,
     }
 
@@ -404,6 +405,7 @@ def test_outputs_say_how_each_image_was_judged(with_domains: Small) -> None:
         "target_fpr_adversarial",
         "prior",
         "calibrated",
+        "mode",
         "sha256",
     }
     alone = answered(with_domains, image(many[None]))["parameters"]

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from server.core.engine import Engine, Model, Runner, Signals, Terms
 from server.core.images import ImageInput, PixelArray
+from server.core.modes import Mode
 from server.errors import (
     DeadlineExceeded,
     EngineFault,
@@ -103,12 +104,12 @@ class _Book(AroundRunner):
         super().__init__(inner)
         self.shelf = shelf
 
-    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE) -> Signals:
+    async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
         version = self.model.version
         self.shelf.asked.append(version)
         if version in self.shelf.before:
             await self.shelf.before[version]()
-        return await super().infer(images, terms)
+        return await super().infer(images, terms, mode)
 
     async def close(self) -> None:
         await super().close()

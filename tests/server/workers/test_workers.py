@@ -25,6 +25,7 @@ from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
 from server.monitoring.golden_probe import GoldenProbes
 from server.workers.member import _together
+from tests.server.schema_3 import publish_modes
 from tests.server.small import service_over
 from tests.server.test_process import Load, call
 from tests.server.tiny import CALL, Running, encoded, noise, plain, publish
@@ -289,6 +290,26 @@ def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
 
 
 @pytest.mark.process
+def test_every_worker_has_the_default_mode(process: None, tmp_path: Path) -> None:
+    """And counts images by mode for all."""
+    running = Crew(publish_modes(tmp_path, "1"), mode="robust")
+    try:
+        running.wait_complete()
+        headers = {"content-type": "image/png"}
+        for query, mode in [("", "robust"), ("?mode=auto", "auto")] * 6:  # each over a connection of its own
+            answer = httpx.post(f"{running.url}/predict{query}", content=PNG, headers=headers, **CALL)
+            assert answer.json()["mode"] == mode
+        assert {
+            mode: running.value("awnet_mode_images_total", mode=mode) for mode in ("auto", "robust", "natural")
+        } == {
+            "auto": 6,
+            "robust": 6,
+            "natural": 0,
+        }
+    finally:
+        running.stop()
+
+
 def test_a_service_that_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
     """Once, not once for each worker."""
     done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0", "--workers", "2")

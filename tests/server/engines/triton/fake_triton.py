@@ -16,13 +16,16 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from benchmarks.harness.processes import free_port
 from tests.server.schema_2 import schema_2
+from tests.server.schema_3 import branches, schema_3
 from tests.server.tiny import CHANNELS, LABELS, SIZE, contract_of, graph
 
 OUTPUTS = {"logits": len(LABELS), "p_type": 2, "omega": CHANNELS}
-MODELS = {version: graph(seed=version) for version in (1, 2, 3)}
+MODES = 4  # the version that has modes
+MODELS = {version: graph(seed=version, branches=branches() if version == MODES else ()) for version in (1, 2, 3, MODES)}
 FILES = {version: model.SerializeToString() for version, model in MODELS.items()}
 CONTRACTS = {version: contract_of(model) for version, model in MODELS.items()}
 schema_2(points=20_000)(CONTRACTS[2])  # a contract of over a megabyte, where others have 90 kB
+schema_3()(CONTRACTS[MODES])
 SHA256 = {version: hashlib.sha256(data).hexdigest() for version, data in FILES.items()}
 
 
@@ -30,9 +33,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Serves `versions` of the model awnet.
 
     Attributes:
+        outputs: of the model, as one configuration has them for all versions: those that each has at the start.
         gate: executions wait while it is cleared. `thawed`: everything does, as in a process that is stopped.
         error: (status, text) that executions end with. off: added to every output. empty: answer with empty tensors.
-        at_once, most: images executing now, and the most there were. rows: of each execution. seen: (call, metadata).
+        at_once, most: images executing now, and the most there were. rows, asked: of each execution. seen: (call,
+            metadata).
     """
 
     def __init__(self, *versions: int, port: int = 0, most: int = 64) -> None:
@@ -49,9 +54,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             **{f"contract.{v}": json.dumps(CONTRACTS[v]) for v in CONTRACTS},
             **{f"sha256.{v}": SHA256[v] for v in SHA256},
         }
-        self.shapes = {"image": [3, SIZE, SIZE], **{name: [width] for name, width in OUTPUTS.items()}}
+        further = branches() if set(self.versions) == {MODES} else []
+        self.outputs = [*OUTPUTS, *further]
+        widths = OUTPUTS | dict.fromkeys(further, len(LABELS))
+        self.shapes = {"image": [3, SIZE, SIZE], **{name: [width] for name, width in widths.items()}}
         self.at_once = self.most = 0
         self.rows: list[int] = []
+        self.asked: list[list[str]] = []
         self.order: list[int] = []  # the first pixel of each execution
         self.seen: list[tuple[str, dict[str, str]]] = []
         self._sessions = {
@@ -123,7 +132,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         def tensors(names: list[str], kind: str) -> list[Any]:
             return [metadata.TensorMetadata(name=n, datatype=kind, shape=[-1, *self.shapes[n]]) for n in names]
 
-        outputs = tensors(list(OUTPUTS), "FP32")
+        outputs = tensors(self.outputs, "FP32")
         return metadata(name="awnet", versions=[str(version)], inputs=tensors(["image"], "UINT8"), outputs=outputs)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -146,9 +155,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if int(request.model_version) not in self.versions:
             text = f"Request for unknown model: 'awnet' version {request.model_version} is not at ready state"
             await context.abort(grpc.StatusCode.UNAVAILABLE, text)
-        outputs = self._sessions[int(request.model_version)].run(list(OUTPUTS), {"image": images})
+        names = [output.name for output in request.outputs]
+        self.asked.append(names)
+        if not set(names) <= set(self.outputs):
+            text = f"unexpected inference output '{names[0]}' for model 'awnet'"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+        outputs = self._sessions[int(request.model_version)].run(names, {"image": images})
         answer = service_pb2.ModelInferResponse(model_name="awnet", model_version=request.model_version)
-        for name, rows in zip(OUTPUTS, outputs, strict=True):
+        for name, rows in zip(names, outputs, strict=True):
             answer.outputs.add(name=name, datatype="FP32", shape=rows.shape)
             answer.raw_output_contents.append(b"" if self.empty else (rows + np.float32(self.off)).tobytes())
         return answer

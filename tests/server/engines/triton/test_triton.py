@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmarks.harness.processes import free_port
 from server.core.domains import locate
 from server.core.engine import Signals, Terms, self_test
 from server.core.images import EncodedImage, Limits, PixelArray
+from server.core.modes import LOGITS
 from server.engines.triton import engine as engine_module
 from server.engines.triton import health
 from server.engines.triton.engine import TritonEngine, parse_metadata
@@ -37,7 +39,7 @@ from server.errors import (
     SelfTestFailed,
     StartupError,
 )
-from tests.server.engines.triton.fake_triton import CONTRACTS, FILES, OUTPUTS, SHA256, FakeTriton, fakes
+from tests.server.engines.triton.fake_triton import CONTRACTS, FILES, MODES, OUTPUTS, SHA256, FakeTriton, fakes
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import settle, until
 
@@ -118,6 +120,39 @@ async def test_answers_are_those_of_the_model() -> None:
             assert right(signals, images(count))
             assert signals.inference_seconds > 0 and signals.decode_seconds >= 0 and signals.queue_seconds >= 0
         assert engine.waiting() == 0 and engine.up()
+
+
+@plays
+async def test_a_mode_asks_for_its_own_logits_and_no_others() -> None:
+    """Each answer is the branch's that was asked for, the self-test proves all, and nothing else is sent for."""
+    fake = FakeTriton(MODES)
+    session = ort.InferenceSession(FILES[MODES], providers=["CPUExecutionProvider"])
+    async with fakes(fake), engine_of(fake) as engine:
+        runner = await engine.open("awnet", MODES)
+        assert runner.model.contract.modes == ("auto", "robust", "natural")
+        await runner.warm()
+        await self_test(runner)
+        given = images(6)
+        asked = [(mode, row) for mode in LOGITS for row in range(6)]
+        del fake.asked[:]
+        answers = await asyncio.gather(*(runner.infer([PixelArray(given[row])], soon(), m) for m, row in asked))
+        for (mode, row), signals in zip(asked, answers, strict=True):
+            [want] = session.run([LOGITS[mode]], {"image": given[row : row + 1]})
+            np.testing.assert_allclose(signals.logits, want, atol=1e-4)
+        wanted = Counter((LOGITS[mode], "p_type", "omega") for mode, _ in asked)
+        assert Counter(map(tuple, fake.asked)) & wanted == wanted
+        await runner.close()
+
+
+@plays
+async def test_a_triton_that_leaves_a_modes_output_out_offers_no_such_mode() -> None:
+    """One configuration is of all versions, so that it names no output which one of them lacks."""
+    fake = FakeTriton(1, MODES)
+    async with fakes(fake), engine_of(fake) as engine:
+        runner = await engine.open("awnet", MODES)
+        assert runner.model.contract.modes == ("auto",)
+        await self_test(runner)
+        await runner.close()
 
 
 @plays
