@@ -100,7 +100,9 @@ class PublicFront(Front):
         super().__init__(routes, service)
         settings = service.settings
         self._page = (
-            page.Page(service.models.loaded, settings.model, service.verdict_history) if settings.page else None
+            page.Page(service.models.loaded, settings.model, service.verdict_history, mode=settings.mode)
+            if settings.page
+            else None
         )
 
     async def _answer(

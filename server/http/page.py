@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from ..core.engine import Model
+from ..core.modes import Mode
 from ..core.verdict import significant
 from ..monitoring.verdict_history import VerdictHistory
 from ..oip.rest import Reply
@@ -81,16 +82,23 @@ class Page:
     Args:
         loaded: the models that can answer now, name -> version -> model.
         default: the model that answers where a request names none.
+        mode: the operating mode in which it does.
         verdict_history: the verdicts of the last minutes.
         examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
             offers none.
     """
 
     def __init__(
-        self, loaded: Loaded, default: str, verdict_history: VerdictHistory, examples: Path = Path("examples")
+        self,
+        loaded: Loaded,
+        default: str,
+        verdict_history: VerdictHistory,
+        examples: Path = Path("examples"),
+        mode: Mode = "auto",
     ) -> None:
         self._loaded = loaded
         self._default = default
+        self._mode = mode
         self._verdict_history = verdict_history
         self._files = {INDEX: _file(ASSETS / "index.html")}
         for path in sorted(ASSETS.iterdir()):
@@ -137,7 +145,7 @@ class Page:
                 listed.append({**described, "default": name == self._default})
         alive = {f"{described['sha256']} {described['name']} {described['version']}" for described in listed}
         self._described = {key: described for key, described in self._described.items() if key in alive}
-        return orjson.dumps({"models": listed})
+        return orjson.dumps({"models": listed, "default_mode": self._mode})
 
 
 def _description(model: Model) -> dict[str, Any]:
@@ -151,6 +159,7 @@ def _description(model: Model) -> dict[str, Any]:
         "sha256": model.sha256,
         "labels": list(contract.labels),
         "size": contract.preprocessing.size,
+        "modes": list(contract.modes),
         "thresholds": {name: {"score": point.score, "fpr": point.fpr} for name, point in points.items()},
         "reference": {
             "images": contract.reference.images,

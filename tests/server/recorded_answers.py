@@ -88,7 +88,7 @@ CHANGED: dict[str, str] = {
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,
     "GET /admin/models on the public port": _LIKE_ANY,
-    "GET /page/*": "a refusal on the page's paths has the page's headers",
+    "GET /page/*": "a refusal on the page's paths has the page's headers; models tell their modes",
     "method: * /": _LIKE_ANY,
     "method: * /page/*": "a refusal on the page's paths has the page's headers",
     "method: * /predict": _LIKE_ANY,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.natural_images import natural_images
+from server.core.images import Limits, decode
 from tests.requires import requires
-from tests.server.tiny import ROOT
+from tests.server.tiny import ROOT, SIZE, noise
 
 pytestmark = pytest.mark.process
 
@@ -72,3 +74,16 @@ def test_a_short_round_measures_every_contestant(repository: Path, tmp_path: Pat
         assert rows["2"]["failed"] == 0, name
     assert min(report["raw_images_per_second"].values()) > 0
     assert "| 2 | server |" in (tmp_path / "result.md").read_text()
+
+
+def test_the_twelve_natural_images_are_of_twelve_kinds_and_the_server_takes_each(tmp_path: Path) -> None:
+    """The same bytes each time; a palette, lossy and scaled ones among them."""
+    for name in ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+        noise(450, 300).save(tmp_path / name)
+    images = natural_images(tmp_path)
+    assert images == natural_images(tmp_path)
+    assert len({image.kind for image in images}) == len({image.content for image in images}) == 12
+    decoded = [decode(image.content, SIZE, Limits()) for image in images]
+    assert {image.format for image in decoded} == {"PNG", "JPEG", "WEBP"}
+    assert {image.resized for image in decoded} == {True, False}
+    assert [image.traits.unusual for image in decoded if image.traits.unusual] == ["colour palette"]

@@ -9,6 +9,7 @@ const POLL_SECONDS = 5;
 const MOST_CLASSES = 10;
 
 let models = [];
+let defaultMode = "auto";
 let asking = null; // the AbortController of what was asked last; older answers are dropped
 let asked = [];
 
@@ -22,23 +23,29 @@ async function fetchJson(path) {
 
 async function loadModels() {
   try {
-    models = (await fetchJson("page/model.json")).models;
+    ({ models, default_mode: defaultMode } = await fetchJson("page/model.json"));
   } catch {
     models = [];
   }
   if (models.length === 0) setTimeout(loadModels, 2000);
   showModels();
+  showModes();
 }
+
+// The model that is to answer, as far as that is known: any version that serves may, and mostly it is the newest.
+const chosenModel = () => models[Number($("model").value || 0)];
 
 async function predict(image, signal) {
   // The image's own bytes with its own content type. Returns {answer, took} or {problem}.
   const chosen = $("model").value ? models[Number($("model").value)] : null;
-  const labels = (chosen || models[0])?.labels.length ?? MOST_CLASSES;
+  const labels = chosenModel()?.labels.length ?? MOST_CLASSES;
   const query = new URLSearchParams({ signals: "all", top_k: Math.min(MOST_CLASSES, labels) });
   if (chosen) {
     query.set("model", chosen.name);
     query.set("version", chosen.version);
   }
+  const mode = chosenMode();
+  if (mode) query.set("mode", mode);
   const started = performance.now();
   try {
     const response = await fetch(`predict?${query}`, {
@@ -103,8 +110,8 @@ function take(files) {
 }
 
 async function takeExample(example, button) {
-  const mode = document.querySelector("input[name=mode]:checked").value;
-  const wanted = mode === "both" ? ["clean", "attacked"] : [mode];
+  const twin = document.querySelector("input[name=twin]:checked").value;
+  const wanted = twin === "both" ? ["clean", "attacked"] : [twin];
   press(button);
   let images;
   try {
@@ -137,8 +144,8 @@ async function showExamples() {
     button.addEventListener("click", () => takeExample(example, button));
     $("thumbs").append(h("li", {}, button));
   }
-  const follow = () => { $("thumbs").dataset.mode = document.querySelector("input[name=mode]:checked").value; };
-  for (const radio of document.querySelectorAll("input[name=mode]")) {
+  const follow = () => { $("thumbs").dataset.twin = document.querySelector("input[name=twin]:checked").value; };
+  for (const radio of document.querySelectorAll("input[name=twin]")) {
     radio.addEventListener("change", () => {
       follow();
       $("thumbs").querySelector("[aria-pressed=true]")?.click();
@@ -215,7 +222,30 @@ function showModels() {
   $("model").value = chosen && models[Number(chosen)] ? chosen : "";
 }
 
-$("model").addEventListener("change", () => { if (asked.length) ask(asked); });
+const chosenMode = () => document.querySelector("input[name=mode]:checked")?.value;
+
+function showModes() {
+  // A choice only where the model has one; what was chosen stays chosen as long as it is there.
+  const modes = chosenModel()?.modes ?? [];
+  const before = chosenMode();
+  const chosen = modes.includes(before) ? before : defaultMode;
+  $("modes").hidden = modes.length < 2;
+  $("mode").replaceChildren(...(modes.length < 2 ? [] : modes).map((mode) => {
+    const radio = h("input", { type: "radio", name: "mode", value: mode });
+    radio.checked = mode === chosen;
+    radio.addEventListener("change", () => {
+      $("mode-words").textContent = words.MODE[mode];
+      if (asked.length) ask(asked);
+    });
+    return h("label", {}, radio, h("span", {}, mode));
+  }));
+  $("mode-words").textContent = words.MODE[chosen];
+}
+
+$("model").addEventListener("change", () => {
+  showModes();
+  if (asked.length) ask(asked);
+});
 
 let paused = false;
 let polling = 0;

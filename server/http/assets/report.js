@@ -222,7 +222,7 @@ function doneCard({ image, answer, took, model, index, kind }, two) {
     h("dt", {}, "File"), h("dd", {}, `${prepared.format}, ${prepared.width} × ${prepared.height}, ${bytes(image.blob.size)}`),
     h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(prepared, model.size)),
     h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial)),
-    h("dt", {}, "Model"), h("dd", {}, `${answer.model.name}, version ${answer.model.version}`),
+    h("dt", {}, "Model"), h("dd", {}, `${answer.model.name}, version ${answer.model.version}${model.modes.length > 1 ? `, mode ${answer.mode}` : ""}`),
     h("dt", {}, "Request"), h("dd", {}, h("code", {}, answer.request_id)));
   const times = h("div", {},
     bar,

@@ -25,6 +25,13 @@ export function milliseconds(value) {
 
 export const VERDICT = { clean: "Clean", suspicious: "Suspicious", adversarial: "Adversarial" };
 
+// Who says the class in each operating mode, in one line.
+export const MODE = {
+  auto: "Both branches say the class, weighted by what the detector makes of the image.",
+  robust: "The adversarial branch alone says the class: there is no detector to fool, and clean images are misnamed more often.",
+  natural: "The natural branch alone says the class: an attack on it is flagged at best.",
+};
+
 export function meaning({ verdict, target_fpr: targets, calibrated }) {
   // How many clean images are flagged too is known of the thresholds' own kinds of images alone.
   const among = (fpr, words) => (calibrated ? ` Of clean images, about 1 in ${Math.round(1 / fpr)} ${words}.` : "");
@@ -74,6 +81,7 @@ const ERRORS = {
   "body-too-large": "The file is too large.",
   "missing-image": "The file is empty.",
   "unknown-model": "The chosen model is no longer there.",
+  "unknown-mode": "The model that answers has no such operating mode.",
   "not-ready": "The model is still being loaded.",
   "queue-full": "The server has its hands full.",
   "deadline-exceeded": "The answer took too long.",

@@ -13,6 +13,7 @@ import pytest
 
 from tests.requires import requires
 from tests.server.schema_2 import schema_2
+from tests.server.schema_3 import publish_modes
 from tests.server.tiny import Running, encoded, noise, plain, publish
 
 pytestmark = requires("chromium")
@@ -309,14 +310,14 @@ def test_everything_works_from_the_keyboard(visit: Visit) -> None:
         page.keyboard.press("Tab")
         focus = page.evaluate(FOCUS)
         seen.append(focus)
-        if focus[0] == "mode":
+        if focus[0] == "twin":
             page.keyboard.press("ArrowRight")  # from both to clean
         if focus[0] == "ship":
             page.keyboard.press("Enter")
             break
     assert [name for name, outline in seen if outline == "none"] == []
     names = [name for name, _ in seen]
-    assert names[0] == "skip" and "file" in names and "mode" in names and names[-1] == "ship"
+    assert names[0] == "skip" and "file" in names and "twin" in names and names[-1] == "ship"
     page.wait_for_selector(".verdict")
     assert page.locator(".verdict .name").inner_text() == "ship"
     assert page.evaluate("document.activeElement.textContent.trim()") == "ship"
@@ -377,6 +378,35 @@ def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, 
     page.wait_for_selector(".verdict.clean")
     page.wait_for_timeout(500)
     assert [url for url in asked if "recent" in url] == []
+
+
+def test_a_mode_can_be_picked_where_the_model_has_several(visit: Visit, tmp_path: Path, image: Image) -> None:
+    """A line says what each means; the answer is asked for again, and is the one of /predict in that mode."""
+    running = Running(publish(publish_modes(tmp_path / "repository", "2"), "1"), versions_kept=2, mode="auto")
+    try:
+        running.wait_ready()
+        page = visit(url=running.url)
+        path = image("mine.png", 0.2)
+        choose(page, path)
+        told = set()
+        for mode in ("robust", "natural", "auto"):
+            with page.expect_response("**/predict?*") as asked:
+                page.get_by_role("group", name="Operating mode").get_by_label(mode).check()
+            assert f"mode={mode}" in asked.value.url
+            soon(page.locator(".facts")).to_contain_text(f"awnet, version 2, mode {mode}", timeout=PATIENCE_MS)
+            headers = {"content-type": "image/png"}
+            answer = running.http.post(f"/predict?mode={mode}", content=path.read_bytes(), headers=headers).json()
+            best = answer["results"][0]["predictions"][0]
+            row = page.locator(".classes .best").inner_text()
+            assert best["label"] in row and f"{100 * best['probability']:.1f}" in row
+            told.add(page.locator("#mode-words").inner_text())
+        assert len(told) == 3 and all("branch" in words for words in told)
+        page.get_by_label("Model").select_option(label="awnet, version 1")
+        soon(page.locator("#modes")).to_be_hidden(timeout=PATIENCE_MS)
+        soon(page.locator(".facts")).to_contain_text("awnet, version 1", timeout=PATIENCE_MS)
+        assert "mode" not in page.locator(".facts").inner_text()
+    finally:
+        running.stop()
 
 
 def test_an_older_version_can_be_picked(visit: Visit, tmp_path: Path, image: Image) -> None:

@@ -101,6 +101,7 @@ def test_the_model_is_told_as_its_contract_has_it(page: Page, model: Model) -> N
     (told,) = orjson.loads(reply[2])["models"]
     assert (told["name"], told["version"], told["sha256"], told["default"]) == ("awnet", "2", "ab" * 32, True)
     assert told["labels"] == list(model.contract.labels) and told["size"] == 32
+    assert told["modes"] == ["auto"]
     assert told["thresholds"] == {
         "suspicious": {"score": 0.41, "fpr": 0.05},
         "adversarial": {"score": 0.77, "fpr": 0.01},
@@ -122,7 +123,7 @@ def test_the_default_model_comes_first_and_its_newest_version_before_the_others(
 
 def test_before_a_model_is_loaded_there_is_none_to_tell() -> None:
     reply = Page(dict, "awnet", VerdictHistory()).answer("/page/model.json", {})
-    assert reply is not None and reply[2] == b'{"models":[]}'
+    assert reply is not None and reply[2] == b'{"models":[],"default_mode":"auto"}'
 
 
 def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> None:
