@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +43,8 @@ from .workers.member import Assignment, receive_assignment
 
 if TYPE_CHECKING:
     from .oip.grpc_front import GrpcFront
+
+LEAVING_MARGIN_SECONDS = 2.0  # after drain and shutdown, before a process that is stuck is ended
 
 log = logging.getLogger("awnet")
 
@@ -122,6 +126,7 @@ class Server(Port):
             leaving.append(asyncio.create_task(self._grpc.stop(self._service.settings.shutdown_seconds)))
         await super().shutdown(sockets)
         if self.force_exit:
+            self._service.decoding.pool.kill()
             return
         if self._loading is not None:
             leaving.append(self._loading)
@@ -138,6 +143,11 @@ class Server(Port):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again = self._service.draining
         self._service.drain()
+        if not again:
+            settings = self._service.settings
+            threading.Thread(
+                target=_end_at_last, args=(settings.drain_seconds + settings.shutdown_seconds,), daemon=True
+            ).start()
         if sig == signal.SIGTERM and not again:
             self._leave_at = time.monotonic() + self._service.settings.drain_seconds
         elif not again or self.should_exit is False:
@@ -268,6 +278,13 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     return 0 if server.started and service.failure is None else 1
 
 
+def _end_at_last(seconds: float) -> None:
+    """End this process after so long, whatever runs in it: a thread that is stuck in a library cannot be ended."""
+    time.sleep(seconds + LEAVING_MARGIN_SECONDS)
+    log.critical("the process has not ended by itself in time, and ends now")
+    os._exit(1)
+
+
 def begin_logging(settings: Settings, number: int | None = None) -> None:
     """Log to standard error; a worker's lines name it."""
     who = "%(name)s" if number is None else f"worker {number} %(name)s"
@@ -303,6 +320,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
         max_batch=settings.max_batch,
         capacity=settings.queue_capacity,
         delay=settings.batch_delay_ms / 1000,
+        stall=settings.stall_seconds,
         on_batch=metrics.batch,
     )
 

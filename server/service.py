@@ -10,11 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from .core.cpu_limits import usable_cores
+from .core.decoding import DecodePool, Decoding
 from .core.engine import Engine, Model, Priority, Signals, Terms
-from .core.images import ImageInput, Limits
+from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
 from .core.verdict import Judgement, judge_image
 from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
@@ -32,6 +34,9 @@ from .versions.models import Models
 from .versions.rollout import Lease
 
 log = logging.getLogger("awnet")
+
+# Memory of a process that decodes: its libraries and code tables, and several copies of the largest image.
+DECODER_BYTES, DECODER_BYTES_PER_PIXEL = 1 << 30, 16
 
 CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
@@ -103,6 +108,15 @@ class Service:
         self.monitor = monitor
         self.requests = Requests(metrics, monitor.clients)
         self.limits = Limits(settings.max_pixels, settings.min_side)
+        self.decoding = Decoding(
+            DecodePool(
+                workers=settings.decode_workers or settings.threads or usable_cores(),
+                seconds=settings.decode_seconds,
+                room=settings.decode_queue_pixels,
+                max_bytes=DECODER_BYTES + DECODER_BYTES_PER_PIXEL * settings.max_pixels,
+            ),
+            settings.max_request_pixels,
+        )
         self.models = Models(
             engine,
             default=settings.model,
@@ -123,7 +137,7 @@ class Service:
         self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
-        metrics.follow(lambda: self.models.ready and engine.up(), engine.waiting)
+        metrics.follow(lambda: self.models.ready and engine.up(), lambda: engine.waiting() + self.decoding.pool.waiting)
 
     @property
     def draining(self) -> bool:
@@ -187,6 +201,7 @@ class Service:
                 task.cancel()
                 await asyncio.wait([task])
         await self._fleet.stop()  # before the counts of closed versions go
+        await self.decoding.pool.close()
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -238,9 +253,21 @@ class Service:
         """Answers and judgements; counts verdicts, scores and stages.
 
         Raises:
-            EngineFault: an output is not finite, which must never read as clean; or as `engine.Runner.infer`.
+            EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
+                `engine.Runner.infer`.
         """
+        encoded = [image for image in images if isinstance(image, EncodedImage)]
+        request, decoded, waited = CURRENT.get(), 0.0, 0.0
+        if encoded:
+            size, client = lease.model.contract.preprocessing.size, request.client_address if request else None
+            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client)
         signals = await lease.infer(images, terms)
+        if waited:
+            signals = replace(
+                signals,
+                decode_seconds=signals.decode_seconds + decoded,
+                queue_seconds=signals.queue_seconds + max(0.0, waited - decoded),
+            )
         if not signals.finite():
             raise EngineFault("the model gave an answer that is not finite")
         model = lease.model

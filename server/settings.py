@@ -106,9 +106,25 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
-    max_pixels: int = Field(16_000_000, ge=1, description="Largest image, width times height.")
+    max_pixels: int = Field(
+        16_000_000,
+        ge=1,
+        description="Most pixels that an image may be decoded to; of a large JPEG that is less than it has.",
+    )
     min_side: int = Field(8, ge=1, description="Smallest width or height of an image, pixels.")
     max_images: int = Field(32, ge=1, description="Most images in one request.")
+    max_request_pixels: int = Field(
+        32_000_000, ge=1, description="Most pixels that the images of one request may be decoded to, together."
+    )
+    decode_workers: int = Field(
+        0, ge=0, description="Processes for images that are not cheap to decode; 0 takes as many as inference threads."
+    )
+    decode_seconds: float = Field(
+        5.0, gt=0, description="CPU time after which the decoding of an image is given up, and the image refused."
+    )
+    decode_queue_pixels: int = Field(
+        256_000_000, ge=1, description="Pixels that may wait for those processes; further requests get 503."
+    )
 
     workers: int = Field(1, ge=1, le=64, description="Worker processes; one needs no supervisor.")
     threads: int = Field(
@@ -121,6 +137,9 @@ class Settings(BaseSettings):
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
         75, ge=1, description="Close a connection that has been idle this long; above the load balancer's own limit."
+    )
+    stall_seconds: float = Field(
+        10.0, gt=0, description="Readiness is off while images wait and no thread has finished any for this long."
     )
     drain_seconds: float = Field(
         1.0, ge=0, description="After SIGTERM, serve this long with readiness off, so that balancers stop sending."

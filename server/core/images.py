@@ -21,7 +21,7 @@ from .codecs.file import Format, ImageFile, Unusual
 
 Altered = Literal["resized", "lossy"]
 
-LARGE_BYTES, LARGE_PIXELS = 64 << 10, 512 * 512  # beyond either an image may take milliseconds to decode
+QUARTER_TURNS = range(5, 9)  # of EXIF orientations
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,9 @@ class DecodedImage(NamedTuple):
 class ImageInput(Protocol):
     """One image of a request, encoded or not.
 
-    An engine calls `pixels` once, on one of its threads, because it may decode; `large` says beforehand that decoding
-    may take milliseconds. `traits` are there afterwards.
+    An engine calls `pixels` once, on one of its threads, because it may decode, for some milliseconds at most: what may
+    take longer was decoded before (`decoding`). `traits` are there afterwards.
     """
-
-    @property
-    def large(self) -> bool: ...
 
     @property
     def traits(self) -> Traits: ...
@@ -78,8 +75,6 @@ class PixelArray:
     """An image that is already decoded: golden inputs, tensors. `traits`: where they are known already."""
 
     __slots__ = ("_pixels", "_traits")
-
-    large = False
 
     def __init__(self, pixels: NDArray[np.uint8], traits: Traits | None = None) -> None:
         self._pixels = pixels
@@ -99,36 +94,57 @@ class PixelArray:
 
 
 class EncodedImage:
-    """An encoded image as it came in. `decoded` is set once `pixels` has been called."""
+    """An encoded image as it came in, see also `decoding.Decodable`.
 
-    __slots__ = ("_data", "_index", "_limits", "decoded", "large")
+    Attributes:
+        index: its place in the request.
+        decoded: set once `pixels` has been called, or `accept`.
+    """
+
+    __slots__ = ("_file", "_limits", "data", "decoded", "index")
 
     def __init__(self, data: bytes, limits: Limits, index: int = 0) -> None:
-        self._data: bytes | None = data
+        self.data = data
+        self.index = index
         self._limits = limits
-        self._index = index
+        self._file: ImageFile | None = None
         self.decoded: DecodedImage | None = None
-        self.large = len(data) > LARGE_BYTES or (
-            data.startswith(b"\x89PNG")
-            and len(data) >= 24
-            and int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big") > LARGE_PIXELS
-        )
 
     @property
     def traits(self) -> Traits:
         assert self.decoded is not None, "pixels() comes first"
         return self.decoded.traits
 
+    def admit(self, size: int) -> ImageFile:
+        """Read its structure, once. Raises what `decode` raises before it decodes."""
+        if self._file is None:
+            try:
+                self._file = read(self.data)
+                check(self._file, size, self._limits)
+            except (ImageError, UnsupportedMedia) as error:
+                error.at(self.index)
+                raise
+        return self._file
+
+    def accept(self, decoded: Decoded, size: int) -> None:
+        """It was decoded elsewhere."""
+        self.decoded = _finished(self.admit(size), decoded, size)
+        self._forget()
+
     def pixels(self, size: int) -> NDArray[np.uint8]:
-        assert self._data is not None, "pixels() is called once"
-        try:
-            self.decoded = decode(self._data, size, self._limits)
-        except (ImageError, UnsupportedMedia) as error:
-            error.at(self._index)
-            raise
-        finally:
-            self._data = None  # the file is of no use any more, and it may be megabytes
+        if self.decoded is None:
+            file = self.admit(size)
+            try:
+                self.decoded = _finished(file, decode_file(file, size), size)
+            except ImageError as error:
+                error.at(self.index)
+                raise
+            finally:
+                self._forget()
         return self.decoded.pixels
+
+    def _forget(self) -> None:
+        self.data, self._file = b"", None  # of no use any more, and it may be megabytes
 
 
 def decode(data: bytes, size: int, limits: Limits) -> DecodedImage:
@@ -142,7 +158,7 @@ def decode(data: bytes, size: int, limits: Limits) -> DecodedImage:
     """
     file = read(data)
     check(file, size, limits)
-    return finished(decode_file(file, size), size)
+    return _finished(file, decode_file(file, size), size)
 
 
 def check(file: ImageFile, size: int, limits: Limits) -> None:
@@ -159,11 +175,11 @@ def check(file: ImageFile, size: int, limits: Limits) -> None:
         raise ImageError(f"the {file.format} image is truncated: its data cannot fill its rows")
 
 
-def finished(decoded: Decoded, size: int) -> DecodedImage:
+def _finished(file: ImageFile, decoded: Decoded, size: int) -> DecodedImage:
     """What was decoded as an array, with its traits."""
-    # A copy in the layout of the network.
     rgb = np.frombuffer(decoded.rgb, np.uint8).reshape(size, size, 3)
     pixels = np.ascontiguousarray(rgb.transpose(2, 0, 1))
-    altered: Altered | None = "resized" if decoded.resized else "lossy" if decoded.lossy else None
-    traits = Traits(measure(pixels), decoded.unusual, altered)
-    return DecodedImage(pixels, decoded.format, decoded.width, decoded.height, decoded.resized, traits)
+    width, height = (file.height, file.width) if file.orientation in QUARTER_TURNS else (file.width, file.height)
+    resized = (width, height) != (size, size)
+    altered: Altered | None = "resized" if resized else "lossy" if file.lossy else None
+    return DecodedImage(pixels, file.format, width, height, resized, Traits(measure(pixels), decoded.unusual, altered))

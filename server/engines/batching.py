@@ -157,6 +157,7 @@ class Batcher:
         self._lock = threading.Lock()  # guards the scheduler, `_sleepers` and `_ending`
         self._sleepers: list[threading.Lock] = []  # one a worker that rests; released to wake it
         self._ending = False
+        self._progress = 0.0  # when a batch ended, or when images came that none waited before
         self._feeds: set[Feed] = set()
         self._executions = 0
         self._due: dict[_Ticket, None] = {}  # requests with a deadline
@@ -171,6 +172,10 @@ class Batcher:
     def pending(self) -> int:
         """Images that wait or run."""
         return self._scheduler.held
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether images wait or run and no worker has finished any for so long."""
+        return self.pending > 0 and time.monotonic() - self._progress > seconds
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -207,7 +212,10 @@ class Batcher:
     def enter(self, ticket: _Ticket) -> None:
         """Put a request in line. Raises QueueFull, DeadlineExceeded."""
         with self._lock:
-            self._scheduler.add(ticket, time.monotonic())
+            now, idle = time.monotonic(), not self._scheduler.held
+            self._scheduler.add(ticket, now)
+            if idle:
+                self._progress = now
             self._wake(ticket.count)
         if ticket.deadline != NO_DEADLINE.deadline:
             self._due[ticket] = None
@@ -267,7 +275,8 @@ class Batcher:
         while True:
             with lock:
                 if batch is not None:
-                    scheduler.done(batch, now(), executions)
+                    self._progress = now()
+                    scheduler.done(batch, self._progress, executions)
                 work = scheduler.take(now())
                 ending = self._ending
                 if not isinstance(work, Batch):
@@ -291,33 +300,20 @@ class Batcher:
                         rest.acquire()
 
     def _run(self, batch: Batch[_Ticket]) -> tuple[_Piece | None, list[tuple[int, float]]]:
-        """Decode and execute. All pieces are posted but the last, which is returned with (size, seconds) of all.
-
-        Large images come after the small ones, each by itself, so that none waits for the 48 ms that a
-        large one may take to decode.
-        """
-        groups = [batch.parts]
-        if len(batch.parts) > 1:
-            large = [part for part in batch.parts if part[0].images[part[1]].large]
-            if large:
-                groups = [[part for part in batch.parts if part not in large], *([part] for part in large)]
+        """Decode and execute. All pieces are posted but the last, which is returned with (size, seconds) of all."""
         executions: list[tuple[int, float]] = []
         last: _Piece | None = None
-        for group in groups:
+        images, parts, decode = self._decode(batch, batch.parts)
+        at = 0
+        # One size, unless an image was broken or its request was given up.
+        for size in self._scheduler.pieces(len(images)):
             if last is not None:
                 self._post(batch, last)
-                last = None
-            images, parts, decode = self._decode(batch, group)
-            at = 0
-            # One size, unless an image was broken or its request was given up.
-            for size in self._scheduler.pieces(len(images)):
-                if last is not None:
-                    self._post(batch, last)
-                rows = slice(at, at + size)
-                last = _execute(images[rows], parts[rows], decode[rows], batch.alone)
-                at += size
-                if last.outputs is not None:
-                    executions.append((size, last.seconds))
+            rows = slice(at, at + size)
+            last = _execute(images[rows], parts[rows], decode[rows], batch.alone)
+            at += size
+            if last.outputs is not None:
+                executions.append((size, last.seconds))
         return last, executions
 
     def _decode(

@@ -38,6 +38,7 @@ class EmbeddedEngine:
         max_batch: largest batch.
         capacity: images that may wait or run, over all opened versions.
         delay: longest wait for a fuller batch while others run, seconds.
+        stall: seconds without progress after which it counts as down.
         on_batch: called with the size of each execution.
     """
 
@@ -49,6 +50,7 @@ class EmbeddedEngine:
         max_batch: int = 8,
         capacity: int = 256,
         delay: float = 0.001,
+        stall: float = float("inf"),
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._repository = repository
@@ -56,6 +58,7 @@ class EmbeddedEngine:
         self._max_batch = max_batch
         self._capacity = capacity
         self._delay = delay
+        self._stall = stall
         self._on_batch = on_batch
         self._batcher: Batcher | None = None
 
@@ -104,7 +107,7 @@ class EmbeddedEngine:
         return self._batcher.pending if self._batcher else 0
 
     def up(self) -> bool:
-        return self._batcher is not None
+        return self._batcher is not None and not self._batcher.stalled(self._stall)
 
     async def close(self) -> None:
         if self._batcher:

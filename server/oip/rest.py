@@ -7,6 +7,7 @@ A translation of `protocol`: paths to its functions, JSON and raw bytes to its t
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
 from collections.abc import Mapping
@@ -35,8 +36,9 @@ Reply = tuple[int, Headers, bytes]  # status, headers without Content-Length, bo
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_DIMENSIONS = 8
-# Lists, objects and members of a JSON part: 32 nested images of 1300 pixels. Millions keep the parser for seconds.
-MAX_PARTS = 1 << 17
+INLINE_BYTES = 64 << 10  # a larger body is read on another thread than the event loop's
+# Values, lists, texts and so on of a JSON part beside those of its images.
+MAX_OTHER_PARTS = 1 << 14
 
 _MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(ready|config|infer))?")
 _FIXED = ("/v2", "/v2/health/live", "/v2/health/ready")  # health has the protocol's paths, and is not answered here
@@ -123,8 +125,13 @@ class _Read(NamedTuple):
 async def _infer(
     service: Service, name: str, version: int | None, headers: Mapping[bytes, bytes], body: bytes
 ) -> Reply:
-    body = _unpacked(headers.get(b"content-encoding", b"identity"), body, service.settings.max_body_bytes)
-    read = _read(name, version, headers.get(HEADER_LENGTH), body)
+    limits = _Limits.of(service, service.models.find(name, version).contract.preprocessing.size)
+    encoding = headers.get(b"content-encoding", b"identity")
+    given = (name, version, headers.get(HEADER_LENGTH), encoding, body, limits)
+    if len(body) > INLINE_BYTES or encoding != b"identity":
+        read = await asyncio.to_thread(_read, *given)
+    else:
+        read = _read(*given)
     answer = await protocol.infer(service, read.request)
 
     document: dict[str, Any] = {"model_name": answer.model.name, "model_version": str(answer.model.version)}
@@ -170,16 +177,50 @@ def _unpacked(encoding: bytes, body: bytes, max_bytes: int) -> bytes:
     return unpacked
 
 
-def _read(name: str, version: int | None, header_length: bytes | None, body: bytes) -> _Read:
-    """The body of an inference request. Raises RequestError, InvalidTensor."""
+class _Limits(NamedTuple):
+    """What a body may hold: bytes unpacked, and in its JSON part numbers, lists and objects with members, and texts.
+
+    As many as a tensor of the most images can need, in the shape that the model takes, and some for all else. The
+    parser would take half a second for a body full of short texts, and nothing else runs in this process meanwhile.
+    """
+
+    unpacked: int
+    values: int
+    nested: int
+    texts: int
+
+    @classmethod
+    def of(cls, service: Service, size: int) -> _Limits:
+        images = service.settings.max_images
+        return cls(
+            service.settings.max_body_bytes,
+            images * 3 * size * size + MAX_OTHER_PARTS,
+            images * (1 + 3 * (1 + size)) + MAX_OTHER_PARTS,
+            images + MAX_OTHER_PARTS,
+        )
+
+    def check(self, text: bytes) -> None:
+        """Raises RequestError before the parser sees `text`."""
+        if text.count(b",") > self.values:
+            raise RequestError(f"the JSON part has more than {self.values} values: more than its images can need")
+        if sum(map(text.count, (b"[", b"{", b":"))) > self.nested:
+            raise RequestError(f"the JSON part has more than {self.nested} lists, objects and members")
+        if text.count(b'"') > 2 * self.texts:
+            raise RequestError(f"the JSON part has more than {self.texts} texts; data of UINT8 are integers")
+
+
+def _read(
+    name: str, version: int | None, header_length: bytes | None, encoding: bytes, body: bytes, limits: _Limits
+) -> _Read:
+    """The body of an inference request. Raises RequestError, InvalidTensor, UnsupportedMedia, BodyTooLarge."""
+    body = _unpacked(encoding, body, limits.unpacked)
     end = len(body)
     if header_length is not None:
         if not _LENGTH.fullmatch(header_length) or int(header_length) > len(body):
             raise RequestError("Inference-Header-Content-Length must be the length of the JSON part of the body")
         end = int(header_length)
     text = body[:end]
-    if sum(map(text.count, (b"[", b"{", b":"))) > MAX_PARTS:
-        raise RequestError(f"the JSON part has more than {MAX_PARTS} lists, objects and members")
+    limits.check(text)
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:

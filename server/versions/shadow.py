@@ -144,11 +144,10 @@ class ShadowComparer:
 class _CachedImage:
     """An image that keeps its decoded pixels, so that they are decoded once."""
 
-    __slots__ = ("_image", "cached", "large")
+    __slots__ = ("_image", "cached")
 
     def __init__(self, image: ImageInput) -> None:
         self._image = image
-        self.large = image.large
         self.cached: NDArray[np.uint8] | None = None
 
     @property

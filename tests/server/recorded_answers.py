@@ -76,6 +76,7 @@ CHANGED: dict[str, str] = {
     "predict: half a jpeg": "what a file lacks is found before it is decoded",
     "predict: *": "an answer names its mode, the image's domain or why it has none, and P(attacked) at a prior; "
     "palettes are not calibrated; ?mode=",
+    "infer: many lists": "the bound is what the most images of the model's size need",
     "infer: an unknown output": _OUTPUTS,
     "infer: *": _MODE,
     "gRPC ModelInfer: an unknown output": _OUTPUTS,
@@ -104,7 +105,8 @@ CHANGED: dict[str, str] = {
     "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
     "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
-    "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode",
+    "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
+    "refused images never reach the engine",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer",
 }

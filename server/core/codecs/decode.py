@@ -15,7 +15,7 @@ from PIL import Image, WebPImagePlugin
 
 from ...errors import ImageError, UnsupportedMedia
 from . import colour, jpeg, png
-from .file import Format, ImageFile, Unusual, refuse
+from .file import ImageFile, Unusual, refuse
 from .webp import WebPFile
 
 log = logging.getLogger("awnet.images")
@@ -43,14 +43,9 @@ _AVIF = (b"avif", b"avis")
 
 
 class Decoded(NamedTuple):
-    """rgb: size * size * 3 bytes, row by row; width and height as a viewer would show the file."""
+    """rgb: size * size * 3 bytes, row by row; and what no threshold speaks for."""
 
     rgb: bytes
-    format: Format
-    width: int
-    height: int
-    resized: bool
-    lossy: bool
     unusual: Unusual | None
 
 
@@ -87,10 +82,7 @@ def decode(file: ImageFile, size: int) -> Decoded:
     except Exception as error:  # a decoder's own, of which there are many; what a client sent is never our fault
         log.debug("a decoder failed", exc_info=True)
         raise refuse(file.format, "is truncated or corrupt") from error
-    turned = file.orientation >= 5
-    width, height = (file.height, file.width) if turned else (file.width, file.height)
-    resized = (width, height) != (size, size)
-    return Decoded(image.tobytes(), file.format, width, height, resized, file.lossy, unusual)
+    return Decoded(image.tobytes(), unusual)
 
 
 def _finished(file: ImageFile, image: Image.Image, size: int) -> tuple[Image.Image, Unusual | None]:

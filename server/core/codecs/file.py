@@ -8,7 +8,7 @@ parts are missing, is refused there. Metadata never reaches a decoder: orientati
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 
@@ -16,6 +16,7 @@ from ...errors import ImageError
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 Unusual = Literal["colour palette", "1-bit image", "colour profile"]
+UNUSUAL: tuple[Unusual, ...] = get_args(Unusual)
 
 MAX_PROFILE_BYTES = 2 << 20  # of a colour profile; printers' are the largest, with half a megabyte to one
 PROFILE_COST = 4_000_000  # pixels: a transform is made of a profile in up to tens of milliseconds

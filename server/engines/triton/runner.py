@@ -38,19 +38,15 @@ class Description(NamedTuple):
 
 
 class Decoders:
-    """Threads that decode images; one is kept for small images, so that none of them waits behind a large one."""
+    """Threads that decode images."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="awnet-decode")
-        self._large = asyncio.Semaphore(max(1, threads - 1))
 
     async def decode(self, image: ImageInput, size: int) -> tuple[NDArray[np.uint8], float]:
         """Pixels [3,size,size], and the seconds that they took."""
         job, loop = functools.partial(_pixels, image, size), asyncio.get_running_loop()
-        if not image.large:
-            return await loop.run_in_executor(self._pool, job)
-        async with self._large:
-            return await loop.run_in_executor(self._pool, job)
+        return await loop.run_in_executor(self._pool, job)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

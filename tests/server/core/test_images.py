@@ -345,13 +345,6 @@ def test_bytes_behind_the_image_are_ignored() -> None:
     np.testing.assert_array_equal(seen(encoded(noise()) + b"PK\x03\x04 and more").pixels, chw(noise()))
 
 
-def test_an_upload_tells_beforehand_that_it_may_take_long() -> None:
-    """By bytes, and by pixels where the header has them at a fixed place."""
-    assert not EncodedImage(encoded(noise()), LIMITS).large
-    assert EncodedImage(png(900, 900), LIMITS).large
-    assert EncodedImage(encoded(noise(300, 300)), LIMITS).large
-
-
 def test_an_error_names_the_image_that_it_is_about() -> None:
     """Among several uploads the client must know which."""
     with pytest.raises(UnsupportedMedia) as refused:

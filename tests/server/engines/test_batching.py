@@ -38,16 +38,12 @@ def image(value: int) -> PixelArray:
 class Broken:
     """An image that cannot be decoded."""
 
-    large = False
-
     def pixels(self, size: int) -> Any:
         raise ImageError("broken", image=0)
 
 
 class Slow(PixelArray):
-    """An image whose decoding lasts as long as `wait` does, and that says so."""
-
-    large = True
+    """An image whose decoding lasts as long as `wait` does."""
 
     def __init__(self, value: int, wait: Callable[[], object]) -> None:
         super().__init__(image(value).pixels(SIZE))
@@ -235,8 +231,6 @@ def test_an_image_that_cannot_be_decoded_fails_its_own_request_only() -> None:
 class Exploding:
     """An image whose decoding fails in a way that nobody foresaw."""
 
-    large = False
-
     def pixels(self, size: int) -> Any:
         raise RuntimeError("private")
 
@@ -308,24 +302,23 @@ def test_a_request_without_images_is_refused() -> None:
     run(scenario)
 
 
-def test_a_slow_image_does_not_hold_up_small_ones_beside_it() -> None:
-    """In the same batch the small ones go first."""
+def test_a_batcher_whose_workers_finish_nothing_has_stalled() -> None:
+    """Counted from the first image that waits, and over as soon as a batch ends; an idle one never has."""
 
     async def scenario() -> None:
         model = Model()
-        model.gate.clear()
         queue = batcher(model, workers=1)
-        first = asyncio.create_task(queue.submit([image(1)]))
+        batches = queue.batcher
+        await asyncio.sleep(0.05)
+        assert not batches.stalled(0.02)
+        model.gate.clear()
+        stuck = asyncio.create_task(queue.submit([image(1)]))
         await until(lambda: model.batches)
-        decode = threading.Event()
-        slow = asyncio.create_task(queue.submit([Slow(2, decode.wait)]))
-        small = asyncio.create_task(queue.submit([image(3)]))
-        await until(lambda: queue.pending == 3)
+        assert not batches.stalled(60)
+        await until(lambda: batches.stalled(0.02))
         model.gate.set()
-        await asyncio.gather(first, small)
-        assert not slow.done()
-        decode.set()
-        assert (await slow).logits[0, 0] == 2
+        await stuck
+        assert not batches.stalled(0.0)
         await queue.close()
 
     run(scenario)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -360,45 +359,19 @@ async def test_a_bad_image_is_named_and_nothing_is_sent() -> None:
         assert (await runner.infer([EncodedImage(good, Limits())], soon())).decode_seconds > 0
 
 
-class Slow:
-    """An image whose decoding takes as long as the test wants, or fails in a way that nobody foresaw."""
-
-    def __init__(self, large: bool, done: threading.Event, fault: Exception | None = None) -> None:
-        self.large, self._done, self._fault = large, done, fault
-        self.begun = threading.Event()
+class Exploding:
+    """An image whose decoding fails in a way that nobody foresaw."""
 
     def pixels(self, size: int) -> np.ndarray[Any, Any]:
-        self.begun.set()
-        assert self._done.wait(60)
-        if self._fault:
-            raise self._fault
-        return images(1)[0]
-
-
-@plays
-async def test_a_small_image_does_not_wait_for_large_ones() -> None:
-    """Two large ones on two threads: one of the threads stays free for what takes a millisecond."""
-    async with opened(FakeTriton()) as (_, runner):
-        decoded = threading.Event()
-        slow = [Slow(True, decoded) for _ in range(2)]
-        large = [asyncio.create_task(runner.infer([image], soon())) for image in slow]
-        await until(lambda: any(image.begun.is_set() for image in slow))
-        small = threading.Event()
-        small.set()
-        assert right(await runner.infer([Slow(False, small)], soon()), images(1))
-        assert not any(task.done() for task in large)
-        decoded.set()
-        assert all(right(signals, images(1)) for signals in await asyncio.gather(*large))
+        raise RuntimeError("secret")
 
 
 @plays
 async def test_a_fault_in_decoding_fails_that_request_only() -> None:
     """Told as our fault, without its text; the threads live on."""
     async with opened(FakeTriton()) as (engine, runner):
-        ready = threading.Event()
-        ready.set()
         with pytest.raises(AWNetError, match="something went wrong") as error:
-            await runner.infer([Slow(False, ready, RuntimeError("secret"))], soon())
+            await runner.infer([Exploding()], soon())
         assert type(error.value) is AWNetError and engine.waiting() == 0
         assert right(await runner.infer(inputs(1), soon()), images(1))
 

@@ -1,0 +1,256 @@
+"""Decoding beside the server: what is not cheap runs in processes that can be killed, in a fair and bounded line."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.core.decoding import CHEAP_COST, DecodePool, Decoding
+from server.core.images import EncodedImage, Limits, decode
+from server.errors import AWNetError, DeadlineExceeded, ImageError, ImageTooLarge, QueueFull, Unavailable
+from tests.server.tiny import SIZE, encoded, noise
+
+SMALL = encoded(noise())
+LARGE = encoded(noise(400, 300))
+SECONDS = 60.0  # long enough on any machine
+MEMORY = 1 << 31
+
+pytestmark = pytest.mark.process
+
+
+def slow(side: int = 4000) -> bytes:
+    """A file of some hundred bytes and seconds."""
+    file = io.BytesIO()
+    Image.new("RGBA", (side, side)).save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
+def images(*files: bytes) -> list[EncodedImage]:
+    return [EncodedImage(file, Limits(), index) for index, file in enumerate(files)]
+
+
+@asynccontextmanager
+async def pool(
+    workers: int = 1, seconds: float = SECONDS, room: int = 1 << 30, memory: int = MEMORY
+) -> AsyncIterator[DecodePool]:
+    made = DecodePool(workers=workers, seconds=seconds, room=room, max_bytes=memory)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def soon(seconds: float = SECONDS) -> float:
+    return time.monotonic() + seconds
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(4 * SECONDS):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def child_of(made: DecodePool) -> int:
+    """The process that decodes now."""
+    while not any(job.child for job in made._running):
+        await asyncio.sleep(0.001)
+    (job,) = made._running
+    assert job.child is not None
+    return job.child._process.pid
+
+
+def test_what_is_cheap_starts_no_process_and_anything_else_has_the_same_pixels() -> None:
+    """By what the structure says that it costs, all images of a request together."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            cheap = images(SMALL, SMALL)
+            assert await decoding.prepare(cheap, SIZE, soon()) == (0.0, 0.0)
+            assert all(image.decoded is None for image in cheap)
+            assert not made._idle
+            both = images(SMALL, LARGE)
+            decoded, waited = await decoding.prepare(both, SIZE, soon())
+            assert 0 < decoded <= waited
+            assert both[0].decoded is None and both[1].decoded is not None
+            for image, file in zip(both, (SMALL, LARGE), strict=True):
+                np.testing.assert_array_equal(image.pixels(SIZE), decode(file, SIZE, Limits()).pixels)
+                assert image.decoded == image.decoded and image.traits == decode(file, SIZE, Limits()).traits
+            many = images(*[encoded(noise(100, 100))] * 20)
+            cost = many[0].admit(SIZE).cost(SIZE)
+            await decoding.prepare(many, SIZE, soon())
+            assert sum(image.decoded is None for image in many) == CHEAP_COST // cost < 20
+
+    run(test)
+
+
+def test_an_image_that_takes_too_long_ends_its_process_and_no_other() -> None:
+    """By CPU time, whatever the machine does beside; the next image has a new process."""
+
+    async def test() -> None:
+        async with pool(seconds=0.05) as made:
+            with pytest.raises(ImageError, match=r"more than 0\.05 seconds") as refused:
+                await Decoding(made, 1 << 30).prepare(images(SMALL, slow()), SIZE, soon())
+            assert refused.value.image == 1
+            assert made.waiting == 0
+            (good,) = images(LARGE)
+            await Decoding(made, 1 << 30).prepare([good], SIZE, soon())
+            assert good.decoded is not None
+
+    run(test)
+
+
+def test_a_process_that_is_stuck_is_killed_after_the_deadline() -> None:
+    """It is stopped here, so that it would never answer."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            stuck = asyncio.create_task(decoding.prepare(images(slow()), SIZE, soon(2.0)))
+            os.kill(await child_of(made), signal.SIGSTOP)
+            with pytest.raises(DeadlineExceeded):
+                await stuck
+            (good,) = images(LARGE)
+            await decoding.prepare([good], SIZE, soon())
+            assert good.decoded is not None
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("ended", "kind"), [(signal.SIGSEGV, ImageError), (signal.SIGKILL, Unavailable), (signal.SIGABRT, ImageError)]
+)
+def test_a_decoder_that_crashes_costs_the_image_alone(ended: signal.Signals, kind: type[AWNetError]) -> None:
+    """A fault in a library is about the image; a process that somebody else killed is not."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            task = asyncio.create_task(decoding.prepare(images(slow()), SIZE, soon()))
+            pid = await child_of(made)
+            os.kill(pid, ended)
+            with pytest.raises(AWNetError) as refused:
+                await task
+            assert type(refused.value) is kind
+            (good,) = images(LARGE)
+            await decoding.prepare([good], SIZE, soon())
+            assert good.decoded is not None
+
+    run(test)
+
+
+def test_a_request_that_is_given_up_frees_its_process() -> None:
+    """Its client has gone: what waits leaves the line, and what runs is killed after a moment."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            gone = asyncio.create_task(decoding.prepare(images(slow(), slow()), SIZE, soon()))
+            os.kill(await child_of(made), signal.SIGSTOP)
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            assert made.waiting == 1
+            (good,) = images(LARGE)
+            await decoding.prepare([good], SIZE, soon())
+            assert good.decoded is not None
+            assert made.waiting == 0 and not made._held
+
+    run(test)
+
+
+def test_more_pixels_than_a_request_may_have_are_refused_before_any_is_decoded() -> None:
+    """One image alone is bounded by its own limit."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 150_000)
+            with pytest.raises(ImageTooLarge, match="240000 pixels together"):
+                await decoding.prepare(images(LARGE, LARGE), SIZE, soon())
+            await decoding.prepare(images(LARGE), SIZE, soon())
+            assert len(made._idle) == 1
+
+    run(test)
+
+
+def test_a_client_takes_at_most_what_it_leaves_to_the_others() -> None:
+    """Alone half of the room; the first request always has a place."""
+
+    async def test() -> None:
+        weight = 120_000 + 2 * len(LARGE)
+        async with pool(room=4 * weight) as made:
+            decoding = Decoding(made, 1 << 30)
+            first = [asyncio.create_task(decoding.prepare(images(LARGE), SIZE, soon(), client="a")) for _ in range(3)]
+            await asyncio.sleep(0)
+            other = asyncio.create_task(decoding.prepare(images(LARGE), SIZE, soon(), client="b"))
+            results = await asyncio.gather(*first, other, return_exceptions=True)
+            assert [type(result) for result in results] == [tuple, tuple, QueueFull, tuple]
+            assert not made._held
+            huge = images(*[LARGE] * 9)
+            await decoding.prepare(huge, SIZE, soon())
+            assert all(image.decoded is not None for image in huge)
+
+    run(test)
+
+
+def test_a_clients_second_image_comes_after_everybody_elses_first() -> None:
+    """The line counts pixels, not arrivals."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding, order = Decoding(made, 1 << 30), []
+
+            async def ask(client: str, count: int) -> None:
+                await decoding.prepare(images(*[LARGE] * count), SIZE, soon(), client=client)
+                order.append(client)
+
+            await decoding.prepare(images(LARGE), SIZE, soon())  # the process is there
+            hog = asyncio.create_task(ask("hog", 12))
+            await child_of(made)
+            others = [asyncio.create_task(ask(name, 1)) for name in ("b", "c", "d")]
+            await asyncio.gather(hog, *others)
+            assert order[-1] == "hog"
+
+    run(test)
+
+
+def test_an_image_that_needs_too_much_memory_is_refused() -> None:
+    """Within its process, which goes on."""
+
+    async def test() -> None:
+        async with pool(memory=200 << 20) as made:
+            with pytest.raises(ImageError):
+                await Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon())
+            assert len(made._idle) == 1
+
+    run(test)
+
+
+def test_closing_gives_up_what_runs_and_leaves_no_process() -> None:
+    """Within moments, whatever a decoder does."""
+
+    async def test() -> None:
+        async with pool() as made:
+            task = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon()))
+            pid = await child_of(made)
+            os.kill(pid, signal.SIGSTOP)
+            await made.close()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+            with pytest.raises(Unavailable):
+                await Decoding(made, 1 << 30).prepare(images(LARGE), SIZE, soon())
+
+    run(test)
