@@ -25,7 +25,8 @@ Attacks are those of `attacks.catalogue.ATTACKS`: FGSM, PGD_sat, PGD_trades and 
 attack (T2 only), each with its last iterate; PGD with restarts (`--pgd-restarts`), AutoAttack and its Square alone,
 with the best one. `worst_case` is a part of its own, since it is the best case for the attacker over T1, T2 and forced
 branches: what a table should quote as accuracy under attack. `--steps` gives all but FGSM another number of steps.
-The data set is the one that the checkpoint was trained on.
+The data set is the one that the checkpoint was trained on. `--mode robust` judges the network as it answers by its
+adversarial branch alone, whatever its detector says (the score is the same in all modes).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from domain.corruptions import CORRUPTIONS
 from . import checkpoint, files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
-from .attacks.evasion import EVASIONS
+from .attacks.evasion import EVASIONS, evasions_of
 from .attacks.search import STEP
 from .attacks.worst_case import WORST_CASE_BUDGET
 from .data import DATA_DIR_HELP, SETS, Split, load_images
@@ -57,6 +58,7 @@ from .evaluation.attackers import load_surrogate
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, PartProgress, Report
 from .hardware import DEVICES, device_of, multiplies_bfloat16
+from .network import MODES, in_mode, must_detect
 from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
@@ -88,6 +90,9 @@ def arguments() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=FILE",
         help="networks whose adversarial images T0 passes on; needed there (default: none)",
+    )
+    add(
+        "--mode", default="auto", choices=list(MODES), help="which branch answers, see docs/glossary.md (default: auto)"
     )
     add("--split", default="test", choices=["test", "validation"], help="images to judge on (default: test)")
     add("--limit", type=int, help="first N images (default: all)")
@@ -140,6 +145,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if "T0" in args.levels and not args.surrogate:
         raise ValueError("T0 needs at least one --surrogate")
     loaded = checkpoint.load(args.ckpt)
+    network = in_mode(loaded.network, args.mode)
     name = args.data_set or loaded.recipe.get("data", {}).get("set", "cifar10")
     dataset = load_images(name, args.data_dir)
     split: Split = getattr(dataset, args.split).head(args.limit)
@@ -167,6 +173,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     if name != "cifar10":
         setup["set"] = name
+    if args.mode != "auto":
+        setup["mode"] = args.mode
     if args.pgd_restarts:
         setup["pgd_restarts"] = args.pgd_restarts
     if args.worst_case_restarts:
@@ -175,7 +183,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     progress = PartProgress(args.out.with_suffix(".progress.pt"), setup | {"batch_size": args.batch_size})
     if args.fresh:
         progress.end()
-    run = Evaluation.start(loaded.network, split, thresholds, args.batch_size, device, args.bf16, progress)
+    run = Evaluation.start(network, split, thresholds, args.batch_size, device, args.bf16, progress)
     for name, make in planned(run, args, device):
         if name in report.parts:
             continue
@@ -237,8 +245,12 @@ def planned(run: Evaluation, args: argparse.Namespace, device: torch.device) -> 
         budget = replace(own, eps=args.eps / 255, steps=args.steps or own.steps, restarts=restarts)
         yield WORST_CASE, partial(run.worst_case, budget)
     if "T3" in args.levels and run.detects:
+        there = evasions_of(must_detect(run.net))
         for name in args.evasions:
-            steps = args.t3_steps or EVASIONS[name].steps
+            if name not in there:
+                tqdm.write(f"T3/{name} is another one's attack where one branch answers: left out")
+                continue
+            steps = args.t3_steps or there[name].steps
             budget = Budget(args.eps / 255, STEP, steps)
             yield f"T3/{name}", partial(run.evasion, name, budget, args.t3_limit, args.restarts)
     if not run.detects and {"T1", "T3"} & set(args.levels):

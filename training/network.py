@@ -148,6 +148,11 @@ class InMode(DetectingNetwork):
         self.net.temper(factor)
 
 
+def in_mode(net: Network, mode: str) -> Network:
+    """`net` as it answers in a mode: itself in "auto"; ValueError for another one of a network without a detector."""
+    return net if mode == "auto" else InMode(must_detect(net), mode)
+
+
 def must_detect(net: Network) -> DetectingNetwork:
     """`net.detecting`; ValueError for a network without a detector."""
     if (detecting := net.detecting) is None:

@@ -23,7 +23,7 @@ from training.evaluation import judge
 from training.evaluation.attackers import load_surrogate
 from training.evaluation.judge import Answers, Evaluation, Judge
 from training.evaluation.report import PartProgress, from_hex
-from training.network import Network
+from training.network import MODES, Network
 
 LEVELS = ["T0", "T1", "T2", "T3"]
 
@@ -97,6 +97,23 @@ def test_one_run_reports_every_level_side_by_side(
     for word in ("T0/s/fgsm", "T1/cw_inf", "T2/cw_inf", "T3 best case", "jpeg", "masking check"):
         assert word in tables
     assert str(tmp_path) not in tables + out.read_text()  # reports are committed: no paths of this machine
+
+
+@pytest.mark.slow
+def test_a_mode_is_judged_as_it_answers(tiny_checkpoint: Path, dataset: ImageSet, tmp_path: Path) -> None:
+    """Mode robust: the adversarial branch's classes and the same scores; no evasion counts twice."""
+    found = {}
+    for mode in MODES:
+        options = ["--mode", mode, "--levels", "T3", "--attacks", "worst_case", "--no-corruptions"]
+        found[mode] = main(command(tiny_checkpoint, tmp_path / f"{mode}.json", *options))
+        assert found[mode]["setup"].get("mode", "auto") == mode
+    parts = {mode: document["parts"] for mode, document in found.items()}
+    assert parts["robust"]["clean"]["fpr"] == parts["auto"]["clean"]["fpr"] == parts["natural"]["clean"]["fpr"]
+    assert len({part["clean"]["correct_bits"] for part in parts.values()}) > 1
+    assert "nat_ce" in parts["auto"]["worst_case"]["broken_first_by"]
+    assert "nat_ce" not in parts["robust"]["worst_case"]["broken_first_by"]
+    assert "T3/selective_nat" in parts["auto"] and "T3/selective_nat" not in parts["robust"]
+    assert "mode robust" in (tmp_path / "robust.md").read_text()
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(

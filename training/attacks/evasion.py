@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,22 @@ EVASIONS: dict[str, Strategy] = {
     "selective_published": Orthogonal(projected=False),
     "orthogonal": Orthogonal(),
 }
+
+
+def evasions_of(net: DetectingNetwork) -> dict[str, Strategy]:
+    """Those of `EVASIONS` that mean something against this network.
+
+    Where one branch answers whatever the detector says, none forces the other: they take the deployed gradient instead,
+    and what then is the same attack twice is left out.
+    """
+    found: dict[str, Strategy] = {}
+    for name, how in EVASIONS.items():
+        if net.answering is not None and how.branch not in (None, net.answering):
+            assert isinstance(how, Evasion | TwoGradients)
+            how = replace(how, branch=None)
+        if how not in found.values():
+            found[name] = how
+    return found
 
 
 def evade(

@@ -3,6 +3,7 @@
     python -m training.audit --ckpt best.pt --data-dir D --out audit
     python -m training.audit --ckpt training/checkpoints/awnet-robust-domains.pt --data-dir D --out audit \\
         --static training/checkpoints/robust-teacher.pt --surrogate vgg11=training/checkpoints/surrogate-vgg11.pt
+    python -m training.audit --ckpt best.pt --data-dir D --out audit-robust --mode robust
     python -m training.audit --ckpt static.pt --data-dir D --out audit-static --budget 5
 
 Writes OUT/audit.json, OUT/audit.md with its plots, OUT/card.json (for `export.onnx --card`), OUT/t0/*.npz (adversarial
@@ -38,7 +39,7 @@ from ..evaluation.judge import Evaluation
 from ..evaluation.report import PartProgress
 from ..files import sha256, write_json
 from ..hardware import DEVICES, device_of
-from ..network import Network
+from ..network import MODES, Network, in_mode
 from . import linter, plots
 from .card import card
 from .groups import Group, groups
@@ -76,6 +77,9 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="its exported file, compared with it under attack (default: none)",
+    )
+    add(
+        "--mode", default="auto", choices=list(MODES), help="which branch answers, see docs/glossary.md (default: auto)"
     )
     add("--budget", type=float, default=60.0, metavar="MINUTES", help="about how long it may take (default: 60)")
     add("--limit", type=int, metavar="N", help="at most the first N images for any part (default: as planned)")
@@ -121,7 +125,7 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--detector takes a network with a detector; {args.detector} has none")
     data = load_images(set_of(loaded), args.data_dir)
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
-    one = prepared(loaded.network, device)
+    one = prepared(in_mode(loaded.network, args.mode), device)
     setup = setup_of(args, loaded, data) | {
         "surrogates": {s.name: s.sha256 for s in surrogates},
         "thresholds": {str(f): t for f, t in thresholds(one, loaded.calibration, data, args.batch_size).items()},
@@ -157,7 +161,8 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
             domains = calibration.domains if calibration else []
             controls.append(classifier.control("separate_detector", target, data.validation, rates, domains))
     attackers = [(s, measured(s.network, data.validation)) for s in surrogates]
-    made_by = {"network": setup["sha256"]} | {c: setup[c]["sha256"] for c in ("static", "detector") if setup[c]}
+    made_by = {"network": setup["sha256"]} | ({"mode": args.mode} if args.mode != "auto" else {})
+    made_by |= {c: setup[c]["sha256"] for c in ("static", "detector") if setup[c]}
     made_by |= {f"surrogate {s.name}": s.sha256 for s in surrogates}
     about = ", ".join([*(f"{who} {sum_[:16]}" for who, sum_ in made_by.items()), f"seed {args.seed}"])
     bench = Audit(first, controls, attackers, args.out, about, args.data_dir, args.onnx)
@@ -186,6 +191,7 @@ def setup_of(args: argparse.Namespace, loaded: checkpoint.Checkpoint, data: Imag
         "checkpoint": args.ckpt.name,
         "sha256": sha256(args.ckpt),
         "kind": loaded.kind,
+        "mode": args.mode,
         "recipe": loaded.recipe.get("name", ""),
         "parameters": sum(p.numel() for p in loaded.network.parameters()),
         "labels": loaded.labels,

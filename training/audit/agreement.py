@@ -27,7 +27,8 @@ def agreement(model: Path, net: DetectingNetwork, images: Tensor, thresholds: Se
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        found = [session.run(["logits", "p_type"], {"image": x.numpy()}) for x in images.split(100)]
+        logits_of = f"logits_{net.answering}" if net.answering else "logits"  # a model file has an output for each mode
+        found = [session.run([logits_of, "p_type"], {"image": x.numpy()}) for x in images.split(100)]
     except Exception as error:  # ONNX Runtime raises a dozen types that share no base
         raise ValueError(f"{model.name} does not run as an exported network: {error}") from error
     logits, p_type = (torch.from_numpy(np.concatenate(column)) for column in zip(*found, strict=True))

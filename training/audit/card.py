@@ -20,12 +20,23 @@ def card(document: Mapping[str, Any]) -> dict[str, Any]:
     setup, parts = document["setup"], document["parts"]
     return {
         "format": FORMAT,
-        "title": f"Audit of {setup['checkpoint']}",
+        "title": f"Audit of {subject_of(setup)}",
         "statement": statement(parts),
         "checkpoint_sha256": setup["sha256"],
         "date": document["plan"]["date"],
         "figures": list(figures(parts)),
     }
+
+
+def subject_of(setup: Mapping[str, Any]) -> str:
+    """What was audited: the checkpoint, and the mode where it is not auto."""
+    mode = mode_of(setup)
+    return str(setup["checkpoint"]) + (f", mode {mode}" if mode != "auto" else "")
+
+
+def mode_of(setup: Mapping[str, Any]) -> str:
+    """The mode of `network.MODES` that was audited; audits from before there were modes tell none."""
+    return str(setup.get("mode", "auto"))
 
 
 def figures(parts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 from ..evaluation.report import table
 from ..files import write_text
 from . import linter
-from .card import FPR, statement
+from .card import FPR, mode_of, statement
 from .cells import TITLES, levels, percent, right, with_interval
 from .report import passed
 
@@ -82,12 +82,24 @@ def pages(audits: Mapping[str, Document], model: str, folder: Path) -> dict[str,
     if model not in audits:
         raise ValueError(f"no audit of {model}: there are {', '.join(audits)}")
     return {
-        "model-card.md": model_card(audits[model], folder / model),
+        "model-card.md": model_card(audits[model], folder / model, in_other_modes(audits, model)),
         "threat-model.md": threat_model(audits, model, folder),
     }
 
 
-def model_card(audit: Document, folder: Path) -> str:
+def in_other_modes(audits: Mapping[str, Document], model: str) -> dict[str, Document]:
+    """Name -> the audits of the same checkpoint in its other modes."""
+    setup = audits[model]["setup"]
+
+    def other(name: str) -> bool:
+        there = audits[name]["setup"]
+        return bool(there["sha256"] == setup["sha256"] and mode_of(there) != mode_of(setup))
+
+    return {name: audits[name] for name in audits if other(name)}
+
+
+def model_card(audit: Document, folder: Path, modes: Mapping[str, Document] | None = None) -> str:
+    """docs/model-card.md; `modes` are audits of the same checkpoint in other modes, which lie beside `folder`."""
     setup, parts = audit["setup"], audit["parts"]
     size, count = setup["image_size"], f"{setup['parameters'] / 1e6:.1f} million"
     report, kind = f"{folder.as_posix()}/audit.md", "AW-Net" if setup["kind"] == "awnet" else setup["kind"]
@@ -120,6 +132,7 @@ def model_card(audit: Document, folder: Path) -> str:
         "",
         *_levels(parts, ""),
         *_false_positives(parts),
+        *_modes(modes or {}, folder.parent),
         "## How the figures were made",
         "",
         "`python -m training.audit` ([audit.md](audit.md)); the report holds every part, its number of images and "
@@ -179,6 +192,21 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         "got; [audit.md](audit.md) says what the checks mean.",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _modes(modes: Mapping[str, Document], folder: Path) -> list[str]:
+    """The table of each other mode; the score, and with it what is flagged of natural images, is the same in all."""
+    lines = []
+    for name, audit in modes.items():
+        lines += [
+            f"## In mode {mode_of(audit['setup'])}",
+            "",
+            f"The same score, but another branch answers: [{name}](../{(folder / name).as_posix()}/audit.md). "
+            f"{_linter(audit)}",
+            "",
+            *_levels(audit["parts"], ""),
+        ]
+    return lines
 
 
 def _tried(parts: Mapping[str, Any]) -> list[str]:
@@ -276,7 +304,8 @@ def _row(name: str, audit: Document, folder: Path) -> list[str]:
         share = parts[part][value]
         return with_interval(share[FPR] if isinstance(share, Mapping) else share, parts[part]["images"])
 
-    link = f"[{name}](../{(folder / name).as_posix()}/audit.md)"
+    mode = mode_of(audit["setup"])
+    link = f"[{name}](../{(folder / name).as_posix()}/audit.md)" + (f", mode {mode}" if mode != "auto" else "")
     return [link, cell("clean", "accuracy"), cell("worst_case@8", "accuracy"), cell("T3@8", "sr_at"), _linter(audit)]
 
 

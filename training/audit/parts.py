@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attacks.ascent import Budget
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
-from ..attacks.evasion import EVASIONS
+from ..attacks.evasion import EVASIONS, evasions_of
 from ..attacks.rejection import STATIC_EVASIONS
 from ..attacks.search import Detecting, best_case
 from ..attacks.shapes import SHAPES, shaped
@@ -94,13 +94,13 @@ class Audit:
     def evasion(self, subject: Subject, eps: float, limit: int) -> dict[str, Any]:
         """T3: every strategy in turn on the images that still resist; who succeeded first is counted.
 
-        A network with a detector of its own meets each of `EVASIONS` once, the strongest first; where there is no
+        A network with a detector of its own meets each of `evasions_of` once, the strongest first; where there is no
         branch to force, what is left of them gets as many tries together.
         """
         target, threshold = subject.target, subject.threshold
         assert target is not None
         forced = isinstance(target, Detecting)
-        strategies = EVASIONS if forced else STATIC_EVASIONS
+        strategies = evasions_of(target.net) if isinstance(target, Detecting) else STATIC_EVASIONS
         order = sorted(strategies, key=lambda name: name != "two_gradients")
         tries = 1 if forced else math.ceil(len(EVASIONS) / len(STATIC_EVASIONS))
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import files
 from ..evaluation.report import Report, table
 from . import linter
-from .card import FPR, statement
+from .card import FPR, statement, subject_of
 from .cells import TITLES, levels, percent, right, with_interval
 
 FORMAT = 1
@@ -57,7 +57,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     """The report for people."""
     setup, parts = document["setup"], document["parts"]
     failing = linter.failures([linter.Finding(**f) for f in document["findings"]])
-    lines = [f"# Audit of {setup['checkpoint']}", ""]
+    lines = [f"# Audit of {subject_of(setup)}", ""]
     lines += [*_verdict(document, failing), ""]
     lines += ["## Who gets how far", ""]
     lines += [

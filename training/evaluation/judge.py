@@ -19,7 +19,7 @@ from .. import files
 from ..attacks.ascent import Budget, cross_entropy, project, quantise
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
-from ..attacks.evasion import EVASIONS, evade
+from ..attacks.evasion import evade, evasions_of
 from ..attacks.worst_case import broken_first_by, members_of, worst_case
 from ..data import Split
 from ..network import ADVERSARIAL, NATURAL, Network, must_detect
@@ -247,12 +247,12 @@ class Evaluation:
         return tuple(torch.cat(column) if column else None for column in columns)
 
     def evasion(self, name: str, budget: Budget, limit: int | None = None, restarts: int = 1) -> dict[str, Any]:
-        """T3 by one attack of `EVASIONS`, aimed at the 5 % threshold; successes as bits, image by image."""
+        """T3 by one attack of `evasions_of`, aimed at the 5 % threshold; successes as bits, image by image."""
         net = must_detect(self.net)
-        target = self.judge.thresholds[max(self.judge.thresholds)]
+        target, how = self.judge.thresholds[max(self.judge.thresholds)], evasions_of(net)[name]
 
         def search(_i: int, x: Tensor, y: Tensor) -> list[Answers]:
-            return [ask(net, evade(net, x, y, budget, EVASIONS[name], target, restarts).x_adv, y)]
+            return [ask(net, evade(net, x, y, budget, how, target, restarts).x_adv, y)]
 
         (answers,) = self._answers(search, self.split.head(limit), f"T3 {name}")
         assert answers.scores is not None

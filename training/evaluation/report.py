@@ -214,7 +214,8 @@ def markdown(document: dict[str, Any]) -> str:
             row += [""] * 5
         return [*row, f"{part.get('seconds', 0):.0f}"]
 
-    lines = [f"# {setup['checkpoint']} on {setup['images']} {setup['split']} images", ""]
+    mode = f", mode {setup['mode']}," if "mode" in setup else ""
+    lines = [f"# {setup['checkpoint']}{mode} on {setup['images']} {setup['split']} images", ""]
     lines += [f"L-infinity eps {setup['eps']:g}/255, seed {setup['seed']}; figures in per cent but AUROC.", ""]
     if "clean" in parts:
         lines += [f"Clean accuracy {percent(100 * parts['clean']['accuracy'])}.", ""]

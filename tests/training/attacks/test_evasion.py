@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from training.attacks.ascent import Budget, ascend, cross_entropy, quantise
-from training.attacks.evasion import EVASIONS, Evasion, evade
+from training.attacks.evasion import EVASIONS, Evasion, evade, evasions_of
+from training.attacks.two_gradients import TwoGradients
 from training.awnet import AWNet, AWNetConfig
+from training.network import InMode
 
 THRESHOLD = 0.5
 BUDGET = Budget(steps=60)
@@ -218,6 +220,16 @@ def test_the_search_ends_in_single_grey_levels(batch: tuple[Tensor, Tensor]) -> 
     evade(Watched(hole=False), x, y, Budget(steps=10), EVASIONS["selective"], threshold=-1.0)
     moves = [float((b - a).abs().max()) for a, b in itertools.pairwise(met)]
     assert moves == [2.0] * 5 + [1.0] * 5
+
+
+def test_no_evasion_forces_a_branch_that_cannot_answer() -> None:
+    """Where the adversarial branch answers, the best of them takes its gradient; none is there twice."""
+    net = AWNet(AWNetConfig(width=4)).eval()
+    assert evasions_of(net) == EVASIONS == evasions_of(InMode(net, "auto"))
+    robust = evasions_of(InMode(net, "robust"))
+    assert {how.branch for how in robust.values()} == {None, "adv"}
+    assert robust["two_gradients"] == TwoGradients() and "selective_adv" in robust
+    assert robust.keys() == EVASIONS.keys() - {"selective_nat", "growing_nat"}
 
 
 def test_restarts_only_add(batch: tuple[Tensor, Tensor]) -> None:

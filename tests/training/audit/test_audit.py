@@ -15,6 +15,7 @@ import torch
 from export.audit.image_sets import t0_files
 from tests.tiny_awnet import write_checkpoint
 from training import checkpoint
+from training.attacks import evasion
 from training.attacks.ascent import Budget
 from training.attacks.catalogue import ATTACKS
 from training.audit import __main__ as program
@@ -38,8 +39,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     for name, (attack, budget) in ATTACKS.items():
         monkeypatch.setitem(ATTACKS, name, (attack, Budget(budget.eps, budget.step, steps=2)))
     monkeypatch.setattr(groups, "STEPS", (1, 2))
-    evasions = {name: dataclasses.replace(how, steps=2) for name, how in parts.EVASIONS.items()}
-    monkeypatch.setattr(parts, "EVASIONS", evasions)
+    evasions = {name: dataclasses.replace(how, steps=2) for name, how in evasion.EVASIONS.items()}
+    monkeypatch.setattr(evasion, "EVASIONS", evasions)
     monkeypatch.setattr(parts, "STATIC_EVASIONS", {"two_gradients": evasions["selective"]})
     monkeypatch.setattr(parts, "shaped", partial(parts.shaped, steps=2))
     monkeypatch.setattr(parts, "WORST_CASE_BUDGET", Budget(steps=2))
@@ -100,6 +101,34 @@ def test_one_command_audits_a_network_and_its_controls(awnet: Path, static: Path
     assert figures["t3_sr_8"]["value"] == document["parts"]["T3@8"]["sr_at"]["0.05"]
     assert {"static_worst_case_8", "max_softmax_t3_sr_8", "separate_detector_t3_sr_8"} <= figures.keys()
     assert all(f["low"] <= f["value"] <= f["high"] and f["images"] for f in card["figures"])
+
+
+@pytest.mark.slow
+def test_a_mode_is_audited_as_it_answers(awnet: Path, tmp_path: Path) -> None:
+    """Mode robust: the same scores, no branch that cannot answer among its attackers; card and report
+    name the mode, and the same folder refuses another one."""
+    parts_of = {}
+    for mode in ("auto", "robust"):
+        program.main(command(awnet, tmp_path / mode, "--mode", mode, *GROUPS))
+        parts_of[mode] = report(tmp_path / mode)["parts"]
+    auto, robust = parts_of["auto"], parts_of["robust"]
+    assert robust["clean"]["fpr"] == auto["clean"]["fpr"] and robust["clean"]["histogram"] == auto["clean"]["histogram"]
+    assert {"nat_ce", "T1_ce"} <= auto["worst_case@8"]["broken_first_by"].keys()
+    assert not {"nat_ce", "half_ce"} & robust["worst_case@8"]["broken_first_by"].keys()
+    assert {"selective_nat", "growing_nat"} <= auto["T3@8"]["broken_first_by"].keys()
+    assert not {"selective_nat", "growing_nat"} & robust["T3@8"]["broken_first_by"].keys()
+    card = json.loads((tmp_path / "robust/card.json").read_text())
+    assert card["title"] == "Audit of awnet.pt, mode robust"
+    assert (tmp_path / "robust/audit.md").read_text().startswith("# Audit of awnet.pt, mode robust\n")
+    with pytest.raises(SystemExit):
+        program.main(command(awnet, tmp_path / "robust", *GROUPS))
+
+
+@pytest.mark.slow
+def test_a_static_network_has_one_mode(static: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main(command(static, tmp_path / "out", "--mode", "robust"))
+    assert "needs a network with a detector" in capsys.readouterr().err
 
 
 GROUPS = ("--parts", "clean", "worst_case", "evasion", "gradients")

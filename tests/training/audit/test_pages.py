@@ -100,6 +100,21 @@ def test_the_threat_model_says_what_a_failing_check_means() -> None:
     assert "[The report](../reports/model/audit.md)" in text
 
 
+def test_other_modes_of_the_same_checkpoint_stand_on_its_card() -> None:
+    """By the checksum; the score is the same, so that false positives are told once. Another network's mode is not."""
+    robust = copy.deepcopy(DOCUMENT)
+    robust["setup"]["mode"] = "robust"
+    robust["parts"]["worst_case@8"] = attacked(0.335, 0.2)
+    other = copy.deepcopy(robust)
+    other["setup"]["sha256"] = "cd" * 32
+    audits = {"model": DOCUMENT, "model-robust": robust, "other-robust": other}
+    made = pages.pages(audits, "model", Path("reports"))
+    text = made["model-card.md"].split("## In mode robust")[1]
+    assert "[model-robust](../reports/model-robust/audit.md)" in text and "| 200 | 33.5 (27.3-40.3) |" in text
+    assert "other-robust" not in text
+    assert "| [other-robust](../reports/other-robust/audit.md), mode robust |" in made["threat-model.md"]
+
+
 def test_attacks_of_other_shapes_are_told_as_a_server_answers_them() -> None:
     """A patch leaves the first domain: what counts is SR by the thresholds that are applied then, and the warning."""
     document = copy.deepcopy(DOCUMENT)
