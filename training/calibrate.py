@@ -77,6 +77,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--attacked", type=int, default=1000, help="images that are attacked at T0 and T2 (default: 1000)")
     add("--evaded", type=int, default=200, help="images that are attacked at T1 and T3 (default: 200)")
     add("--steps", type=int, default=20, help="steps of PGD (default: 20)")
+    add(
+        "--tolerated",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="raise adversarial thresholds until no training kind of corruption, at no strength, has more than this "
+        "share of its images over its domain's (default: 1, they are quantiles of each domain's images)",
+    )
     add("--threads", type=int, help="CPU threads (default: torch's)")
     add("--device", default="cpu", help=DEVICES)
     return parser
@@ -97,6 +105,8 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("images", 10), ("attacked", 4), ("evaded", 1), ("steps", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}")
+    if not 0 < args.tolerated <= 1:
+        raise ValueError("--tolerated is a share, above 0 and at most 1")
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError("--threads must be at least 1")
@@ -117,7 +127,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     models["T2"] = attackers_copy(net, "T2")
     before = (loaded.calibration or calibrate(net, split.images.split(500))).thresholds
     images = hostile_images(net, models, split.on(device), args, before)
-    calibration = calibrate_domains(net, split, [images[f"{name} 8/255"] for name in models])
+    calibration = calibrate_domains(net, split, [images[f"{name} 8/255"] for name in models], tolerated=args.tolerated)
     hostile = {name: Sample.of(net, x) for name, x in images.items()}
     for name in (name for name in images if name.startswith("T0") and not name.endswith(" 2/255")):
         hostile |= {f"{name}, then {k}": Sample.of(net, changed(images[name], k, MIDDLE)) for k in AFTERWARDS}
@@ -136,7 +146,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
             "sha256": files.sha256(args.ckpt),
             "split": "validation",
             "surrogates": {s.name: s.sha256 for s in surrogates},
-            **{name: getattr(args, name) for name in ("images", "attacked", "evaded", "steps")},
+            **{name: getattr(args, name) for name in ("images", "attacked", "evaded", "steps", "tolerated")},
         },
         "thresholds_before": {str(f): t for f, t in before.items()},
         "domains": [described(domain) for domain in calibration.domains],

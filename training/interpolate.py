@@ -1,12 +1,14 @@
-"""An AW-Net part of the way back to the static network that its trunk started from: weights in between, no training.
+"""An AW-Net part of the way back to the network that it started from: weights in between, no training.
 
     python -m training.interpolate --ckpt awnet.pt --static trunk.pt --share 0.2 --out between.pt
+    python -m training.interpolate --ckpt awnet.pt --awnet earlier.pt --share 0.3 --out between.pt
 
 Adversarial training that went on too long gives clean accuracy for robustness. Weights between its start and its end
 are a network too where both lie in one basin (Wortsman et al., arXiv 2109.01903, for fine-tuned networks), and may lose
-less of one than they regain of the other: measure shares on validation images. Filters, classifier and batch norms of
-both branches, statistics included, go to those of the static network; signal heads go to zero, where omega is 1, as an
-AW-Net starts; extractor and type head stay. The result has no calibration: `training.calibrate` gives it one.
+less of one than they regain of the other: measure shares on validation images. Between two AW-Nets all weights and
+statistics are interpolated. Towards a static network filters, classifier and batch norms of both branches go to those
+of it; signal heads go to zero, where omega is 1, as an AW-Net starts; extractor and type head stay. The result has no
+calibration: `training.calibrate` gives it one.
 
 Exit status: 0; 2 where nothing could be made.
 """
@@ -28,14 +30,25 @@ from .trainer.recipe import RecipeError
 from .trainer.validation import git_commit
 
 
-def between(net: AWNet, static: Network, share: float) -> AWNet:
-    """A new network, (1 - share) `net` + share `static`, see the module's docstring.
+def between(net: AWNet, start: Network, share: float) -> AWNet:
+    """A new network, (1 - share) `net` + share `start`, see the module's docstring.
 
     Raises:
-        ValueError: share is not within 0 and 1, or the static network is not of the trunk's shape.
+        ValueError: share is not within 0 and 1, or `start` is no static network of the trunk's shape, nor an AW-Net of
+            the whole one's.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a share lies within 0 and 1, not {share}")
+    out, goal = deepcopy(net), (start if isinstance(start, AWNet) else as_awnet(net, start)).state_dict()
+    state = net.state_dict()
+    if {k: v.shape for k, v in goal.items()} != {k: v.shape for k, v in state.items()}:
+        raise ValueError("the two AW-Nets are not of one shape: there are no weights in between")
+    out.load_state_dict({k: v.lerp(goal[k], share) if v.is_floating_point() else v for k, v in state.items()})
+    return out
+
+
+def as_awnet(net: AWNet, static: Network) -> AWNet:
+    """`net` as it started from a static network: both branches are that one, and omega is 1."""
     start = deepcopy(net)
     try:
         copy_static(start, "trunk", static)
@@ -45,10 +58,7 @@ def between(net: AWNet, static: Network, share: float) -> AWNet:
         assert isinstance(head, nn.Linear)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-    out, goal = deepcopy(net), start.state_dict()
-    state = {k: v.lerp(goal[k], share) if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    out.load_state_dict(state)
-    return out
+    return start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,14 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="checkpoint of an AW-Net")
-    add("--static", type=Path, required=True, help="checkpoint of the static network that its trunk started from")
-    add("--share", type=float, required=True, help="how far back: 0 is the AW-Net, 1 the static trunk")
+    started = parser.add_mutually_exclusive_group(required=True)
+    started.add_argument("--static", type=Path, help="checkpoint of the static network that its trunk started from")
+    started.add_argument("--awnet", type=Path, help="checkpoint of the AW-Net that it started from")
+    add("--share", type=float, required=True, help="how far back: 0 is the AW-Net, 1 where it started")
     add("--out", type=Path, required=True, help="the checkpoint in between (.pt)")
     args = parser.parse_args(argv)
     try:
-        loaded, static = checkpoint.load(args.ckpt), checkpoint.load(args.static)
-        net = between(loaded.awnet, static.network, args.share)
-        sources = {"awnet": args.ckpt, "static": args.static}
+        loaded = checkpoint.load(args.ckpt)
+        start = checkpoint.load(args.static).network if args.static else checkpoint.load(args.awnet).awnet
+        net = between(loaded.awnet, start, args.share)
+        sources = {"awnet": args.ckpt, "static" if args.static else "start": args.static or args.awnet}
         document = checkpoint.pack(
             net,
             labels=loaded.labels,

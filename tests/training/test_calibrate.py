@@ -91,6 +91,8 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
         (["--surrogate", "nobody"], "a surrogate is NAME=FILE"),
         (["--ckpt", "static"], "has no detector to calibrate"),
         (["--threads", "-1"], "--threads must be at least 1"),
+        (["--tolerated", "0"], "--tolerated is a share, above 0 and at most 1"),
+        (["--tolerated", "5"], "--tolerated is a share, above 0 and at most 1"),
         (["--report", "report.md"], "report.md is no .json file"),
         (["--out", "static/new.pt"], "static.pt"),
         (["--report", "static/report.json"], "static.pt"),

@@ -57,6 +57,26 @@ def test_every_weight_of_the_trunk_lies_in_between() -> None:
     assert moved == {"stem", "blocks", "classifier", "signal_heads"}
 
 
+def test_between_two_awnets_lies_every_weight_of_both(tmp_path: Path) -> None:
+    """Those of the detector and its heads as well; of another shape there is nothing in between."""
+    net, start = trained(), AWNet(AWNetConfig(width=4, extractor_width=4, beta=1.0))
+    for path, one in (("a.pt", net), ("s.pt", start)):
+        checkpoint.save(tmp_path / path, checkpoint.pack(one, labels=LABELS, recipe={"name": "a"}))
+    part = between(net, start, 0.3).state_dict()
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(part[name], 0.7 * value + 0.3 * start.state_dict()[name], msg=name)
+    with pytest.raises(ValueError, match="not of one shape"):
+        between(net, AWNet(AWNetConfig(width=4, extractor_width=2, beta=1.0)), 0.3)
+    out = tmp_path / "between.pt"
+    interpolate.main(
+        ["--ckpt", str(tmp_path / "a.pt"), "--awnet", str(tmp_path / "s.pt"), "--share", "0.3", "--out", str(out)]
+    )
+    loaded = checkpoint.load(out)
+    assert set(loaded.recipe["of"]) == {"awnet", "start"}
+    torch.testing.assert_close(loaded.awnet.state_dict(), part, rtol=1e-2, atol=1e-2)  # float16 filters
+
+
 def test_the_command_writes_a_checkpoint_that_says_what_it_is_made_of(tmp_path: Path) -> None:
     """Files by their hashes, and the share; it loads as the network in between."""
     net, trunk = trained(), static()
