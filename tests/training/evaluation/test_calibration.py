@@ -187,7 +187,7 @@ def test_attacked_images_lie_in_the_ball_and_leave_the_generator_alone(tiny_chec
 
 
 def test_honest_kinds_raise_the_adversarial_threshold_of_their_domain() -> None:
-    """Of the worst kind a twentieth stays over it; kinds elsewhere and too few images change nothing, and none is lowered."""
+    """Of the worst kind a twentieth stays over it; kinds elsewhere and too few images change nothing."""
     domains = [a_domain("few", 0.0, 0.5), a_domain("many", 0.5, 1.0, (0.2, 0.3)), a_domain("none", 2.0, 3.0)]
     scores = torch.linspace(0, 1, 101)[1:]  # 100 of them, 0.01 to 1
     kinds = {
