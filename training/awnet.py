@@ -334,6 +334,10 @@ class AWNet(DetectingNetwork):
             self.extractor.requires_grad_(False)
         self.train(self.training)
 
+    @property
+    def bounded(self) -> bool:  # type: ignore[override]
+        return self.config.mixing == "bounded"
+
     def modulated(self) -> list[tuple[str, ConvMixBN]]:
         """(name, unit) of every convolution that omega scales, in the order of `Signals.omega`."""
         return [

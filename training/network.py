@@ -79,10 +79,12 @@ class DetectingNetwork(Network, ABC):
 
     Attributes:
         answering: the branch that answers where None is named, whatever the detector says; None where it weights both.
+        bounded: where it weights both, it weights what they say (bounded mixing), not what is inside them (Eq. 16).
     """
 
     calls = ("detect", "classify")
     answering: Branch | None = None
+    bounded: bool = False
 
     @property
     def detecting(self) -> DetectingNetwork:
@@ -122,6 +124,7 @@ class InMode(DetectingNetwork):
         if mode not in MODES:
             raise ValueError(f"a mode is one of {', '.join(MODES)}, not {mode!r}")
         self.net, self.mode, self.answering = net, mode, MODES[mode]
+        self.bounded = net.bounded
         self.eval()
 
     @property

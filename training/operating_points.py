@@ -35,7 +35,7 @@ from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.worst_case import WORST_CASE_BUDGET, members_of, worst_case
 from .data import DATA_DIR_HELP, Split, load_images, to_pixels
-from .evaluation.attackers import prepared
+from .evaluation.attackers import prepared, weights_sha256
 from .evaluation.detection import calibrate
 from .evaluation.frontier import Frontier, beaten, next_point, who_broke
 from .evaluation.natural import false_positives, share
@@ -44,8 +44,8 @@ from .evaluation.points_report import LEAST_CLEAN, chosen_of, draw, markdown, ti
 from .hardware import DEVICES, device_of, multiplies_bfloat16
 from .network import Network
 
-LIMITS = (0.3, 0.4, 0.45, 0.49)
-TEMPERATURES = (0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+LIMITS = (0.4, 0.49)
+TEMPERATURES = (0.5, 0.75, 1.0, 2.0, 4.0)
 FORMAT = 1
 
 
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     loaded = checkpoint.load(args.ckpt)
-    net = loaded.awnet
+    net, weights = loaded.awnet, weights_sha256(loaded.network)
     prepared(net, device)
     points = grid(args.limits, args.temperatures)
     for point in points:
@@ -117,8 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     attacked = split.head(args.images)
     calibration = loaded.calibration or calibrate(net, split.images.split(500))
     setup = {
-        "checkpoint": args.ckpt.name,
-        "sha256": files.sha256(args.ckpt),
+        "weights": weights,  # all that the search depends on: a new calibration moves no class
         "set": name,
         "images": len(attacked),
         "eps": args.eps,
@@ -128,6 +127,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
     }
     kept = Kept.read(args.out, setup, args.fresh)
+    about = {"checkpoint": args.ckpt.name, "sha256": files.sha256(args.ckpt)}
+    about |= {"parameters": sum(p.numel() for p in net.parameters()), "clean_images": len(split)}
 
     tqdm.write("clean answers", file=sys.stderr)
     outputs = outputs_of(net, (to_pixels(x.to(device)) for x in split.images.split(250)))
@@ -141,20 +142,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def document() -> dict[str, Any]:
         found = kept.parts | {"points": rows(frontier, clean, kept.parts["autoattack"])}
-        least = {"least_clean": args.least_clean, "clean_images": len(split)}
-        return {
-            "format": FORMAT,
-            "setup": setup,
-            **least,
-            **found,
-            "chosen": chosen_of(found["points"], args.least_clean),
-        }
+        chosen = chosen_of(found["points"], args.least_clean)
+        return {"format": FORMAT, **about, "setup": setup, "least_clean": args.least_clean, **found, "chosen": chosen}
 
     if static is not None and kept.parts["static"] is None:
         kept.parts["static"] = control(static, args.static, split, attacked, args, device)
         kept.write(frontier.state(), document())
-    if not kept.parts["false_positives"] and args.natural:
-        kept.parts["false_positives"] = false_positives(net, calibration, split.images, args.data_dir, args.natural)
+    if args.natural and kept.parts["calibrated"] != about["sha256"]:
+        kinds = false_positives(net, calibration, split.images, args.data_dir, args.natural)
+        kept.parts |= {"false_positives": kinds, "calibrated": about["sha256"]}
         kept.write(frontier.state(), document())
     search(frontier, lambda: kept.write(frontier.state(), document()))
     for name in asked_of_autoattack(document()) if args.autoattack else []:
@@ -167,7 +163,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     draw(whole, args.out / "frontier")
     if args.write and whole["chosen"] is not None:
         point = next(p for p in points if p.name == whole["chosen"])
-        write(args.ckpt, args.write, point, setup["sha256"])
+        write(args.ckpt, args.write, point, about["sha256"])
     return whole
 
 
@@ -195,7 +191,7 @@ class Kept:
     @classmethod
     def read(cls, folder: Path, setup: Mapping[str, Any], fresh: bool) -> Kept:
         """ValueError where the folder holds another set-up's, or what is no report."""
-        parts: dict[str, Any] = {"static": None, "false_positives": {}, "autoattack": {}}
+        parts: dict[str, Any] = {"static": None, "false_positives": {}, "calibrated": None, "autoattack": {}}
         report, state = folder / "points.json", folder / "points.pt"
         if fresh or not report.is_file():
             return cls(folder, parts, None)

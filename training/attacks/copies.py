@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..network import Branch, DetectingNetwork, Network, Signals
+from ..network import NATURAL, Branch, DetectingNetwork, Network, Signals
+
+SURE = 100.0  # log-odds at which a softmax is 1 in float32
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,33 @@ class BranchCopy(AttackersCopy):
 
 
 @dataclass(frozen=True)
-class UndecidedCopy(AttackersCopy):
-    """The network with P(natural) held at 0.5: both branches answer, and omega keeps its gradient."""
+class HeldCopy(AttackersCopy):
+    """The network with P(natural) held at 0.5, or at 1: omega keeps its gradient, and the weighting has none.
+
+    At 0.5 both branches answer. At 1 a bounded mixture gives the natural branch all that it can have (a_max), and still
+    the adversarial one more than half, which forcing a branch does not show.
+    """
+
+    net: DetectingNetwork
+    natural: bool = False
+    as_deployed = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with self.arithmetic(z):
+            signals = self.net.detect(z)
+            held = torch.zeros_like(signals.type_logits)
+            if self.natural:
+                held[:, NATURAL] = SURE
+            return self.net.classify(z, Signals(held, signals.omega))
+
+
+@dataclass(frozen=True)
+class BothCopy(AttackersCopy):
+    """The sum of what both branches say, as log-probabilities; omega keeps its gradient, the weighting has none.
+
+    Whoever turns both branches turns every mixture of them. Of a bounded mixture with a temperature, the adversarial
+    branch's softmax is often saturated and its gradient gone; here both pull alike.
+    """
 
     net: DetectingNetwork
     as_deployed = False
@@ -89,11 +118,13 @@ class UndecidedCopy(AttackersCopy):
     def __call__(self, z: Tensor) -> Tensor:
         with self.arithmetic(z):
             signals = self.net.detect(z)
-            return self.net.classify(z, Signals(torch.zeros_like(signals.type_logits), signals.omega))
+            said = (self.net.classify(z, signals, branch) for branch in get_args(Branch))
+            return sum((F.log_softmax(logits.float(), dim=1) for logits in said), torch.zeros(()))
 
 
 def attackers_copy(net: Network, level: str, bf16: bool = False) -> AttackersCopy:
-    """What an attacker differentiates of `net`: T1, T2, or its trunk as "nat", "adv" or "half" have it.
+    """What an attacker differentiates of `net`: T1, T2, its trunk with a branch forced ("nat", "adv"), or the network
+    with P(natural) held at 0.5 ("half") or 1 ("sure"), or both branches together ("both").
 
     A network without a detector is the same to all of them.
 
@@ -111,5 +142,9 @@ def attackers_copy(net: Network, level: str, bf16: bool = False) -> AttackersCop
         case "nat" | "adv":
             return BranchCopy(detecting, bf16, level)
         case "half":
-            return UndecidedCopy(detecting, bf16)
-    raise ValueError(f"an attacker's copy is T1, T2, nat, adv or half, not {level}")
+            return HeldCopy(detecting, bf16)
+        case "sure":
+            return HeldCopy(detecting, bf16, natural=True)
+        case "both":
+            return BothCopy(detecting, bf16)
+    raise ValueError(f"an attacker's copy is T1, T2, nat, adv, half, sure or both, not {level}")

@@ -31,10 +31,15 @@ def load_surrogate(spec: str, device: torch.device) -> Surrogate:
         network = checkpoint.load(Path(file)).network
     else:
         raise ValueError(f"a surrogate is NAME=FILE, or one of {sorted(PRETRAINED)}; {spec!r} is neither")
+    return Surrogate(name, prepared(network, device), weights_sha256(network))
+
+
+def weights_sha256(network: Network) -> str:
+    """Of the values of parameters and buffers, whatever else a checkpoint holds beside them."""
     digest = hashlib.sha256()
     for value in network.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return Surrogate(name, prepared(network, device), digest.hexdigest())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def prepared(net: Network, device: torch.device) -> Network:

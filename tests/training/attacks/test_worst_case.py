@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from copy import copy as shallow
 from functools import cache
 
 import pytest
@@ -217,6 +219,31 @@ def test_a_static_network_has_no_detector_to_ignore() -> None:
 def test_only_branches_that_can_answer_are_attacked(mode: str, copies: set[str]) -> None:
     """Where one branch answers whatever the detector says, the other has nothing to force."""
     assert {m.copy for m in members_of(InMode(Lure(), mode))} == copies
+
+
+def test_a_bounded_mixture_is_attacked_through_both_branches_at_once() -> None:
+    """ "sure" gives the natural branch all that it can have, "both" adds what the branches say, and omega keeps its
+    gradient in either: the members that break most of such a network."""
+    net, x, _ = small()
+    bounded = shallow(net)
+    bounded.config = dataclasses.replace(net.config, mixing="bounded", mixing_limit=0.4, mixing_temperature=2.0)
+    signals = net.detect(x)
+    adv, nat = net.classify(x, signals, "adv"), net.classify(x, signals, "nat")
+    most = 0.6 * (2 * adv).softmax(1) + 0.4 * nat.softmax(1)
+    torch.testing.assert_close(attackers_copy(bounded, "sure")(x).exp(), most)
+    torch.testing.assert_close(attackers_copy(bounded, "both")(x), adv.log_softmax(1) + nat.log_softmax(1))
+    for level in ("sure", "both"):
+        followed, cut = x.clone().requires_grad_(True), x.clone().requires_grad_(True)
+        attackers_copy(bounded, level)(followed)[:, 0].sum().backward()
+        blind = attackers_copy(bounded, level)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AWNet, "detect", lambda self, z: signals.detach())
+            blind(cut)[:, 0].sum().backward()
+        assert not torch.allclose(followed.grad, cut.grad), "omega has no gradient"
+    assert {"both", "sure"} <= {m.copy for m in members_of(bounded)} and members_of(bounded, quick=True)[
+        0
+    ].copy == "both"
+    assert not {"both", "sure"} & {m.copy for m in members_of(net)}, "Eq. 16 is judged as it was"
 
 
 def test_apgd_looks_back_where_its_paper_does() -> None:
