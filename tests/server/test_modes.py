@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -218,6 +220,49 @@ def test_under_load_of_mixed_modes_every_answer_is_its_own_modes(tmp_path: Path)
 
     with_engine(tmp_path, use, capacity=10_000, on_batch=sizes.append)
     assert max(sizes) == 8 and sum(sizes) / len(sizes) > 2
+
+
+class Slow(PixelArray):
+    """An image whose decoding takes until it is let go."""
+
+    def __init__(self, pixels: np.ndarray[Any, Any]) -> None:
+        super().__init__(pixels)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def pixels(self, size: int) -> np.ndarray[Any, Any]:
+        self.begun.set()
+        self.go_on.wait(30)
+        return super().pixels(size)
+
+
+def test_priorities_hold_across_modes_and_a_late_request_of_one_holds_up_no_other(tmp_path: Path) -> None:
+    """A low request waits for normal ones of every mode, though its own queue is free; a deadline is told on time."""
+
+    async def use(engine: EmbeddedEngine) -> None:
+        runner = await engine.open("awnet", 1)
+        slow, ended = Slow(PIXELS), []
+
+        async def ask(mode: Mode, priority: str, **terms: Any) -> None:
+            try:
+                await runner.infer([PixelArray(PIXELS)], Terms(priority=priority, **terms), mode)  # type: ignore[arg-type]
+                ended.append((mode, priority))
+            except DeadlineExceeded:
+                ended.append((mode, "late"))
+
+        first = asyncio.create_task(runner.infer([slow], NO_DEADLINE, "auto"))
+        await until(slow.begun.is_set)
+        late = asyncio.create_task(ask("natural", "normal", deadline=time.monotonic() + 0.05))
+        asked = [asyncio.create_task(ask("robust", "low"))]
+        asked += [asyncio.create_task(ask(mode, "normal")) for mode in ("natural", "auto", "natural")]
+        await late
+        slow.go_on.set()
+        await asyncio.gather(first, *asked)
+        assert ended[0] == ("natural", "late")
+        assert ended[-1] == ("robust", "low")
+        assert Counter(ended[1:-1]) == {("natural", "normal"): 2, ("auto", "normal"): 1}
+        assert engine.waiting() == 0
+
+    with_engine(publish_modes(tmp_path, "1"), use, threads=1, max_batch=1)
 
 
 def test_a_deadline_counts_in_every_mode(tmp_path: Path) -> None:

@@ -202,6 +202,19 @@ def test_every_output_can_be_asked_for(tool: Tool, expected: dict[str, Any]) -> 
     assert (response["id"] if tool.http else response.id) == "mine"
 
 
+def test_a_mode_is_a_parameter_of_the_request(tool: Tool) -> None:
+    """Named in the answer; one that the model lacks is a bad request."""
+    result = tool.ask("infer", "awnet", tool.image(), parameters={"mode": "auto"})
+    assert tool.parameters(result)["mode"] == "auto"
+    status, message = tool.refused("infer", "awnet", tool.image(), parameters={"mode": "robust"})
+    assert (status, "has no mode 'robust'; there are auto" in message) == (
+        "400" if tool.http else "INVALID_ARGUMENT",
+        True,
+    )
+    _, message = tool.refused("infer", "awnet", tool.image(), parameters={"mode": 1})
+    assert "'mode' must be a text" in message
+
+
 @pytest.mark.parametrize(("sent", "returned"), list(itertools.product([True, False], repeat=2)))
 def test_json_and_binary_give_the_same(running: Site, sent: bool, returned: bool) -> None:
     """Each way in with each way out."""

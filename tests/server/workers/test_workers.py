@@ -290,7 +290,7 @@ def test_workers_do_not_outlive_their_supervisor(repository: Path) -> None:
 
 
 @pytest.mark.process
-def test_every_worker_has_the_default_mode(process: None, tmp_path: Path) -> None:
+def test_every_worker_has_the_default_mode(tmp_path: Path) -> None:
     """And counts images by mode for all."""
     running = Crew(publish_modes(tmp_path, "1"), mode="robust")
     try:
@@ -310,6 +310,7 @@ def test_every_worker_has_the_default_mode(process: None, tmp_path: Path) -> Non
         running.stop()
 
 
+@pytest.mark.process
 def test_a_service_that_cannot_start_ends_with_the_reason(tmp_path: Path) -> None:
     """Once, not once for each worker."""
     done = call("-m", "server", "--repository", str(tmp_path), "--port", "0", "--admin-port", "0", "--workers", "2")
