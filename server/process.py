@@ -106,6 +106,7 @@ class Server(Port):
         super().__init__(create_app(service), sockets.public, service.settings, peers)
         self._service = service
         self._sockets = sockets
+        self.ended = threading.Event()
         self._loading: asyncio.Task[None] | None = None
         self._leave_at: float | None = None
         self._grpc: GrpcFront | None = None
@@ -145,9 +146,8 @@ class Server(Port):
         self._service.drain()
         if not again:
             settings = self._service.settings
-            threading.Thread(
-                target=_end_at_last, args=(settings.drain_seconds + settings.shutdown_seconds,), daemon=True
-            ).start()
+            seconds = settings.drain_seconds + settings.shutdown_seconds
+            threading.Thread(target=_end_at_last, args=(seconds, self.ended), daemon=True).start()
         if sig == signal.SIGTERM and not again:
             self._leave_at = time.monotonic() + self._service.settings.drain_seconds
         elif not again or self.should_exit is False:
@@ -275,14 +275,15 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     gc.collect()
     gc.freeze()
     server.run()
+    server.ended.set()
     return 0 if server.started and service.failure is None else 1
 
 
-def _end_at_last(seconds: float) -> None:
+def _end_at_last(seconds: float, ended: threading.Event) -> None:
     """End this process after so long, whatever runs in it: a thread that is stuck in a library cannot be ended."""
-    time.sleep(seconds + LEAVING_MARGIN_SECONDS)
-    log.critical("the process has not ended by itself in time, and ends now")
-    os._exit(1)
+    if not ended.wait(seconds + LEAVING_MARGIN_SECONDS):
+        log.critical("the process has not ended by itself in time, and ends now")
+        os._exit(1)
 
 
 def begin_logging(settings: Settings, number: int | None = None) -> None:
