@@ -88,6 +88,10 @@ class _Child:
         decoded = Decoded(payload, UNUSUAL[unusual - 1] if unusual else None)
         return decoded, time.perf_counter() - started
 
+    def alive(self) -> bool:
+        """Whether it has not ended, while it had nothing to do."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """End it, whatever it does."""
         self._process.kill()
@@ -218,9 +222,11 @@ class DecodePool:
         error: AWNetError | None = None
         result = None
         try:
-            if self._idle:
-                job.child = self._idle.pop()
-            else:
+            while self._idle and job.child is None:
+                child = self._idle.pop()
+                if child.alive():
+                    job.child = child
+            if job.child is None:
                 job.child = await on_thread(_Child, self._seconds, self._max_bytes)
             if self._closed:
                 job.child.kill()

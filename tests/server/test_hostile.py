@@ -17,7 +17,7 @@ import orjson
 import pytest
 from PIL import Image
 
-from tests.server.core.codecs.files import chunk, grey_jpeg, png, progressive, scan, segment
+from benchmarks.harness.image_files import chunk, grey_jpeg, png, progressive, scan, segment
 from tests.server.http.test_upload import FORM, form, part
 from tests.server.tiny import CALL, ROOT, SIZE, Running, encoded, noise
 

@@ -150,6 +150,23 @@ def test_a_decoder_that_crashes_costs_the_image_alone(ended: signal.Signals, kin
     run(test)
 
 
+def test_a_process_that_ended_while_it_had_nothing_to_do_is_replaced() -> None:
+    """The kernel may take it for its memory; no client notices."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            await decoding.prepare(images(LARGE), SIZE, soon())
+            (child,) = made._idle
+            child.kill()
+            child._process.wait()
+            (good,) = images(LARGE)
+            await decoding.prepare([good], SIZE, soon())
+            assert good.decoded is not None
+
+    run(test)
+
+
 def test_a_request_that_is_given_up_frees_its_process() -> None:
     """Its client has gone: what waits leaves the line, and what runs is killed after a moment."""
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from benchmarks.harness.image_files import chunk, png, rows_of
 from server.core.codecs.decode import read
 from server.core.codecs.file import MAX_PROFILE_BYTES, PROFILE_COST
 from server.core.images import DecodedImage, Limits
 from server.core.images import decode as seen
-from tests.server.core.codecs.files import chunk, png, rows_of
 from tests.server.tiny import SIZE, encoded, noise
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.harness.image_files import grey_jpeg, progressive, scan, segment
 from server.core.codecs.decode import decode, read
 from server.core.codecs.jpeg import MAX_FILL_BYTES, MAX_SCANS, MAX_SEGMENTS
 from server.core.images import Limits
 from server.core.images import decode as seen
 from server.errors import ImageError, ImageTooLarge
-from tests.server.core.codecs.files import grey_jpeg, progressive, scan, segment
 from tests.server.tiny import SIZE, encoded, noise
 
 BLOCKS = (SIZE // 8) ** 2

@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 import pytest
 
+from benchmarks.harness.image_files import SIGNATURE, chunk, header, png, rows_of
 from server.core.codecs.decode import decode, read
 from server.core.images import Limits
 from server.core.images import decode as seen
 from server.errors import AnimatedImage, ImageError, ImageTooLarge
-from tests.server.core.codecs.files import SIGNATURE, chunk, header, png, rows_of
 from tests.server.tiny import SIZE, encoded, noise
 
 BLACK = (b"\0" + bytes(3 * SIZE)) * SIZE

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.harness.image_files import riff, webp_chunk
 from server.core.codecs.decode import read
 from server.core.codecs.webp import MAX_CHUNKS
 from server.core.images import Limits
 from server.core.images import decode as seen
 from server.errors import AnimatedImage, ImageError, ImageTooLarge
-from tests.server.core.codecs.files import riff, webp_chunk
 from tests.server.tiny import SIZE, encoded, noise
 
 STILL = encoded(noise(), "WEBP", lossless=True)

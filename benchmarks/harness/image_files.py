@@ -1,4 +1,4 @@
-"""Image files written by hand, right and wrong."""
+"""Image files written by hand: right, wrong, and made to be slow."""
 
 from __future__ import annotations
 
@@ -77,3 +77,59 @@ def riff(*chunks: bytes) -> bytes:
 def webp_chunk(kind: bytes, data: bytes) -> bytes:
     """A chunk of a WebP."""
     return kind + len(data).to_bytes(4, "little") + data + b"\0" * (len(data) & 1)
+
+
+def deflated(rows: bytes, tables: int = 0, level: int = 9) -> bytes:
+    """`rows` as a zlib stream, after so many blocks that hold nothing but their Huffman tables, 11 bytes each."""
+    stream = zlib.compress(rows, level)
+    if not tables:
+        return stream
+    bits = [(0, 1), (2, 2), (0, 5), (0, 5), (14, 4)]  # dynamic; 257 lengths, 1 distance, 18 lengths of lengths
+    used = {18: 1, 1: 2, 0: 2}
+    bits += [(used.get(n, 0), 3) for n in (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1)]
+    bits += [(0, 1), (127, 7), (0, 1), (107, 7), (3, 2), (3, 2), (0, 1)]  # 256 zeros, the end's length, a distance, end
+    block = np.concatenate([[value >> n & 1 for n in range(count)] for value, count in bits]).astype(np.uint8)
+    # An empty stored block goes on at a whole byte.
+    aligned = np.packbits(np.concatenate([np.tile(block, tables), np.zeros(3, np.uint8)]), bitorder="little")
+    return stream[:2] + aligned.tobytes() + b"\0\0\xff\xff" + stream[2:]
+
+
+def code_groups(width: int, height: int, groups: int, cache_bits: int = 0) -> bytes:
+    """A lossless WebP of one colour whose tiles of 4 x 4 pixels have so many groups of codes, 5 bytes for each tile."""
+    written: list[np.ndarray] = []
+
+    def put(value: int, count: int) -> None:
+        written.append(np.array([value >> n & 1 for n in range(count)], np.uint8))
+
+    def one_symbol() -> None:
+        put(0b0001, 4)  # simple, one symbol, of one bit: 0
+
+    def all_bytes(alphabet: int) -> None:
+        """A code in which the symbols 0 to 255 have 8 bits each, and others none."""
+        lengths = {8: 1, 18: 1} if alphabet > 256 else {8: 1}
+        put(0, 1)
+        put(8, 4)
+        for n in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
+            put(lengths.get(n, 0), 3)
+        put(0, 1)
+        if alphabet > 256:
+            put(0, 256)
+            put(1, 1)
+            put(alphabet - 256 - 11, 7)
+
+    for value, count in ((0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 1), (0, 3), (0, 1)):
+        put(value, count)
+    put(*((cache_bits << 1 | 1, 5) if cache_bits else (0, 1)))
+    put(1, 1)  # groups of codes, in tiles of 4 x 4
+    put(0, 3)
+    put(0, 1)
+    all_bytes(280)
+    all_bytes(256)
+    for _ in range(3):
+        one_symbol()
+    tiles = np.arange(-(-width // 4) * -(-height // 4)) % groups
+    shifts = np.arange(7, -1, -1)
+    written.append((np.stack([tiles & 255, tiles >> 8], 1)[..., None] >> shifts & 1).astype(np.uint8).ravel())
+    written.append(np.tile(np.array([1, 0, 0, 0] * 5, np.uint8), groups))
+    bits = np.concatenate([*written, np.zeros(64, np.uint8)])
+    return riff(webp_chunk(b"VP8L", np.packbits(bits, bitorder="little").tobytes()))
