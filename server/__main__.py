@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from .renames import SETTINGS, option
-from .settings import Settings
+from .settings import Settings, unknown_variables
 
 EXAMPLES = """examples:
   python -m server                                   serve model_repository/awnet on 127.0.0.1:8000
@@ -67,7 +68,10 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
                 options["type"] = lambda text: None if text == "none" else text
             options["metavar"] = name.rpartition("_")[2].upper()
         parser.add_argument(option(name), **options)
-    return Settings(**vars(parser.parse_args(arguments)))
+    given = vars(parser.parse_args(arguments))
+    for warning in unknown_variables(os.environ):
+        print(warning, file=sys.stderr)
+    return Settings(**given)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -23,13 +24,23 @@ from .core.modes import Mode
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
+PREFIX = "AWNET_"
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
+
+
+Seconds = Annotated[float, Field(le=86_400)]  # what is longer than a day is a slip, and no timer takes any number
+
+# What Kubernetes sets in every pod for a Service that is called awnet, or awnet-grpc, in Docker's old way.
+_LINK = re.compile(r"AWNET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
+_LINKED = re.compile(r"(tcp|udp|sctp)://")
 
 
 class Settings(BaseSettings):
     """The server's settings, read from `AWNET_*` variables and then from the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="AWNET_", frozen=True, extra="forbid", env_parse_none_str="none")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_parse_none_str="none", allow_inf_nan=False
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -54,10 +65,10 @@ class Settings(BaseSettings):
     versions_kept: int = Field(2, ge=1, description="Newest versions of each model that are kept loaded.")
     canary: str = Field("", description="VERSION:SHARE routes that share of unversioned requests to VERSION.")
     shadow: str = Field("", description="VERSION also answers every unversioned request, only to be compared.")
-    golden_probe_seconds: float = Field(
+    golden_probe_seconds: Seconds = Field(
         10.0, ge=0, description="Send each open version a golden probe this often; 0 sends none."
     )
-    poll_seconds: float = Field(
+    poll_seconds: Seconds = Field(
         5.0, ge=0, description="Check for new versions this often; 0 only on SIGHUP or by an admin call."
     )
     signing_key: Path | None = Field(
@@ -71,9 +82,12 @@ class Settings(BaseSettings):
         description="Share of attacked images among all, as far as you know; `probability` rests on it.",
     )
 
-    timeout_seconds: float = Field(10.0, gt=0, description="Longest time for a request; a client may ask for less.")
+    timeout_seconds: Seconds = Field(10.0, gt=0, description="Longest time for a request; a client may ask for less.")
     batch_delay_ms: float = Field(
-        1.0, ge=0, description="Longest wait for a fuller batch while others run; an idle server never waits."
+        1.0,
+        ge=0,
+        le=60_000,
+        description="Longest wait for a fuller batch while others run; an idle server never waits.",
     )
 
     triton_urls: str = Field("127.0.0.1:8101", description="gRPC addresses of Triton, separated by commas.")
@@ -81,11 +95,11 @@ class Settings(BaseSettings):
     triton_ca: Path | None = Field(None, description="PEM file of the authority that signed Triton's certificate.")
     triton_metadata: str = Field("", description="Metadata of every call to Triton: key=value, separated by commas.")
     triton_in_flight: int = Field(64, ge=1, description="Most images in flight at each Triton.")
-    triton_silence_seconds: float = Field(
+    triton_silence_seconds: Seconds = Field(
         0.6, gt=0, description="The breaker of a Triton opens when heartbeats go unanswered for this long."
     )
     breaker_failures: int = Field(3, ge=1, description="Consecutive failures that open the breaker of a Triton.")
-    breaker_seconds: float = Field(1.0, gt=0, description="How often a probe tries to close an open breaker.")
+    breaker_seconds: Seconds = Field(1.0, gt=0, description="How often a probe tries to close an open breaker.")
 
     max_connections: int = Field(1024, ge=1, le=65536, description="Most open HTTP connections of a port.")
     max_connections_per_client: int = Field(
@@ -94,10 +108,10 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(
         32 << 10, ge=1024, description="Largest header of a request, its first line included."
     )
-    header_seconds: float = Field(
+    header_seconds: Seconds = Field(
         10.0, gt=0, description="Longest wait for a connection's first byte, and for the whole header of a request."
     )
-    body_seconds: float = Field(
+    body_seconds: Seconds = Field(
         20.0, gt=0, description="Longest time for a request's body, beside what it takes at the least rate."
     )
     min_body_bytes_per_second: int = Field(8192, ge=1, description="Least rate at which a body has to come.")
@@ -105,7 +119,7 @@ class Settings(BaseSettings):
         128 << 20, ge=1 << 20, description="Most bytes of unanswered requests' bodies, those below 64 KiB aside."
     )
 
-    max_body_bytes: int = Field(8 << 20, ge=1, description="Largest request body.")
+    max_body_bytes: int = Field(8 << 20, ge=1, le=1 << 30, description="Largest request body.")
     max_pixels: int = Field(
         16_000_000,
         ge=1,
@@ -119,7 +133,7 @@ class Settings(BaseSettings):
     decode_workers: int = Field(
         0, ge=0, description="Processes for images that are not cheap to decode; 0 takes as many as inference threads."
     )
-    decode_seconds: float = Field(
+    decode_seconds: Seconds = Field(
         5.0, gt=0, description="CPU time after which the decoding of an image is given up, and the image refused."
     )
     decode_queue_pixels: int = Field(
@@ -136,15 +150,18 @@ class Settings(BaseSettings):
 
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
-        75, ge=1, description="Close a connection that has been idle this long; above the load balancer's own limit."
+        75,
+        ge=1,
+        le=86_400,
+        description="Close a connection that has been idle this long; above the load balancer's own limit.",
     )
-    stall_seconds: float = Field(
+    stall_seconds: Seconds = Field(
         10.0, gt=0, description="Readiness is off while images wait and no thread has finished any for this long."
     )
-    drain_seconds: float = Field(
+    drain_seconds: Seconds = Field(
         1.0, ge=0, description="After SIGTERM, serve this long with readiness off, so that balancers stop sending."
     )
-    shutdown_seconds: float = Field(
+    shutdown_seconds: Seconds = Field(
         20.0, ge=0, description="Wait this long for requests in flight before closing their connections."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
@@ -215,15 +232,36 @@ class Settings(BaseSettings):
         return int(self.shadow) if self.shadow else None
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A warning for each variable that begins like one of ours and is none, with the nearest name where one is near."""
+    known = [variable(name) for name in (*Settings.model_fields, *SETTINGS)]
+    warnings = []
+    for name, value in environment.items():
+        given = name.upper()
+        linked = _LINK.fullmatch(given) and (given not in known or _LINKED.match(value))
+        if not given.startswith(PREFIX) or given in known or linked:
+            continue
+        near = get_close_matches(given, known, 1, 0.8)
+        warnings.append(f"warning: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))
+    return warnings
+
+
 class _Variables(EnvSettingsSource):
-    """`AWNET_*`, under new names and old ones. What `given` holds is not looked up: an option wins over a variable."""
+    """`AWNET_*`, under new names and old ones, without the links of Kubernetes' Services.
+
+    What `given` holds is not looked up: an option wins over a variable.
+    """
 
     def __init__(self, settings_cls: type[BaseSettings], given: Mapping[str, Any]) -> None:
         super().__init__(settings_cls)
         self._given = given
 
     def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
+        found = {
+            name: value
+            for name, value in super().__call__().items()
+            if not (name.endswith("port") and isinstance(value, str) and _LINKED.match(value))
+        }
         old = {
             name: self.env_vars.get(variable(name).lower()) for name in SETTINGS if SETTINGS[name] not in self._given
         }

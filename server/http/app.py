@@ -6,6 +6,7 @@ decoding of a small image; health, metrics and the documents are ordinary FastAP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ from .schemas import results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 JSON = b"application/json"
+_JSON_RANGES = (JSON, b"application/*", b"*/*")
+_NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 
 
 def create_app(service: Service) -> PublicFront:
@@ -192,8 +195,11 @@ def _is_page(path: str) -> bool:
 
 
 def _accepts_json(accept: bytes | None) -> bool:
-    return (
-        accept is None
-        or not accept.strip()
-        or any(kind in accept for kind in (b"*/*", b"application/json", b"application/*"))
-    )
+    """Whether an `Accept` header allows JSON: its most specific range that fits decides (RFC 9110, 12.5.1)."""
+    if accept is None or accept == b"*/*" or not accept.strip():
+        return True
+    weights: dict[bytes, bool] = {}
+    for given in accept.lower().split(b","):
+        media, *parameters = (part.strip() for part in given.split(b";"))
+        weights[media] = not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters)
+    return next((weights[media] for media in _JSON_RANGES if media in weights), False)

@@ -1,4 +1,4 @@
-"""A request body to the encoded images in it: `multipart/form-data`, or one raw `image/*`.
+"""A request body to the encoded images in it: `multipart/form-data`, or one raw image.
 
 The whole body is in memory already (its size is limited), so a part is found by searching for the boundary; there is
 no streaming parser to pay for or to confuse. File names are read to tell a file from a plain field, and never used.
@@ -10,14 +10,18 @@ import re
 
 from ..errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMedia
 
-RAW_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp")
+# Without a type, or with one that says nothing, the decoder recognises the bytes, as it does in any case.
+RAW_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "application/octet-stream", "")
 FIELD = "image"
 MAX_OTHER_FIELDS = 8
+EMPTY_FILES = 8  # inputs in which nothing was chosen
 OTHER_FIELD_BYTES = 64 << 10
 PART_HEADER_BYTES = 4 << 10
+PREAMBLE_BYTES = 4 << 10
 
 _BOUNDARY = re.compile(r"""boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))\s*(?:;|$)""", re.IGNORECASE)
 _DISPOSITION = re.compile(rb"(?:^|\r\n)content-disposition:[ \t]*form-data[ \t]*(;[^\r\n]*)?(?:\r\n|$)", re.IGNORECASE)
+_FOLD = re.compile(rb"\r\n[ \t]+")
 _PARAMETER = re.compile(rb';[ \t]*([A-Za-z*]+)=("(?:[^"\\]|\\.)*"|[^;\s"]*)')
 
 
@@ -52,18 +56,25 @@ def _boundary(parameters: str) -> bytes:
 
 def _files(boundary: bytes, body: bytes, max_images: int) -> list[bytes]:
     delimiter = b"\r\n--" + boundary
-    if not body.startswith(delimiter[2:]):
+    start = 0 if body.startswith(delimiter[2:]) else body.find(delimiter, 0, PREAMBLE_BYTES) + 2
+    if start == 1:
         raise MalformedUpload("the body does not start with its boundary" if body else "the body is empty")
-    # One more than is allowed, so that a thousand parts are not cut up before they are refused.
-    pieces = body[len(delimiter) - 2 :].split(delimiter, max_images + MAX_OTHER_FIELDS + 1)
+    # More than are allowed are not cut up before they are refused: one part, the end, and what stands behind it.
+    pieces = body[start + len(delimiter) - 2 :].split(delimiter, max_images + MAX_OTHER_FIELDS + EMPTY_FILES + 2)
     files: list[bytes] = []
-    others, other_bytes = 0, 0
-    for piece in pieces[:-1] if pieces[-1].startswith(b"--") else pieces:
-        head = piece.find(b"\r\n\r\n", 0, PART_HEADER_BYTES)
-        if not piece.startswith(b"\r\n") or head < 0:
+    others, other_bytes, empty = 0, 0, 0
+    for piece in pieces:
+        if piece.startswith(b"--"):
+            break
+        line = piece.find(b"\r\n", 0, PART_HEADER_BYTES)
+        head = piece.find(b"\r\n\r\n", line, PART_HEADER_BYTES)
+        if line < 0 or piece[:line].strip(b" \t") or head < 0:
             raise MalformedUpload("a part of the body has no headers, or too many")
-        name, filename = _disposition(piece[2:head] if head > 2 else b"")
+        name, filename = _disposition(_FOLD.sub(b" ", piece[line + 2 : head]) if head > line else b"")
         if name == FIELD:
+            if filename == b"" and head + 4 == len(piece) and empty < EMPTY_FILES:
+                empty += 1  # as a browser sends an input in which nothing was chosen
+                continue
             if not filename:
                 raise MissingImage("the field 'image' holds no file: send it with a file name")
             files.append(piece[head + 4 :])
@@ -73,7 +84,7 @@ def _files(boundary: bytes, body: bytes, max_images: int) -> list[bytes]:
             others, other_bytes = others + 1, other_bytes + len(piece)
             if others > MAX_OTHER_FIELDS or other_bytes > OTHER_FIELD_BYTES:
                 raise MalformedUpload("too many or too large fields other than 'image'")
-    if not pieces[-1].startswith(b"--"):
+    else:
         raise MalformedUpload("the body is cut: its closing boundary is missing")
     if not files:
         raise MissingImage("there is no file in the field 'image'")
@@ -83,12 +94,12 @@ def _files(boundary: bytes, body: bytes, max_images: int) -> list[bytes]:
     return files
 
 
-def _disposition(headers: bytes) -> tuple[str, bool]:
-    """(field name, whether a file name is given) of one part."""
+def _disposition(headers: bytes) -> tuple[str, bytes | None]:
+    """(field name, file name if there is one) of one part."""
     found = _DISPOSITION.search(headers)
     if not found:
         raise MalformedUpload("a part has no 'Content-Disposition: form-data'")
     given = {key.lower(): value.strip(b'"') for key, value in _PARAMETER.findall(found[1] or b"")}
     if b"name" not in given:
         raise MalformedUpload("a part has no name")
-    return given[b"name"].decode("utf-8", "replace"), bool(given.get(b"filename") or given.get(b"filename*"))
+    return given[b"name"].decode("utf-8", "replace"), given.get(b"filename*") or given.get(b"filename")

@@ -30,7 +30,8 @@ def raw(data: bytes, kind: str = "image/png") -> tuple[dict[str, str], bytes]:
 BAD: dict[str, tuple[int, tuple[dict[str, str], bytes]]] = {
     "an empty body": (422, raw(b"")),
     "an empty form": (400, ({"content-type": FORM}, b"")),
-    "no content type": (415, ({}, PNG)),
+    "no image without a type": (415, ({}, b"hello, world")),
+    "no image as octet-stream": (415, raw(b"hello, world", "application/octet-stream")),
     "no boundary": (400, ({"content-type": "multipart/form-data"}, form(part(PNG)))),
     "the wrong boundary": (400, ({"content-type": FORM + "Y"}, form(part(PNG)))),
     "an unterminated part": (400, ({"content-type": FORM}, part(PNG))),
@@ -167,7 +168,22 @@ def test_an_encoded_body_is_unsupported(served: Running) -> None:
 
 def test_a_client_that_cannot_read_json_is_told(served: Running) -> None:
     """406; the usual wildcards are fine."""
-    for accept, status in [("text/html", 406), ("image/png", 406), ("*/*", 200), ("text/html, application/json", 200)]:
+    for accept, status in [
+        ("text/html", 406),
+        ("image/png", 406),
+        ("application/jsonp", 406),
+        ("*/*", 200),
+        ("text/html, application/json", 200),
+        ("Application/JSON", 200),
+        ("APPLICATION/*;q=0.5", 200),
+        ("application/json;q=0", 406),
+        ("application/json; Q=0.000, */*", 406),
+        ("application/*;q=0, */*;q=1", 406),
+        ("*/*;q=0", 406),
+        ("*/*;q=0, application/json;q=0.001", 200),
+        ("application/json;charset=utf-8;q=0.3", 200),
+        (", ,application/json", 200),
+    ]:
         answer = served.http.post("/predict", files={"image": ("a", PNG)}, headers={"accept": accept})
         assert answer.status_code == status
 

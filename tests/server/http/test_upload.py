@@ -61,15 +61,24 @@ def test_the_file_name_does_not_matter(name: str) -> None:
     assert encoded_images(FORM, form(part(disposition=f'form-data; name="image"; filename="{name}"')), 8) == [b"data"]
 
 
-@pytest.mark.parametrize("content_type", ["image/png", "IMAGE/JPEG", "image/webp; q=1", "image/jpg"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "image/png",
+        "IMAGE/JPEG",
+        "image/webp; q=1",
+        "image/jpg",
+        "",
+        "application/octet-stream",
+        "Application/Octet-Stream",
+    ],
+)
 def test_a_raw_body_is_the_image(content_type: str) -> None:
     """No form is needed for one image."""
     assert encoded_images(content_type, b"data", 8) == [b"data"]
 
 
-@pytest.mark.parametrize(
-    "content_type", ["", "image/gif", "application/json", "text/plain", "multipart/mixed; boundary=X"]
-)
+@pytest.mark.parametrize("content_type", ["image/gif", "application/json", "text/plain", "multipart/mixed; boundary=X"])
 def test_other_content_types_are_unsupported(content_type: str) -> None:
     """Told apart from an image that is broken."""
     with pytest.raises(UnsupportedMedia):
@@ -81,7 +90,8 @@ def test_other_content_types_are_unsupported(content_type: str) -> None:
     [
         b"",
         b"no boundary at all",
-        b"x" * 100_000 + form(part()),  # a preamble, which no client sends
+        b"x" * 100_000 + b"\r\n" + form(part()),  # a preamble beyond what anyone sends
+        b"x" + form(part()),
         form(part())[:-6],
         part(b"cut")[:-1],
         b"--X",
@@ -139,6 +149,50 @@ def test_more_files_than_allowed_are_too_many() -> None:
     for count in (9, 10, 1500):
         with pytest.raises(TooManyImages):
             encoded_images(FORM, form(*[part()] * count), 8)
+
+
+EMPTY_INPUT = b'--X\r\nContent-Disposition: form-data; name="image"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"This is a multi-part message in MIME format.\r\n" + form(part()),
+        b"\r\n" + form(part()),
+        b"\r\n\r\n" + form(part()),
+        form(part()).replace(b"--X\r\n", b"--X \t \r\n"),
+        form(part()).replace(b"--X--\r\n", b"--X--"),
+        form(part()).replace(b"--X--\r\n", b"--X--  \r\nepilogue\r\n--X\r\n--X--"),
+        form(part(disposition='form-data;\r\n name="image";\r\n\tfilename="a.png"')),
+        form(part()).replace(b"Content-Disposition", b"X-Note: one\r\n  two\r\n\tthree\r\ncontent-disposition"),
+        EMPTY_INPUT + form(part()),
+        part() + EMPTY_INPUT + b"--X--\r\n",
+        EMPTY_INPUT * 3 + form(part()),
+    ],
+    ids=[
+        "preamble",
+        "leading line end",
+        "two of them",
+        "padding",
+        "no line end behind",
+        "epilogue",
+        "folded disposition",
+        "folded header",
+        "empty input before",
+        "empty input behind",
+        "three empty inputs",
+    ],
+)
+def test_what_the_standards_allow_is_accepted(body: bytes) -> None:
+    """RFC 2046, 5.1.1, and what browsers send for a file input in which nothing was chosen."""
+    assert encoded_images(FORM, body, 8) == [b"data"]
+
+
+def test_empty_inputs_alone_are_no_image() -> None:
+    """And a thousand of them are no reason to read on."""
+    for count in (1, 3, 1000):
+        with pytest.raises(MissingImage):
+            encoded_images(FORM, EMPTY_INPUT * count + b"--X--\r\n", 8)
 
 
 def test_other_fields_beside_the_image_are_ignored() -> None:
