@@ -158,6 +158,12 @@ class TooManyConnectionsOfClient(RequestError):
     slug, title = "too-many-connections-of-client", "Too many connections of one client"
 
 
+class TooManyCalls(Unavailable):
+    """gRPC calls; over HTTP the connections are counted."""
+
+    slug, title = "too-many-calls", "Too many calls"
+
+
 class UploadsFull(Unavailable):
     """Requests hold as many bytes as they may together."""
 

@@ -119,6 +119,10 @@ class Settings(BaseSettings):
         128 << 20, ge=1 << 20, description="Most bytes of unanswered requests' bodies, those below 64 KiB aside."
     )
 
+    grpc_max_calls: int = Field(
+        64, ge=1, le=65536, description="Most gRPC calls at a time; three quarters of them of one client."
+    )
+
     max_body_bytes: int = Field(8 << 20, ge=1, le=1 << 30, description="Largest request body.")
     max_pixels: int = Field(
         16_000_000,

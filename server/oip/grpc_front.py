@@ -6,9 +6,13 @@ messages and the service's description come with tritonclient, which is imported
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -26,7 +30,9 @@ from ..errors import (
     NotFound,
     QueueFull,
     RequestError,
+    RequestTimeout,
     StartupError,
+    TooManyCalls,
     Unavailable,
     UnknownModel,
 )
@@ -43,6 +49,10 @@ REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
 MAX_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
 
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
+CLIENT_PING_MS = 10_000  # the least that a client may leave between its own
+IDLE_MS = 600_000  # a connection without calls
+
 CODES: dict[type[AWNetError], grpc.StatusCode] = {
     AWNetError: grpc.StatusCode.INTERNAL,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -51,6 +61,8 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
     BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
@@ -61,6 +73,75 @@ _CONTENTS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 def code_of(error: AWNetError) -> grpc.StatusCode:
     """The gRPC status of `error`: the line of its nearest ancestor in `CODES`."""
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+class Calls:
+    """Those that are open, and what their messages hold; three quarters of either at most are one client's.
+
+    Calls are counted before their messages are read. How long a message is nobody knows until it is there: so it is
+    read once there is room for the longest, and holds its own length until its answer is out. A message that is not
+    read stays with the client but for 64 KiB.
+
+    Args:
+        most: calls at a time; more are refused.
+        held_bytes: of messages.
+        message_bytes: the longest message.
+    """
+
+    def __init__(self, most: int, held_bytes: int, message_bytes: int) -> None:
+        self._most = most
+        self._room = max(1, held_bytes // message_bytes) * message_bytes
+        self._longest = message_bytes
+        self._open: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+
+    @contextmanager
+    def one(self, client: str) -> Iterator[None]:
+        """A call of `client`. Raises TooManyCalls."""
+        if self._open.total() >= self._most or self._open[client] >= _share(self._most):
+            raise TooManyCalls("as many calls are open as are allowed")
+        self._add(self._open, client, 1)
+        try:
+            yield
+        finally:
+            self._add(self._open, client, -1)
+
+    @asynccontextmanager
+    async def message(self, client: str, context: Any, seconds: float) -> AsyncIterator[bytes]:
+        """The message of a call, and its room. Raises RequestTimeout, or RequestError where there is none."""
+        held = 0
+        try:
+            async with asyncio.timeout(seconds):
+                while self._held.total() + self._longest > self._room or self._held[client] + self._longest > max(
+                    self._longest, _share(self._room)
+                ):
+                    self._changed.clear()
+                    await self._changed.wait()
+                held = self._longest
+                self._add(self._held, client, held)
+                message = await context.read()  # not the iterator of messages, which would keep it
+            if message is grpc.aio.EOF:
+                raise RequestError("there is no message")
+            self._add(self._held, client, len(message) - held)
+            held = len(message)
+            yield message
+        except TimeoutError:
+            raise RequestTimeout("the message came too slowly, or there was no room for it") from None
+        finally:
+            self._add(self._held, client, -held)
+
+    def _add(self, counter: Counter[str], client: str, count: int) -> None:
+        counter[client] += count
+        if not counter[client]:
+            del counter[client]
+        if count < 0:
+            self._changed.set()
+
+
+def _share(of: int) -> int:
+    """What one client may have at most."""
+    return max(1, 3 * of // 4)
 
 
 class GrpcFront:
@@ -80,16 +161,31 @@ class GrpcFront:
 
     async def start(self) -> int:
         """Listen. Returns the port. Raises StartupError where the address cannot be had."""
+        settings = self._service.settings
         self._server = grpc.aio.server(
             options=[
                 # Also the limit of what a compressed message unfolds to; a test sends one.
-                ("grpc.max_receive_message_length", self._service.settings.max_body_bytes),
+                ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Two servers on one port would silently share its calls; workers of one do so openly.
                 ("grpc.so_reuseport", int(self._shared)),
+                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_concurrent_streams", settings.grpc_max_calls),
+                ("grpc.max_metadata_size", settings.max_header_bytes),
+                ("grpc.absolute_max_metadata_size", settings.max_header_bytes),
+                ("grpc.server_handshake_timeout_ms", round(1000 * settings.header_seconds)),
+                # A client that is silent is asked whether it lives; one that asks that all the time is hung up on.
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_MS),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                # Or a fast client's windows grow to megabytes, and buffers of that size stay with the allocator.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
             ]
         )
-        self._server.add_generic_rpc_handlers((_handlers(self._service),))
+        calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
+        self._server.add_generic_rpc_handlers((_handlers(self._service, calls),))
         try:
             port = self._server.add_insecure_port(self._address)
         except RuntimeError:
@@ -153,17 +249,18 @@ SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
 }
 
 
-def _handlers(service: Service) -> Any:
+def _handlers(service: Service, calls: Calls) -> Any:
     """Handlers of all methods that tritonclient's description of the service has; those not in `SERVED` say so.
 
+    All are handlers of streams, which is the same on the wire: so that a message is read here, within a time.
     They take and give bytes. With the generated servicer a message that is no protobuf would be INTERNAL with a
     trace in the log, for every client who cares to send one.
     """
     handlers = {}
     for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         if method.name in SERVED:
-            call = partial(_answer, service, method.name, getattr(service_pb2, method.input_type.name))
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(call)
+            call = partial(_answer, service, calls, method.name, getattr(service_pb2, method.input_type.name))
+            handlers[method.name] = grpc.stream_unary_rpc_method_handler(call)
             continue
         refuse = partial(_unserved, service, method.name)
         if method.client_streaming:
@@ -173,18 +270,22 @@ def _handlers(service: Service) -> Any:
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-async def _answer(service: Service, name: str, kind: Any, body: bytes, context: Any) -> bytes | None:
+async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages: Any, context: Any) -> bytes | None:
     """One call: counted and timed, its errors as a status. A disconnect of the client cancels it."""
     with _observed(service, name, context) as request:
         try:
-            try:
-                message = kind.FromString(body)
-            except DecodeError:
-                raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
-            response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
+            client = request.client_address or ""
+            with calls.one(client):
+                async with calls.message(client, context, service.settings.body_seconds) as body:
+                    try:
+                        message = kind.FromString(body)
+                    except DecodeError:
+                        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
+                    response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
             request.answered(200)
             return response
         except Exception as error:
+            body, message = b"", None  # a circle of frames would keep them until the next collection
             await _refuse(request, error, context)
     return None
 
@@ -209,6 +310,7 @@ def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
 
 async def _refuse(request: ObservedRequest, error: Exception, context: Any) -> None:
     refusal = request.refused(error)
+    traceback.clear_frames(error.__traceback__)  # they hold the message, and a circle holds them
     request.answered(protocol.status_of(refusal))
     await context.abort(code_of(refusal), refusal.detail[:MAX_DETAIL])
 

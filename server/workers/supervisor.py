@@ -34,7 +34,12 @@ SILENT_CHECKS = 30  # a worker that sends no snapshot for so many is killed: pro
 STEADY_SECONDS = 2.0  # a worker that served for so long is replaced at once
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 10.0
 GIVE_UP_AFTER = 5  # starts in a row that failed while no other worker served
-SHARED = ("max_connections", "max_connections_per_client", "max_held_bytes")  # each worker has its part of these
+SHARED = (
+    "max_connections",
+    "max_connections_per_client",
+    "max_held_bytes",
+    "grpc_max_calls",
+)  # each worker has its part of these
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
 
 

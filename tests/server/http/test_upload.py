@@ -151,7 +151,10 @@ def test_more_files_than_allowed_are_too_many() -> None:
             encoded_images(FORM, form(*[part()] * count), 8)
 
 
-EMPTY_INPUT = b'--X\r\nContent-Disposition: form-data; name="image"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n\r\n'
+EMPTY_INPUT = (
+    b'--X\r\nContent-Disposition: form-data; name="image"; filename=""\r\n'
+    b"Content-Type: application/octet-stream\r\n\r\n\r\n"
+)
 
 
 @pytest.mark.parametrize(

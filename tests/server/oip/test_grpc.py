@@ -21,12 +21,13 @@ import tritonclient.grpc.aio as triton
 from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks.harness.processes import free_port, rss_mb
 from server.core.modes import LOGITS
 from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
 from server.oip.grpc_front import SERVED, GrpcFront
 from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
-from tests.server.tiny import SIZE, encoded, noise
+from tests.server.tiny import SIZE, Running, encoded, noise
 from tests.waiting import settle, until
 
 IMAGES = np.random.default_rng(5).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
@@ -483,3 +484,120 @@ def test_a_call_leaves_one_log_line_without_the_address(served: Served, caplog: 
     assert refused["reason"] == "unknown-model"
     assert answered["client"] == refused["client"]
     assert "127.0.0.1" not in caplog.text
+
+
+def silent_call(channel: Any) -> Any:
+    """A call whose message never comes."""
+
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+        yield b""
+
+    return channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(nothing())
+
+
+def test_calls_are_bounded_in_all_and_of_a_client_before_their_messages_are_read(tmp_path: Path) -> None:
+    """A hundred calls of 8 MB once held 1.4 GB. What is over the bound is told so, and room comes back."""
+    running = Served(Small(tmp_path, grpc_max_calls=4, body_seconds=60))
+
+    async def go() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            open_calls = [silent_call(channel) for _ in range(3)]
+            await asyncio.gather(*(call.wait_for_connection() for call in open_calls))
+            status, seen = Status.OK, 0
+            while status != Status.RESOURCE_EXHAUSTED and seen < 1000:
+                seen += 1
+                try:
+                    await stub.ModelInfer(image(), timeout=60)
+                except grpc.aio.AioRpcError as error:
+                    status = error.code()
+                await asyncio.sleep(0.01)
+            assert status == Status.RESOURCE_EXHAUSTED
+            for call in open_calls:
+                call.cancel()
+            while status != Status.OK:
+                try:
+                    await stub.ModelInfer(image(), timeout=60)
+                    status = Status.OK
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() == Status.RESOURCE_EXHAUSTED
+
+    running.small.run(go())
+    running.small.run(running.front.stop(0))
+    running.small.close()
+
+
+def test_a_call_whose_message_does_not_come_is_given_up(tmp_path: Path) -> None:
+    """Without a deadline of the client's, too; or a few silent calls would hold every place for ever."""
+    running = Served(Small(tmp_path, grpc_max_calls=4, body_seconds=0.2))
+
+    async def go() -> None:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+            calls = [silent_call(channel) for _ in range(3)]
+            for call in calls:
+                assert await call.code() == Status.DEADLINE_EXCEEDED
+                assert "too slowly" in str(await call.details())
+            await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(image(), timeout=60)
+
+    running.small.run(go())
+    running.small.run(running.front.stop(0))
+    running.small.close()
+
+
+def test_a_call_without_a_message_is_refused(served: Served) -> None:
+    """It closes its side at once."""
+
+    async def go() -> None:
+        async def nothing() -> Any:
+            return
+            yield b""
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(nothing())
+            assert await call.code() == Status.INVALID_ARGUMENT
+
+    served.small.run(go())
+
+
+def test_a_connection_that_never_speaks_http_2_is_closed(tmp_path: Path) -> None:
+    """It would be one of those that are allowed for ever."""
+    running = Served(Small(tmp_path, header_seconds=0.3))
+
+    async def go() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        async with asyncio.timeout(20):
+            while await reader.read(1024):
+                pass
+        writer.close()
+
+    running.small.run(go())
+    running.small.run(running.front.stop(0))
+    running.small.close()
+
+
+@pytest.mark.process
+def test_calls_with_the_longest_messages_hold_a_bounded_number_of_bytes(repository: Path) -> None:
+    """Thirty of 8 MB at once, of a client that does not hang up: one is read at a time, and none is kept."""
+    port = free_port()
+    running = Running(repository, grpc_port=port, max_held_bytes=8 << 20)
+    size = (8 << 20) - 100
+    message = b"\x0a" + b"\xfb\xff\xff\x03" + bytes(size - 5)  # a name that long, so it is refused once it is read
+
+    async def go() -> int:
+        async def slowly() -> Any:
+            yield message
+            await asyncio.Event().wait()
+
+        options = [("grpc.max_send_message_length", -1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            calls = [channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(slowly()) for _ in range(30)]
+            await asyncio.gather(*(call.code() for call in calls))
+            return int(rss_mb(running.pid))
+
+    try:
+        running.wait_ready()
+        before = rss_mb(running.pid)
+        assert asyncio.run(go()) < before + 120
+    finally:
+        running.stop()
