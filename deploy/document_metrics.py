@@ -46,7 +46,7 @@ LABELS = {
     + "; of the shadow `compared`, `dropped`, `failed`",
     "role": "`serving`, `canary`, `shadow` or `kept`",
     "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`; "
-    "seconds of all admin calls are `/admin`",
+    "seconds are those of predictions by route, and of all others as `other`",
     "stage": "`decode`, `queue` or `inference`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",

@@ -21,7 +21,7 @@ from ..errors import READ, AWNetError, Forbidden, InvalidQuery, NotReady, Startu
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from .exchange import Exchange
-from .front import Front
+from .front import Front, routes_of
 
 MAX_BODY_BYTES = 4 << 10
 EXCHANGE = "awnet.exchange"  # in the scope
@@ -74,20 +74,17 @@ def create_admin(service: Service) -> AdminFront:
 
         return answer
 
-    return AdminFront(
-        _Routes(
-            [
-                Route("/admin/models", guarded(status), methods=["GET"]),
-                Route("/admin/detection", guarded(detection), methods=["GET"]),
-                Route("/admin/reload", guarded(reload), methods=["POST"]),
-                Route("/admin/models/{name}/rollback", guarded(rollback), methods=["POST"]),
-                Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
-                Route("/admin/canary", guarded(canary), methods=["PUT"]),
-                Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
-            ]
-        ),
-        service,
-    )
+    routes = [
+        Route("/admin/models", guarded(status), methods=["GET"]),
+        Route("/admin/detection", guarded(detection), methods=["GET"]),
+        Route("/admin/reload", guarded(reload), methods=["POST"]),
+        Route("/admin/models/{name}/rollback", guarded(rollback), methods=["POST"]),
+        Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
+        Route("/admin/canary", guarded(canary), methods=["PUT"]),
+        Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
+    ]
+    service.metrics.expect(routes_of(routes))
+    return AdminFront(_Routes(routes), service)
 
 
 class _Routes(Starlette):

@@ -34,11 +34,12 @@ from ..service import Service
 from . import openapi, page, upload
 from .description import described
 from .exchange import Exchange
-from .front import Front
+from .front import Front, routes_of
 from .query import parse_model_query, parse_query
 from .schemas import results
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
+PAGE_FILE = f"{page.PREFIX}{{file}}"
 JSON = b"application/json"
 _JSON_RANGES = (JSON, b"application/*", b"*/*")
 _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
@@ -76,6 +77,9 @@ def create_app(service: Service) -> PublicFront:
     async def docs() -> Response:
         return Response(openapi.html(app.openapi()), headers=openapi.HEADERS, media_type="text/html")
 
+    service.metrics.expect([(PREDICT, "POST"), *rest.ROUTES, *routes_of(app.routes)])
+    if service.settings.page:
+        service.metrics.expect([(page.INDEX, "GET"), (PAGE_FILE, "GET")])
     return PublicFront(app, service)
 
 
@@ -125,7 +129,7 @@ class PublicFront(Front):
             found = self._page.answer(path, headers)
             if found is None:
                 raise NotFound("there is nothing at this path")
-            request.routed(path if path == page.INDEX else f"{page.PREFIX}{{file}}")
+            request.routed(path if path == page.INDEX else PAGE_FILE)
             if method != "GET":
                 raise MethodNotAllowed("only GET and HEAD are answered here", READ)
             await exchange.respond(*found)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import AWNetError, MethodNotAllowed, NotFound, headers_of, problem, status_of
@@ -83,6 +84,13 @@ class Front(ABC):
 
     def _status(self, error: AWNetError) -> int:
         return status_of(error)
+
+
+def routes_of(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:
+    """Template and method of each, without HEAD, which is answered wherever GET is."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield from ((route.path, method) for method in sorted((route.methods or set()) - {"HEAD"}))
 
 
 def _named(error: Exception) -> Exception:

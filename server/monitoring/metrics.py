@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, get_args
 
@@ -33,7 +33,8 @@ from .detection_metrics import modes as detection_modes
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
-ADMIN = "/admin"  # in `awnet_request_seconds` all admin calls are one route: a histogram each would be 130 series
+PREDICTIONS = ("/predict", "/infer", "/ModelInfer")  # how the routes end whose seconds are told apart
+CODES_FROM_THE_START = (200, 429, 500, 503, 504)  # `increase` does not see the first of a series that begins with it
 EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
 EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
 
@@ -204,7 +205,7 @@ class Metrics(Events):
         key = (route, method if method in METHODS else OTHER, code)
         children = self._children.get(key)
         if children is None:
-            timed = ADMIN if route.startswith(f"{ADMIN}/") else route
+            timed = route if route.endswith(PREDICTIONS) else OTHER  # a histogram is 18 series
             children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(timed))
             self._children[key] = children
         children[0].inc()
@@ -215,6 +216,12 @@ class Metrics(Events):
                 children[1].observe(seconds, {"request_id": request_id})
                 return
         children[1].observe(seconds)
+
+    def expect(self, routes: Iterable[tuple[str, str]]) -> None:
+        """Requests to these routes, by these methods, are counted from 0 on."""
+        for route, method in routes:
+            for code in CODES_FROM_THE_START:
+                self._requests.labels(route, method, str(code))
 
     def batch(self, images: int) -> None:
         """One execution of the model."""

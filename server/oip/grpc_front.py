@@ -185,6 +185,7 @@ class GrpcFront:
             ]
         )
         calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
+        self._service.metrics.expect((f"/{SERVICE}/{name}", METHOD) for name in SERVED)
         self._server.add_generic_rpc_handlers((_handlers(self._service, calls),))
         try:
             port = self._server.add_insecure_port(self._address)

@@ -51,6 +51,16 @@ _WINDOWS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}  # as zlib
 _LENGTH = re.compile(rb"[0-9]{1,12}")
 
 
+ROUTES = (
+    ("/v2", "GET"),
+    *(
+        (f"/v2/models/{{model}}{version}{call}", "POST" if call == "/infer" else "GET")
+        for version in ("", "/versions/{version}")
+        for call in ("", "/ready", "/config", "/infer")
+    ),
+)
+
+
 def route(path: str) -> str | None:
     """The template that `path` belongs to, for metrics; None where nothing is served."""
     path = path.removesuffix("/")

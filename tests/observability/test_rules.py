@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.prometheus.cases import CASES, HEALTHY, RULES, Case, judge, promtool
+from deploy.prometheus.cases import CASES, HEALTHY, PREDICT, RULES, Case, judge, promtool
 from tests.requires import requires
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,15 @@ def test_promtool_finds_no_fault_in_the_rules() -> None:
 def test_each_alert_fires_for_its_reason_and_resolves(case: Case, tmp_path: Path) -> None:
     """Not before, not for less, and not for ever."""
     judge(case, tmp_path)
+
+
+def test_the_first_burst_of_refusals_pages(tmp_path: Path) -> None:
+    """All between two scrapes, and then none. Were the series not there at 0 before, nothing would have risen."""
+    series = f'awnet_requests_total{{{PREDICT},code="503"}}'
+    page = Case("AWNetErrorBudgetBurn", {series: "0+0x60 5000+0x60"}, quiet=(59,), firing=(64,), labels='burn="14.4"')
+    judge(page, tmp_path)
+    unseen = Case("AWNetErrorBudgetBurn", {series: "_x60 5000+0x60"}, quiet=(59, 64, 90), labels='burn="14.4"')
+    judge(unseen, tmp_path)
 
 
 def test_a_healthy_server_raises_no_alert(tmp_path: Path) -> None:

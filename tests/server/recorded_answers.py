@@ -73,6 +73,7 @@ _OUTPUTS = "domain, why and thresholds are outputs on request, and probability o
 _MODE = "the parameter `mode` of request and response"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
+    "predict: no content type": "a raw image needs none: its bytes are recognised",
     "predict: half a jpeg": "what a file lacks is found before it is decoded",
     "predict: *": "an answer names its mode, the image's domain or why it has none, and P(attacked) at a prior; "
     "palettes are not calibrated; ?mode=",
@@ -106,7 +107,7 @@ CHANGED: dict[str, str] = {
     "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
-    "refused images never reach the engine",
+    "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer",
 }

@@ -91,7 +91,6 @@ def test_other_content_types_are_unsupported(content_type: str) -> None:
         b"",
         b"no boundary at all",
         b"x" * 100_000 + b"\r\n" + form(part()),  # a preamble beyond what anyone sends
-        b"x" + form(part()),
         form(part())[:-6],
         part(b"cut")[:-1],
         b"--X",

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -81,6 +82,35 @@ def test_openmetrics_has_request_ids_as_exemplars(running: Running) -> None:
     plain_text = running.http.get("/metrics")
     assert plain_text.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "exemplar-" not in plain_text.text
+
+
+@pytest.mark.process
+def test_every_route_is_counted_from_the_start(tmp_path: Path) -> None:
+    """Or the first 503 of a route begins its series, which no `increase` and no `rate` sees."""
+    publish(tmp_path)
+    grpc_port = free_port()
+    with Running(tmp_path, admin_port=free_port(), grpc_port=grpc_port) as running:
+        running.wait_ready()
+        text = running.http.get("/metrics").text
+    counted = re.findall(r'awnet_requests_total\{code="(\d+)",method="(\w+)",route="([^"]+)"\} ', text)
+    codes: dict[tuple[str, str], set[str]] = {}
+    for code, method, route in counted:
+        codes.setdefault((route, method), set()).add(code)
+    routes = {
+        ("/", "GET"),
+        ("/page/{file}", "GET"),
+        ("/predict", "POST"),
+        ("/metrics", "GET"),
+        ("/model", "GET"),
+        ("/v2/models/{model}/infer", "POST"),
+        ("/v2/models/{model}/versions/{version}/ready", "GET"),
+        ("/v2/health/ready", "GET"),
+        ("/admin/reload", "POST"),
+        ("/inference.GRPCInferenceService/ModelInfer", "GRPC"),
+    }
+    assert routes <= codes.keys()
+    assert all(found >= {"200", "429", "500", "503", "504"} for found in codes.values())
+    assert len(series(text)) <= BUDGET
 
 
 def test_the_number_of_series_stays_in_its_budget_whatever_is_sent(running: Running) -> None:
