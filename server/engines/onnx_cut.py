@@ -1,7 +1,7 @@
 """A serialised ONNX model cut down to some of its outputs.
 
 ONNX Runtime computes every node of a model, also those that lead to no output that was asked for (and an inference
-build ignores `only_execute_path_to_fetches`): what a mode does not need must not be in the model that its session got.
+build ignores the run option for it): what a mode does not need must not be in the model that its session got.
 """
 
 from __future__ import annotations

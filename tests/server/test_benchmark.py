@@ -12,6 +12,7 @@ import pytest
 from benchmarks.natural_images import natural_images
 from server.core.images import Limits, decode
 from tests.requires import requires
+from tests.server.schema_3 import publish_modes
 from tests.server.tiny import ROOT, SIZE, noise
 
 pytestmark = pytest.mark.process
@@ -87,3 +88,18 @@ def test_the_twelve_natural_images_are_of_twelve_kinds_and_the_server_takes_each
     assert {image.format for image in decoded} == {"PNG", "JPEG", "WEBP"}
     assert {image.resized for image in decoded} == {True, False}
     assert [image.traits.unusual for image in decoded if image.traits.unusual] == ["colour palette"]
+
+
+def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
+    """Every session of every file, in both batch sizes; a mode's model is smaller than the whole."""
+    from benchmarks.modes import main
+
+    for version, modes in (("1", ("auto",)), ("2", ())):
+        publish_modes(tmp_path, version, *modes)
+    files = [str(tmp_path / "awnet" / version / "model.onnx") for version in ("1", "2")]
+    assert main(["--onnx", *files, "--turns", "3", "--out", str(tmp_path / "result")]) == 0
+    alone, several = (model["sessions"] for model in json.loads((tmp_path / "result.json").read_text())["models"])
+    assert (list(alone), list(several)) == (["whole", "auto"], ["whole", "auto", "robust", "natural"])
+    assert alone["auto"]["bytes"] == alone["whole"]["bytes"]
+    assert all(several[mode]["bytes"] < several["whole"]["bytes"] for mode in ("auto", "robust", "natural"))
+    assert all(row["ms_1"] > 0 and row["of_whole_8"] > 0 for row in (*alone.values(), *several.values()))
