@@ -104,6 +104,7 @@ def of_points(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "mode_robust": points["robust"]["worst_case"],
         "autoattack": one["autoattack"]["accuracy"] if one["autoattack"] else None,
         "flagged": flagged,
+        "alarms": one["flagged"][FPRS[0]] if one["flagged"] else None,
     }
 
 
@@ -128,6 +129,7 @@ def of_evaluation(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "mode_robust": None,
         "autoattack": None,
         "flagged": None,
+        "alarms": None,
     }
 
 
@@ -144,11 +146,12 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"Validation images; per cent, with 95 % intervals. The order is the rule of {RULE}: at least "
         f"{100 * document['least_clean']:g} % clean first; of those, the ones whose worst judging kind of images is "
         f"flagged by at most {100 * document['most_flagged']:g} % at the 1 % threshold; then the highest worst case, "
-        "AutoAttack, clean accuracy.",
+        "AutoAttack, clean accuracy. Thresholds that flag nothing meet the second condition: what they flag of the "
+        "worst case's images stands beside it.",
         "",
     ]
     head = ["variant", "point", "parameters", "clean", "worst case", "mode robust", "AutoAttack"]
-    head += ["worst judging kind flagged, 1 %", "judge", "report"]
+    head += ["worst judging kind flagged, 1 %", "worst case flagged, 1 %", "judge", "report"]
     alike = [row for row in document["rows"] if row["worst_case_judged"]]
     lines += table(head, [cells(row) for row in alike])
     if rest := [row for row in document["rows"] if not row["worst_case_judged"]]:
@@ -157,7 +160,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             "less. By what those attacks left:",
             "",
         ]
-        keep = (0, 3, 4, 8, 9)
+        keep = (0, 3, 4, 9, 10)
         short = [head[i] for i in keep]
         lines += table(
             ["accuracy under attack" if h == "worst case" else h for h in short],
@@ -177,6 +180,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         percent(row["mode_robust"]) if row["mode_robust"] else "",
         percent(row["autoattack"]) if row["autoattack"] else "",
         f"{percent(flagged['share'])}, {flagged['kind']}" if flagged else "",
+        percent(row["alarms"]) if row["alarms"] else "",
         row["judge"],
         f"[{row['report']}]({row['report']})",
     ]

@@ -34,11 +34,12 @@ from . import checkpoint, files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.worst_case import WORST_CASE_BUDGET, members_of, worst_case
-from .data import DATA_DIR_HELP, Split, load_images, to_pixels
+from .data import DATA_DIR_HELP, Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import prepared, weights_sha256
+from .evaluation.calibration import Sample
 from .evaluation.detection import calibrate
-from .evaluation.frontier import Frontier, beaten, next_point, who_broke
-from .evaluation.natural import false_positives, share
+from .evaluation.frontier import Attacked, Frontier, beaten, next_point, who_broke
+from .evaluation.natural import false_positives, flagged_as_served, share
 from .evaluation.points import FIXED, Point, grid, outputs_of
 from .evaluation.points_report import LEAST_CLEAN, chosen_of, draw, markdown, tied
 from .hardware import DEVICES, device_of, multiplies_bfloat16
@@ -141,9 +142,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
 
     def document() -> dict[str, Any]:
-        found = kept.parts | {"points": rows(frontier, clean, kept.parts["autoattack"])}
+        found = {k: v for k, v in kept.parts.items() if k != "flagged"} | {"points": rows(frontier, clean, kept.parts)}
         chosen = chosen_of(found["points"], args.least_clean)
-        return {"format": FORMAT, **about, "setup": setup, "least_clean": args.least_clean, **found, "chosen": chosen}
+        done = {"done": next_point(frontier.standings()) is None, "chosen": chosen}
+        return {"format": FORMAT, **about, "setup": setup, "least_clean": args.least_clean, **found, **done}
 
     if static is not None and kept.parts["static"] is None:
         kept.parts["static"] = control(static, args.static, split, attacked, args, device)
@@ -158,6 +160,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             one = next(a for a in frontier.attacked if a.point.name == name)
             kept.parts["autoattack"][name] = autoattacked(one.net, attacked.head(args.autoattack), args)
             kept.write(frontier.state(), document())
+    kept.parts["flagged"] = {a.point.name: alarms(a, calibration) for a in frontier.attacked if a.run == len(a.members)}
     whole = document()
     kept.write(frontier.state(), whole)
     draw(whole, args.out / "frontier")
@@ -191,13 +194,19 @@ class Kept:
     @classmethod
     def read(cls, folder: Path, setup: Mapping[str, Any], fresh: bool) -> Kept:
         """ValueError where the folder holds another set-up's, or what is no report."""
-        parts: dict[str, Any] = {"static": None, "false_positives": {}, "calibrated": None, "autoattack": {}}
+        parts: dict[str, Any] = {
+            "static": None,
+            "false_positives": {},
+            "calibrated": None,
+            "autoattack": {},
+            "flagged": {},
+        }
         report, state = folder / "points.json", folder / "points.pt"
         if fresh or not report.is_file():
             return cls(folder, parts, None)
         try:
             old = json.loads(report.read_text("utf-8"))
-            was, parts = old["setup"], {key: old[key] for key in parts}
+            was, parts = old["setup"], {key: old.get(key, default) for key, default in parts.items()}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{report} is no report of this program; choose another --out") from error
         now = json.loads(json.dumps(setup))
@@ -205,10 +214,11 @@ class Kept:
             raise ValueError(
                 f"{report} was made with another set-up ({', '.join(differing)}): another --out, or --fresh"
             )
-        found = torch.load(state, weights_only=True) if state.is_file() else None
-        if found is not None and found["setup"] != now:
-            found = None
-        return cls(folder, parts, found["points"] if found else None)
+        try:
+            found = torch.load(state, weights_only=True)
+        except Exception:  # torch raises half a dozen types; what a missing or damaged file held is searched for again
+            found = {"setup": None}
+        return cls(folder, parts, found["points"] if found["setup"] == now else None)
 
     def write(self, found: Mapping[str, Any], document: Mapping[str, Any]) -> None:
         """All files, each whole or not at all."""
@@ -236,9 +246,13 @@ def search(frontier: Frontier, write: Any) -> None:
             written = time.perf_counter()
 
 
-def rows(
-    frontier: Frontier, clean: Sequence[Sequence[float]], autoattack: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def alarms(one: Attacked, calibration: checkpoint.Calibration) -> dict[str, Any]:
+    """Rate -> [share, low, high] of the worst-case images that a server flags, the attackers having ignored that."""
+    flags = flagged_as_served(Sample.of(one.net, to_bytes(one.best.x_adv)), calibration)
+    return {str(fpr): share(found) for fpr, found in flags.items()}
+
+
+def rows(frontier: Frontier, clean: Sequence[Sequence[float]], parts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a point, as the report has them."""
     standings, found = frontier.standings(), []
     for i, (one, of_clean) in enumerate(zip(frontier.attacked, clean, strict=True)):
@@ -253,7 +267,8 @@ def rows(
                 "beaten": beaten(standings, i),
                 "members_run": one.run,
                 "broken_first_by": who_broke(one),
-                "autoattack": dict(autoattack[one.point.name]) if one.point.name in autoattack else None,
+                "autoattack": parts["autoattack"].get(one.point.name),
+                "flagged": parts["flagged"].get(one.point.name),
             }
         )
     return found

@@ -20,7 +20,7 @@ def share(value: float) -> list[float]:
 
 def points(folder: Path, name: str, clean: float, left: float, flagged: float = 0.05, chosen: bool = True) -> None:
     """A report of training.operating_points with one bounded point."""
-    row = {"name": "auto, a_max 0.4, T 1", "mode": "auto", "finished": True, "autoattack": None}
+    row = {"name": "auto, a_max 0.4, T 1", "mode": "auto", "finished": True, "autoattack": None, "flagged": None}
     row |= {"clean": share(clean), "worst_case": share(left)}
     robust = row | {"name": "robust", "mode": "robust", "worst_case": share(left + 0.05)}
     kind = {"group": "judging", "images": 100, "mean": {"0.01": share(flagged), "0.05": share(flagged)}}

@@ -66,7 +66,8 @@ def test_one_command_measures_every_point_and_writes_the_chosen_one(awnet: Path,
         for value, low, high in (row["clean"], row["worst_case"]):
             assert low <= value <= high
         assert row["finished"] or row["beaten"]
-    assert document["chosen"] in names and document["static"]["checkpoint"] == "static.pt"
+        assert (row["flagged"] is not None) == row["finished"]
+    assert document["done"] and document["chosen"] in names and document["static"]["checkpoint"] == "static.pt"
     assert {"pristine", "jpeg"} == document["false_positives"].keys()
     text = (out / "points.md").read_text("utf-8")
     assert all(name in text for name in names) and "](frontier.svg)" in text

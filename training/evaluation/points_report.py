@@ -46,12 +46,18 @@ def markdown(document: Mapping[str, Any]) -> str:
     setup, chosen = document["setup"], document["chosen"]
     least = f"{100 * document['least_clean']:g} %"
     lines = [f"# Operating points of {document['checkpoint']}", ""]
-    lines += [f"**Chosen: {chosen}.**" if chosen else f"**No point of mode auto has {least} clean accuracy.**", ""]
+    if not document["done"]:
+        lines += ["**The search has not ended.** The same command goes on with it.", ""]
+    lines += [
+        f"**Chosen: {chosen}.**" if chosen else f"**No finished point of mode auto has {least} clean accuracy.**",
+        "",
+    ]
     lines += [
         f"By the rule of {RULE}, with at least {least} clean. Validation images of {setup['set']}: clean accuracy of "
         f"{document['clean_images']}, worst case at {setup['eps']:g}/255 of the first {setup['images']} "
         f"({setup['steps']} steps an attack), in per cent with 95 % intervals. Points that another one beats in both "
-        "were not attacked to the end: what is left of them is at most that.",
+        "were not attacked to the end: what is left of them is at most that. *Flagged of it*: of worst-case images, "
+        "at each threshold as a server applies it; no attacker minded the score.",
         "",
     ]
     rows = []
@@ -66,10 +72,12 @@ def markdown(document: Mapping[str, Any]) -> str:
             f"control: {control['checkpoint']}, static",
             percent(control["clean"]),
             percent(control["worst_case"]),
-            "",
+            *[""] * 3,
         ]
         rows.append(row)
-    lines += table(["point", "clean", "worst case", "AutoAttack"], rows)
+    lines += table(
+        ["point", "clean", "worst case", "AutoAttack", *(f"flagged of it, {100 * float(f):g} %" for f in FPRS)], rows
+    )
     lines += ["![Clean against worst-case accuracy, a point a setting](frontier.svg)", ""]
     lines += ["## Who broke the images of each finished point first", ""]
     for r in document["points"]:
