@@ -77,6 +77,27 @@ def test_between_two_awnets_lies_every_weight_of_both(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.awnet.state_dict(), part, rtol=1e-2, atol=1e-2)  # float16 filters
 
 
+def test_parts_may_come_from_an_awnet_of_another_trunk(tmp_path: Path) -> None:
+    """A detector half way to another network's: the rest stays, and may be of any shape there."""
+    net, other = trained(), AWNet(AWNetConfig(width=1, extractor_width=4, beta=1.0))
+    for path, one in (("a.pt", net), ("s.pt", other)):
+        checkpoint.save(tmp_path / path, checkpoint.pack(one, labels=LABELS, recipe={"name": "a"}))
+    out, parts = tmp_path / "between.pt", ["extractor", "type_head"]
+    base = ["--ckpt", str(tmp_path / "a.pt"), "--awnet", str(tmp_path / "s.pt"), "--share", "0.5", "--out", str(out)]
+    interpolate.main([*base, "--parts", *parts])
+    part, goal = between(net, other, 0.5, parts).state_dict(), other.state_dict()
+    for name, value in net.state_dict().items():
+        if name.partition(".")[0] not in parts:
+            assert torch.equal(part[name], value), name
+        elif value.is_floating_point():
+            torch.testing.assert_close(part[name], 0.5 * value + 0.5 * goal[name], msg=name)
+    loaded = checkpoint.load(out)
+    assert loaded.recipe["parts"] == parts
+    torch.testing.assert_close(loaded.awnet.state_dict(), part, rtol=1e-2, atol=1e-2)  # float16 filters
+    with pytest.raises(ValueError, match="no part 'detector'"):
+        between(net, other, 0.5, ["detector"])
+
+
 def test_the_command_writes_a_checkpoint_that_says_what_it_is_made_of(tmp_path: Path) -> None:
     """Files by their hashes, and the share; it loads as the network in between."""
     net, trunk = trained(), static()
