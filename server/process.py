@@ -36,6 +36,7 @@ from .listening import bind, listen, url
 from .monitoring import request_log
 from .monitoring.clients import TopClients
 from .monitoring.detection import Monitor
+from .monitoring.log_writer import WriterHandler, log_to_stderr
 from .monitoring.metrics import Metrics
 from .service import Service
 from .settings import Settings
@@ -289,8 +290,8 @@ def _end_at_last(seconds: float, ended: threading.Event) -> None:
 def begin_logging(settings: Settings, number: int | None = None) -> None:
     """Log to standard error; a worker's lines name it."""
     who = "%(name)s" if number is None else f"worker {number} %(name)s"
-    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {who}: %(message)s")
-    request_log.configure(settings.request_log)
+    writer = log_to_stderr(settings.log_level, who)
+    request_log.configure(settings.request_log, handler=WriterHandler(writer))
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
 
 

@@ -101,10 +101,14 @@ class RequestLog:
         self._logger.info("%s", orjson.dumps(line).decode())
 
 
-def configure(wanted: bool, logger: logging.Logger | None = None) -> RequestLog:
-    """A log whose lines are JSON and nothing else: no time stamp or level of another format in front of them."""
+def configure(wanted: bool, logger: logging.Logger | None = None, handler: logging.Handler | None = None) -> RequestLog:
+    """A log whose lines are JSON and nothing else: no time stamp or level of another format in front of them.
+
+    Args:
+        handler: takes the lines; default: one that writes them to standard error.
+    """
     chosen = logger or logging.getLogger(LOGGER)
-    handler = logging.StreamHandler()
+    handler = handler or logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     chosen.handlers = [handler]
     chosen.propagate = False

@@ -20,6 +20,7 @@ from typing import Any
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
 from ..listening import listen, reserve_shared, url
+from ..monitoring.log_writer import log_to_stderr
 from ..monitoring.snapshot import Family, Sample, Snapshot
 from ..settings import Settings
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
@@ -53,9 +54,7 @@ def supervise(settings: Settings, command: Sequence[str]) -> int:
     Returns:
         The exit status, as of one process.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s"
-    )
+    log_to_stderr(settings.log_level, "supervisor %(name)s")
     if not hasattr(os, "memfd_create"):
         log.critical("several workers need Linux; one process serves everywhere (--workers 1)")
         return 1
