@@ -200,7 +200,7 @@ def compare(net: AWNet, batches: Sequence[int], threads: Sequence[int], rounds: 
                 "graphs": {
                     name: {
                         "milliseconds": round(1e3 * statistics.median(times[name]), 4),
-                        "over_static": round(_ratio(times[name], times["static"]), 4),
+                        "over_static": round(ratio(times[name], times["static"]), 4),
                         "settings": asdict(best[name]),
                         **reorders(models[name], best[name]),
                     }
@@ -212,7 +212,7 @@ def compare(net: AWNet, batches: Sequence[int], threads: Sequence[int], rounds: 
     return rows
 
 
-def _ratio(times: Sequence[float], base: Sequence[float]) -> float:
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 

@@ -22,8 +22,9 @@ from .source import AWNet, Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 3
 PRISTINE_ONLY = 1  # the version without domains, card and modes: what a checkpoint without domains is written in
-# How numbers are stored and computed; float16-weights stores filters and matrices so and computes in float32.
-PRECISIONS = ("float32", "float16-weights")
+# How numbers are stored and computed: float16-weights stores filters and matrices so and computes in float32, int8
+# computes the trunk's convolutions in integers (`int8`).
+PRECISIONS = ("float32", "float16-weights", "int8")
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
 CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")
@@ -144,6 +145,7 @@ def build(
     card: Mapping[str, Any] | None = None,
     modes: Collection[str] = ("auto",),
     precision: str = "float32",
+    tolerance: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The document of a calibrated AW-Net; errors as `check`.
 
@@ -151,13 +153,14 @@ def build(
     reader of one pair alone errs on the quiet side; without any it is of schema 1.
 
     Args:
-        golden: `image` uint8 [M,3,H,W] and what torch answers to it in float32: `logits` [M,K], `p_type` [M,2],
+        golden: `image` uint8 [M,3,H,W] and the right answers to it as float32: `logits` [M,K], `p_type` [M,2],
             `omega` [M, sum of c_out], and the outputs of further modes [M,K].
         checkpoint_sha256: of the file that the network came from.
         exporter: names and versions of what wrote the model.
         card: the figures of an audit (`card.json`) for whoever asks the server about the model; needs domains.
         modes: as `graph.build` got them; others than auto need domains.
         precision: of `PRECISIONS`; others than float32 need domains.
+        tolerance: of golden outputs where it is not `GOLDEN_TOLERANCE`.
     """
     calibration = check(checkpoint, card, modes, precision)
     net = checkpoint.awnet
@@ -185,7 +188,7 @@ def build(
         "omega": [{"name": name, "offset": offset, "length": length} for name, offset, length in omega_layout(net)],
         "golden": {
             **{name: tensor(golden[name]) for name in ("image", *outputs)},
-            "tolerance": dict.fromkeys(outputs, GOLDEN_TOLERANCE),
+            "tolerance": {**dict.fromkeys(outputs, GOLDEN_TOLERANCE), **(tolerance or {})},
         },
         "provenance": {
             "checkpoint_sha256": checkpoint_sha256,

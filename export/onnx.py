@@ -19,10 +19,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from . import contract, graph, parity
+from . import contract, graph, int8, parity
 from .layout import METADATA_KEY, MODEL_FILE
 from .repository import check_free, publish
-from .source import AWNet, load
+from .source import AWNet, load, training_and_validation
 
 GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file
@@ -57,7 +57,8 @@ def export_checkpoint(
         ckpt: a calibrated AW-Net checkpoint.
         repository: the model repository; made where it does not exist.
         name, version: of the model; the next free version where None.
-        data_dir: holds cifar-10-batches-py/; parity then covers real test images too.
+        data_dir: holds cifar-10-batches-py/; parity then covers real test images too. int8 needs it, with the set that
+            the network was trained on.
         card: JSON object with an audit's figures, which `GET /model` returns.
         modes: of `graph.MODES`, how the model may be asked to answer; a network with bounded mixing has all.
         precision: of `contract.PRECISIONS`.
@@ -65,7 +66,7 @@ def export_checkpoint(
     Raises:
         FileNotFoundError: no checkpoint, or no data set in `data_dir`.
         checkpoint.CheckpointError, contract.ContractError, graph.GraphError, parity.ParityError,
-        repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
+        int8.PrecisionError, repository.RepositoryError, ExportError: each says what is wrong; nothing is published.
     """
     return _export(ckpt, repository, name, version, opset, data_dir, card, modes, precision)[0]
 
@@ -80,7 +81,8 @@ def _export(
     card: Path | None,
     modes: Collection[str],
     precision: str,
-) -> tuple[Path, parity.ParityReport]:
+) -> tuple[Path, list[object]]:
+    """The version folder, and the reports of what was proven, for people."""
     # What can be refused at once is, before minutes of attacks.
     check_free(repository, name=name, version=version)
     checkpoint = load(ckpt)
@@ -90,26 +92,44 @@ def _export(
     checkpoint_sha256 = hashlib.sha256(ckpt.read_bytes()).hexdigest()
     if figures is not None and figures["checkpoint_sha256"] != checkpoint_sha256:
         raise ExportError(f"{card} is the card of another checkpoint: the figures are not those of {ckpt}")
+    if precision == "int8" and data_dir is None:
+        raise ExportError("int8 needs --data-dir: training images set its ranges, validation images judge it")
+    if precision == "int8" and figures is not None:
+        raise ExportError("a card is about the network in float32, so a model in int8 cannot carry it")
     model = graph.build(net, modes=modes, half_weights=precision == "float16-weights", opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
     real = parity.test_images(net, data_dir) if data_dir is not None else {}
 
     probes = parity.probes(net)
+    outputs = graph.outputs_of(graph.modes_of(net, modes))
+    images, answers = golden(net, probes, outputs)
+    limits, tolerance = parity.TOLERANCE, dict.fromkeys(outputs, contract.GOLDEN_TOLERANCE)
+    told: list[object] = []
+    if precision == "int8" and data_dir is not None:
+        told.append(parity.prove(net, model.SerializeToString(), {**probes, **real}))
+        training, validation = training_and_validation(checkpoint, data_dir)
+        model = int8.quantised(model, training.images)
+        told.append(int8.judge(net, model, validation))
+        classes = set(outputs) - {"p_type", "omega"}
+        limits = {name: limit for name, limit in limits.items() if name not in classes}
+        answers |= {name: value for name, value in int8.answers(model, images).items() if name in classes}
+        tolerance |= dict.fromkeys(classes, int8.GOLDEN_TOLERANCE)
     document = contract.build(
         checkpoint,
-        golden(net, probes, graph.outputs_of(graph.modes_of(net, modes))),
+        {"image": images.numpy(), **answers},
         checkpoint_sha256=checkpoint_sha256,
         exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
         modes=modes,
         precision=precision,
+        tolerance=tolerance,
     )
     model.metadata_props.add(key=METADATA_KEY, value=contract.encode(document))
     onnx.checker.check_model(model, full_check=True)
     data = bytes(model.SerializeToString(deterministic=True))
-    report = parity.prove(net, data, {**probes, **real})
-    return publish(data, repository, name=name, version=version), report
+    told.append(parity.prove(net, data, {**probes, **real}, limits))
+    return publish(data, repository, name=name, version=version), told
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -125,11 +145,13 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def golden(net: AWNet, probes: Mapping[str, Tensor], outputs: Collection[str]) -> dict[str, parity.Array]:
-    """Inputs spread over every group of probes, and the network's answers to them, by output."""
+def golden(
+    net: AWNet, probes: Mapping[str, Tensor], outputs: Collection[str]
+) -> tuple[Tensor, dict[str, parity.Array]]:
+    """Images spread over every group of probes, and the network's answers to them, by output."""
     count = GOLDEN_IMAGES // len(probes)
-    image = torch.cat([images[:: max(1, len(images) // count)][:count] for images in probes.values()])
-    return {"image": image.numpy(), **parity.answers(net, image, outputs)}
+    images = torch.cat([images[:: max(1, len(images) // count)][:count] for images in probes.values()])
+    return images, parity.answers(net, images, outputs)
 
 
 def _version() -> str:
@@ -185,12 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=contract.PRECISIONS,
         default="float32",
-        help="float16-weights stores filters and matrices in float16, half the file, and computes in float32 as before "
-        "(default: %(default)s)",
+        help="float16-weights stores filters and matrices in float16, half the file, and computes in float32 as "
+        "before; int8 computes the trunk's convolutions in 8 bits, needs --data-dir, and is refused where classes "
+        "would change too often (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     try:
-        folder, report = _export(
+        folder, told = _export(
             options.ckpt,
             options.repository,
             options.name,
@@ -205,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"not exported: {error}", file=sys.stderr)
         return 2
     size = (folder / MODEL_FILE).stat().st_size
-    print(f"{report}\n{folder / MODEL_FILE}: {size / 1e6:.1f} MB, opset {options.opset}")
+    print(*told, sep="\n")
+    print(f"{folder / MODEL_FILE}: {size / 1e6:.1f} MB, opset {options.opset}")
     return 0
 
 

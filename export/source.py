@@ -6,6 +6,7 @@ No other module here imports training, so this lists everything there that a cha
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from training.attacks.pgd import cw_inf, fgsm, pgd_sat
 from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
 from training.checkpoint import Calibration, Checkpoint, Domain, load
 from training.network import ADVERSARIAL, NATURAL, Branch
+
+if TYPE_CHECKING:
+    from training.data import Split
 
 __all__ = [
     "ADVERSARIAL",
@@ -27,6 +31,7 @@ __all__ = [
     "Domain",
     "DynamicBlock",
     "ResNet18Extractor",
+    "Split",
     "cifar10_test_images",
     "cw_inf",
     "fgsm",
@@ -34,6 +39,7 @@ __all__ = [
     "load",
     "pgd_sat",
     "quantise",
+    "training_and_validation",
 ]
 
 
@@ -42,3 +48,11 @@ def cifar10_test_images(data_dir: Path) -> Tensor:
     from training.data import load_cifar10  # torchvision: only who asks for real images needs it
 
     return load_cifar10(data_dir, download=False).test.images
+
+
+def training_and_validation(checkpoint: Checkpoint, data_dir: Path) -> tuple[Split, Split]:
+    """The splits of the data set that the checkpoint was trained on; errors as `training.data.load_images`."""
+    from training.data import load_images
+
+    images = load_images(checkpoint.recipe.get("data", {}).get("set", "cifar10"), data_dir)
+    return images.train, images.validation
