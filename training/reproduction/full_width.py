@@ -68,7 +68,10 @@ def full_width() -> list[dict[str, Any]]:
                         "row": name,
                         "attack": attack,
                         "paper": dict(zip(KINDS, printed[name], strict=True)),
-                        "ours": {kind: figure(value, images) for kind, value in (found or {}).items()},
+                        "ours": {
+                            kind: figure(value, run.images if kind == "natural" else images)
+                            for kind, value in (found or {}).items()
+                        },
                         "images": images,
                         "strong": {judge: strong(run, judge) for judge in STRONG},
                         "differs": network.differs,

@@ -41,6 +41,15 @@ def test_a_row_has_the_figures_of_its_report() -> None:
     assert row["strong"]["autoattack"]["images"] == 500 and row["strong"]["worst_case"]["images"] == 82
 
 
+def test_natural_accuracy_has_the_interval_of_its_own_images() -> None:
+    """Where more images were only classified than attacked."""
+    [row] = [r for r in full_width() if (r["network"], r["table"], r["attack"]) == ("awnet-r18", "1", "pgd_sat")]
+    clean = json.loads((REPORTS / "audits/awnet-r18/audit.json").read_text())["parts"]["clean"]
+    natural, adversarial = row["ours"]["natural"], row["ours"]["adversarial"]
+    assert natural["value"] == pytest.approx(100 * clean["accuracy"]) and clean["images"] > row["images"]
+    assert natural["high"] - natural["low"] < 0.5 * (adversarial["high"] - adversarial["low"])
+
+
 def test_every_report_of_a_row_is_there() -> None:
     """And its tables are tables of the paper."""
     for network in read():
