@@ -230,7 +230,7 @@ def build(variant: Variant, size: Size, split: Split, steps: int, device: torch.
         objective = Mtard(adversary, *teachers, eta_decays=True)
 
         def update(x: Tensor, y: Tensor, rng: Rng) -> float:
-            return train_step(net, objective, optimizer, x, y, runtime, rng=rng).total.item()
+            return train_step(net, objective, optimizer, x, y, runtime, rng=rng).total
 
     return Contestant(variant, net, batches(split, size.batch, variant.pil, device), update, device)
 
@@ -268,7 +268,7 @@ def published_step(
     logits_nat = net.classify(x, signals_nat, "nat")
     adv, nat = published_divergence(logits_adv, target_adv), published_divergence(logits_nat, target_nat)
     kind = type_loss(torch.cat([signals_nat.type_logits, signals_adv.type_logits]), len(x))
-    balancer.update(nat.item(), adv.item())
+    balancer.update(nat, adv)
     total = kind + balancer.w_adv * adv + balancer.w_nat * nat
     total.backward()
     optimizer.step()

@@ -81,6 +81,7 @@ FORBIDDEN = {
     ],
     "A run knows its parts, and no part knows the run": [
         ("training/trainer/build.py", "from . import run"),
+        ("training/trainer/step.py", "from . import captured"),
         ("training/trainer/objectives.py", "from . import distillation"),
         ("training/trainer/recipe.py", "from . import build"),
     ],

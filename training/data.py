@@ -278,11 +278,11 @@ def shuffled_batches(
     """
     device = device or split.images.device
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    order = order.to(split.images.device)  # once an epoch
     own = size // world_size
     for number in range(first, len(order) // size):
         start = number * size + rank * own
         index = order[start : start + own]
-        there = index.to(split.images.device)
         rng = KeyedRng.of(seed, epoch, number, index.to(device))
-        images = split.images[there].to(device)
-        yield to_pixels(crop_and_flip(images, rng, padding)), split.labels[there].to(device), rng
+        images = split.images[index].to(device)
+        yield to_pixels(crop_and_flip(images, rng, padding)), split.labels[index].to(device), rng

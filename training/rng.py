@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,10 @@ class Rng:
     def integer(self, low: int, high: int, purpose: str) -> int:
         """One of low, ..., high - 1 for the whole step."""
         return int(torch.randint(low, high, ()))
+
+    def choice(self, values: Sequence[float], purpose: str) -> float | Tensor:
+        """One of `values` for the whole step, as a factor: a number, or a tensor that holds it."""
+        return values[self.integer(0, len(values), purpose)]
 
     def seed(self, microbatch: int) -> None:
         """Seed what draws from torch's generator by itself (dropout), before the loss of a step's microbatch."""

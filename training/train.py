@@ -268,13 +268,13 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
         disable=not run.world.first,
     )
     for x, y, rng in bar:
-        loss = run.step(x, y, rng)
-        if writer and (progress.steps_done - 1) % 20 == 0:
+        losses = run.step(x, y, rng)
+        if writer and losses is not None and run.shown:
             took = (time.monotonic() - started) / (progress.steps_done - first)
             left = timedelta(seconds=round(took * (epochs * run.steps_per_epoch - run.steps)))
-            shown = {k: f"{v:.3f}" for k, v in loss.terms.items()}
+            shown = {k: f"{v:.3f}" for k, v in losses.terms.items()}
             bar.set_postfix({"img/s": f"{run.batch_size / took:.0f}", "run": f"{left} left", **shown})
-            for part, value in loss.terms.items():
+            for part, value in losses.terms.items():
                 writer.add_scalar(f"train/{part}", value, run.steps - 1)
         progress.seconds = earlier + time.monotonic() - started
         if progress.steps_done < run.steps_per_epoch and clock.stops(run):

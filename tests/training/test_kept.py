@@ -66,8 +66,9 @@ def steps(recipe: Recipe, out: Path, count: int, resume: bool = False) -> list[d
         run.load()
     found = []
     for (x, y, *rest), _ in zip(run.batches(), range(count), strict=False):
-        loss = run.step(x, y, *rest)
-        found.append({"total": loss.total.item(), **loss.terms})
+        losses = run.step(x, y, *rest)
+        assert losses is not None
+        found.append({"total": losses.total, **losses.terms})
     return found
 
 

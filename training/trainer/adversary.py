@@ -133,7 +133,7 @@ class Adversary:
                 attackers, model = self.attackers(len(x)), self.attacked(detecting)
                 n = attackers[-1].rows.start if attackers[-1].evades else len(x)
                 if n < len(x):
-                    share = self.evading_radii[rng.integer(0, len(self.evading_radii), "radius")]
+                    share = rng.choice(self.evading_radii, "radius")
                     evading = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1) >= n
                     eps = torch.where(evading, share * self.budget.eps, eps)
                     step = torch.where(evading, share * self.budget.step, step)

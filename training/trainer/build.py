@@ -223,15 +223,21 @@ def parameter_groups(net: nn.Module, optim: Mapping[str, Any]) -> list[dict[str,
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(groups: list[dict[str, Any]], optim: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD it learns nothing)."""
+def build_optimizer(
+    groups: list[dict[str, Any]], optim: Mapping[str, Any], fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """'sgd' is the paper's; 'adamw' is what a detector from scratch needs (with SGD it learns nothing).
+
+    `fused` updates all weights in one kernel.
+    """
     decay = optim["weight_decay"]
     if optim["optimizer"] == "sgd":
         if optim["nesterov"] and not optim["momentum"]:
             raise RecipeError("optim.nesterov needs an optim.momentum above 0")
-        return torch.optim.SGD(groups, momentum=optim["momentum"], nesterov=optim["nesterov"], weight_decay=decay)
+        momentum, nesterov = optim["momentum"], optim["nesterov"]
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=fused)
     if optim["optimizer"] == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=decay)
+        return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
     raise RecipeError(f"optim.optimizer must be sgd or adamw, not {optim['optimizer']!r}")
 
 

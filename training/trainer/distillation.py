@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ class Rslad(Objective):
         nat = exit_mean([kl_divergence(z, target, self.tau, self.kl) for z, _ in pairs])
         adv = exit_mean([kl_divergence(z, target, self.tau, self.kl) for _, z in pairs])
         total = self.adv_weight * adv + (1 - self.adv_weight) * nat + self.type_weight * kind
-        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+        return Loss(total, {"nat": nat.detach(), "adv": adv.detach(), "type": kind.detach()})
 
 
 class LossBalance:
@@ -62,23 +63,47 @@ class LossBalance:
 
     With Lhat = L / L(first step):  w_nat <- w_nat - eta * (w_nat - Lhat_nat / (Lhat_adv + Lhat_nat)),
     w_adv = 1 - w_nat; both start at 0.5. The branch that lags behind its own start gains weight.
+
+    Attributes:
+        weight, rate, start: w_nat, eta and the losses of the first step (NaN before it), float64, changed in place
+            where the losses are, so that no step waits for them; as numbers they are `w_nat`, `eta` and `first`.
     """
 
     def __init__(self, eta: float = 0.025) -> None:
-        self.eta = eta
-        self.w_nat = 0.5
-        self.first: tuple[float, float] | None = None
+        self.weight, self.rate, self.start = (
+            torch.tensor(value, dtype=torch.float64) for value in (0.5, eta, [math.nan, math.nan])
+        )
+
+    def to(self, device: torch.device) -> None:
+        self.weight, self.rate, self.start = (t.to(device) for t in (self.weight, self.rate, self.start))
+
+    @property
+    def w_nat(self) -> float:
+        return self.weight.item()
 
     @property
     def w_adv(self) -> float:
         return 1 - self.w_nat
 
-    def update(self, nat: float, adv: float) -> None:
+    @property
+    def eta(self) -> float:
+        return self.rate.item()
+
+    @property
+    def first(self) -> tuple[float, float] | None:
+        nat, adv = self.start.tolist()
+        return None if math.isnan(nat) else (nat, adv)
+
+    def set(self, w_nat: float, first: tuple[float, float] | None) -> None:
+        self.weight.fill_(w_nat)
+        self.start.copy_(torch.tensor(first or (math.nan, math.nan), dtype=torch.float64))
+
+    def update(self, nat: Tensor, adv: Tensor) -> None:
         """Losses of this step, before they are weighted."""
-        if self.first is None:
-            self.first = (nat, adv)
-        hat_nat, hat_adv = nat / self.first[0], adv / self.first[1]
-        self.w_nat -= self.eta * (self.w_nat - hat_nat / (hat_adv + hat_nat))
+        losses = torch.stack([nat.detach(), adv.detach()]).double()
+        self.start.copy_(torch.where(self.start.isnan(), losses, self.start))
+        hat = losses / self.start
+        self.weight.sub_(self.rate * (self.weight - hat[0] / hat.sum()))
 
 
 class Mtard(Objective):
@@ -143,17 +168,19 @@ class Mtard(Objective):
             * exit_mean([kl_divergence(pair[i], target, self.tau, self.kl, self.tau_squared) for pair in pairs])
             for i, target in enumerate(step.targets)
         )
+        self.balancer.to(nat.device)
         if self.balance and self.whole_batch:
-            self.balancer.update(nat.item(), adv.item())
-        total = self.type_weight * kind + self.balancer.w_nat * nat + self.balancer.w_adv * adv
-        parts = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "w_nat": self.balancer.w_nat}
+            self.balancer.update(nat, adv)
+        w_nat = self.balancer.weight.clone()
+        total = self.type_weight * kind + w_nat.to(nat) * nat + (1 - w_nat).to(adv) * adv
+        parts = {"nat": nat.detach(), "adv": adv.detach(), "type": kind.detach(), "w_nat": w_nat}
         return Loss(total, parts)
 
     def set_lr_factor(self, factor: float) -> None:
         if self.eta_decays:
-            self.balancer.eta = self.eta * factor
+            self.balancer.rate.fill_(self.eta * factor)
 
-    def end_step(self, losses: Mapping[str, float]) -> None:
+    def end_step(self, losses: Mapping[str, Tensor]) -> None:
         # One step later than in `loss`, where the losses of the other microbatches are not known yet.
         if self.balance:
             self.balancer.update(losses["nat"], losses["adv"])
@@ -162,7 +189,11 @@ class Mtard(Objective):
         return {"w_nat": self.balancer.w_nat, "first": self.balancer.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.balancer.w_nat, self.balancer.first = state["w_nat"], state["first"]
+        self.balancer.set(state["w_nat"], state["first"])
+
+    def moving(self, device: torch.device) -> list[Tensor]:
+        self.balancer.to(device)
+        return [self.balancer.weight, self.balancer.start]
 
 
 class BoundedDistillation(PgdAt):
@@ -202,6 +233,7 @@ class BoundedDistillation(PgdAt):
             moved_labelled=moved_labelled,
         )
         self.answers, self.distil, self.mixture_weight = answers, distil, mixture_weight
+        self.on_host = "objective.answers, which are looked up on the host"
 
     def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
         try:
@@ -231,5 +263,5 @@ class BoundedDistillation(PgdAt):
         mixture = bounded_mixture(logits_adv, seen_by_nat, of_adv.type_logits, limit, temperature)
         deployed = F.nll_loss(mixture, step.y)
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
-        terms = {"nat": nat.item(), "adv": adv.item(), "type": kind.item(), "mixture": deployed.item()}
+        terms = {"nat": nat.detach(), "adv": adv.detach(), "type": kind.detach(), "mixture": deployed.detach()}
         return Loss(total + self.mixture_weight * deployed, terms)

@@ -34,10 +34,10 @@ from .adversary import Adversary
 
 @dataclass
 class Loss:
-    """`total` to minimise, and its terms by name, to log."""
+    """`total` to minimise, and its terms by name, to log: numbers that nobody has waited for."""
 
     total: Tensor
-    terms: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Step(NamedTuple):
@@ -55,9 +55,12 @@ class Objective(ABC):
     Attributes:
         whole_batch: `loss` gets the whole batch of a step. Where it gets microbatches (in several processes, or one
             after the other), state must change once a step, by the means given to `end_step`, in all processes alike.
+        on_host: what of it computes outside the device, or decides by what it has computed, in words that name its key;
+            '' where nothing does, so that a step can be captured.
     """
 
     whole_batch: bool = True
+    on_host: str = ""
 
     @abstractmethod
     def prepare(self, net: Network, x: Tensor, y: Tensor, rng: Rng = GLOBAL_RNG) -> Step:
@@ -73,8 +76,12 @@ class Objective(ABC):
     def set_lr_factor(self, factor: float) -> None:
         """Called before each step with its learning rate as a share of the recipe's."""
 
-    def end_step(self, losses: Mapping[str, float]) -> None:
+    def end_step(self, losses: Mapping[str, Tensor]) -> None:
         """Called after a step that was not `whole_batch` with the means of `Loss.terms` over all microbatches."""
+
+    def moving(self, device: torch.device) -> list[Tensor]:
+        """The tensors of the state that steps change, in place, from here on on `device`."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -157,7 +164,7 @@ class Standard(Objective):
     def loss(self, net: Network, step: Step) -> Loss:
         losses = [F.cross_entropy(z.float(), step.y, label_smoothing=self.label_smoothing) for z in net.exits(step.x)]
         loss = exit_mean(losses)
-        return Loss(loss, {"nat": loss.item()})
+        return Loss(loss, {"nat": loss.detach()})
 
 
 class PgdAt(Objective):
@@ -200,6 +207,8 @@ class PgdAt(Objective):
             )
         self.adversary = adversary
         self.corruption_share, self.moved_labelled = corruption_share, moved_labelled
+        if corruption_share:
+            self.on_host = "objective.corruption_share, whose corruptions are computed by NumPy"
         self.clean_weight = clean_weight
         self.label_smoothing = label_smoothing
         self.nat_weight = nat_weight
@@ -226,10 +235,10 @@ class PgdAt(Objective):
         if detecting is None:
             loss = exit_mean([self.cross_entropy(z, y) for z in net.exits(step.x_adv)])
             if not self.clean_weight:
-                return Loss(loss, {"adv": loss.item()})
+                return Loss(loss, {"adv": loss.detach()})
             natural = exit_mean([self.cross_entropy(z, y) for z in net.exits(step.x)])
             total = (1 - self.clean_weight) * loss + self.clean_weight * natural
-            return Loss(total, {"nat": natural.item(), "adv": loss.item()})
+            return Loss(total, {"nat": natural.detach(), "adv": loss.detach()})
         logits_nat, logits_adv, type_logits = branches(detecting, step.x, step.x_adv)
         nat, adv, kind = (
             self.cross_entropy(logits_nat, y[:n]),
@@ -237,7 +246,7 @@ class PgdAt(Objective):
             self.type_loss(type_logits, n),
         )
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
-        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+        return Loss(total, {"nat": nat.detach(), "adv": adv.detach(), "type": kind.detach()})
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), y, label_smoothing=self.label_smoothing)
@@ -283,7 +292,7 @@ class Trades(Objective):
         nat = exit_mean([F.cross_entropy(z.float(), step.y) for z, _ in pairs])
         adv = exit_mean([kl_divergence(z_adv, z_nat, tau=1.0) for z_nat, z_adv in pairs])
         total = nat + self.beta * adv + self.type_weight * kind
-        return Loss(total, {"nat": nat.item(), "adv": adv.item(), "type": kind.item()})
+        return Loss(total, {"nat": nat.detach(), "adv": adv.detach(), "type": kind.detach()})
 
 
 class Mart(Objective):
@@ -304,7 +313,7 @@ class Mart(Objective):
         losses = [self.pair(nat.float(), adv.float(), step.y) for nat, adv in pairs]
         boosted, weighted = exit_mean([b for b, _ in losses]), exit_mean([w for _, w in losses])
         total = boosted + self.beta * weighted + self.type_weight * kind
-        return Loss(total, {"nat": weighted.item(), "adv": boosted.item(), "type": kind.item()})
+        return Loss(total, {"nat": weighted.detach(), "adv": boosted.detach(), "type": kind.detach()})
 
     @staticmethod
     def pair(nat: Tensor, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,8 @@ class DetectorPretraining(Objective):
     trained to be, by whatever features the detector finds, also by another extractor's.
     """
 
+    on_host = "objective.name 'detector', which draws another attack for each step"
+
     def __init__(
         self,
         adversary: Adversary,
@@ -106,14 +108,14 @@ class DetectorPretraining(Objective):
         both, n = torch.cat([step.x, step.x_adv]), len(step.x)
         if self.signals_teacher is None:
             loss = type_loss(must_detect(net).type_logits(both), n)
-            return Loss(loss, {"type": loss.item()})
+            return Loss(loss, {"type": loss.detach()})
         signals = must_detect(net).detect(both)
         kind = type_loss(signals.type_logits, n)
         errors = [
             F.mse_loss(omega.float(), was.float()) for omega, was in zip(signals.omega, step.targets, strict=True)
         ]
         drift = torch.stack(errors).mean()
-        return Loss(kind + self.signals_weight * drift, {"type": kind.item(), "signals": drift.item()})
+        return Loss(kind + self.signals_weight * drift, {"type": kind.detach(), "signals": drift.detach()})
 
 
 def _draw(choices: Sequence[T], rng: Rng, purpose: str) -> T:

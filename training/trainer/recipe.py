@@ -62,6 +62,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "runtime": {
         "bf16": False,
         "compile": False,
+        "cuda_graphs": False,
         "threads": 0,
         "sync_batch_norm": False,
         "data_on_device": True,

@@ -19,12 +19,14 @@ from ..data import ImageSet, shuffled_batches
 from ..files import lock
 from ..network import Network
 from ..renames import CHECKPOINT_KEYS
-from ..rng import Rng
+from ..rng import KeyedRng
 from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
+from .captured import CapturedStep, check_capturable
 from .distributed import SINGLE_PROCESS, World
-from .objectives import Loss
 from .recipe import RecipeError
-from .step import Runtime, train_step
+from .step import Losses, Runtime, train_step
+
+SHOWN = 20  # a step in so many is logged, and its losses read where steps are captured
 
 
 @dataclass
@@ -37,6 +39,11 @@ class Progress:
     seconds: float = 0.0  # that those steps took
     history: list[dict[str, Any]] = field(default_factory=list)
     best_score: float = float("-inf")  # the highest selection score so far
+
+    def add(self, losses: Losses) -> None:
+        """The losses of one more step."""
+        for part, value in losses.terms.items():
+            self.loss_sums[part] = self.loss_sums.get(part, 0.0) + value
 
 
 class Run:
@@ -73,7 +80,11 @@ class Run:
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         self.net = net.to(runtime.device).to(memory_format=torch.channels_last)
         self.objective = build_objective(recipe, out.parent, runtime.device)
-        self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim)
+        self.captured: CapturedStep | None = None
+        if options["cuda_graphs"]:
+            check_capturable(recipe, self.net, self.objective, runtime.device)
+        self.fused = True if options["cuda_graphs"] else None
+        self.optimizer = build_optimizer(parameter_groups(self.net, optim), optim, self.fused)
         self.ema = (
             AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(optim["ema"]), use_buffers=True)
             if optim["ema"]
@@ -112,6 +123,7 @@ class Run:
 
     def save(self) -> None:
         """Write last.pt; only the first process does."""
+        self.read_losses()
         if self.world.first:
             run = {
                 "network": self.net.state_dict(),
@@ -129,6 +141,8 @@ class Run:
         state = {CHECKPOINT_KEYS.get(key, key): value for key, value in stored.items()}
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # what fits this machine, not the one that saved it
+            group["fused"] = self.fused
         self.objective.load_state_dict(state["objective"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema_network"])
@@ -153,7 +167,7 @@ class Run:
         for held in filter(None, (self.net, self.ema)):
             self.world.synchronise(held)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Rng]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, KeyedRng]]:
         """What is left of this epoch's batches: this process's images x, their labels y, the step's random numbers."""
         return shuffled_batches(
             self.split,
@@ -167,13 +181,24 @@ class Run:
             device=self.runtime.device,
         )
 
-    def step(self, x: Tensor, y: Tensor, rng: Rng) -> Loss:
-        """One update with what `batches` gave, at this step's learning rates; its losses join the epoch's sums."""
+    def step(self, x: Tensor, y: Tensor, rng: KeyedRng) -> Losses | None:
+        """One update with what `batches` gave, at this step's learning rates; its losses join the epoch's sums.
+
+        Returns them, or None where they are still on the GPU: of captured steps, each `SHOWN`th is read.
+        """
         optim, factor = self.recipe["optim"], self.factor(self.steps)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.objective.set_lr_factor(factor)
-        loss = train_step(
+        if self.recipe["runtime"]["cuda_graphs"]:
+            if self.captured is None:
+                parts = self.net, self.objective, self.optimizer, self.runtime
+                gpu = self.runtime.device.type == "cuda"
+                self.captured = CapturedStep(*parts, x, y, rng, ema=self.ema, world=self.world, capture=gpu)
+            self.captured.step(x, y, rng)
+            self.progress.steps_done += 1
+            return self.read_losses() if self.shown else None
+        losses = train_step(
             self.net,
             self.objective,
             self.optimizer,
@@ -187,13 +212,29 @@ class Run:
         )
         if self.ema is not None:
             self.ema.update_parameters(self.net)
-        for part, value in loss.terms.items():
-            self.progress.loss_sums[part] = self.progress.loss_sums.get(part, 0.0) + value
+        self.progress.add(losses)
         self.progress.steps_done += 1
-        return loss
+        return losses
+
+    @property
+    def shown(self) -> bool:
+        """Whether the losses of the step just taken are one of every `SHOWN` to show."""
+        return (self.progress.steps_done - 1) % SHOWN == 0
+
+    def read_losses(self) -> Losses | None:
+        """Add what captured steps have left on the GPU to the epoch's sums; returns the last step's losses, if any.
+
+        Raises:
+            FloatingPointError: a loss is not finite; last.pt is of before.
+        """
+        found = self.captured.losses() if self.captured is not None else []
+        for losses in found:
+            self.progress.add(losses)
+        return found[-1] if found else None
 
     def end_epoch(self) -> dict[str, Any]:
         """The finished epoch's row of the history, losses as means over its steps; progress moves to the next epoch."""
+        self.read_losses()
         progress = self.progress
         row = {
             "epoch": progress.epoch + 1,

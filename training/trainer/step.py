@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,9 @@ class Runtime:
     device: torch.device
     bf16: bool
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, cache: bool = True) -> torch.autocast:
+        """A region of this arithmetic; with `cache`, a weight that is met twice in it is cast once."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache)
 
 
 class Statistics:
@@ -68,6 +70,13 @@ class Statistics:
         self.write(self.before + self.moves)  # of what did not move, the very same bits
 
 
+class Losses(NamedTuple):
+    """The losses of a step, as numbers."""
+
+    total: float
+    terms: dict[str, float]
+
+
 def train_step(
     net: Network,
     objective: Objective,
@@ -80,7 +89,7 @@ def train_step(
     rng: Rng = GLOBAL_RNG,
     microbatches: int = 1,
     world: World = SINGLE_PROCESS,
-) -> Loss:
+) -> Losses:
     """One update of `net`; with `awp` > 0 the loss is taken at the worst weights within that share of their norm.
 
     x [n,3,H,W] and y [n] are the images and labels of this process, computed in equal microbatches one after the other;
@@ -100,7 +109,8 @@ def train_step(
             steps.append(objective.prepare(net, x[own], y[own], rng[own]))
     optimizer.zero_grad(set_to_none=True)
     statistics = None if objective.whole_batch else Statistics(net, microbatches)
-    losses: list[dict[str, float]] = []
+    losses: list[list[float]] = []
+    names: list[str] = []
 
     def seed(i: int) -> None:
         rng.seed(world.rank * microbatches + i)
@@ -116,10 +126,10 @@ def train_step(
             if statistics:
                 with torch.no_grad():
                     statistics.end_microbatch()
-            losses.append({"total": loss.total.item(), **loss.terms})
-        means = world.mean([sum(one[key] for one in losses) / microbatches for key in losses[0]])
-        total, *others = means
-        named = dict(zip(list(losses[0])[1:], others, strict=True))
+            names, values = list(loss.terms), numbers(loss).tolist()  # one wait for all
+            losses.append(values)
+        total, *others = world.mean([sum(column) / microbatches for column in zip(*losses, strict=True)])
+        named = dict(zip(names, others, strict=True))
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total} ({named}); lower optim.lr or switch bf16 off")
     with torch.no_grad():
@@ -127,6 +137,11 @@ def train_step(
         if statistics:
             statistics.apply(world)
     if not objective.whole_batch:
-        objective.end_step(named)
+        objective.end_step({name: torch.tensor(value, device=x.device) for name, value in named.items()})
     optimizer.step()
-    return Loss(torch.tensor(total), named)
+    return Losses(total, named)
+
+
+def numbers(loss: Loss) -> Tensor:
+    """Total and terms of a loss, float64 [1 + terms], where they were computed."""
+    return torch.stack([t.detach().double() for t in (loss.total, *loss.terms.values())])

@@ -58,11 +58,11 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_balancer_follows_the_published_formula_worked_by_hand() -> None:
     """Three steps of w <- w - eta (w - Lhat_nat / (Lhat_adv + Lhat_nat)), eta 0.025, worked on paper."""
     balancer = LossBalance(eta=0.025)
-    balancer.update(nat=2.0, adv=4.0)  # both relative losses are 1: 0.5 - 0.025 * (0.5 - 0.5)
+    balancer.update(torch.tensor(2.0), torch.tensor(4.0))  # both relative losses are 1: 0.5 - 0.025 * (0.5 - 0.5)
     assert balancer.w_nat == pytest.approx(0.5)
-    balancer.update(nat=1.0, adv=4.0)  # 0.5 and 1: 0.5 - 0.025 * (0.5 - 1/3) = 0.4958333
+    balancer.update(torch.tensor(1.0), torch.tensor(4.0))  # 0.5 and 1: 0.5 - 0.025 * (0.5 - 1/3) = 0.4958333
     assert balancer.w_nat == pytest.approx(0.4958333333, abs=1e-9)
-    balancer.update(nat=1.0, adv=1.0)  # 0.5 and 0.25: w - 0.025 * (w - 2/3) = 0.5001041667
+    balancer.update(torch.tensor(1.0), torch.tensor(1.0))  # 0.5 and 0.25: w - 0.025 * (w - 2/3) = 0.5001041667
     assert balancer.w_nat == pytest.approx(0.5001041667, abs=1e-9)
     assert balancer.w_adv == pytest.approx(1 - balancer.w_nat)
 
@@ -402,7 +402,7 @@ def test_an_awnet_learns_every_objective_through_its_two_branches(
     assert loss.terms["type"] == pytest.approx(type_loss(type_logits, 8).item(), rel=1e-5)
     objective.type_weight = 0.0  # type: ignore[attr-defined]
     without = objective.loss(copy.deepcopy(before), step).total.item()
-    assert loss.total.item() == pytest.approx(without + loss.terms["type"], rel=1e-4)
+    assert loss.total.item() == pytest.approx(without + loss.terms["type"].item(), rel=1e-4)
 
 
 def test_n_fgsm_takes_one_unprojected_step_from_strong_noise(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -527,7 +527,7 @@ def test_signals_are_held_at_their_teacher_s(awnet: AWNet, batch: tuple[torch.Te
     errors = [F.mse_loss(a, b) for a, b in zip(net.detect(both).omega, teacher.eval().detect(both).omega, strict=True)]
     loss = objective.loss(net, step)
     assert loss.terms["signals"] == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
-    assert loss.total.item() == pytest.approx(loss.terms["type"] + 3 * loss.terms["signals"], rel=1e-4)
+    assert loss.total.item() == pytest.approx((loss.terms["type"] + 3 * loss.terms["signals"]).item(), rel=1e-4)
     loss.total.backward()
     trained = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
     assert trained == {"extractor", "type_head", "signal_heads"}

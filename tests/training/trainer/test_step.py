@@ -45,7 +45,7 @@ def test_accumulated_gradients_are_the_whole_batch_s() -> None:
     microbatches = copy.deepcopy(whole)
     for net, count in ((whole, 1), (microbatches, 4)):
         loss = train_step(net, Standard(), torch.optim.SGD(net.parameters(), 0.1), x, y, CPU, microbatches=count)
-        assert loss.total.item() == pytest.approx(2.3, abs=0.2)
+        assert loss.total == pytest.approx(2.3, abs=0.2)
     torch.testing.assert_close(microbatches.body[1].weight, whole.body[1].weight, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="equal microbatches"):
         train_step(whole, Standard(), torch.optim.SGD(whole.parameters(), 0.1), x, y, CPU, microbatches=3)

@@ -17,7 +17,7 @@ import training.trainer.run
 from training.data import ImageSet, Split
 from training.train import train
 from training.trainer.distributed import process_group
-from training.trainer.objectives import Loss
+from training.trainer.step import Losses
 
 
 def images() -> ImageSet:
@@ -36,10 +36,10 @@ def run(recipe: dict[str, dict[str, Any]], out: Path) -> list[dict[str, float]]:
     curve: list[dict[str, float]] = []
     step = training.trainer.run.train_step
 
-    def recorded(*arguments: Any, **options: Any) -> Loss:
-        loss = step(*arguments, **options)
-        curve.append({"total": loss.total.item(), **loss.terms})
-        return loss
+    def recorded(*arguments: Any, **options: Any) -> Losses:
+        losses = step(*arguments, **options)
+        curve.append({"total": losses.total, **losses.terms})
+        return losses
 
     training.trainer.run.train_step = recorded  # type: ignore[assignment]
     try:
