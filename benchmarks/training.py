@@ -59,9 +59,10 @@ from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
 from training.hardware import DEVICES, DeviceError, device_of, multiplies_bfloat16
-from training.rng import GLOBAL_RNG, Rng
+from training.rng import GLOBAL_RNG, KeyedRng, Rng
 from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups
+from training.trainer.captured import CapturedStep
 from training.trainer.distillation import LossBalance, Mtard
 from training.trainer.objectives import type_loss
 from training.trainer.recipe import DEFAULTS
@@ -98,6 +99,7 @@ class Variant:
         compiled: the network's `forward` through `torch.compile`; in `train_step` only the attack calls it.
         folded: the attack runs on `training.folded`; else on the network's own methods.
         attackers: all four of `Adversary` share the batch, not the one of the deployed network alone.
+        captured: its parts are replayed as CUDA graphs (`runtime.cuda_graphs`); on a CPU the same parts, called.
     """
 
     loop: str
@@ -108,6 +110,7 @@ class Variant:
     compiled: bool = False
     folded: bool = False
     attackers: bool = False
+    captured: bool = False
 
     def on(self, device: torch.device) -> Variant:
         """This variant as a training computes it on `device`: in float32 where bfloat16 would be slower."""
@@ -130,6 +133,7 @@ VARIANTS = {
     "ours, float32, plain attack": replace(OURS, bf16=False, folded=False),
     "ours, four attackers": replace(OURS, attackers=True),
     "ours, four attackers, plain attack": replace(OURS, attackers=True, folded=False),
+    "ours, captured": replace(OURS, captured=True),
     "ours, compiled": replace(OURS, folded=False, compiled=True),
 }
 
@@ -212,7 +216,8 @@ def build(variant: Variant, size: Size, split: Split, steps: int, device: torch.
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     for network in (net, *teachers):
         network.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = build_optimizer(parameter_groups(net, OPTIM), OPTIM)
+    optimizer = build_optimizer(parameter_groups(net, OPTIM), OPTIM, fused=True if variant.captured else None)
+    data = batches(split, size.batch, variant.pil, device)
     net.train()
     runtime = Runtime(device, variant.bf16)
     if variant.compiled:
@@ -229,10 +234,30 @@ def build(variant: Variant, size: Size, split: Split, steps: int, device: torch.
         adversary = Adversary(Budget(EPS, STEP, steps), folded=variant.folded, **shares)
         objective = Mtard(adversary, *teachers, eta_decays=True)
 
+        if variant.captured:
+            return Contestant(variant, net, data, captured(net, objective, optimizer, runtime), device)
+
         def update(x: Tensor, y: Tensor, rng: Rng) -> float:
             return train_step(net, objective, optimizer, x, y, runtime, rng=rng).total
 
-    return Contestant(variant, net, batches(split, size.batch, variant.pil, device), update, device)
+    return Contestant(variant, net, data, update, device)
+
+
+def captured(
+    net: AWNet, objective: Mtard, optimizer: torch.optim.Optimizer, runtime: Runtime
+) -> Callable[[Tensor, Tensor, Rng], float]:
+    """An update that replays its parts; it waits for its loss, as a run does every twenty steps."""
+    steps: list[CapturedStep] = []
+
+    def update(x: Tensor, y: Tensor, rng: Rng) -> float:
+        assert isinstance(rng, KeyedRng)
+        if not steps:
+            gpu = runtime.device.type == "cuda"
+            steps.append(CapturedStep(net, objective, optimizer, runtime, x, y, rng, capture=gpu))
+        steps[0].step(x, y, rng)
+        return steps[0].losses()[-1].total
+
+    return update
 
 
 def build_teachers(width: int) -> tuple[nn.Module, nn.Module]:
@@ -389,12 +414,15 @@ def compare(
     }
     flops: dict[str, int] = {}
     for name, racer in racers.items():  # a step that is not timed: it counts, compiles and warms up
-        if racer.variant.compiled:
+        if racer.variant.captured:
+            racer.step()
+        elif racer.variant.compiled:
             began = time.perf_counter()
             racer.step()
             print(f"{name}: first step, compilation included, {time.perf_counter() - began:.0f} s", flush=True)
         else:
             flops[name] = operations(racer)
+    flops |= {name: flops["ours"] for name in names if racers[name].variant.captured and "ours" in flops}
     taken: dict[str, list[Seconds]] = {name: [] for name in names}
     peaks: dict[str, list[float]] = {name: [] for name in ceilings}
     for k in range(rounds):

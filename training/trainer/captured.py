@@ -230,8 +230,7 @@ def check_capturable(
     """RecipeError for a training whose step cannot be captured, with the key that is in the way."""
     optim, runtime = recipe["optim"], recipe["runtime"]
     in_the_way = {
-        "objective.name 'detector', which draws its attack anew for each step": recipe["objective"]["name"]
-        == "detector",
+        objective.on_host: bool(objective.on_host),
         "optim.awp": optim["awp"] > 0,
         "optim.microbatches": optim["microbatches"] > 1,
         "runtime.compile": runtime["compile"],
