@@ -24,6 +24,7 @@ from .cells import TITLES, levels, percent, right, with_interval
 from .report import passed
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
+MODEL = "awnet-bounded"
 COUNTED = (
     "*Flagged*: by the threshold that flags 5 % of natural validation images. *SR@5*: misclassified and not flagged "
     "there, images that are misclassified without any attack among them."
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     default = Path("training/reports/audits")
     add("--audits", type=Path, default=default, metavar="DIR", help=f"NAME/audit.json each (default: {default})")
-    add("--model", default="awnet-robust", metavar="NAME", help="the audit of what is served (default: awnet-robust)")
+    add("--model", default=MODEL, metavar="NAME", help=f"the audit of what is served (default: {MODEL})")
     add("--out", type=Path, default=Path("docs"), metavar="DIR", help="receives both pages (default: docs)")
     args = parser.parse_args(argv)
     try:

@@ -156,7 +156,7 @@ def test_the_program_writes_both_pages_and_refuses_what_is_no_audit(
 
 @pytest.mark.parametrize("name", ["model-card.md", "threat-model.md"])
 def test_the_pages_of_this_repository_are_made_from_its_audits(name: str) -> None:
-    made = pages.pages(pages.read(AUDITS), "awnet-robust", AUDITS.relative_to(ROOT))
+    made = pages.pages(pages.read(AUDITS), pages.MODEL, AUDITS.relative_to(ROOT))
     assert (ROOT / "docs" / name).read_text("utf-8") == made[name]
 
 
