@@ -140,6 +140,7 @@ RANGES: dict[str, Range] = {
     "validate.every": POSITIVE,
     "runtime.bf16": ANY,
     "runtime.compile": ANY,
+    "runtime.cuda_graphs": ANY,
     "runtime.threads": NOT_NEGATIVE,
     "runtime.sync_batch_norm": ANY,
     "runtime.data_on_device": ANY,
