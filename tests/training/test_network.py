@@ -75,4 +75,4 @@ def test_attackers_losses_and_measures_ask_no_network_for_its_class() -> None:
     asked = re.compile(r"isinstance\(.*(AWNet|StaticNet)")
     training = Path(__file__).parents[2] / "training"
     files = {p.relative_to(training).as_posix() for p in training.rglob("*.py") if asked.search(p.read_text("utf-8"))}
-    assert files == {"checkpoint.py", "folded.py", "trainer/build.py", "reproduction/filters.py"}
+    assert files == {"checkpoint.py", "folded.py", "interpolate.py", "trainer/build.py", "reproduction/filters.py"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -244,7 +244,6 @@ class BoundedDistillation(PgdAt):
 
     def loss(self, net: Network, step: Step) -> Loss:
         n, detecting = len(step.x), must_detect(net)
-        assert isinstance(detecting.config, AWNetConfig)
         (answers,) = step.targets
         signals = detecting.detect(torch.cat([step.x, step.x_adv]))
         of_nat, of_adv = (
@@ -259,7 +258,8 @@ class BoundedDistillation(PgdAt):
         net.eval()
         seen_by_nat = detecting.classify(step.x_adv, of_adv, "nat")
         net.train()
-        limit, temperature = detecting.config.mixing_limit, detecting.config.mixing_temperature
+        config = cast(AWNetConfig, detecting.config)  # mixing is an AW-Net's
+        limit, temperature = config.mixing_limit, config.mixing_temperature
         mixture = bounded_mixture(logits_adv, seen_by_nat, of_adv.type_logits, limit, temperature)
         deployed = F.nll_loss(mixture, step.y)
         total = self.type_weight * kind + 2 * (self.nat_weight * nat + (1 - self.nat_weight) * adv)
