@@ -32,7 +32,7 @@ SHOTS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 MARGIN = 10
 COLUMNS = 3  # of the sheet of twelve
-CARDS: dict[str, Any] = {"color_scheme": "light", "viewport": {"width": 900, "height": 1000}}
+CARDS: dict[str, Any] = {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}}
 
 
 def main() -> int:
@@ -43,11 +43,13 @@ def main() -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", nargs="*", choices=["page", "natural"], help="default: both")
+    parser.add_argument("what", nargs="*", metavar="{page,natural}", help="default: both")
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="scikit-image's data (default: as installed)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images", metavar="DIR", help="default: docs/images")
     given = parser.parse_args()
     what = given.what or ["page", "natural"]
+    if unknown := sorted(set(what) - {"page", "natural"}):
+        parser.error(f"there are page and natural, not {unknown[0]}")
     images: list[NaturalImage] = []
     if "natural" in what:
         try:

@@ -84,7 +84,7 @@ def test_an_image_and_a_batch_are_followed_through_the_house() -> None:
     assert {name.partition(":")[2] for name in batch["functions"]} >= {
         "Run.step",
         "train_step",
-        "ascend",
+        "ascend_within",
         "AWNet.detect",
     }
     assert all(name.startswith("server.") for name in image["modules"])

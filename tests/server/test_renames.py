@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -29,8 +30,8 @@ OPENMETRICS = "application/openmetrics-text"
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*SETTINGS, *SETTINGS.values()):
-        monkeypatch.delenv(variable(name), raising=False)
+    for name in [name for name in os.environ if name.startswith("AWNET_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("old", SETTINGS)

@@ -95,13 +95,17 @@ export function gauge(marks, thresholds, label) {
     for (const { p, middle } of labels) {
       drawing.append(svg("text", { class: "tick-label", x: middle, y: top + track + 19, "text-anchor": "middle" }, String(p)));
     }
+    // Labels that grow towards each other stand in rows of their own, over the lines.
+    const rising = thresholds.map((t) => x(t.score) < width / 2);
+    const facing = rising.includes(true) && rising.includes(false);
+    const rows = thresholds.map((_, k) => 14 + 18 * (rising[k] || facing ? k : thresholds.length - 1 - k));
     thresholds.forEach((t, k) => {
-      const rises = x(t.score) < width / 2;
-      const y = 14 + 18 * (rises ? k : thresholds.length - 1 - k);
-      const room = rises ? right - x(t.score) : x(t.score) - left;
+      drawing.append(svg("line", { class: "threshold", x1: x(t.score), x2: x(t.score), y1: rows[k] - 10, y2: top + track }));
+    });
+    thresholds.forEach((t, k) => {
+      const room = rising[k] ? right - x(t.score) : x(t.score) - left;
       drawing.append(
-        svg("line", { class: "threshold", x1: x(t.score), x2: x(t.score), y1: y - 10, y2: top + track }),
-        svg("text", { class: "threshold-label", x: x(t.score) + (rises ? 6 : -6), y, "text-anchor": rises ? "start" : "end" }, room > 300 ? `${t.shown} (${t.note})` : t.shown),
+        svg("text", { class: "threshold-label", x: x(t.score) + (rising[k] ? 6 : -6), y: rows[k], "text-anchor": rising[k] ? "start" : "end" }, room > 300 ? `${t.shown} (${t.note})` : t.shown),
       );
     });
     marks.forEach((m) => drawing.append(mark(m.kind, m.index, x(m.score), top + track / 2, 7)));

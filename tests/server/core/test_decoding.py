@@ -18,6 +18,7 @@ from server.core.decoding import CHEAP_COST, DecodePool, Decoding
 from server.core.images import EncodedImage, Limits, decode
 from server.errors import AWNetError, DeadlineExceeded, ImageError, ImageTooLarge, QueueFull, Unavailable
 from tests.server.tiny import SIZE, encoded, noise
+from tests.waiting import until
 
 SMALL = encoded(noise())
 LARGE = encoded(noise(400, 300))
@@ -63,8 +64,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 async def child_of(made: DecodePool) -> int:
     """The process that decodes now."""
-    while not any(job.child for job in made._running):
-        await asyncio.sleep(0.001)
+    await until(lambda: any(job.child for job in made._running))
     (job,) = made._running
     assert job.child is not None
     return job.child._process.pid

@@ -505,23 +505,22 @@ def test_calls_are_bounded_in_all_and_of_a_client_before_their_messages_are_read
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             open_calls = [silent_call(channel) for _ in range(3)]
             await asyncio.gather(*(call.wait_for_connection() for call in open_calls))
-            status, seen = Status.OK, 0
-            while status != Status.RESOURCE_EXHAUSTED and seen < 1000:
-                seen += 1
+
+            async def refused() -> bool:
                 try:
                     await stub.ModelInfer(image(), timeout=60)
-                except grpc.aio.AioRpcError as error:
-                    status = error.code()
-                await asyncio.sleep(0.01)
-            assert status == Status.RESOURCE_EXHAUSTED
-            for call in open_calls:
-                call.cancel()
-            while status != Status.OK:
-                try:
-                    await stub.ModelInfer(image(), timeout=60)
-                    status = Status.OK
                 except grpc.aio.AioRpcError as error:
                     assert error.code() == Status.RESOURCE_EXHAUSTED
+                    return True
+                return False
+
+            async def answered() -> bool:
+                return not await refused()
+
+            await until(refused, pause_seconds=0.01)
+            for call in open_calls:
+                call.cancel()
+            await until(answered, pause_seconds=0.01)
 
     running.small.run(go())
     running.small.run(running.front.stop(0))
