@@ -69,12 +69,13 @@ def leaderboard(reports: Path) -> dict[str, Any]:
 
 
 def rank(row: Mapping[str, Any]) -> tuple[float, ...]:
-    """What sorts rows, the best one first: judged alike, clean enough, quiet enough, worst case, AutoAttack, clean."""
+    """What sorts rows, the best one first: judged alike, clean enough, quiet enough, finished, worst case, ..."""
     flagged, auto = row["flagged"], row["autoattack"]
     return (
         not row["worst_case_judged"],
         row["clean"][0] < LEAST_CLEAN,
         flagged is None or flagged["share"][0] > MOST_FLAGGED,
+        not row["finished"],
         -row["robust"][0],
         -auto[0] if auto else 0.0,
         -row["clean"][0],
@@ -82,10 +83,11 @@ def rank(row: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def of_points(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The chosen point of a report of training.operating_points, or its cleanest one of mode auto that is finished."""
+    """The chosen point of a report of training.operating_points, or the cleanest of mode auto, finished ones first."""
     points = {p["name"]: p for p in document["points"]}
-    auto = [p for p in points.values() if p["mode"] == "auto" and p["finished"]]
-    one = points[document["chosen"]] if document["chosen"] else max(auto, key=lambda p: float(p["clean"][0]))
+    auto = [p for p in points.values() if p["mode"] == "auto"]
+    best = max(auto, key=lambda p: (p["finished"], p["clean"][0]))
+    one = points[document["chosen"]] if document["chosen"] else best
     setup, kinds = document["setup"], document["false_positives"]
     flagged = None
     if kinds:
@@ -101,6 +103,7 @@ def of_points(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "worst_case_judged": True,
         "clean": one["clean"],
         "robust": one["worst_case"],
+        "finished": one["finished"],
         "mode_robust": points["robust"]["worst_case"],
         "autoattack": one["autoattack"]["accuracy"] if one["autoattack"] else None,
         "flagged": flagged,
@@ -126,6 +129,7 @@ def of_evaluation(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         "worst_case_judged": judge == "worst_case",
         "clean": share_of(parts["clean"]),
         "robust": share_of(least),
+        "finished": True,
         "mode_robust": None,
         "autoattack": None,
         "flagged": None,
@@ -176,7 +180,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         row["point"],
         f"{size / 1e6:.1f} M" if size else "",
         percent(row["clean"]),
-        percent(row["robust"]),
+        percent(row["robust"]) if row["finished"] else f"at most {100 * row['robust'][0]:.1f}",
         percent(row["mode_robust"]) if row["mode_robust"] else "",
         percent(row["autoattack"]) if row["autoattack"] else "",
         f"{percent(flagged['share'])}, {flagged['kind']}" if flagged else "",

@@ -18,9 +18,17 @@ def share(value: float) -> list[float]:
     return [value, max(0.0, value - 0.01), min(1.0, value + 0.01)]
 
 
-def points(folder: Path, name: str, clean: float, left: float, flagged: float = 0.05, chosen: bool = True) -> None:
+def points(
+    folder: Path,
+    name: str,
+    clean: float,
+    left: float,
+    flagged: float = 0.05,
+    chosen: bool = True,
+    finished: bool = True,
+) -> None:
     """A report of training.operating_points with one bounded point."""
-    row = {"name": "auto, a_max 0.4, T 1", "mode": "auto", "finished": True, "autoattack": None, "flagged": None}
+    row = {"name": "auto, a_max 0.4, T 1", "mode": "auto", "finished": finished, "autoattack": None, "flagged": None}
     row |= {"clean": share(clean), "worst_case": share(left)}
     robust = row | {"name": "robust", "mode": "robust", "worst_case": share(left + 0.05)}
     kind = {"group": "judging", "images": 100, "mean": {"0.01": share(flagged), "0.05": share(flagged)}}
@@ -50,9 +58,11 @@ def test_the_order_is_the_rule(tmp_path: Path) -> None:
     points(tmp_path, "weaker", 0.9, 0.24)
     points(tmp_path, "loud", 0.87, 0.5, flagged=MOST_FLAGGED + 0.01)
     points(tmp_path, "unclean", LEAST_CLEAN - 0.001, 0.6, chosen=False)
+    points(tmp_path, "bound", 0.87, 0.7, chosen=False, finished=False)
     evaluation(tmp_path, "old", 0.7)
     document = leaderboard.leaderboard(tmp_path)
-    assert [row["name"] for row in document["rows"]] == ["best", "weaker", "loud", "unclean", "old"]
+    assert [row["name"] for row in document["rows"]] == ["best", "weaker", "bound", "loud", "unclean", "old"]
+    assert "| at most 70.0 |" in leaderboard.markdown(document), "what is left of an unfinished one is a bound"
     old = document["rows"][-1]
     assert old["judge"] == "T1/pgd, 10 steps, 200 images" and old["robust"][0] == 0.7 and not old["worst_case_judged"]
 

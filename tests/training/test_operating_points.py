@@ -71,6 +71,8 @@ def test_one_command_measures_every_point_and_writes_the_chosen_one(awnet: Path,
     assert {"pristine", "jpeg"} == document["false_positives"].keys()
     text = (out / "points.md").read_text("utf-8")
     assert all(name in text for name in names) and "](frontier.svg)" in text
+    table = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(table[: len(names) + 3]) == {7}, "a cell is missing"
     assert (out / "frontier.svg").is_file() and (out / "frontier.png").is_file()
     assert str(tmp_path) not in text + (out / "points.json").read_text("utf-8")
 

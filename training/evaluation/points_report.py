@@ -66,7 +66,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         auto = r["autoattack"]
         said = f"{percent(auto['accuracy'])} of {auto['images']}" if auto else ""
         name = f"**{r['name']}**" if r["name"] == chosen else r["name"]
-        rows.append([name, percent(r["clean"]), worst, said])
+        alarms = [percent(r["flagged"][f]) if r["flagged"] else "" for f in FPRS]
+        rows.append([name, percent(r["clean"]), worst, said, *alarms])
     if control := document["static"]:
         row = [
             f"control: {control['checkpoint']}, static",
