@@ -171,7 +171,8 @@ def test_float16_weights_are_gone_once_the_model_is_loaded(modes: Any, tmp_path:
     assert kinds[0] == kinds[1] and kinds[1]["Cast"] == 1  # of the image
     assert len(made[1]) < 0.55 * len(made[0])
     for plain, half_ in zip(*answers, strict=True):
-        np.testing.assert_allclose(half_, plain, atol=2e-6 * np.abs(plain).max(), rtol=0)
+        # Sums of float32 in another order, over eighteen layers; float16 would be off by 1e-3.
+        np.testing.assert_allclose(half_, plain, atol=1e-5 * np.abs(plain).max(), rtol=0)
 
 
 @pytest.mark.parametrize("changes", [{}, {"mixing": "bounded"}], ids=str)
