@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -190,3 +191,15 @@ class Running(Server):
 
     def wait_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
         super().wait_ready(seconds)
+
+
+def spoilt(data: bytes) -> list[bytes]:
+    """A file cut off anywhere, and with some of its first bytes changed at random; the same each time."""
+    rng = random.Random(0)
+    found = [data[:end] for end in range(0, len(data), 97)]
+    for _ in range(500):
+        copy = bytearray(data)
+        for _ in range(rng.randint(1, 8)):
+            copy[rng.randrange(min(len(copy), 3000))] = rng.randrange(256)
+        found.append(bytes(copy))
+    return found
