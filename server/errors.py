@@ -96,6 +96,12 @@ class InvalidTensor(RequestError):
     slug, title = "invalid-tensor", "Invalid tensor"
 
 
+class Unauthorized(RequestError):
+    """Nobody knows who asks, and not everybody may."""
+
+    slug, title = "unauthorized", "Unauthorized"
+
+
 class Forbidden(RequestError):
     slug, title = "forbidden", "Forbidden"
 
@@ -236,6 +242,7 @@ STATUS: dict[type[AWNetError], int] = {
     ImageError: 422,
     InvalidQuery: 422,
     MissingImage: 422,
+    Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
     MethodNotAllowed: 405,
@@ -256,8 +263,10 @@ def status_of(error: AWNetError) -> int:
 
 
 def headers_of(error: AWNetError, status: int, retry_after_seconds: int) -> list[tuple[bytes, bytes]]:
-    """What the headers of an answer say of `error`: the methods that are answered, and when to try again."""
+    """What the headers of an answer say of `error`: methods that are answered, how a key is sent, when to try again."""
     headers = []
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b'Bearer realm="awnet"'))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
     if status in (429, 503):

@@ -267,10 +267,10 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
     try:
         engine = make_engine(settings, metrics)
+        service = Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
-    service = Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
     server = Server(service, sockets) if assignment is None else Worker(service, assignment)
     # What is alive now stays alive; leaving it out of collections keeps their pauses short.
     gc.collect()

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from .access.access import Access
+from .access.caller import Caller
 from .core.cpu_limits import usable_cores
 from .core.decoding import DecodePool, Decoding
 from .core.engine import Engine, Model, Priority, Signals, Terms
@@ -92,7 +94,11 @@ class Service:
         monitor: watches verdicts, scores and omega; `metrics` exports it.
         fleet: the processes behind this port; default: this one alone.
 
+    Raises:
+        StartupError: see `Access`.
+
     Attributes:
+        access: who asks; front ends set the `caller` of each request by it.
         models: the open versions and their roles.
         requests: counts and logs each request of the front ends.
         verdict_history: verdicts of the last minutes, for the page.
@@ -106,6 +112,9 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self.monitor = monitor
+        self.access = Access(settings, metrics.keys_read)
+        if self.access.by_keys:
+            metrics.expect_keys()
         self.requests = Requests(metrics, monitor.clients)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.decoding = Decoding(
@@ -152,6 +161,7 @@ class Service:
     async def start(self) -> None:
         """Open and prove the models, then be ready; a failure is logged and kept as `failure`."""
         begun = time.perf_counter()
+        self.access.watch()
         try:
             await self.models.start()
         except AWNetError as error:
@@ -187,7 +197,8 @@ class Service:
         self._draining = True
 
     def reload_soon(self) -> None:
-        """Look for new versions, on the event loop's thread; asked for while one looks, it looks once more."""
+        """Look for new versions and keys, on the event loop's thread; asked for while one looks, it looks once more."""
+        self.access.check_soon()
         if self._reloading is not None and not self._reloading.done():
             self._again = True
         elif not self.draining:
@@ -196,6 +207,7 @@ class Service:
     async def stop(self) -> None:
         """Close everything; requests in flight are answered first. No front end may send any more."""
         self.drain()
+        self.access.close()
         for task in (self._polling, self._reloading, self._probing):
             if task is not None:
                 task.cancel()
@@ -236,12 +248,23 @@ class Service:
         }
         return await calls[do](*given)
 
+    @property
+    def caller(self) -> Caller:
+        """Who asks now; outside of a request, a caller without a key."""
+        request = CURRENT.get()
+        return self.access.anonymous if request is None else request.caller
+
+    @property
+    def default_mode(self) -> Mode:
+        """The operating mode of requests of this caller that name none."""
+        return self.caller.mode or self.settings.mode
+
     def lease(self, name: str | None = None, version: int | None = None, mode: str | None = None) -> Lease:
-        """The version that answers, for a `with`, in `mode` or by default in that of the settings.
+        """The version that answers, for a `with`, in `mode` or by default in that of the caller or the settings.
 
         Raises UnknownModel, UnknownMode, NotReady.
         """
-        return self.models.lease(name, version, self.settings.mode if mode is None else mode)
+        return self.models.lease(name, version, self.default_mode if mode is None else mode)
 
     def terms(self, timeout_seconds: float | None = None, priority: Priority = "normal") -> Terms:
         """Deadline and priority of a request that begins now; its deadline is never later than the setting allows."""

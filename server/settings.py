@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from .core.answers import Answers
 from .core.modes import Mode
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
@@ -73,6 +74,13 @@ class Settings(BaseSettings):
     )
     signing_key: Path | None = Field(
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
+    )
+
+    api_keys: Path | None = Field(
+        None, description="TOML file of API keys, read again when it changes; 'none' asks nobody for a key."
+    )
+    answers: Answers = Field(
+        "exact", description="How much of the scores is told: all, one of five levels, or class and verdict only."
     )
 
     prior: float = Field(

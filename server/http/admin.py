@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
+from ..access.caller import Scope as KeyScope
 from ..core.version import parse_version
 from ..errors import READ, AWNetError, Forbidden, InvalidQuery, NotReady, StartupError, UnsupportedMedia
 from ..monitoring.request import ObservedRequest
@@ -99,6 +100,9 @@ class _Routes(Starlette):
 
 class AdminFront(Front):
     """The routes of the admin port."""
+
+    def _needed(self, path: str) -> KeyScope:
+        return "admin"
 
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest

@@ -17,6 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Scope
 
+from ..access.caller import Scope as KeyScope
 from ..core.images import EncodedImage
 from ..errors import (
     READ,
@@ -41,6 +42,15 @@ from .schemas import results
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 PAGE_FILE = f"{page.PREFIX}{{file}}"
 JSON = b"application/json"
+
+# What a caller needs at a path, None where everybody may ask; "predict" at any other, also where there is nothing: so
+# that strangers do not learn which models and versions there are. The page's own files are open, see `page.Page`.
+NEEDED: Mapping[str, KeyScope | None] = {
+    "/v2/health/live": None,
+    "/v2/health/ready": None,
+    "/metrics": "metrics",
+}
+
 _JSON_RANGES = (JSON, b"application/*", b"*/*")
 _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 
@@ -71,7 +81,7 @@ def create_app(service: Service) -> PublicFront:
     async def model(request: HTTPRequest) -> Response:
         name, version = parse_model_query(request.scope["query_string"])
         settings = service.settings
-        return _json(described(service.models.find(name, version), settings.prior, settings.mode))
+        return _json(described(service.models.find(name, version), settings.prior, service.default_mode))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -111,6 +121,11 @@ class PublicFront(Front):
             if settings.page
             else None
         )
+
+    def _needed(self, path: str) -> KeyScope | None:
+        if self._page is not None and path in self._page.files:
+            return None
+        return NEEDED.get(path, "predict")
 
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest

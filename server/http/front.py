@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..access.caller import Scope as KeyScope
 from ..errors import AWNetError, MethodNotAllowed, NotFound, headers_of, problem, status_of
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
@@ -47,6 +48,7 @@ class Front(ABC):
             )
             asked = {**scope, "method": "GET"} if method == "HEAD" else scope
             try:
+                self._admit(scope, request)
                 await self._answer(asked, headers, exchange, request)
             except ClientGoneError:
                 pass
@@ -62,6 +64,19 @@ class Front(ABC):
             status, headers, body = self._refusal("", request.refused(error), request.id)
             request.answered(status)
             return status, [(b"x-request-id", request.id.encode()), *headers, (b"cache-control", b"no-store")], body
+
+    def _admit(self, scope: Scope, request: ObservedRequest) -> None:
+        """Say who asks, before anything of the body is read. Raises Unauthorized, Forbidden."""
+        needed, access = self._needed(scope["path"]), self._service.access
+        if needed is None:
+            request.caller = access.anonymous  # whatever key is sent: probes do not fail for an old one
+            return
+        request.caller = access.identify(scope["headers"], scope["query_string"])
+        request.caller.require(needed)
+
+    @abstractmethod
+    def _needed(self, path: str) -> KeyScope | None:
+        """The scope that a caller needs for whatever is answered at `path`; None where everybody may ask."""
 
     @abstractmethod
     async def _answer(

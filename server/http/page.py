@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ class Page:
         ]
         self._files[EXAMPLES] = _tagged(JSON, orjson.dumps({"examples": listed}))
         self._described: dict[str, dict[str, Any]] = {}  # by sha256 of the model: what never changes about it
+
+    @property
+    def files(self) -> Container[str]:
+        """Paths of its own files, the same in every server: nothing in them is anybody's."""
+        return self._files
 
     def answer(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
         """Status, headers and body of what lies at a path of the page; None where there is nothing.

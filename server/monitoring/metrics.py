@@ -23,9 +23,11 @@ from prometheus_client import (
 from prometheus_client.registry import Collector
 
 from .. import __version__
+from ..access.access import KeysRead
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.verdict import VERDICTS, Judgement, Verdict
+from ..errors import Forbidden, Unauthorized
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
@@ -116,6 +118,12 @@ class Metrics(Events):
         )
         self._rejections = Counter(
             "awnet_rejections", "Requests that were not answered as asked, by reason.", ["reason"], registry=registry
+        )
+        self._keys_reads = Counter(
+            "awnet_keys_reads",
+            "Readings of a changed file of keys: loaded, or refused, where the keys from before stay.",
+            ["result"],
+            registry=registry,
         )
         self._reloads = Counter(
             "awnet_reloads",
@@ -223,6 +231,13 @@ class Metrics(Events):
             for code in CODES_FROM_THE_START:
                 self._requests.labels(route, method, str(code))
 
+    def expect_keys(self) -> None:
+        """Callers are told apart by keys: what is refused for that is counted from 0 on."""
+        for error in (Unauthorized, Forbidden):
+            self._rejections.labels(error.slug)
+        for result in get_args(KeysRead):
+            self._keys_reads.labels(result)
+
     def batch(self, images: int) -> None:
         """One execution of the model."""
         self._batch.observe(images)
@@ -244,6 +259,10 @@ class Metrics(Events):
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""
         self._rejections.labels(reason).inc()
+
+    def keys_read(self, result: KeysRead) -> None:
+        """The file of keys has changed and was read."""
+        self._keys_reads.labels(result).inc()
 
     # The engine.
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
 
+from ..access.caller import NOBODY, Caller
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.verdict import Judgement
@@ -35,15 +36,17 @@ class ObservedRequest:
     Attributes:
         id: the client's own where it is fit for a header and a log line, else a new one.
         client_address: only its salted hash is ever written.
+        caller: who asks; a front end sets it before it reads the body, and until then it is `NOBODY`.
     """
 
-    __slots__ = ("_record", "_requests", "_started", "_token", "client_address", "id")
+    __slots__ = ("_record", "_requests", "_started", "_token", "caller", "client_address", "id")
 
     def __init__(self, requests: Requests, method: str, client_address: str | None, given_id: str, route: str) -> None:
         self._requests = requests
         self._started = time.perf_counter()
         self.id = identify(given_id)
         self.client_address = client_address
+        self.caller: Caller = NOBODY
         self._record = Record(self.id, route, method)
 
     def __enter__(self) -> ObservedRequest:
@@ -55,7 +58,7 @@ class ObservedRequest:
     ) -> None:
         CURRENT.reset(self._token)
         record = self._record
-        record.seconds = self.seconds
+        record.seconds, record.key = self.seconds, self.caller.name
         if not record.status:
             # The client left, or the server ends and has waited long enough for this one.
             record.status, record.reason = CLIENT_GONE_STATUS, CLIENT_GONE

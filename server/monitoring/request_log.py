@@ -43,6 +43,7 @@ class Record:
         seconds: from request to response.
         reason: slug of the error, where there was one.
         client: salted hash of the client's address.
+        key: name of the caller's key, never the key.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class Record:
     signals: Signals | None = None
     reason: str | None = None
     client: str | None = None
+    key: str | None = None
 
 
 class RequestLog:
@@ -98,6 +100,8 @@ class RequestLog:
             line["reason"] = record.reason
         if record.client is not None:
             line["client"] = record.client
+        if record.key is not None:
+            line["key"] = record.key
         self._logger.info("%s", orjson.dumps(line).decode())
 
 

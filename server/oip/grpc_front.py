@@ -26,6 +26,7 @@ from ..errors import (
     AWNetError,
     BodyTooLarge,
     DeadlineExceeded,
+    Forbidden,
     InvalidTensor,
     NotFound,
     QueueFull,
@@ -33,6 +34,7 @@ from ..errors import (
     RequestTimeout,
     StartupError,
     TooManyCalls,
+    Unauthorized,
     Unavailable,
     UnknownModel,
 )
@@ -56,6 +58,8 @@ IDLE_MS = 600_000  # a connection without calls
 CODES: dict[type[AWNetError], grpc.StatusCode] = {
     AWNetError: grpc.StatusCode.INTERNAL,
     RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.UNIMPLEMENTED,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -250,6 +254,10 @@ SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
 }
 
 
+# Calls that everybody may make; all others need the scope "predict".
+OPEN = frozenset({"ServerLive", "ServerReady"})
+
+
 def _handlers(service: Service, calls: Calls) -> Any:
     """Handlers of all methods that tritonclient's description of the service has; those not in `SERVED` say so.
 
@@ -275,6 +283,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
     """One call: counted and timed, its errors as a status. A disconnect of the client cancels it."""
     with _observed(service, name, context) as request:
         try:
+            _admit(service, name, request, context)
             client = request.client_address or ""
             with calls.one(client):
                 async with calls.message(client, context, service.settings.body_seconds) as body:
@@ -297,7 +306,22 @@ async def _unserved(service: Service, name: str, messages: Any, context: Any) ->
             # A client whose first message of a stream meets a closed call sees its own failure to send, not the status.
             async for _ in messages:
                 break
-        await _refuse(request, NotFound("this extension of the protocol is not served here"), context)
+        try:
+            _admit(service, name, request, context)
+            raise NotFound("this extension of the protocol is not served here")
+        except AWNetError as error:
+            await _refuse(request, error, context)
+
+
+def _admit(service: Service, name: str, request: ObservedRequest, context: Any) -> None:
+    """Say who calls, before the message is read. Raises Unauthorized, Forbidden."""
+    if name in OPEN:
+        request.caller = service.access.anonymous
+        return
+    given = context.invocation_metadata() or ()
+    metadata = ((key.encode(), value.encode() if isinstance(value, str) else value) for key, value in given)
+    request.caller = service.access.identify(metadata)
+    request.caller.require("predict")
 
 
 def _observed(service: Service, name: str, context: Any) -> ObservedRequest:

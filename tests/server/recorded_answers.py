@@ -107,7 +107,8 @@ CHANGED: dict[str, str] = {
     "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
-    "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts",
+    "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
+    "readings of a file of keys are counted",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer",
 }

@@ -1,0 +1,293 @@
+"""Every route of every port, by every method: what callers get without a key, with a wrong one, and with each scope.
+
+The routes are those of the running code: one that is new and has no row in `NEEDED` fails here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from server.access.caller import SCOPES
+from server.http import page
+from server.http.front import routes_of
+from server.oip import rest
+from server.oip.grpc_front import SERVICE, GrpcFront
+from tests.server.keys import key, table, write
+from tests.server.schema_3 import publish_modes
+from tests.server.small import Small
+from tests.server.tiny import encoded, noise
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+# Template -> the scope that it needs; None where everybody may ask.
+NEEDED: dict[str, str | None] = {
+    "/": None,
+    "/page/{file}": None,
+    "/page/examples.json": None,
+    "/page/model.json": "predict",
+    "/page/recent.json": "predict",
+    "/v2/health/live": None,
+    "/v2/health/ready": None,
+    "/predict": "predict",
+    "/model": "predict",
+    "/docs": "predict",
+    "/openapi.json": "predict",
+    "/metrics": "metrics",
+    "/v2": "predict",
+    "/v2/models/{model}": "predict",
+    "/v2/models/{model}/ready": "predict",
+    "/v2/models/{model}/config": "predict",
+    "/v2/models/{model}/infer": "predict",
+    "/v2/models/{model}/versions/{version}": "predict",
+    "/v2/models/{model}/versions/{version}/ready": "predict",
+    "/v2/models/{model}/versions/{version}/config": "predict",
+    "/v2/models/{model}/versions/{version}/infer": "predict",
+    "/admin/models": "admin",
+    "/admin/detection": "admin",
+    "/admin/reload": "admin",
+    "/admin/models/{name}/rollback": "admin",
+    "/admin/models/{name}/promote": "admin",
+    "/admin/canary": "admin",
+    "/admin/shadow": "admin",
+}
+# Where there is nothing, which strangers are not told; the admin port has its own.
+NOTHING = {
+    "/nothing": "predict",
+    "/v2/nothing": "predict",
+    "/v2/models/secret": "predict",
+    "/v2/health/live/": "predict",
+    "/v2/health/other": "predict",
+    "/page/nothing": "predict",
+    "/page/../metrics": "predict",
+    "/PREDICT": "predict",
+    "//metrics": "predict",
+    "/redoc": "predict",
+    "/admin/nothing": "admin",
+}
+GRPC_OPEN = {"ServerLive", "ServerReady"}
+FILLED = {"{model}": "awnet", "{version}": "1", "{name}": "awnet", "{file}": "page.js"}
+
+
+def filled(template: str) -> str:
+    for part, value in FILLED.items():
+        template = template.replace(part, value)
+    return template
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    """A service whose file has a key for each scope alone, and one for nothing."""
+    tables = [*(table(scope, [scope]) for scope in SCOPES), table("nothing", [])]
+    keys = write(tmp_path_factory.mktemp("keys") / "keys.toml", *tables)
+    running = Small(tmp_path_factory.mktemp("repository"), api_keys=keys)
+    yield running
+    running.close()
+
+
+def ask(small: Small, method: str, path: str, name: str | None) -> tuple[int, dict[str, str], bytes]:
+    headers = {} if name is None else {b"authorization": f"Bearer {key(name)}".encode()}
+    return small.http(method, path, headers)
+
+
+def test_every_route_has_its_row(small: Small) -> None:
+    """A route more, or one less, is decided here."""
+    public = {path for path, _ in routes_of(small.app._routes.routes)}
+    admin = {path for path, _ in routes_of(small.admin._routes.routes)}
+    by_hand = {"/predict", page.INDEX, f"{page.PREFIX}{{file}}", page.MODELS, page.RECENT, page.EXAMPLES}
+    assert set(NEEDED) == public | admin | by_hand | {path for path, _ in rest.ROUTES}
+    named = {path for path in small.app._page.files if not path.startswith(f"{page.PREFIX}examples/")}
+    assert {path for path in named if path.endswith(".json")} == {page.EXAMPLES}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("template", "needed"), [*NEEDED.items(), *NOTHING.items()])
+def test_who_may_ask_for_what(small: Small, template: str, needed: str | None, method: str) -> None:
+    """401 without a key and with a wrong one, 403 with a key that lacks the scope, anything else with one that has it.
+
+    A wrong key where none is needed is no fault: a probe with yesterday's does not say that the server is dead.
+    """
+    path = filled(template)
+    given = {name: ask(small, method, path, name) for name in (None, "wrong", "nothing", *SCOPES)}
+    if needed is None:
+        assert len({(status, body if status == 200 else b"") for status, _, body in given.values()}) == 1
+        assert given[None][0] not in (401, 403)
+        return
+    for name, (status, headers, body) in given.items():
+        expected = 401 if name in (None, "wrong") else 403
+        if name == needed:
+            assert status not in (401, 403), body
+            continue
+        assert status == expected, (name, body)
+        assert ("www-authenticate" in headers) == (expected == 401)
+        assert b"awnet_" not in body
+        if body:
+            told = json.loads(body)
+            detail = told["error"] if path.startswith("/v2") and "health" not in path else told["detail"]
+            assert len(detail) < 100 and "secret" not in detail
+
+
+def test_a_refusal_says_how_a_key_is_sent(small: Small) -> None:
+    """As RFC 6750 has it, and in a document like every other."""
+    status, headers, body = ask(small, "GET", "/model", None)
+    assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="awnet"')
+    assert headers["cache-control"] == "no-store"
+    told = json.loads(body)
+    assert (told["type"], told["title"]) == ("urn:awnet:problem:unauthorized", "Unauthorized")
+    status, headers, body = ask(small, "GET", "/model", "metrics")
+    told = json.loads(body)
+    assert (status, told["type"]) == (403, "urn:awnet:problem:forbidden")
+    assert "'predict'" in told["detail"]
+
+
+def test_the_body_of_a_stranger_is_not_read(small: Small) -> None:
+    """The answer is there before any of it has come, and the connection ends."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for path in ("/predict", "/v2/models/awnet/infer"):
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+        small.run(small.app({**scope, "headers": [(b"content-length", b"1000")]}, receive, send))
+    starts = [message for message in sent if message["type"] == "http.response.start"]
+    assert [start["status"] for start in starts] == [401, 401]
+    assert all((b"connection", b"close") in start["headers"] for start in starts)
+
+
+class Caught:
+    """Calls of gRPC as a stranger makes them: any method, any bytes."""
+
+    def __init__(self, small: Small) -> None:
+        self.small = small
+        self.front = GrpcFront(small.service, "127.0.0.1", 0)
+        self.port = small.run(self.front.start())
+
+    def status(self, method: str, metadata: tuple[tuple[str, str | bytes], ...], body: bytes = b"") -> grpc.StatusCode:
+        async def go() -> grpc.StatusCode:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+                call = channel.unary_unary(method)(body, metadata=metadata, timeout=30)
+                return await call.code()
+
+        return self.small.run(go())
+
+
+@pytest.fixture(scope="module")
+def called(small: Small) -> Iterator[Caught]:
+    running = Caught(small)
+    yield running
+    small.run(running.front.stop(0))
+
+
+ALL_CALLS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
+
+
+@pytest.mark.parametrize("name", ALL_CALLS)
+def test_who_may_call_what(called: Caught, name: str) -> None:
+    """The same over gRPC, in metadata, before the message is looked at; calls that are not served, too."""
+    method = f"/{SERVICE}/{name}"
+    spoilt = b"\xff" * 8
+    without = called.status(method, (), spoilt)
+    right = called.status(method, (("authorization", f"Bearer {key('predict')}"),), spoilt)
+    assert right not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+    assert called.status(method, (("x-api-key", key("predict")),), spoilt) == right
+    if name in GRPC_OPEN:
+        assert without == right
+        return
+    assert without == grpc.StatusCode.UNAUTHENTICATED
+    for metadata in (
+        (("authorization", f"Bearer {key('wrong')}"),),
+        (("authorization", f"Bearer {key('predict')}"), ("x-api-key", key("predict"))),
+        (("authorization", f"Bearer {key('predict')}"),) * 2,
+        (("authorization-bin", f"Bearer {key('predict')}".encode()),),
+    ):
+        assert called.status(method, metadata, spoilt) == grpc.StatusCode.UNAUTHENTICATED
+    for scope in ("nothing", "signals", "metrics", "admin"):
+        metadata = (("authorization", f"Bearer {key(scope)}"),)
+        assert called.status(method, metadata, spoilt) == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_nothing_lists_the_services_of_grpc(called: Caught) -> None:
+    """There is no reflection, with whatever key."""
+    metadata = (("authorization", f"Bearer {key('admin')}"),)
+    for method in ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Check"):
+        assert called.status(method, metadata) == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_key_has_its_own_default_mode(tmp_path: Path) -> None:
+    """For requests that name none, which may still name another; /model says which it is."""
+    keys = write(tmp_path / "keys.toml", table("robust", mode='"robust"'), table("plain"))
+    moded = Small(publish_modes(tmp_path / "models", "3"), api_keys=keys, versions_kept=3)
+    png = encoded(noise())
+
+    def mode(name: str, query: str = "") -> str:
+        headers = {b"authorization": f"Bearer {key(name)}".encode()}
+        return str(json.loads(moded.http("POST", f"/predict{query}", headers, png)[2])["mode"])
+
+    try:
+        assert [mode("robust"), mode("plain"), mode("robust", "?mode=natural")] == ["robust", "auto", "natural"]
+        assert json.loads(ask(moded, "GET", "/model", "robust")[2])["default_mode"] == "robust"
+    finally:
+        moded.close()
+
+
+def test_the_request_log_names_the_key(small: Small, caplog: pytest.LogCaptureFixture) -> None:
+    """Its name, also where it lacks the scope; of the key itself nothing, anywhere."""
+    logger = logging.getLogger("awnet.requests")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        ask(small, "GET", "/model", "predict")
+        ask(small, "GET", "/model", "metrics")
+        ask(small, "GET", "/model", "wrong")
+        ask(small, "GET", f"/model?key={key('predict')}", "predict")
+        small.http("GET", "/model", {b"authorization": f"Bearer {key('predict')}x".encode()})
+    finally:
+        logger.setLevel(logging.CRITICAL)
+        logger.removeHandler(caplog.handler)
+    lines = [json.loads(line) for line in dict.fromkeys(caplog.messages) if line.startswith("{")]
+    assert [(line.get("key"), line["status"], line.get("reason")) for line in lines] == [
+        ("predict", 200, None),
+        ("metrics", 403, "forbidden"),
+        (None, 401, "unauthorized"),
+        (None, 401, "unauthorized"),
+        (None, 401, "unauthorized"),
+    ]
+    assert "awnet_" not in caplog.text
+
+
+def test_refusals_are_counted_from_0_on(tmp_path: Path) -> None:
+    """By slug; and what became of each changed file of keys."""
+    keys = write(tmp_path / "keys.toml", table("shop", ["predict", "metrics"]))
+    counting = Small(tmp_path / "models", api_keys=keys)
+
+    def counted(series: str) -> float:
+        text = ask(counting, "GET", "/metrics", "shop")[2].decode()
+        return float(re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)[1])
+
+    unauthorized, forbidden = (f'awnet_rejections_total{{reason="{slug}"}}' for slug in ("unauthorized", "forbidden"))
+    loaded, refused = (f'awnet_keys_reads_total{{result="{result}"}}' for result in ("loaded", "refused"))
+    try:
+        assert [counted(series) for series in (unauthorized, forbidden, loaded, refused)] == [0, 0, 0, 0]
+        ask(counting, "GET", "/model", None)
+        ask(counting, "GET", "/admin/models", "shop")
+        keys.write_text("[keys")
+        counting.service.access.check()
+        assert [counted(series) for series in (unauthorized, forbidden, loaded, refused)] == [1, 1, 0, 1]
+        write(keys, table("shop", ["metrics"]))
+        counting.service.access.check()
+        assert counted(loaded) == 1
+        assert ask(counting, "GET", "/model", "shop")[0] == 403
+    finally:
+        counting.close()
