@@ -9,15 +9,15 @@ import argparse
 import hashlib
 import json
 import sys
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor
+
+from domain import __version__
 
 from . import contract, graph, int8, parity
 from .layout import METADATA_KEY, MODEL_FILE
@@ -119,7 +119,7 @@ def _export(
         checkpoint,
         {"image": images.numpy(), **answers},
         checkpoint_sha256=checkpoint_sha256,
-        exporter=f"awnet {_version()}, torch {torch.__version__.split('+')[0]}, opset {opset}",
+        exporter=f"awnet {__version__}, torch {torch.__version__.split('+')[0]}, opset {opset}",
         card=figures,
         modes=modes,
         precision=precision,
@@ -152,15 +152,6 @@ def golden(
     count = GOLDEN_IMAGES // len(probes)
     images = torch.cat([images[:: max(1, len(images) // count)][:count] for images in probes.values()])
     return images, parity.answers(net, images, outputs)
-
-
-def _version() -> str:
-    """The installed package's version, or in a plain checkout the one that pyproject.toml names."""
-    try:
-        return metadata.version("awnet-server")
-    except metadata.PackageNotFoundError:
-        with (Path(__file__).parents[1] / "pyproject.toml").open("rb") as f:
-            return str(tomllib.load(f)["project"]["version"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

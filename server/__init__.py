@@ -1,3 +1,3 @@
 """The AW-Net server: serves one ONNX file, which gives the class of an image and whether it was tampered with."""
 
-__version__ = "0.1.0"  # as pyproject.toml says; a test holds the two together
+from domain import __version__ as __version__

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-from typing import Any, get_args
 
-from pydantic import ValidationError
-
-from .renames import SETTINGS, option
-from .settings import Settings, unknown_variables
+from .core.programs import program
+from .options import SettingsError, add_settings, settings_of
+from .settings import Settings
 
 EXAMPLES = """examples:
   python -m server                                   serve model_repository/awnet on 127.0.0.1:8000
@@ -19,6 +16,7 @@ EXAMPLES = """examples:
   python -m server --repository /models --version 3  a given version of another repository
   python -m server --workers 4                       four processes behind one port
   AWNET_MAX_BATCH=8 python -m server                 every option is also a variable
+  python -m server --config server.toml              and a line of a file: max_batch = 8
 
   curl -F image=@image.png http://127.0.0.1:8000/predict
 """
@@ -30,48 +28,30 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload before there is anything to reload must not kill
     try:
         settings = read_settings(arguments)
-    except ValidationError as error:
-        for line in error.errors():
-            name = ".".join(str(part) for part in line["loc"])
-            print(f"setting {name} (AWNET_{name.upper()}): {line['msg']}", file=sys.stderr)
-        return 2
-    except ValueError as error:
+    except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
     # A supervisor that serves nothing itself needs little of what a server needs, and no server needs a supervisor.
     if settings.workers > 1:
         from .workers.supervisor import supervise
 
-        return supervise(settings, [sys.executable, "-m", "server.process"])
+        return supervise(settings, program(f"{__package__}.process"))
     from .process import serve
 
     return serve(settings)
 
 
 def read_settings(arguments: list[str] | None = None) -> Settings:
-    """The settings of `AWNET_*` variables, overruled by `arguments` (default: the command line)."""
+    """The settings of `arguments` (default: the command line); see `options.settings_of`. Raises SettingsError."""
     parser = argparse.ArgumentParser(
         prog="python -m server",
-        description="Serve an AW-Net over HTTP. Every option is also a variable: --max-batch is AWNET_MAX_BATCH.",
+        description="Serve an AW-Net over HTTP. Every option is also a variable: --max-batch is AWNET_MAX_BATCH, and a "
+        "line of the file that --config names: max_batch = 8.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [(name, name) for name in Settings.model_fields] + list(SETTINGS.items())
-    for name, now in names:
-        field = Settings.model_fields[now]
-        described = f"{field.description} [{field.default}]" if name == now else argparse.SUPPRESS
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": described}
-        if field.annotation is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            if type(None) in get_args(field.annotation):
-                options["type"] = lambda text: None if text == "none" else text
-            options["metavar"] = name.rpartition("_")[2].upper()
-        parser.add_argument(option(name), **options)
-    given = vars(parser.parse_args(arguments))
-    for warning in unknown_variables(os.environ):
-        print(warning, file=sys.stderr)
-    return Settings(**given)
+    add_settings(parser)
+    return settings_of(vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -262,12 +262,8 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
-    monitor = Monitor(TopClients(salt=assignment.salt) if assignment else None)
-    models = [settings.model, *settings.further_models]
-    metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
     try:
-        engine = make_engine(settings, metrics)
-        service = Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
+        service = make_service(settings, assignment)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
@@ -293,6 +289,15 @@ def begin_logging(settings: Settings, number: int | None = None) -> None:
     writer = log_to_stderr(settings.log_level, who)
     request_log.configure(settings.request_log, handler=WriterHandler(writer))
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.root.level))
+
+
+def make_service(settings: Settings, assignment: Assignment | None = None) -> Service:
+    """The service of this process with its engine, metrics and monitor, not started. Raises StartupError."""
+    monitor = Monitor(TopClients(salt=assignment.salt) if assignment else None)
+    models = [settings.model, *settings.further_models]
+    metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
+    engine = make_engine(settings, metrics)
+    return Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
 
 
 def make_engine(settings: Settings, metrics: Metrics) -> Engine:

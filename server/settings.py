@@ -1,15 +1,18 @@
 """Every setting of the server. Nothing else reads the environment.
 
-A setting `max_batch` is the variable `AWNET_MAX_BATCH` and the option `--max-batch`; the option wins.
+A setting `max_batch` is the option `--max-batch`, the variable `AWNET_MAX_BATCH` and a line of the file that `config`
+names; the option wins over the variable, the variable over the file.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 from pydantic_settings import (
@@ -21,6 +24,7 @@ from pydantic_settings import (
 )
 
 from .core.answers import Answers
+from .core.bundled import model_repository
 from .core.modes import Mode
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
@@ -43,6 +47,10 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="forbid", env_parse_none_str="none", allow_inf_nan=False
     )
 
+    config: Path | None = Field(
+        None, description="TOML file of settings, such as `port = 9000`; variables and options win over it."
+    )
+
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     grpc_port: int | None = Field(
@@ -56,7 +64,10 @@ class Settings(BaseSettings):
     engine: Literal["embedded", "triton"] = Field(
         "embedded", description="What runs the model: ONNX Runtime in this process, or NVIDIA Triton over gRPC."
     )
-    repository: Path = Field(Path("model_repository"), description="Folder that holds <model>/<version>/model.onnx.")
+    repository: Path = Field(
+        default_factory=model_repository,
+        description="Folder that holds <model>/<version>/model.onnx; without one here, the bundled one.",
+    )
     model: str = Field("awnet", pattern=f"^{MODEL_NAME}$", description="Default model, for requests that name none.")
     models: str = Field("", description="Further models to serve, names separated by commas.")
     mode: Mode = Field(
@@ -188,9 +199,16 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then variables; both also under their old names."""
+        """Arguments, then variables, then the file; all of them also under their old names."""
         given = renamed(init_settings(), option)
-        return InitSettingsSource(settings_cls, given), _Variables(settings_cls, given)
+        # A worker is given every setting by its supervisor, and reads no file again, which may have changed.
+        path = None if settings_cls.model_fields.keys() <= given.keys() else file_of(given)
+        told = {} if path is None else _read(path)
+        return (
+            InitSettingsSource(settings_cls, given),
+            _Variables(settings_cls, given),
+            InitSettingsSource(settings_cls, told),
+        )
 
     @field_validator("version")
     @classmethod
@@ -256,6 +274,33 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         near = get_close_matches(given, known, 1, 0.8)
         warnings.append(f"warning: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))
     return warnings
+
+
+def file_of(given: Mapping[str, Any]) -> Path | None:
+    """The file of settings that options, or else the variable, name."""
+    named = given.get("config", os.environ.get(variable("config")))
+    return None if named in (None, "", "none") else Path(named)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, as they would stand in variables. Raises ValueError."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"config {path}: {error.strerror}") from None
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise ValueError(f"config {path}: {error}") from None
+    known = {*Settings.model_fields, *SETTINGS} - {"config"}
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1, 0.6)
+            raise ValueError(f"config {path}: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"config {path}: {name} must be text, a number, true or false")
+        optional = type(None) in get_args(Settings.model_fields[SETTINGS.get(name, name)].annotation)
+        found[name] = None if optional and value == "none" else str(value)
+    return renamed(found, lambda name: f"{name} in {path}")
 
 
 class _Variables(EnvSettingsSource):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parent.parent
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
-PACKAGES = ("domain", "server", "export", "training", "benchmarks")
+PACKAGES = ("awnet", "domain", "server", "export", "training", "benchmarks")
 
 # Contract of pyproject.toml -> imports that break it: a module, and the line that it should not have.
 FORBIDDEN = {
@@ -28,6 +28,10 @@ FORBIDDEN = {
         ("export/contract.py", "from . import onnx"),
         ("training/reproduction/filters.py", "from . import figures"),
         ("benchmarks/harness/load.py", "from . import closed_loop"),
+    ],
+    "The command knows the programs, and none of them knows it": [
+        ("server/process.py", "import awnet.command.doctor"),
+        ("training/files.py", "import awnet"),
     ],
     "The server stands alone: no training, export, torch or onnx": [
         ("server/core/verdict.py", "import training.awnet"),
@@ -108,13 +112,17 @@ FORBIDDEN = {
     "Export reaches training in one module": [("export/graph.py", "import training.awnet")],
 }
 
-# Room -> the packages of others that its modules import: all of them, and no other. Modules on top of `server`
-# stand each for itself.
+# Room -> the packages of others that its modules import: all of them, and no other. Modules on top of `awnet` and
+# `server` stand each for itself.
 LIBRARIES = {
     "domain": {"PIL", "numpy", "scipy"},
-    "server.__main__": {"pydantic"},
+    "awnet.__main__": set(),
+    "awnet.local": set(),
+    "awnet.command": {"onnxruntime", "orjson"},
+    "server.__main__": set(),
     "server.errors": set(),
     "server.listening": set(),
+    "server.options": {"pydantic"},
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),
@@ -170,13 +178,15 @@ def libraries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
     monkeypatch.syspath_prepend(folder)
     for package in PACKAGES:  # one that a test has imported would be found where that came from
         monkeypatch.delitem(sys.modules, package, raising=False)
-    graph = grimp.build_graph("domain", "server", "export", "training", include_external_packages=True, cache_dir=None)
+    graph = grimp.build_graph(
+        "awnet", "domain", "server", "export", "training", include_external_packages=True, cache_dir=None
+    )
     ours = {module for module in graph.modules if not graph.is_module_squashed(module)}
     python = {*sys.stdlib_module_names, "_typeshed"}
     found: dict[str, set[str]] = {}
-    for module in ours - {"server"}:
+    for module in ours - {"awnet", "server"}:
         parent = module.rpartition(".")[0]
-        room = module if graph.find_children(module) or parent == "server" else parent
+        room = module if graph.find_children(module) or parent in ("awnet", "server") else parent
         found.setdefault(room, set()).update(graph.find_modules_directly_imported_by(module) - ours - python)
     return found
 

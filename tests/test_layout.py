@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
-import zipfile
 
 import pytest
 
+from domain import __version__
 from tests.repository import ROOT, tracked
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-PACKAGES = ("domain", "server", "export", "training", "benchmarks", "examples")
+PACKAGES = ("awnet", "domain", "server", "export", "training", "benchmarks", "examples")
 LOCKS = ("server", "dev", "triton")
 
 
@@ -42,7 +40,7 @@ def test_the_architecture_lists_exactly_the_rooms_that_exist():
 def test_inside_a_package_imports_are_relative():
     """A package can be installed under another name: no module of it names the package itself."""
     absolute = []
-    for package in ("domain", "server", "export", "training", "benchmarks"):
+    for package in ("awnet", "domain", "server", "export", "training", "benchmarks"):
         for path in tracked(f"{package}/*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -75,13 +73,6 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
             continue
         found += [f"{path.relative_to(ROOT)}: {m[0]}" for m in re.finditer(f"{hosts}|{paths}", text)]
     assert found == []
-
-
-def test_the_server_tells_the_version_of_the_project():
-    """awnet_build_info and the package say the same."""
-    stated = re.search(r'^__version__ = "([^"]+)"', (ROOT / "server/__init__.py").read_text("utf-8"), re.MULTILINE)
-    assert stated is not None
-    assert stated[1] == PROJECT["project"]["version"]
 
 
 def test_every_module_says_what_it_is_for():
@@ -126,26 +117,6 @@ def test_the_locks_hold_every_declared_dependency():
     ).keys()
 
 
-@pytest.mark.real
-def test_the_wheel_holds_the_packages_and_their_data_only(tmp_path):
-    """`pip install .` works with several top-level packages, and brings the page, the recipes and specifications along,
-    but neither tests nor reports nor weights."""
-    source = tmp_path / "source"  # a copy, because setuptools leaves build/ and *.egg-info where it works
-    for name in ("domain", "server", "export", "training", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
-    built = subprocess.run([*pip, source], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        names = wheel.namelist()
-    sources = ("domain/*.py", "server/*.py", "export/*.py", "training/*.py")
-    data = ("server/http/assets/*", "training/recipes/*.toml", "training/reproduction/*.toml")
-    wanted = {path.relative_to(ROOT).as_posix() for pattern in (*sources, *data) for path in tracked(pattern)}
-    assert {name for name in names if ".dist-info/" not in name} == wanted
-
-
 def unreleased_or_listed(changelog: str, version: str, released: set[str]) -> bool:
     """Whether a changelog tells what is new, under Unreleased or the version, and each released version."""
     headings = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
@@ -157,7 +128,7 @@ def test_the_changelog_tells_what_is_new_and_every_release():
     tags = subprocess.run(["git", "tag", "--list", "v*"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     released = {tag.removeprefix("v") for tag in tags}
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    assert unreleased_or_listed(changelog, PROJECT["project"]["version"], released)
+    assert unreleased_or_listed(changelog, __version__, released)
 
 
 def test_a_changelog_that_lacks_a_version_is_found():

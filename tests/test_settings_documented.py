@@ -14,7 +14,7 @@ def table() -> list[str]:
     rows = []
     for name, field in Settings.model_fields.items():
         option = "--" + name.replace("_", "-")
-        default = str(field.default)
+        default = str(field.get_default(call_default_factory=True))
         sentence = (field.description or "").replace("<", "&lt;")
         rows.append(f"| `AWNET_{name.upper()}` | `{option}` | `{default}` | {sentence} |")
     return rows

@@ -18,7 +18,6 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from .codecs.child import REPLY, REQUEST, received
 from .codecs.decode import Decoded
 from .codecs.file import UNUSUAL, ImageFile
 from .images import EncodedImage
+from .programs import program
 
 CHEAP_COST = 500_000  # pixels, some 5 ms: what a request may leave to the engine's threads, all its images together
 INLINE_BYTES = 64 << 10  # of a request: more is read on another thread than the event loop's
@@ -62,7 +62,7 @@ class _Child:
         try:
             arguments = [str(theirs.fileno()), str(seconds), str(max_bytes)]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.codecs.child", *arguments],
+                [*program(f"{__package__}.codecs.child"), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )

@@ -17,6 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request as HTTPRequest
 from starlette.types import ASGIApp, Scope
 
+from .. import __version__
 from ..access.caller import Scope as KeyScope
 from ..core.images import EncodedImage
 from ..errors import (
@@ -101,7 +102,9 @@ class _Routes(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            schema = get_openapi(title=self.title, version="1", description=self.description, routes=self.routes)
+            schema = get_openapi(
+                title=self.title, version=__version__, description=self.description, routes=self.routes
+            )
             self.openapi_schema = openapi.complete(schema)
         return self.openapi_schema
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ..core.bundled import EXAMPLES as EXAMPLES_FOLDER
 from ..core.engine import Model
 from ..core.modes import Mode
 from ..core.verdict import significant
@@ -93,7 +94,7 @@ class Page:
         loaded: Loaded,
         default: str,
         verdict_history: VerdictHistory,
-        examples: Path = Path("examples"),
+        examples: Path = EXAMPLES_FOLDER,
         mode: Mode = "auto",
     ) -> None:
         self._loaded = loaded

@@ -11,12 +11,11 @@ import binascii
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata as packages
 from typing import Any
 
 import numpy as np
 
-from .. import errors
+from .. import __version__, errors
 from ..core.engine import OUTPUTS, Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
 from ..core.version import parse_version
@@ -119,11 +118,7 @@ def status_of(error: AWNetError) -> int:
 
 def server_metadata() -> dict[str, Any]:
     """Name, version and the extensions that are served."""
-    try:
-        version = packages.version(NAME)
-    except packages.PackageNotFoundError:
-        version = "source"  # run from a checkout
-    return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
+    return {"name": NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(service: Service, name: str, version: int | None) -> dict[str, Any]:

@@ -70,6 +70,7 @@ _NAMED = (
     f"told of uncalibrated images; `modes` of each version; {_LIKE_ANY}"
 )
 _OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
+_VERSION = "the version is the one of the package, in a checkout too"
 _MODE = "the parameter `mode` of request and response"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
@@ -84,7 +85,10 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: *": _MODE,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": "the answer of /predict has further fields; GET /model; ?mode=",
+    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; {_VERSION}",
+    "GET /v2": _VERSION,
+    "GET /v2/": _VERSION,
+    "gRPC ServerMetadata": _VERSION,
     "GET /model*": "a model is described",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
+from pathlib import Path
 
 import pytest
 
 from server.__main__ import main, read_settings
+from server.options import choices
 from server.renames import option, variable
 from server.settings import Settings
 
@@ -70,3 +73,72 @@ def test_the_links_of_kubernetes_services_are_no_settings(
     assert read_settings(["--port", "9000"]).port == 9000
     monkeypatch.setenv("AWNET_PORT", "seventy")
     assert main([]) == 2
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "server.toml"
+    path.write_text('port = 9001\nmax_batch = 4\nadmin_port = "none"\nrequest_log = true\nversion = 3\nprior = 0.2\n')
+    return path
+
+
+def test_a_file_stands_above_the_defaults_and_below_variables_and_options(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts the server has the last word, then the machine it is started on, then what lies in a file."""
+    read = read_settings(["--config", str(file)])
+    assert (read.port, read.max_batch, read.admin_port, read.request_log) == (9001, 4, None, True)
+    assert (read.version, read.prior, read.host) == ("3", 0.2, "127.0.0.1")
+    monkeypatch.setenv("AWNET_CONFIG", str(file))
+    monkeypatch.setenv("AWNET_MAX_BATCH", "5")
+    assert (read_settings([]).port, read_settings([]).max_batch) == (9001, 5)
+    assert (read_settings(["--max-batch", "6"]).max_batch, read_settings(["--config", "none"]).port) == (6, 8000)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1", "config {}: prot is no setting: port is meant?"),
+        ("colour = 1", "config {}: colour is no setting"),
+        ('config = "other.toml"', "config {}: config is no setting"),
+        ("[server]\nport = 1", "config {}: server is no setting"),
+        ("port = [1]", "config {}: port must be text, a number, true or false"),
+        ("port = 70000", "setting port (port in {}): Input should be less than or equal to 65535"),
+        ('engine = "tritn"', "setting engine (engine in {}): Input should be 'embedded' or 'triton': triton is meant?"),
+        ("port = ", "config {}: Invalid value (at end of document)"),
+        ("access_log = true\nrequest_log = true", "access_log in {0} is the old name of request_log in {0}: give one"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unlike a variable, a line of the file is meant for this server alone, so one that it does not know is a slip."""
+    path = tmp_path / "server.toml"
+    path.write_text(text, "utf-8")
+    assert main(["--config", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said.format(path))
+
+
+def test_a_file_that_is_not_there_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(tmp_path / "none.toml")]) == 2
+    assert capsys.readouterr().err == f"config {tmp_path / 'none.toml'}: No such file or directory\n"
+
+
+def test_a_worker_has_its_supervisors_settings_whatever_becomes_of_the_file(file: Path) -> None:
+    """It is given all of them; the file may have changed or be gone when a worker is replaced."""
+    read = read_settings(["--config", str(file)])
+    file.write_text("port = 1\nnonsense")
+    assert Settings(**read.model_dump(mode="json")) == read
+
+
+def test_the_help_names_every_choice_and_a_wrong_one_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--mode robsut` need not be looked up."""
+    with pytest.raises(SystemExit):
+        read_settings(["--help"])
+    said = capsys.readouterr().out
+    for name, given in {"mode": "robsut", "engine": "TRITON", "log_level": "warn"}.items():
+        assert f"{option(name)} {{{','.join(choices(name))}}}" in said
+        assert main([option(name), given]) == 2
+        (near,) = get_close_matches(given.lower(), choices(name), 1)
+        assert capsys.readouterr().err.endswith(f": {near} is meant?\n")

@@ -1,0 +1,120 @@
+"""`awnet COMMAND ...`, or `python -m awnet COMMAND ...`: every program of this project under one name.
+
+A command takes its own options: what follows its name is handed over unchanged, so that `awnet serve --port 9000` is
+`python -m server --port 9000`, and no option is defined in two places. Nothing is imported but what a command needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from . import __version__
+
+OURS = ("", "awnet", "domain", "server", "export", "training")  # none of them is missing for lack of an extra
+
+Run = Callable[[Sequence[str]], object]
+
+
+class Command(NamedTuple):
+    """What a command is for, how it runs, and the extra of the package that it needs beside the server's libraries."""
+
+    about: str
+    run: Run
+    extra: str | None = None
+
+
+def _serve(arguments: Sequence[str]) -> object:
+    from server.__main__ import main
+
+    return main(list(arguments))
+
+
+def _doctor(arguments: Sequence[str]) -> object:
+    from .command.doctor import main
+
+    return main(arguments)
+
+
+def _export(arguments: Sequence[str]) -> object:
+    from export.onnx import main
+
+    return main(arguments)
+
+
+def _train(arguments: Sequence[str]) -> object:
+    from training.train import main
+
+    return main(list(arguments))
+
+
+def _audit(arguments: Sequence[str]) -> object:
+    """Of a checkpoint with torch, or of a model file without: by the option that names the one or the other."""
+    if any(argument.split("=")[0] == "--model" for argument in arguments):
+        from export.audit.__main__ import main as audit_file
+
+        return audit_file(arguments)
+    from training.audit.__main__ import main as audit_checkpoint
+
+    return audit_checkpoint(arguments)
+
+
+COMMANDS = {
+    "serve": Command("serve models over HTTP, and over gRPC where it is asked for", _serve),
+    "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
+    "train": Command("train a network by a recipe", _train, "training"),
+    "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),
+    "export": Command("make one ONNX file of a checkpoint, proven against torch", _export, "export"),
+}
+
+
+def usage() -> str:
+    """The answer to `awnet --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {c.about}" + (f" [{c.extra}]" if c.extra else "") for name, c in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: awnet COMMAND ...   (awnet COMMAND --help for its options)",
+            "",
+            "AW-Net: which class is in an image, and was it tampered with?",
+            "",
+            *lines,
+            "",
+            "  --version  say the version of this program",
+            "",
+            "[EXTRA]: needs more than the server does: pip install 'awnet-server[EXTRA]'",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns its exit status; 2 where there is no such command, or its extra is not installed."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if given else sys.stderr)
+        return 0 if given else 2
+    name, *rest = given
+    if name in ("-V", "--version"):
+        print(f"awnet {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        meant = f": {near[0]} is meant?" if near else f"; there are {', '.join(COMMANDS)}"
+        print(f"awnet: {name} is no command{meant}", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    try:
+        status = command.run(rest)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if command.extra is None or missing in OURS:
+            raise
+        print(f"awnet {name} needs {missing}: pip install 'awnet-server[{command.extra}]'", file=sys.stderr)
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

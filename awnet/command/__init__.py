@@ -1,0 +1,1 @@
+"""The commands of `awnet` that are not programs of another package."""

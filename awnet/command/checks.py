@@ -1,0 +1,187 @@
+"""The checks of `awnet doctor`, each one line about this machine or about the model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import orjson
+
+from domain import __version__
+from server.core.bundled import EXAMPLES
+from server.core.cpu_limits import cgroup_quota, usable_cores
+from server.engines.repository import Repository
+from server.errors import AWNetError
+from server.listening import listen
+from server.settings import Settings
+
+from ..local import Local, StartError
+
+LIBRARIES = ("numpy", "pillow", "fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "prometheus-client", "grpcio")
+EXTRAS = {
+    "training": ("torch", "torchvision", "scipy", "tqdm"),
+    "export": ("torch", "onnx"),
+    "signing": ("cryptography",),
+}
+VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
+DESCRIPTORS_ASIDE = 64  # files, sockets and pipes of a server beside its clients' connections
+
+
+class Check(NamedTuple):
+    """One line of the report; `warn` may be lived with, `fail` keeps a server from serving."""
+
+    state: Literal["ok", "warn", "fail"]
+    about: str
+    found: str
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Every check, the quick ones first."""
+    yield Check("ok", "awnet", f"{__version__}, Python {platform.python_version()}, {Path(__file__).parents[1]}")
+    yield processor()
+    yield from libraries()
+    yield descriptors(settings)
+    yield from ports(settings)
+    if settings.engine == "embedded":
+        yield from repository(settings)
+    yield model(settings)
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> Check:
+    """Cores that may be used, and the vector instructions that ONNX Runtime and Pillow look for."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    if info.is_file():
+        fields = {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in info.open())}
+        name = fields.get("model name", name)
+        flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    quota = cgroup_quota()
+    cores = f"{usable_cores()} usable cores" + ("" if quota is None else f", quota {quota:g}")
+    has = [flag for flag in VECTOR_FLAGS if flag in flags]
+    slow = platform.machine() == "x86_64" and bool(flags) and "avx2" not in flags
+    return Check("warn" if slow else "ok", "processor", f"{name}, {cores}, {' '.join(has) or 'no vector instructions'}")
+
+
+def libraries() -> Iterator[Check]:
+    """Versions; the runtime, which two distributions bring under one name; what the extras need."""
+    runtimes = {name: found for name in ("onnxruntime-gpu", "onnxruntime") if (found := version(name))}
+    try:
+        import onnxruntime
+
+        providers = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
+        told = f"{' and '.join(f'{name} {v}' for name, v in runtimes.items())}, providers: {providers}"
+        both = len(runtimes) > 1
+        yield Check(
+            "warn" if both else "ok",
+            "runtime",
+            told + ("; both write the same files: uninstall both, then install one" if both else ""),
+        )
+    except ImportError as error:
+        yield Check("fail", "runtime", f"onnxruntime cannot be loaded: {error}")
+    versions = {name: version(name) for name in LIBRARIES}
+    missing = [name for name, v in versions.items() if v is None]
+    told = ", ".join(f"{name} {v}" for name, v in versions.items() if v)
+    yield Check("fail" if missing else "ok", "libraries", f"{', '.join(missing)} missing; {told}" if missing else told)
+    listed = "; ".join(
+        f"{extra}: "
+        + (f"needs {', '.join(absent)}" if (absent := [n for n in names if not version(n)]) else "installed")
+        for extra, names in EXTRAS.items()
+    )
+    yield Check("ok", "extras", listed)
+
+
+def version(distribution: str) -> str | None:
+    """Of an installed distribution."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def descriptors(settings: Settings) -> Check:
+    """Whether as many connections as the settings allow can be open."""
+    if sys.platform == "win32":
+        return Check("ok", "descriptors", "not limited here")
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    wanted = settings.max_connections + DESCRIPTORS_ASIDE
+    told = f"{limit} may be open; {settings.max_connections} connections need {wanted}"
+    return Check("ok" if limit >= wanted else "warn", "descriptors", told)
+
+
+def ports(settings: Settings) -> Iterator[Check]:
+    """Whether each address can be bound."""
+    for name, host, port in (
+        ("port", settings.host, settings.port),
+        ("admin-port", settings.admin_host, settings.admin_port),
+        ("grpc-port", settings.host, settings.grpc_port),
+    ):
+        if port is None:
+            continue
+        try:
+            for tried in listen(host, port, f"--{name}"):
+                tried.close()
+            yield Check("ok", name, f"{host}:{port} is free")
+        except AWNetError as error:
+            yield Check("fail", name, error.detail)
+
+
+def repository(settings: Settings) -> Iterator[Check]:
+    """What the folder holds, and whether others than its owner may change what will be run."""
+    root = settings.repository
+    try:
+        found = Repository(root, settings.signing_key).catalogue()
+    except AWNetError as error:
+        yield Check("fail", "repository", error.detail)
+        return
+    told = "; ".join(f"{name} {', '.join(map(str, versions))}" for name, versions in found.items()) or "no models"
+    yield Check("ok" if settings.model in found else "fail", "repository", f"{root.resolve()}: {told}")
+    try:
+        entries = [root, *root.glob("*"), *root.glob("*/*"), *root.glob("*/*/*")]
+        open_to_all = [path for path in entries if path.stat().st_mode & stat.S_IWOTH and not path.is_symlink()]
+        unread = [path for path in entries if not os.access(path, os.R_OK)]
+    except OSError as error:
+        yield Check("fail", "permissions", f"{error.filename}: {error.strerror}")
+        return
+    if unread:
+        yield Check("fail", "permissions", f"{unread[0]} cannot be read")
+    elif open_to_all:
+        yield Check("warn", "permissions", f"{open_to_all[0]} can be written by every user of this machine")
+    else:
+        yield Check("ok", "permissions", "readable, and nobody but owner and group can write")
+
+
+def model(settings: Settings) -> Check:
+    """Opens the model as a server would, proves it by its golden values, and asks it for one of the examples."""
+    example = EXAMPLES / "ship.png"
+
+    async def tried() -> str:
+        begun = time.perf_counter()
+        async with Local(settings) as local:
+            opened = time.perf_counter() - begun
+            told = f"golden values hold, opened in {opened:.1f} s"
+            if not example.is_file():
+                return told
+            image = example.read_bytes()
+            for _ in range(3):  # the last one is timed
+                begun = time.perf_counter()
+                status, body = await local.predict(image)
+            answer = orjson.loads(body)
+            if status != 200:
+                raise StartError(f"{example.name} is answered with {status}: {answer.get('detail')}")
+            about = answer["model"]
+            told = f"{about['name']} version {about['version']}: {told}, an image in "
+            return f"{told}{1000 * (time.perf_counter() - begun):.1f} ms"
+
+    try:
+        return Check("ok", "model", asyncio.run(tried()))
+    except StartError as error:
+        return Check("fail", "model", str(error))

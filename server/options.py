@@ -1,0 +1,84 @@
+"""The settings as options of a command: each once, with its default, its choices and its old name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from .renames import SETTINGS, option, variable
+from .settings import Settings, file_of, unknown_variables
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; says so in a line for each."""
+
+
+def add_settings(parser: argparse.ArgumentParser, *, hidden: bool = False) -> None:
+    """Give `parser` an option for each setting; those that are not given are not in its namespace.
+
+    Args:
+        hidden: leave them out of `--help`.
+    """
+    for name, now in [*((name, name) for name in Settings.model_fields), *SETTINGS.items()]:
+        field, chosen = Settings.model_fields[now], choices(now)
+        default = field.get_default(call_default_factory=True)
+        described = argparse.SUPPRESS if hidden or name != now else f"{field.description} [{default}]"
+        given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": described}
+        if field.annotation is bool:
+            given["action"] = argparse.BooleanOptionalAction
+        else:
+            if type(None) in get_args(field.annotation):
+                given["type"] = lambda text: None if text == "none" else text
+            given["metavar"] = f"{{{','.join(chosen)}}}" if chosen else name.rpartition("_")[2].upper()
+        parser.add_argument(option(name), **given)
+
+
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """The settings of options, over those of `AWNET_*` variables, over those of the file that `config` names.
+
+    Variables that begin like one of ours and are none get a warning on stderr.
+
+    Args:
+        given: what a parser with `add_settings` found; its other entries are left alone.
+
+    Raises:
+        SettingsError: values that are none, a file that cannot be read, or a setting that has two names.
+    """
+    for warning in unknown_variables(os.environ):
+        print(warning, file=sys.stderr)
+    known = {name: value for name, value in given.items() if name in Settings.model_fields or name in SETTINGS}
+    try:
+        return Settings(**known)
+    except ValidationError as error:
+        lines = []
+        for found in error.errors():
+            name = ".".join(str(part) for part in found["loc"])
+            lines.append(f"setting {name} ({_source(name, known)}): {found['msg']}{_nearest(name, found['input'])}")
+        raise SettingsError("\n".join(lines)) from None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """What the setting may be, where that is a short list."""
+    annotation = Settings.model_fields[name].annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _source(name: str, known: Mapping[str, Any]) -> str:
+    """Where a setting that is wrong was set, as far as that is to be told: its variable, or the file."""
+    path = file_of(known)
+    if path is not None and name not in known and variable(name) not in os.environ:
+        return f"{name} in {path}"
+    return variable(name)
+
+
+def _nearest(name: str, value: object) -> str:
+    near = get_close_matches(str(value).lower(), choices(name), 1) if name in Settings.model_fields else []
+    return f": {near[0]} is meant?" if near else ""

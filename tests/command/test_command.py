@@ -1,0 +1,121 @@
+"""`awnet COMMAND ...`: what it says, how fast, and whom it hands over to."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from awnet.__main__ import COMMANDS, main
+from domain import __version__
+from tests.repository import ROOT
+
+HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "fastapi", "pydantic"}
+MOST_CPU_SECONDS = 0.3
+
+
+def ask(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A fresh interpreter's answer, and the CPU time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "awnet", *arguments]
+    said = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""}, capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return said, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["sevre"]])
+def test_what_awnet_is_for_is_said_at_once(arguments: list[str]) -> None:
+    """Before anything is imported that takes time: the least of three runs counts, since the machine is shared."""
+    assert min(ask(*arguments)[1] for _ in range(3)) < MOST_CPU_SECONDS
+    loaded = f"import sys; from awnet.__main__ import main; main({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    said = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
+    assert HEAVY & set(said.stderr.split()) == set()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_the_options_of_a_command_that_needs_no_torch_are_said_at_once(command: str) -> None:
+    """`awnet serve --help` reads its options off the settings, and loads no model and no front end for it."""
+    least = 9.0
+    for _ in range(3):
+        said, seconds = ask(command, "--help")
+        assert said.returncode == 0 and "--max-batch" in said.stdout, said.stderr
+        least = min(least, seconds)
+    assert least < MOST_CPU_SECONDS
+
+
+def test_the_help_names_every_command_and_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        (line,) = [line for line in said.splitlines() if line.startswith(f"  {name} ")]
+        assert command.about in line and (f"[{command.extra}]" in line) == (command.extra is not None)
+
+
+def test_the_version_is_the_packages_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"awnet {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("sevre", "serve is meant?"), ("doctr", "doctor is meant?"), ("xyz", "there are")]
+)
+def test_a_command_that_is_none_is_told_the_nearest(given: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"awnet: {given} is no command") and meant in line
+
+
+def test_without_a_command_the_usage_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("usage: awnet COMMAND")
+
+
+@pytest.mark.parametrize(("name", "extra"), [(name, c.extra) for name, c in COMMANDS.items() if c.extra])
+def test_a_command_whose_extra_is_missing_says_which_to_install(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line instead of a traceback."""
+    for module in [m for m in sys.modules if m.partition(".")[0] in ("torch", "training", "export", "onnx")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main([name, "--help"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line in {f"awnet {name} needs {module}: pip install 'awnet-server[{extra}]'" for module in ("torch", "onnx")}
+
+
+def test_a_module_of_ours_that_is_missing_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken package must not read as one that lacks an extra."""
+    monkeypatch.setitem(sys.modules, "training.train", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [("serve", "server"), ("train", "training.train"), ("export", "export.onnx"), ("audit", "training.audit")],
+)
+def test_a_command_hands_its_options_over(command: str, program: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It refuses what `python -m PROGRAM` refuses, in the same words."""
+    with pytest.raises(SystemExit) as refused:
+        main([command, "--no-such-option"])
+    mine = capfd.readouterr().err
+    theirs = subprocess.run(
+        [sys.executable, "-m", program, "--no-such-option"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.value.code == theirs.returncode == 2
+    assert mine == theirs.stderr
+
+
+def test_an_audit_is_of_a_checkpoint_or_of_a_file_by_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--model", "nothing.onnx", "--out", "audit.json"]) == 2
+    assert capsys.readouterr().err.startswith("not audited: ")
