@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from server.core.policy import POLICIES
 from server.core.verdict import VERDICTS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
@@ -31,6 +32,7 @@ LABELS = {
     "block": "a block of the network, from the contract: `blocks.0` and so on",
     "calibrated": "`true` or `false`: whether the thresholds speak for the image",
     "code": "HTTP status; of gRPC calls the HTTP status of the same outcome; 499 where the client left unanswered",
+    "decision": "`answered`, `withheld`; `answered-unsure`, `withheld-unsure` where no threshold speaks for the image",
     "domain": "a domain of the contract, such as `pristine`",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
@@ -38,6 +40,9 @@ LABELS = {
     "model": "a configured model",
     "of": "`uncalibrated`: their share among all images; `suspicious`, `adversarial`: the share of uncalibrated images "
     "over that threshold",
+    "policy": "that of the requests: "
+    + ", ".join(f"`{policy}`" for policy in POLICIES)
+    + "; of `observe` nothing is carried out",
     "reason": "the type of the problem, as in [api.md](api.md), and `client-gone`",
     "result": "of reloads "
     + ", ".join(f"`{result}`" for result in get_args(ReloadResult))

@@ -150,6 +150,12 @@ class AnimatedImage(ImageError):
     slug, title = "animated-image", "Animated image"
 
 
+class ImageRejected(RequestError):
+    """By a policy: the detector flags the image, or does not speak for it. The image could be decoded."""
+
+    slug, title = "image-rejected", "Image rejected"
+
+
 class Unavailable(AWNetError):
     """Nothing is wrong with the request; trying again later may help."""
 
@@ -240,6 +246,7 @@ STATUS: dict[type[AWNetError], int] = {
     ImageTooLarge: 413,
     UnsupportedMedia: 415,
     ImageError: 422,
+    ImageRejected: 422,
     InvalidQuery: 422,
     MissingImage: 422,
     Unauthorized: 401,

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from .access.access import Access
+from .access.access import Access, KeysRead
 from .access.caller import Caller
 from .core.cpu_limits import usable_cores
 from .core.decoding import DecodePool, Decoding
 from .core.engine import Engine, Model, Priority, Signals, Terms
 from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
+from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
 from .core.verdict import Judgement, judge_image
 from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
 from .monitoring.detection import Monitor
@@ -45,12 +46,28 @@ CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The engine's answer in `mode` and one judgement an image, in their order."""
+    """The engine's answer in `mode`, one judgement and one decision an image, in their order.
+
+    Attributes:
+        decisions: those of `policy`; a front end carries out what `withheld` says.
+    """
 
     model: Model
     mode: Mode
     signals: Signals
     judgements: list[Judgement]
+    policy: Policy
+    decisions: list[Decision]
+
+    def withheld(self, policy: Policy) -> list[int]:
+        """The images that `policy` withholds from the client: none where the request has another policy."""
+        if policy != self.policy or policy not in APPLIED:
+            return []
+        return [n for n, decision in enumerate(self.decisions) if decision in WITHHELD]
+
+    def reasons(self, withheld: Sequence[int]) -> str:
+        """Why these images are withheld, as the end of a sentence."""
+        return "; ".join(dict.fromkeys(reason(self.judgements[n], self.decisions[n]) for n in withheld))
 
 
 class Fleet(Protocol):
@@ -112,7 +129,8 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self.monitor = monitor
-        self.access = Access(settings, metrics.keys_read)
+        self._policies = settings.decides
+        self.access = Access(settings, self._keys_read)
         if self.access.by_keys:
             metrics.expect_keys()
         self.requests = Requests(metrics, monitor.clients)
@@ -146,6 +164,7 @@ class Service:
         self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
+        self._expect_decisions()
         metrics.follow(lambda: self.models.ready and engine.up(), lambda: engine.waiting() + self.decoding.pool.waiting)
 
     @property
@@ -273,7 +292,7 @@ class Service:
         return Terms(time.monotonic() + seconds, priority)
 
     async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms) -> Outcome:
-        """Answers and judgements; counts verdicts, scores and stages.
+        """Answers, judgements and decisions; counts verdicts, decisions, scores and stages.
 
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
@@ -299,10 +318,13 @@ class Service:
         judgements = [
             judge_image(score, image.traits, domains, prior) for score, image in zip(scores, images, strict=True)
         ]
+        policy = self._policies.of(model.name, self.caller.policy)
+        decisions = self._policies.decide(policy, judgements)
         self.metrics.count_verdicts(model, lease.mode, judgements)
+        self.metrics.count_decisions(model, policy, decisions)
         self.metrics.stages(signals)
         self.verdict_history.add(judged.verdict for judged in judgements)
-        outcome = Outcome(model, lease.mode, signals, judgements)
+        outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions)
         self._monitor_answer(outcome)
         return outcome
 
@@ -312,10 +334,19 @@ class Service:
         request = CURRENT.get()
         if request is not None:
             request.record_judgements(outcome.model, outcome.mode, judgements, outcome.signals)
+            request.record_decisions(outcome.policy, outcome.decisions)
             if request.client_address is not None:
                 for judged in judgements:
                     if judged.verdict != "clean":
                         self.monitor.clients.flagged(request.client_address)
+
+    def _keys_read(self, result: KeysRead) -> None:
+        self.metrics.keys_read(result)
+        self._expect_decisions()
+
+    def _expect_decisions(self) -> None:
+        for name in (self.settings.model, *self.settings.further_models):
+            self.metrics.expect_decisions(name, {self._policies.of(name), *self.access.policies})
 
     def _counted(self) -> Counted:
         clients = self.monitor.clients

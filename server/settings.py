@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,6 +26,7 @@ from pydantic_settings import (
 from .core.answers import Answers
 from .core.bundled import model_repository
 from .core.modes import Mode
+from .core.policy import POLICIES, At, Policies, Policy, Unsure
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
@@ -99,6 +100,21 @@ class Settings(BaseSettings):
         gt=0,
         lt=1,
         description="Share of attacked images among all, as far as you know; `probability` rests on it.",
+    )
+
+    policy: Policy = Field(
+        "flag",
+        description="What becomes of flagged images: 'flag' tells the verdict, 'abstain' gives no class, 'reject' "
+        "refuses the image, 'observe' only counts what those two would do.",
+    )
+    policies: str = Field(
+        "",
+        description="Models with a policy of their own: MODEL=POLICY, separated by commas; that of a key goes first.",
+    )
+    policy_at: At = Field("adversarial", description="Least verdict that 'abstain' and 'reject' act upon.")
+    unsure: Unsure = Field(
+        "closed",
+        description="Images that no threshold speaks for are withheld by a policy ('closed') or answered ('open').",
     )
 
     timeout_seconds: Seconds = Field(10.0, gt=0, description="Longest time for a request; a client may ask for less.")
@@ -220,9 +236,24 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _models(cls, value: str) -> str:
-        for name in filter(None, (part.strip() for part in value.split(","))):
+        for name in _names(value):
             if not re.fullmatch(MODEL_NAME, name):
                 raise ValueError(f"{name!r} is no model name")
+        return value
+
+    @field_validator("policies")
+    @classmethod
+    def _policies(cls, value: str, given: ValidationInfo) -> str:
+        # A slip in a name would leave that model without its policy.
+        served = {given.data.get("model"), *_names(given.data.get("models", ""))}
+        named = [part.partition("=") for part in _names(value)]
+        for name, _, policy in named:
+            if policy not in POLICIES:
+                raise ValueError(f"must be MODEL=POLICY, separated by commas, with one of {', '.join(POLICIES)}")
+            if name not in served:
+                raise ValueError(f"{name!r} is not served")
+        if len({name for name, _, _ in named}) < len(named):
+            raise ValueError("names a model twice")
         return value
 
     @field_validator("canary")
@@ -243,8 +274,13 @@ class Settings(BaseSettings):
     @property
     def further_models(self) -> tuple[str, ...]:
         """Names of `models`, each once, without the default model."""
-        names = dict.fromkeys(filter(None, (part.strip() for part in self.models.split(","))))
-        return tuple(name for name in names if name != self.model)
+        return tuple(name for name in dict.fromkeys(_names(self.models)) if name != self.model)
+
+    @property
+    def decides(self) -> Policies:
+        """What is decided of images that the detector flags or is unsure of."""
+        own = {name: policy for name, _, policy in (part.partition("=") for part in _names(self.policies))}
+        return Policies(self.policy, cast(dict[str, Policy], own), self.policy_at, self.unsure)
 
     @property
     def pinned(self) -> int | None:
@@ -260,6 +296,11 @@ class Settings(BaseSettings):
     @property
     def shadow_version(self) -> int | None:
         return int(self.shadow) if self.shadow else None
+
+
+def _names(value: str) -> list[str]:
+    """The parts of a list separated by commas."""
+    return [name for name in (part.strip() for part in value.split(",")) if name]
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from ..core.policy import Policy
 from ..errors import StartupError, Unauthorized
 from ..settings import Settings
 from .caller import SCOPES, Caller
@@ -59,6 +60,12 @@ class Access:
     def anonymous(self) -> Caller:
         """A caller without a key."""
         return self._keys.anonymous
+
+    @property
+    def policies(self) -> set[Policy]:
+        """Those that callers may have instead of the settings'."""
+        of_keys = (entry.policy for entry in self._keys.entries.values())
+        return {policy for policy in (self.anonymous.policy, *of_keys) if policy is not None}
 
     def identify(self, headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> Caller:
         """Who sent a request.

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Scope
 from .. import __version__
 from ..access.caller import Scope as KeyScope
 from ..core.images import EncodedImage
+from ..core.policy import APPLIED
 from ..errors import (
     READ,
     AWNetError,
@@ -39,6 +40,7 @@ from .exchange import Exchange
 from .front import Front, routes_of
 from .query import parse_model_query, parse_query
 from .schemas import results
+from .withheld import withheld
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 PAGE_FILE = f"{page.PREFIX}{{file}}"
@@ -182,7 +184,7 @@ class PublicFront(Front):
                 outcome = await service.run(lease, images, terms)
         signals = outcome.signals
         decoded = [image.decoded for image in images if image.decoded is not None]
-        answers = results(outcome, decoded, query, settings.prior)
+        answers = withheld(outcome, results(outcome, decoded, query, settings.prior), request.id)
         timing = {
             "decode": round(1000 * signals.decode_seconds, 3),
             "queue": round(1000 * signals.queue_seconds, 3),
@@ -193,6 +195,7 @@ class PublicFront(Front):
             "request_id": request.id,
             "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
             "mode": outcome.mode,
+            **({"policy": outcome.policy} if outcome.policy in APPLIED else {}),
             "results": answers,
             "timing_ms": timing,
         }

@@ -27,7 +27,8 @@ PREDICT_PROBLEMS = {
     406: "The answer is JSON, which the Accept header does not allow.",
     413: "The body, an image, or the number of images is too large.",
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
-    422: "No image, an image that cannot be decoded, an unknown query value, or a mode that the model lacks.",
+    422: "No image, an image that cannot be decoded, an unknown query value, a mode that the model lacks, or a policy "
+    "rejects every image.",
     503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
     504: "The answer would have come after the deadline.",
 }

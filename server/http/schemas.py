@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ..core.contract import OmegaSlice
 from ..core.images import DecodedImage
 from ..core.modes import Mode
+from ..core.policy import Decision, Policy
 from ..core.verdict import Verdict, probabilities, shown, significant, top
 from ..service import Outcome
 from .query import Query, SignalsLevel
@@ -155,10 +156,33 @@ class OmegaSignals(Shape):
 
 
 class Result(Shape):
+    """What is said about one image. `predictions` are empty where the policy abstains; `decision` is that of a policy
+    that is carried out.
+    """
+
     predictions: list[Class]
     adversarial: Adversarial
     image: ImageFacts
     signals: OmegaSignals | None = None
+    decision: Decision | None = None
+
+
+class Problem(Shape):
+    """An error, `application/problem+json` (RFC 9457). `image` is the place of the offending image, from 0."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    image: int | None = None
+
+
+class Rejected(Shape):
+    """In place of a result: the policy rejects this image, and others of the request are answered."""
+
+    problem: Problem
+    decision: Decision
 
 
 class Timing(Shape):
@@ -171,21 +195,14 @@ class Timing(Shape):
 
 
 class Answer(Shape):
-    """What /predict answers; `mode` is the operating mode in which the model did."""
+    """What /predict answers; `mode` is the operating mode in which the model did.
+
+    `policy` is named where it may withhold something: `abstain` or `reject`.
+    """
 
     request_id: str
     model: ModelId
     mode: Mode
-    results: list[Result]
+    policy: Policy | None = None
+    results: list[Result | Rejected]
     timing_ms: Timing
-
-
-class Problem(Shape):
-    """An error, `application/problem+json` (RFC 9457). `image` is the place of the offending image, from 0."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    image: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, get_args
 
 from prometheus_client import (
@@ -26,6 +26,7 @@ from .. import __version__
 from ..access.access import KeysRead
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
+from ..core.policy import DECISIONS, Decision, Policy
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import Forbidden, Unauthorized
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
@@ -108,6 +109,12 @@ class Metrics(Events):
         )
         self._mode_images = Counter(
             "awnet_mode_images", "Images answered, by operating mode.", ["model", "version", "mode"], registry=registry
+        )
+        self._decisions = Counter(
+            "awnet_policy_decisions",
+            "Images by what the policy of their request decided.",
+            ["model", "policy", "decision"],
+            registry=registry,
         )
         self._thresholds = Gauge(
             "awnet_threshold",
@@ -201,6 +208,7 @@ class Metrics(Events):
         # Looking a labelled child up costs more than counting it, and there are only a few.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._model_children: dict[tuple[str, int], _Children] = {}
+        self._decided = cache(self._decisions.labels)
         self._info: dict[str, dict[int, Role]] = {}
         for name in models:
             for result in get_args(ReloadResult):
@@ -238,6 +246,12 @@ class Metrics(Events):
         for result in get_args(KeysRead):
             self._keys_reads.labels(result)
 
+    def expect_decisions(self, model: str, policies: Iterable[Policy]) -> None:
+        """Decisions of these policies on images for this model are counted from 0 on."""
+        for policy in policies:
+            for decision in DECISIONS[policy]:
+                self._decided(model, policy, decision)
+
     def batch(self, images: int) -> None:
         """One execution of the model."""
         self._batch.observe(images)
@@ -255,6 +269,11 @@ class Metrics(Events):
         for judged in judgements:
             children.verdicts[judged.verdict].inc()
             children.scores.observe(judged.score)
+
+    def count_decisions(self, model: Model, policy: Policy, decisions: Sequence[Decision]) -> None:
+        """What `policy` decided of the images of one request to `model`."""
+        for decision in decisions:
+            self._decided(model.name, policy, decision).inc()
 
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""

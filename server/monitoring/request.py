@@ -18,6 +18,7 @@ from types import TracebackType
 from ..access.caller import NOBODY, Caller
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
+from ..core.policy import Decision, Policy
 from ..core.verdict import Judgement
 from ..errors import AWNetError
 from .clients import TopClients
@@ -83,6 +84,10 @@ class ObservedRequest:
         """`model` answered its images in `mode`."""
         record = self._record
         record.model, record.mode, record.judgements, record.signals = model, mode, judgements, signals
+
+    def record_decisions(self, policy: Policy, decisions: Sequence[Decision]) -> None:
+        """What `policy` made of its images."""
+        self._record.policy, self._record.decisions = policy, decisions
 
     def answered(self, status: int) -> None:
         """An answer has begun, with this status."""

@@ -17,6 +17,7 @@ import orjson
 
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
+from ..core.policy import Decision, Policy
 from ..core.verdict import Judgement
 
 LOGGER = "awnet.requests"
@@ -55,6 +56,8 @@ class Record:
     mode: Mode | None = None
     judgements: Sequence[Judgement] = ()
     signals: Signals | None = None
+    policy: Policy = "flag"
+    decisions: Sequence[Decision] = ()
     reason: str | None = None
     client: str | None = None
     key: str | None = None
@@ -93,6 +96,9 @@ class RequestLog:
             uncalibrated = Counter(judged.why for judged in record.judgements if judged.why is not None)
             if uncalibrated:
                 line["uncalibrated"] = dict(uncalibrated)
+        if record.policy != "flag":
+            line["policy"] = record.policy
+            line["decisions"] = dict(Counter(record.decisions))
         if record.signals is not None:
             stages = ("decode", "queue", "inference")
             line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}

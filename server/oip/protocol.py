@@ -22,6 +22,7 @@ from ..core.version import parse_version
 from ..errors import (
     AWNetError,
     ImageError,
+    ImageRejected,
     ImageTooLarge,
     InvalidTensor,
     NotReady,
@@ -39,7 +40,7 @@ PLATFORM = "onnxruntime_onnx"
 
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
 ALWAYS = OUTPUTS  # where a request names none
-ON_REQUEST = ("score", "verdict", "label", "calibrated", "probability", "domain", "why", "thresholds")
+ON_REQUEST = ("score", "verdict", "label", "calibrated", "probability", "domain", "why", "thresholds", "decision")
 PROBABILITY = "probability"  # of models whose contract maps scores
 MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
 BASE64 = "base64"  # the value of an input's parameter `content_type`
@@ -89,6 +90,7 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
         UnknownModel, NotReady: no such model or version, or not yet.
         UnknownMode: the version has no such mode.
         InvalidTensor, TooManyImages, ImageTooLarge: the request cannot be answered as it is.
+        ImageRejected: a policy withholds one of its images; the detail names all that it withholds.
         Unavailable: as `engine.Runner.infer`.
     """
     terms = _terms(service, request.parameters, max_seconds)
@@ -106,14 +108,17 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
             outcome = await service.run(lease, images, terms)
         except (ImageError, UnsupportedMedia) as error:
             raise _blamed(error) from error
+    rejected = outcome.withheld("reject")
+    if rejected:
+        raise _rejection(outcome, rejected, request.inputs[0].name)
     parameters = _about(outcome, service.settings.prior)
     return InferAnswer(outcome.model, [_output(name, outcome) for name in names], parameters)
 
 
 def status_of(error: AWNetError) -> int:
-    """The HTTP status of `error` in this protocol, which knows no 422: what cannot be answered is a bad request."""
+    """The HTTP status of `error` in this protocol: what cannot be answered is a bad request, and 422 is a rejection."""
     status = errors.status_of(error)
-    return 400 if status == 422 else status
+    return 400 if status == 422 and not isinstance(error, ImageRejected) else status
 
 
 def server_metadata() -> dict[str, Any]:
@@ -200,6 +205,7 @@ def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], lis
         ("domain", "BYTES", [-1]),
         ("why", "BYTES", [-1]),
         ("thresholds", "FP64", [-1, 2]),
+        ("decision", "BYTES", [-1]),
     ]
     return inputs, outputs
 
@@ -296,6 +302,11 @@ def _blamed(error: RequestError) -> AWNetError:
     return kind(detail, image=error.image)
 
 
+def _rejection(outcome: Outcome, rejected: Sequence[int], name: str) -> ImageRejected:
+    elements = f"element{'s'[: len(rejected) > 1]} {', '.join(map(str, rejected))}"
+    return ImageRejected(f"input {name!r}, {elements}: rejected, {outcome.reasons(rejected)}", image=rejected[0])
+
+
 def _maps_scores(model: Model) -> bool:
     """Whether its contract says what a score means as a probability."""
     return all(domain.score_map is not None for domain in model.contract.domains)
@@ -306,6 +317,9 @@ def _output(name: str, outcome: Outcome) -> Output:
     rows = len(judgements)
     if name in ALWAYS:
         values = getattr(signals, name)
+        if name == "logits" and (abstained := outcome.withheld("abstain")):
+            values = values.copy()
+            values[abstained] = np.nan
         return Output(name, "FP32", values.shape, values)
     if name == "score":
         return Output(name, "FP32", (rows,), signals.p_type[:, 0])
@@ -326,8 +340,12 @@ def _output(name: str, outcome: Outcome) -> Output:
         return Output(name, "BYTES", (rows,), [found.encode() for found in names])
     if name == "why":
         return Output(name, "BYTES", (rows,), [(judged.why or "").encode() for judged in judgements])
-    labels = outcome.model.contract.labels
-    return Output(name, "BYTES", (rows,), [labels[best].encode() for best in signals.logits.argmax(axis=1).tolist()])
+    if name == "decision":
+        return Output(name, "BYTES", (rows,), [decision.encode() for decision in outcome.decisions])
+    labels, best = outcome.model.contract.labels, signals.logits.argmax(axis=1).tolist()
+    abstained = outcome.withheld("abstain")
+    named = [b"" if row in abstained else labels[best[row]].encode() for row in range(rows)]
+    return Output(name, "BYTES", (rows,), named)
 
 
 def _about(outcome: Outcome, prior: float) -> dict[str, Scalar]:

@@ -156,7 +156,7 @@ async def _infer(
             parts.append(output.raw())
             described["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            described["data"] = output.listed()
+            described["data"] = output.listed()  # JSON has no NaN: orjson writes null
         outputs.append(described)
     parts[0] = orjson.dumps(document)
     if len(parts) == 1:

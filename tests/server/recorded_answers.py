@@ -69,7 +69,9 @@ _NAMED = (
     f"`golden_probes` of GET /admin/detection is there under its old name `canaries`, too, beside it what is "
     f"told of uncalibrated images; `modes` of each version; {_LIKE_ANY}"
 )
-_OUTPUTS = "domain, why and thresholds are outputs on request, and probability of models that map their scores"
+_OUTPUTS = (
+    "domain, why, thresholds and decision are outputs on request, and probability of models that map their scores"
+)
 _VERSION = "the version is the one of the package, in a checkout too"
 _MODE = "the parameter `mode` of request and response"
 CHANGED: dict[str, str] = {
@@ -85,7 +87,7 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: *": _MODE,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; {_VERSION}",
+    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; {_VERSION}",
     "GET /v2": _VERSION,
     "GET /v2/": _VERSION,
     "gRPC ServerMetadata": _VERSION,
@@ -112,7 +114,7 @@ CHANGED: dict[str, str] = {
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
-    "readings of a file of keys are counted",
+    "readings of a file of keys, and decisions of policies, are counted",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer",
 }

@@ -142,3 +142,32 @@ def test_the_help_names_every_choice_and_a_wrong_one_is_told_the_nearest(capsys:
         assert main([option(name), given]) == 2
         (near,) = get_close_matches(given.lower(), choices(name), 1)
         assert capsys.readouterr().err.endswith(f": {near} is meant?\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("awnet=deny", "must be MODEL=POLICY, separated by commas, with one of flag, abstain, reject, observe"),
+        ("reject", "must be MODEL=POLICY, separated by commas, with one of flag, abstain, reject, observe"),
+        ("awnt=reject", "'awnt' is not served"),
+        ("awnet=reject,awnet=flag", "names a model twice"),
+    ],
+)
+def test_a_policy_that_no_model_would_follow_is_refused(
+    given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip in a name would leave a model open that was meant to be guarded."""
+    assert main(["--policies", given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"setting policies (AWNET_POLICIES): Value error, {said}"
+
+
+def test_each_model_has_the_policy_that_the_settings_give_it() -> None:
+    settings = read_settings(
+        ["--models", "wide, strict", "--policies", "strict=reject, awnet=flag", "--policy", "abstain"]
+    )
+    assert {name: settings.decides.of(name) for name in ("awnet", "wide", "strict")} == {
+        "awnet": "flag",
+        "wide": "abstain",
+        "strict": "reject",
+    }

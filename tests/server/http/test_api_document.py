@@ -5,29 +5,53 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.errors import AWNetError, StartupError, status_of
-from server.http.schemas import Answer, OmegaSignals, Problem
-from tests.server.tiny import ROOT, Running
+from server.http.schemas import Answer, OmegaSignals, Problem, Rejected
+from tests.server.small import Small
+from tests.server.tiny import ROOT, Running, encoded, plain
 
 TEXT = (ROOT / "docs/api.md").read_text("utf-8")
 
 
+def shown() -> list[Any]:
+    """The answers of the page, in their order."""
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+
+
 def test_the_answers_shown_have_the_shape_of_the_code() -> None:
     """No field more, none less."""
-    answer, signals, problem = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL))
+    answer, signals, rejected, problem = shown()
     Answer.model_validate(answer)
     OmegaSignals.model_validate(signals["signals"])
+    Rejected.model_validate(rejected)
     Problem.model_validate(problem)
+
+
+def test_the_rejection_shown_is_that_of_the_code(tmp_path: Path) -> None:
+    """Of the second of two images."""
+    small = Small(tmp_path, policy="reject")
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + encoded(plain(red)) + b"\r\n"
+        for red in (0.2, 0.9)
+    ]
+    body = b"".join(parts) + b"--x--\r\n"
+    _, _, content = small.http("POST", "/predict", {b"content-type": b"multipart/form-data; boundary=x"}, body)
+    small.close()
+    _, _, told, _ = shown()
+    [_, rejected] = json.loads(content)["results"]
+    told["problem"]["request_id"] = rejected["problem"]["request_id"]
+    assert told == rejected
 
 
 @pytest.mark.process
 def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     """A reader who sends examples/ship.png gets what the page prints; another processor may round differently."""
-    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+    told, signals, _, refused = shown()
     running = Running(ROOT / "model_repository")
     try:
         running.wait_ready()
@@ -39,10 +63,10 @@ def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
         running.stop()
     answer = reply.json()
     [result] = answer["results"]
-    assert close(shown[1]["signals"], result.pop("signals"))
-    assert answer["model"] == shown[0]["model"]
-    assert close(shown[0]["results"], [result])
-    assert {**shown[2], "request_id": ""} == {**problem.json(), "request_id": ""}
+    assert close(signals["signals"], result.pop("signals"))
+    assert answer["model"] == told["model"]
+    assert close(told["results"], [result])
+    assert {**refused, "request_id": ""} == {**problem.json(), "request_id": ""}
 
 
 def close(shown: Any, given: Any) -> bool:

@@ -133,6 +133,7 @@ def test_model_metadata_names_versions_inputs_and_outputs(small: Small, path: st
         "domain": ("BYTES", [-1]),
         "why": ("BYTES", [-1]),
         "thresholds": ("FP64", [-1, 2]),
+        "decision": ("BYTES", [-1]),
     }
 
 

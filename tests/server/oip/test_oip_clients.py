@@ -33,7 +33,19 @@ from tests.server.tiny import CHANNELS, LABELS, ROOT, SIZE, Running, encoded, no
 from tests.waiting import eventually
 
 IMAGES = np.random.default_rng(11).integers(0, 256, (3, 3, SIZE, SIZE), np.uint8)
-ALL = ["logits", "p_type", "omega", "score", "verdict", "label", "calibrated", "domain", "why", "thresholds"]
+ALL = [
+    "logits",
+    "p_type",
+    "omega",
+    "score",
+    "verdict",
+    "label",
+    "calibrated",
+    "domain",
+    "why",
+    "thresholds",
+    "decision",
+]
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 ENCODED = {

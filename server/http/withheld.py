@@ -1,0 +1,28 @@
+"""What a policy leaves of the results of /predict: no class where it abstains, a problem where it rejects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.policy import APPLIED
+from ..errors import ImageRejected, problem
+from ..service import Outcome
+
+
+def withheld(outcome: Outcome, answers: list[dict[str, Any]], request_id: str) -> list[dict[str, Any]]:
+    """`answers`, one an image, with the decision on each, as far as its policy is carried out.
+
+    Raises ImageRejected where no image is left.
+    """
+    if outcome.policy not in APPLIED:
+        return answers
+    rejected = outcome.withheld("reject")
+    if rejected and len(rejected) == len(answers):
+        who = "the image is" if len(answers) == 1 else f"all {len(answers)} images are"
+        raise ImageRejected(f"{who} rejected: {outcome.reasons(rejected)}", image=None if len(answers) > 1 else 0)
+    for row in rejected:
+        error = ImageRejected(f"the image is rejected: {outcome.reasons([row])}", image=row)
+        answers[row] = {"problem": problem(error, request_id)}
+    for row in outcome.withheld("abstain"):
+        answers[row]["predictions"] = []
+    return [{**answer, "decision": decision} for answer, decision in zip(answers, outcome.decisions, strict=True)]
