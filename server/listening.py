@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from typing import Any
 
@@ -51,6 +52,14 @@ def listen(host: str, port: int, option: str) -> list[socket.socket]:
     except OSError as error:  # another process has bound the same address, and listened first
         raise _refused(host, port, option, error) from None
     return bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches whoever listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _refused(host: str, port: int, option: str, error: OSError) -> StartupError:

@@ -23,6 +23,7 @@ from .core.modes import Mode
 from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
 from .core.verdict import Judgement, judge_image
 from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
+from .listening import is_loopback
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, exposition, snapshot
@@ -236,8 +237,13 @@ class Service:
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The metrics of the whole service for a scrape, and their content type. Raises LinkLost."""
-        return exposition((await self._fleet.counted(self._counted())).families, accept)
+        """The metrics of the whole service for a scrape, and their content type. Raises LinkLost.
+
+        Request ids are other callers': they go out as exemplars to whoever has a key for metrics, and where nobody has
+        keys, while only this machine is listened to.
+        """
+        private = self.caller.name is not None if self.access.by_keys else is_loopback(self.settings.host)
+        return exposition((await self._fleet.counted(self._counted())).families, accept, private)
 
     async def detection(self) -> dict[str, object]:
         """The detection report of the whole service, for the admin port. Raises LinkLost."""

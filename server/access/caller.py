@@ -43,6 +43,17 @@ class Caller:
     rate: Rate | None = None
     queue_share: float | None = None
 
+    @property
+    def sees_signals(self) -> bool:
+        """Whether logits, P_type and omega are told: that takes a scope, and answers that keep nothing back."""
+        return "signals" in self.scopes and self.answers == "exact"
+
+    def require_signals(self) -> None:
+        """Raises Unauthorized, Forbidden where `sees_signals` is false."""
+        self.require("signals")
+        if not self.sees_signals:
+            raise Forbidden(f"signals are not told to this caller, whose answers are {self.answers!r}")
+
     def require(self, scope: Scope) -> None:
         """Raises Unauthorized where nobody may without a key, Forbidden where this key may not."""
         if scope not in self.scopes:

@@ -40,6 +40,7 @@ from .exchange import Exchange
 from .front import Front, routes_of
 from .query import parse_model_query, parse_query
 from .schemas import results
+from .told import check, told
 from .withheld import withheld
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
@@ -61,6 +62,7 @@ _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 def create_app(service: Service) -> PublicFront:
     """The application on top of `service`; starting and stopping that is up to the caller."""
     app = _Routes(
+        by_keys=service.access.by_keys,
         title="AW-Net server",
         description="Which class, and was the image tampered with?",
         docs_url=None,  # its page loads scripts from another host
@@ -96,8 +98,17 @@ def create_app(service: Service) -> PublicFront:
     return PublicFront(app, service)
 
 
+def needed(path: str) -> KeyScope | None:
+    """The scope that a path needs, the page's own files aside."""
+    return NEEDED.get(path, "predict")
+
+
 class _Routes(FastAPI):
     """FastAPI without its error handlers: errors reach `Front` as exceptions, which answers all in one form."""
+
+    def __init__(self, *, by_keys: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._by_keys = by_keys
 
     def build_middleware_stack(self) -> ASGIApp:
         return AsyncExitStackMiddleware(self.router)
@@ -108,6 +119,8 @@ class _Routes(FastAPI):
                 title=self.title, version=__version__, description=self.description, routes=self.routes
             )
             self.openapi_schema = openapi.complete(schema)
+            if self._by_keys:
+                openapi.secured(self.openapi_schema, needed)
         return self.openapi_schema
 
 
@@ -130,7 +143,7 @@ class PublicFront(Front):
     def _needed(self, path: str) -> KeyScope | None:
         if self._page is not None and path in self._page.files:
             return None
-        return NEEDED.get(path, "predict")
+        return needed(path)
 
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
@@ -169,6 +182,7 @@ class PublicFront(Front):
         if not service.models.ready:
             raise NotReady("the model is not ready")  # before the body is taken in
         query = parse_query(scope["query_string"])
+        check(query, request.caller)
 
         body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
         content_type = headers.get(b"content-type", b"").decode("latin-1")
@@ -185,6 +199,7 @@ class PublicFront(Front):
         signals = outcome.signals
         decoded = [image.decoded for image in images if image.decoded is not None]
         answers = withheld(outcome, results(outcome, decoded, query, settings.prior), request.id)
+        answers = told(answers, request.caller.answers)
         timing = {
             "decode": round(1000 * signals.decode_seconds, 3),
             "queue": round(1000 * signals.queue_seconds, 3),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..access.caller import Scope
 from ..core.engine import PRIORITIES
 from ..core.modes import LOGITS
 from .description import Description
@@ -34,6 +35,7 @@ PREDICT_PROBLEMS = {
 }
 
 
+KEY_PROBLEMS = {401: "No key, or one that is not known.", 403: "The key lacks the scope."}
 MODEL_PROBLEMS = {status: PREDICT_PROBLEMS[status] for status in (404, 422, 503)} | {422: "An unknown query value."}
 VERSION = {
     "name": "version",
@@ -67,17 +69,34 @@ def complete(openapi: dict[str, Any]) -> dict[str, Any]:
     return openapi
 
 
+def secured(openapi: dict[str, Any], needed: Callable[[str], Scope | None]) -> dict[str, Any]:
+    """`openapi` of a server with keys: how one is sent, and the scope that each path needs, None for none."""
+    openapi["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, methods in openapi["paths"].items():
+        scope = needed(path)
+        for operation in methods.values():
+            operation["security"] = [] if scope is None else [{"bearer": [scope]}, {"header": [scope]}]
+            if scope is not None:
+                operation["responses"] |= _problems(KEY_PROBLEMS)
+    return openapi
+
+
+def _problems(problems: Mapping[int, str]) -> dict[str, Any]:
+    """Refusals among the `responses` of a route."""
+    return {str(status): _described(text, "application/problem+json", Problem) for status, text in problems.items()}
+
+
+def _described(text: str, media: str, shape: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    return {"description": text, "content": {media: {"schema": schema}}}
+
+
 def _answers(good: str, shape: type[BaseModel], problems: Mapping[int, str]) -> dict[str, Any]:
     """The `responses` of a route that answers `shape` as JSON, or a problem."""
-
-    def described(text: str, media: str, shape: type[BaseModel]) -> dict[str, Any]:
-        schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
-        return {"description": text, "content": {media: {"schema": schema}}}
-
-    return {
-        "200": described(good, "application/json", shape),
-        **{str(status): described(text, "application/problem+json", Problem) for status, text in problems.items()},
-    }
+    return {"200": _described(good, "application/json", shape), **_problems(problems)}
 
 
 def _predict() -> dict[str, Any]:
@@ -183,6 +202,9 @@ def html(openapi: Mapping[str, Any]) -> str:
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2><code>{method} {escape(path)}</code></h2>\n<p>{escape(operation.get('summary', ''))}</p>"
+    for scheme in operation.get("security", ())[:1]:
+        [scope] = scheme["bearer"]
+        yield f"<p>Needs a key with the scope <code>{escape(scope)}</code>: <code>Authorization: Bearer KEY</code>.</p>"
     if body := operation.get("requestBody"):
         kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
         yield f"<h3>Body</h3>\n<p>{kinds}</p>"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from ..core.answers import Level
 from ..core.contract import OmegaSlice
 from ..core.images import DecodedImage
 from ..core.modes import Mode
@@ -185,6 +186,55 @@ class Rejected(Shape):
     decision: Decision
 
 
+class ClassInLevels(Shape):
+    class_id: int
+    label: str
+    probability_level: Level
+
+
+class AdversarialInLevels(Shape):
+    """`Adversarial` with levels in the place of `score` and `probability`."""
+
+    score_level: Level
+    probability_level: Level | None
+    verdict: Verdict
+    thresholds: Points
+    target_fpr: Points
+    prior: float
+    calibrated: bool
+    why: str | None
+    domain: str | None
+
+
+class ResultInLevels(Shape):
+    """A result for callers whose answers are `bands`."""
+
+    predictions: list[ClassInLevels]
+    adversarial: AdversarialInLevels
+    image: ImageFacts
+    decision: Decision | None = None
+
+
+class ClassAlone(Shape):
+    class_id: int
+    label: str
+
+
+class VerdictAlone(Shape):
+    verdict: Verdict
+    calibrated: bool
+    why: str | None
+
+
+class ResultOfVerdict(Shape):
+    """A result for callers whose answers are `verdict`: the most probable class and the verdict."""
+
+    predictions: list[ClassAlone]
+    adversarial: VerdictAlone
+    image: ImageFacts
+    decision: Decision | None = None
+
+
 class Timing(Shape):
     """Milliseconds; `total` runs from the request's headers to its answer."""
 
@@ -204,5 +254,5 @@ class Answer(Shape):
     model: ModelId
     mode: Mode
     policy: Policy | None = None
-    results: list[Result | Rejected]
+    results: list[Result | ResultInLevels | ResultOfVerdict | Rejected]
     timing_ms: Timing

@@ -40,13 +40,14 @@ class Counted:
     flagged_images: int
 
 
-def exposition(families: Families, accept: str) -> tuple[bytes, str]:
-    """What Prometheus scrapes, and its content type: OpenMetrics with exemplars where `accept` has it.
+def exposition(families: Families, accept: str, exemplars: bool = True) -> tuple[bytes, str]:
+    """What Prometheus scrapes, and its content type: OpenMetrics where `accept` has it, with exemplars if wanted.
 
     Renamed metrics come at the end once more, under their old names.
     """
     source: Any = _WithOldNames(families)
     if "application/openmetrics-text" in accept:
+        source = source if exemplars else _WithoutExemplars(source)
         text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(source), CONTENT_TYPE
@@ -106,6 +107,19 @@ class _WithOldNames:
                 )
                 again.samples = [sample._replace(name=old) for sample in family.samples]
                 yield again
+
+
+class _WithoutExemplars:
+    """Families whose samples name no request."""
+
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families.collect():
+            bare = Metric(family.name, family.documentation, family.type)
+            bare.samples = [sample._replace(exemplar=None) for sample in family.samples]
+            yield bare
 
 
 class _Merged:

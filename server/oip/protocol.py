@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, errors
-from ..core.engine import OUTPUTS, Model, Terms
+from ..access.caller import Caller
+from ..core.answers import level
+from ..core.engine import Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
 from ..core.version import parse_version
 from ..errors import (
@@ -32,6 +34,7 @@ from ..errors import (
     UnsupportedMedia,
 )
 from ..service import Outcome, Service
+from .outputs import MAPPED, ON_REQUEST, SIGNALS, check, is_told, unnamed
 from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
 
 NAME = "awnet-server"
@@ -39,9 +42,6 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
 PLATFORM = "onnxruntime_onnx"
 
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
-ALWAYS = OUTPUTS  # where a request names none
-ON_REQUEST = ("score", "verdict", "label", "calibrated", "probability", "domain", "why", "thresholds", "decision")
-PROBABILITY = "probability"  # of models whose contract maps scores
 MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
 BASE64 = "base64"  # the value of an input's parameter `content_type`
 
@@ -60,7 +60,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `ALWAYS`."""
+    """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `unnamed`."""
 
     model: str
     version: int | None
@@ -87,6 +87,7 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
         max_seconds: the client stops waiting after this long, as the transport says (the deadline of a gRPC call).
 
     Raises:
+        Unauthorized, Forbidden: an output is none for this caller.
         UnknownModel, NotReady: no such model or version, or not yet.
         UnknownMode: the version has no such mode.
         InvalidTensor, TooManyImages, ImageTooLarge: the request cannot be answered as it is.
@@ -97,12 +98,12 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
     mode = request.parameters.get("mode")
     if mode is not None and not isinstance(mode, str):
         raise InvalidTensor("parameter 'mode' must be a text")
-    names = _wanted(request.outputs)
+    names = _wanted(request.outputs) or unnamed(service.caller)
+    check(names, service.caller)
     with service.lease(request.model, request.version, mode) as lease:
-        if PROBABILITY in names and not _maps_scores(lease.model):
-            raise InvalidTensor(
-                f"{quoted(lease.model.name)} has no output {PROBABILITY!r}: its contract maps no scores"
-            )
+        mapped = [name for name in names if name in MAPPED]
+        if mapped and not _maps_scores(lease.model):
+            raise InvalidTensor(f"{quoted(lease.model.name)} has no output {mapped[0]!r}: its contract maps no scores")
         images = _images(service, request.inputs, lease.model.contract.preprocessing.size)
         try:
             outcome = await service.run(lease, images, terms)
@@ -111,7 +112,7 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
     rejected = outcome.withheld("reject")
     if rejected:
         raise _rejection(outcome, rejected, request.inputs[0].name)
-    parameters = _about(outcome, service.settings.prior)
+    parameters = _about(outcome, service.settings.prior, service.caller)
     return InferAnswer(outcome.model, [_output(name, outcome) for name in names], parameters)
 
 
@@ -129,7 +130,7 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """What a model takes and gives. Of the two inputs a request has exactly one. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
-    inputs, outputs = _specifications(model)
+    inputs, outputs = _specifications(model, service.caller)
     return {
         "name": name,
         "versions": [str(number) for number in sorted(service.models.loaded()[name])],
@@ -142,7 +143,7 @@ def model_metadata(service: Service, name: str, version: int | None) -> dict[str
 def model_config(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """The same as Triton's model configuration. `max_batch_size` 0: shapes are whole. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
-    inputs, outputs = _specifications(model)
+    inputs, outputs = _specifications(model, service.caller)
 
     def kind(datatype: str) -> str:
         return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
@@ -189,11 +190,14 @@ def find(service: Service, name: str, version: int | None) -> Model:
     return versions[version]
 
 
-def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], list[tuple[str, str, list[int]]]]:
-    """(name, datatype, shape) of inputs and of outputs; -1 is the number of images."""
+_Specification = tuple[str, str, list[int]]
+
+
+def _specifications(model: Model, caller: Caller) -> tuple[list[_Specification], list[_Specification]]:
+    """(name, datatype, shape) of inputs, and of the outputs that the caller is told; -1 is the number of images."""
     size = model.contract.preprocessing.size
     inputs = [(IMAGE, "UINT8", [-1, 3, size, size]), (IMAGE_BYTES, "BYTES", [-1])]
-    outputs = [
+    outputs: list[_Specification] = [
         ("logits", "FP32", [-1, len(model.contract.labels)]),
         ("p_type", "FP32", [-1, 2]),
         ("omega", "FP32", [-1, model.contract.omega_channels]),
@@ -201,13 +205,16 @@ def _specifications(model: Model) -> tuple[list[tuple[str, str, list[int]]], lis
         ("verdict", "BYTES", [-1]),
         ("label", "BYTES", [-1]),
         ("calibrated", "BOOL", [-1]),
-        *([(PROBABILITY, "FP32", [-1])] if _maps_scores(model) else []),
+        ("probability", "FP32", [-1]),
         ("domain", "BYTES", [-1]),
         ("why", "BYTES", [-1]),
         ("thresholds", "FP64", [-1, 2]),
         ("decision", "BYTES", [-1]),
+        ("score_level", "BYTES", [-1]),
+        ("probability_level", "BYTES", [-1]),
     ]
-    return inputs, outputs
+    mapped = _maps_scores(model)
+    return inputs, [output for output in outputs if is_told(output[0], caller) and (mapped or output[0] not in MAPPED)]
 
 
 def _terms(service: Service, parameters: Mapping[str, Scalar], max_seconds: float) -> Terms:
@@ -227,7 +234,7 @@ def _unsigned(parameters: Mapping[str, Scalar], name: str) -> int:
 
 
 def _wanted(outputs: Sequence[Wanted]) -> tuple[str, ...]:
-    known = ALWAYS + ON_REQUEST
+    known = SIGNALS + ON_REQUEST
     names: list[str] = []
     for output in outputs:
         if output.name not in known:
@@ -240,7 +247,7 @@ def _wanted(outputs: Sequence[Wanted]) -> tuple[str, ...]:
             )
         _no_shared_memory(f"output {output.name!r}", output.parameters)
         names.append(output.name)
-    return tuple(names) or ALWAYS
+    return tuple(names)
 
 
 def _no_shared_memory(where: str, parameters: Mapping[str, Scalar]) -> None:
@@ -315,7 +322,7 @@ def _maps_scores(model: Model) -> bool:
 def _output(name: str, outcome: Outcome) -> Output:
     signals, judgements = outcome.signals, outcome.judgements
     rows = len(judgements)
-    if name in ALWAYS:
+    if name in SIGNALS:
         values = getattr(signals, name)
         if name == "logits" and (abstained := outcome.withheld("abstain")):
             values = values.copy()
@@ -325,8 +332,11 @@ def _output(name: str, outcome: Outcome) -> Output:
         return Output(name, "FP32", (rows,), signals.p_type[:, 0])
     if name == "calibrated":
         return Output(name, "BOOL", (rows,), np.array([judged.calibrated for judged in judgements], np.bool_))
-    if name == PROBABILITY:
+    if name == "probability":
         return Output(name, "FP32", (rows,), np.array([judged.probability for judged in judgements], np.float32))
+    if name in ("score_level", "probability_level"):
+        given = [judged.score if name == "score_level" else judged.probability or 0.0 for judged in judgements]
+        return Output(name, "BYTES", (rows,), [level(value).encode() for value in given])
     if name == "thresholds":
         # In double precision, as the verdict compares them.
         applied = [
@@ -348,21 +358,23 @@ def _output(name: str, outcome: Outcome) -> Output:
     return Output(name, "BYTES", (rows,), named)
 
 
-def _about(outcome: Outcome, prior: float) -> dict[str, Scalar]:
+def _about(outcome: Outcome, prior: float, caller: Caller) -> dict[str, Scalar]:
     """The response parameters: what the verdicts were measured by, and which file gave them in which mode.
 
-    A parameter holds for all images, so the thresholds are left out where images were measured by different ones.
+    A parameter holds for all images, so the thresholds are left out where images were measured by different ones; also
+    for a caller who is not told them.
     """
     judgements = outcome.judgements
     thresholds = judgements[0].applied.thresholds
     found: dict[str, Scalar] = {}
-    if all(judged.applied.thresholds == thresholds for judged in judgements):
-        found["threshold_suspicious"] = thresholds.suspicious.score
-        found["threshold_adversarial"] = thresholds.adversarial.score
-    found["target_fpr_suspicious"] = thresholds.suspicious.fpr
-    found["target_fpr_adversarial"] = thresholds.adversarial.fpr
-    if _maps_scores(outcome.model):
-        found["prior"] = prior
+    if is_told("thresholds", caller):
+        if all(judged.applied.thresholds == thresholds for judged in judgements):
+            found["threshold_suspicious"] = thresholds.suspicious.score
+            found["threshold_adversarial"] = thresholds.adversarial.score
+        found["target_fpr_suspicious"] = thresholds.suspicious.fpr
+        found["target_fpr_adversarial"] = thresholds.adversarial.fpr
+        if _maps_scores(outcome.model):
+            found["prior"] = prior
     found["calibrated"] = all(judged.calibrated for judged in judgements)
     found["mode"] = outcome.mode
     found["sha256"] = outcome.model.sha256

@@ -70,7 +70,8 @@ _NAMED = (
     f"told of uncalibrated images; `modes` of each version; {_LIKE_ANY}"
 )
 _OUTPUTS = (
-    "domain, why, thresholds and decision are outputs on request, and probability of models that map their scores"
+    "domain, why, thresholds, decision and levels are outputs on request, and probability of models that map their "
+    "scores"
 )
 _VERSION = "the version is the one of the package, in a checkout too"
 _MODE = "the parameter `mode` of request and response"

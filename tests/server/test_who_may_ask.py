@@ -242,6 +242,43 @@ def test_a_key_has_its_own_default_mode(tmp_path: Path) -> None:
         moded.close()
 
 
+def test_the_documents_say_what_a_key_is_for(small: Small) -> None:
+    """Each path its scope, as OpenAPI 3.1 has it, and how a key is sent; the page for people says the same."""
+    document = json.loads(ask(small, "GET", "/openapi.json", "predict")[2])
+    assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {"http", "apiKey"}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            scopes = {scope for scheme in operation["security"] for of in scheme.values() for scope in of}
+            assert scopes == (set() if NEEDED[path] is None else {NEEDED[path]})
+            assert ("401" in operation["responses"]) == bool(scopes)
+    page = ask(small, "GET", "/docs", "predict")[2].decode()
+    assert page.count("Needs a key with the scope <code>metrics</code>") == 1
+
+
+def test_request_ids_are_exemplars_for_whoever_has_a_key_for_metrics(tmp_path: Path) -> None:
+    """And on a server without keys while only its own machine reaches it: they are other callers' ids."""
+    keys = write(tmp_path / "keys.toml", table("ops"), '[anonymous]\nscopes = ["predict", "metrics"]\n')
+    expected = [
+        ({}, None, True),
+        ({"host": "::1"}, None, True),
+        ({"host": "0.0.0.0"}, None, False),
+        ({"api_keys": keys}, None, False),
+        ({"api_keys": keys, "host": "0.0.0.0"}, "ops", True),
+    ]
+    for settings, name, told in expected:
+        counting = Small(tmp_path / "models", **settings)
+        try:
+            counting.http("POST", "/predict", {b"x-request-id": b"somebodys", b"content-type": b"image/png"}, b"")
+            headers = {b"accept": b"application/openmetrics-text; version=1.0.0"}
+            if name is not None:
+                headers[b"x-api-key"] = key(name).encode()
+            text = counting.http("GET", "/metrics", headers)[2].decode()
+            assert text.endswith("# EOF\n")
+            assert ("somebodys" in text) == told, settings
+        finally:
+            counting.close()
+
+
 def test_the_request_log_names_the_key(small: Small, caplog: pytest.LogCaptureFixture) -> None:
     """Its name, also where it lacks the scope; of the key itself nothing, anywhere."""
     logger = logging.getLogger("awnet.requests")

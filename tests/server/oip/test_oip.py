@@ -23,7 +23,8 @@ from server.core.engine import Terms
 from server.core.images import Limits, decode
 from server.core.verdict import judge
 from server.errors import BodyTooLarge, DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull
-from server.oip import protocol, rest
+from server.oip import rest
+from server.oip.outputs import ON_REQUEST, SIGNALS
 from tests.server.schema_2 import schema_2
 from tests.server.small import Small
 from tests.server.tiny import CHANNELS, LABELS, SIZE, encoded, noise, plain, publish
@@ -134,6 +135,7 @@ def test_model_metadata_names_versions_inputs_and_outputs(small: Small, path: st
         "why": ("BYTES", [-1]),
         "thresholds": ("FP64", [-1, 2]),
         "decision": ("BYTES", [-1]),
+        "score_level": ("BYTES", [-1]),
     }
 
 
@@ -729,7 +731,7 @@ def test_malformed_bodies_never_break_the_server(small: Small) -> None:
         b"\\u0000",
         b"[" * 50,
         b'"',
-    ] + [f'"{word}"'.encode() for word in (*protocol.ALWAYS, *protocol.ON_REQUEST, "BYTES", "UINT8", "shape", "data")]
+    ] + [f'"{word}"'.encode() for word in (*SIGNALS, *ON_REQUEST, "BYTES", "UINT8", "shape", "data")]
     statuses: dict[int, int] = {}
     worst = 0.0
     for _ in range(4000):

@@ -45,6 +45,7 @@ ALL = [
     "why",
     "thresholds",
     "decision",
+    "score_level",
 ]
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
