@@ -45,10 +45,11 @@ from .evaluation.calibration import (
     calibrate_domains,
     rates_of,
 )
-from .evaluation.calibration_report import MIDDLE, described, left_by, microseconds, row, rows, table
+from .evaluation.calibration_report import MIDDLE, described, left_by, microseconds, row, rows, table, tolerance_table
 from .evaluation.detection import calibrate
 from .evaluation.pictures import PICTURES, changed
 from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
+from .evaluation.tolerance import MOST_FLAGGED, chosen, compared, of_group, tolerant
 from .hardware import DEVICES, device_of
 from .network import DetectingNetwork
 
@@ -80,10 +81,13 @@ def arguments() -> argparse.ArgumentParser:
     add(
         "--tolerated",
         type=float,
-        default=1.0,
+        nargs="+",
+        default=[1.0],
         metavar="SHARE",
         help="raise adversarial thresholds until no training kind of corruption, at no strength, has more than this "
-        "share of its images over its domain's (default: 1, they are quantiles of each domain's images)",
+        "share of its images over its domain's; of several, each domain takes the largest one with which no judging "
+        f"kind has more than {100 * MOST_FLAGGED:g} %% of its images over them (default: 1, they are quantiles of each "
+        "domain's images)",
     )
     add("--threads", type=int, help="CPU threads (default: torch's)")
     add("--device", default="cpu", help=DEVICES)
@@ -105,7 +109,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("images", 10), ("attacked", 4), ("evaded", 1), ("steps", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} must be at least {least}")
-    if not 0 < args.tolerated <= 1:
+    if not all(0 < share <= 1 for share in args.tolerated):
         raise ValueError("--tolerated is a share, above 0 and at most 1")
     if args.threads is not None:
         if args.threads < 1:
@@ -127,14 +131,17 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     models["T2"] = attackers_copy(net, "T2")
     before = (loaded.calibration or calibrate(net, split.images.split(500))).thresholds
     images = hostile_images(net, models, split.on(device), args, before)
-    calibration = calibrate_domains(net, split, [images[f"{name} 8/255"] for name in models], tolerated=args.tolerated)
+    calibration = calibrate_domains(net, split, [images[f"{name} 8/255"] for name in models])
     hostile = {name: Sample.of(net, x) for name, x in images.items()}
     for name in (name for name in images if name.startswith("T0") and not name.endswith(" 2/255")):
         hostile |= {f"{name}, then {k}": Sample.of(net, changed(images[name], k, MIDDLE)) for k in AFTERWARDS}
     for name in (f"{model} 8/255" for model in models):
         hostile[f"{name}, then {STRETCH[0]}"] = Sample.of(net, changed(images[name], *STRETCH))
     natural = natural_samples(net, split, args)
-    domains, maps = with_maps(calibration.domains, natural, hostile)
+    training, judging = (of_group(natural, group) for group in ("training", "judging"))
+    tolerated = chosen(calibration.domains, training, judging, args.tolerated)
+    tolerances = compared(calibration.domains, natural, hostile, args.tolerated, tolerated)
+    domains, maps = with_maps(tolerant(calibration.domains, training, tolerated), natural, hostile)
     kinds = {(name, strength): s for (name, strength), s in natural.items() if strength}
     rates = [
         rates_of(i, domains, natural["pristine", 0], kinds, t0_of(hostile, domain)) for i, domain in enumerate(domains)
@@ -148,6 +155,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
             "surrogates": {s.name: s.sha256 for s in surrogates},
             **{name: getattr(args, name) for name in ("images", "attacked", "evaded", "steps", "tolerated")},
         },
+        "tolerances": tolerances,
         "thresholds_before": {str(f): t for f, t in before.items()},
         "domains": [described(domain) for domain in calibration.domains],
         "natural": {
@@ -163,7 +171,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint.save(args.out, {**document, "calibration": asdict(calibration)})
     if args.report:
         files.write_json(args.report, report)
-        files.write_text(args.report.with_suffix(".md"), table(report) + "\n")
+        files.write_text(args.report.with_suffix(".md"), f"{tolerance_table(report)}\n\n{table(report)}\n")
     return report
 
 

@@ -20,8 +20,9 @@ from typing import Any
 from . import files
 from .evaluation.detection import wilson
 from .evaluation.natural import worst_kind
-from .evaluation.points_report import FPRS, LEAST_CLEAN, MOST_FLAGGED, RULE, percent
+from .evaluation.points_report import FPRS, LEAST_CLEAN, RULE, percent
 from .evaluation.report import table
+from .evaluation.tolerance import MOST_FLAGGED
 
 FORMAT = 1
 Share = list[float]  # [value, low, high]

@@ -17,7 +17,7 @@ from training import calibrate, checkpoint
 from training.baselines import StaticConfig, build_static
 from training.calibrate import main
 from training.data import ImageSet, Split
-from training.evaluation.calibration_report import table
+from training.evaluation.calibration_report import table, tolerance_table
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = json.loads((ROOT / "training/reports/calibration-awnet-robust.json").read_text("utf-8"))
@@ -53,7 +53,7 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
     tiny_checkpoint: Path, surrogate: Path, dataset: ImageSet, tmp_path: Path
 ) -> None:
     """Every corruption at every strength, every attack, before and now; rates with T0; errors of the score map."""
-    report = main(command(tiny_checkpoint, tmp_path, "--surrogate", f"s={surrogate}"))
+    report = main(command(tiny_checkpoint, tmp_path, "--surrogate", f"s={surrogate}", "--tolerated", "0.05", "0.2"))
     assert json.loads((tmp_path / "report.json").read_text("utf-8")) == report
     old, new = checkpoint.read(tiny_checkpoint), checkpoint.read(tmp_path / "new.pt")
     assert all(torch.equal(value, new["state"][name]) for name, value in old["state"].items())
@@ -67,6 +67,8 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
         assert domain.rates["tpr_t0"]["8"]["suspicious"][1] <= domain.rates["tpr_t0"]["8"]["suspicious"][0]
         assert {float(fpr): t for fpr, t in told["thresholds"].items()} == domain.thresholds
     assert report["thresholds_before"] == {str(f): t for f, t in old["calibration"]["thresholds"].items()}
+    assert [row["tolerated"] for row in report["tolerances"][:-1]] == [[0.05] * 2, [0.2] * 2]
+    assert report["tolerances"][-1]["thresholds"] == [domain.thresholds[0.01] for domain in loaded.domains]
     natural = report["natural"]
     assert set(natural) >= {"pristine", "photographs", *CORRUPTIONS} and "cifar100" not in natural
     for name in CORRUPTIONS:
@@ -80,7 +82,7 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
     for errors in report["score_map"].values():
         assert 0 <= errors["brier"]["probability"] <= 1 and 0 <= errors["ece"]["score"] <= 1
     assert str(tmp_path) not in (tmp_path / "report.json").read_text("utf-8")
-    assert (tmp_path / "report.md").read_text("utf-8") == table(report) + "\n"
+    assert (tmp_path / "report.md").read_text("utf-8") == f"{tolerance_table(report)}\n\n{table(report)}\n"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
         (["--ckpt", "static"], "has no detector to calibrate"),
         (["--threads", "-1"], "--threads must be at least 1"),
         (["--tolerated", "0"], "--tolerated is a share, above 0 and at most 1"),
-        (["--tolerated", "5"], "--tolerated is a share, above 0 and at most 1"),
+        (["--tolerated", "0.1", "5"], "--tolerated is a share, above 0 and at most 1"),
         (["--report", "report.md"], "report.md is no .json file"),
         (["--out", "static/new.pt"], "static.pt"),
         (["--report", "static/report.json"], "static.pt"),

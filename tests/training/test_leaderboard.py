@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from training import leaderboard
-from training.evaluation.points_report import LEAST_CLEAN, MOST_FLAGGED
+from training.evaluation.points_report import LEAST_CLEAN
+from training.evaluation.tolerance import MOST_FLAGGED
 
 REPORTS = Path(__file__).resolve().parents[2] / "training/reports"
 

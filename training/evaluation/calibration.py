@@ -175,38 +175,12 @@ def joined(samples: Sequence[Sample]) -> Sample:
     return Sample(torch.cat([s.scores for s in samples]), np.concatenate([s.statistics for s in samples]))
 
 
-def tolerant(
-    domains: Sequence[Domain], kinds: Mapping[tuple[str, int], Sample], tolerated: float, least: int = LEAST_OF_A_KIND
-) -> list[Domain]:
-    """The domains with "adversarial" thresholds that hardly any honest image is over, whatever kind it is of.
-
-    Where more than a share `tolerated` of the images of one of `kinds`, at one strength, lies over the threshold of the
-    domain that they belong to, it is raised until no more does. Kinds with fewer than `least` images in a domain say
-    nothing there. What an attack scores does not count: a detector that takes noise for attacks ends where its verdict
-    is hardly ever "adversarial", and "suspicious" is all that it says.
-    """
-    fpr, raised = OPERATING_POINTS["adversarial"], []
-    for number, domain in enumerate(domains):
-        here = [
-            sample.scores[torch.from_numpy(assigned(sample.statistics, domains) == number)] for sample in kinds.values()
-        ]
-        ends = [threshold_at(scores, tolerated) for scores in here if len(scores) >= least]
-        raised.append(
-            replace(
-                domain,
-                thresholds=domain.thresholds | {fpr: max(domain.thresholds[fpr], *ends)} if ends else domain.thresholds,
-            )
-        )
-    return raised
-
-
 def calibrate_domains(
     net: DetectingNetwork,
     split: Split,
     hostile: Sequence[Tensor] = (),
     *,
     per_kind: int = 1000,
-    tolerated: float = 1.0,
 ) -> Calibration:
     """The calibration of a network on validation images: `detection.calibrate`, and the domains.
 
@@ -219,7 +193,6 @@ def calibrate_domains(
             ball.
         per_kind: images of each training kind in the pool; pristine images count as one kind more. Half as many are
             attacked, and moved to corners.
-        tolerated: see `tolerant`; 1 leaves the thresholds quantiles of the domains' images.
 
     Raises:
         ValueError: no images.
@@ -278,8 +251,6 @@ def calibrate_domains(
             fit_score_map(rest.scores if len(rest.scores) else pool.scores, scores),
         )
     )
-    if tolerated < 1:
-        domains = tolerant(domains, kinds, tolerated)
     rates = [rates_of(i, domains, pristine, kinds, {}) for i in range(len(domains))]
     return replace(base, domains=[replace(d, rates=r) for d, r in zip(domains, rates, strict=True)])
 

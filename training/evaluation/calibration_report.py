@@ -14,9 +14,9 @@ from domain.corruptions import CORRUPTIONS
 from domain.statistics import STATISTICS, measure
 
 from ..checkpoint import Domain
-from .calibration import OPERATING_POINTS, Sample, assigned, flagged_at, inside
-from .detection import wilson
+from .calibration import Sample, assigned, flagged_at, inside
 from .pictures import PICTURES
+from .tolerance import served
 
 MIDDLE = 3  # the strength that is measured on most images
 
@@ -37,16 +37,12 @@ def described(domain: Domain) -> dict[str, Any]:
 def row(sample: Sample, domains: Sequence[Domain], before: Mapping[float, float]) -> dict[str, Any]:
     """How a group of images was flagged, how it is now, and in which domains it lies."""
     where = torch.from_numpy(assigned(sample.statistics, domains))
-    n, served = len(where), {}
-    for verdict, fpr in OPERATING_POINTS.items():
-        limits = torch.tensor([domain.thresholds[fpr] for domain in domains])[where]  # -1, in none, is the pool
-        served[verdict] = wilson(int((sample.scores > limits).sum()), n)
     shares = {domain.name: float((where == i).double().mean()) for i, domain in enumerate(domains)}
     return {
-        "images": n,
+        "images": len(where),
         "in": {**shares, "none": float((where < 0).double().mean())},
         "flagged_before": flagged_at(sample.scores, before),
-        "flagged": served,
+        "flagged": served(sample, domains),
     }
 
 
@@ -113,3 +109,34 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(line(name, kind["group"], part))
     lines += [line(name, "attack", part) for name, part in report["attacked"].items()]
     return "\n".join(lines)
+
+
+def tolerance_table(report: Mapping[str, Any]) -> str:
+    """Markdown: what it costs that training kinds have a share over the adversarial thresholds; the last is taken."""
+    rows = report["tolerances"]
+    attacks = list(rows[0]["t0"])
+    head = ["tolerated", "thresholds", "pristine", "worst training kind", "worst judging kind", *attacks]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+
+    def worst(part: Mapping[str, Any]) -> str:
+        return f"{_over(part)} ({part['kind']} {part['strength']})"
+
+    for row in rows:
+        same = len(set(row["tolerated"])) == 1
+        tolerated = [f"{100 * share:g}" for share in (row["tolerated"][:1] if same else row["tolerated"])]
+        cells = [", ".join(tolerated), ", ".join(f"{t:.3f}" for t in row["thresholds"]), _over(row["pristine"])]
+        cells += [worst(row[group]) for group in ("training", "judging")]
+        lines.append(f"| {' | '.join([*cells, *(_over(row['t0'][name]) for name in attacks)])} |")
+    names = ", ".join(domain["name"] for domain in report["domains"])
+    return "\n".join(
+        [
+            f"Per cent over the upper / lower thresholds, as served. *Tolerated* and *thresholds*: of {names}. The "
+            "last row is what was taken.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _over(part: Mapping[str, Any]) -> str:
+    return f"{100 * part['adversarial'][0]:.1f} / {100 * part['suspicious'][0]:.1f}"

@@ -11,7 +11,6 @@ from .natural import worst_kind
 from .report import table
 
 LEAST_CLEAN = 0.865
-MOST_FLAGGED = 0.1  # of the worst judging kind of natural images, at the 1 % threshold: between checkpoints
 PAPER = (0.9149, 0.5051)  # its Table 1: clean, and PGD-20's last iterate, of 10,000 test images at 26 M parameters
 RULE = "docs/decisions/0019-the-operating-point.md"
 FPRS = ("0.01", "0.05")

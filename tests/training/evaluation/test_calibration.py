@@ -30,7 +30,6 @@ from training.evaluation.calibration import (
     pristine_ranges,
     rates_of,
     statistics_of,
-    tolerant,
 )
 from training.evaluation.detection import wilson
 from training.evaluation.pictures import changed
@@ -184,31 +183,6 @@ def test_attacked_images_lie_in_the_ball_and_leave_the_generator_alone(tiny_chec
     difference = (found.int() - split.images.int()).abs()
     assert 0 < int(difference.max()) <= 4
     assert torch.equal(attacked(net, split, eps=4, steps=2, size=4), found)
-
-
-def test_honest_kinds_raise_the_adversarial_threshold_of_their_domain() -> None:
-    """Of the worst kind a twentieth stays over it; kinds elsewhere and too few images change nothing."""
-    domains = [a_domain("few", 0.0, 0.5), a_domain("many", 0.5, 1.0, (0.2, 0.3)), a_domain("none", 2.0, 3.0)]
-    scores = torch.linspace(0, 1, 101)[1:]  # 100 of them, 0.01 to 1
-    kinds = {
-        ("noise", 3): Sample(scores, of_colours([0.4] * 100)),
-        ("blur", 1): Sample(scores / 10, of_colours([0.4] * 50 + [0.6] * 50)),
-        ("rare", 1): Sample(torch.ones(29), of_colours([0.6] * 29)),
-    }
-    few, many, none = tolerant(domains, kinds, 0.05)
-    assert few.thresholds[0.05] == 0.5 and few.thresholds[0.01] == pytest.approx(0.95)
-    assert wilson(int((scores > few.thresholds[0.01]).sum()), 100)[0] == 0.05
-    assert many == domains[1] and none == domains[2]
-
-
-@pytest.mark.slow
-def test_what_is_tolerated_is_tolerated_in_every_domain(tiny_checkpoint: Path) -> None:
-    """Suspicious thresholds are as without; no training kind at any strength is over the others more often."""
-    net, split = checkpoint.load(tiny_checkpoint).awnet.eval(), Split(random_images(200), torch.arange(200) % 10)
-    plain, found = (calibrate_domains(net, split, per_kind=200, tolerated=share) for share in (1.0, 0.05))
-    assert [d.thresholds[0.05] for d in found.domains] == [d.thresholds[0.05] for d in plain.domains]
-    assert any(d.thresholds[0.01] > p.thresholds[0.01] for d, p in zip(found.domains, plain.domains, strict=True))
-    assert all(d.rates["fpr_worst"]["adversarial"][0] <= 0.05 for d in found.domains if "fpr_worst" in d.rates)
 
 
 @pytest.mark.slow
