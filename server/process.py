@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from .core.engine import Engine
+from .engines.model_file import ModelFile
 from .engines.repository import Repository
-from .errors import AWNetError
+from .errors import AWNetError, ManifestError
 from .http.acceptor import Acceptor, Peers
 from .http.admin import create_admin
 from .http.admission import Admission, ConnectionLimits
@@ -322,7 +323,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     from .engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
 
     return EmbeddedEngine(
-        Repository(settings.repository, settings.signing_key),
+        _repository(settings),
         threads=settings.threads,
         max_batch=settings.max_batch,
         capacity=settings.queue_capacity,
@@ -330,6 +331,15 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
         stall=settings.stall_seconds,
         on_batch=metrics.batch,
     )
+
+
+def _repository(settings: Settings) -> Repository | ModelFile:
+    """Where the embedded engine reads models. Raises ManifestError."""
+    if not settings.repository.is_file():
+        return Repository(settings.repository, settings.signing_key)
+    if settings.signing_key is not None:
+        raise ManifestError(f"{settings.repository} is a file alone, which has no signature")
+    return ModelFile(settings.repository, settings.model)
 
 
 def work(descriptor: int) -> int:

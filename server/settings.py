@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     )
     repository: Path = Field(
         default_factory=model_repository,
-        description="Folder that holds <model>/<version>/model.onnx; without one here, the bundled one.",
+        description="Folder that holds <model>/<version>/model.onnx, or one model file; "
+        "without one here, the bundled one.",
     )
     model: str = Field("awnet", pattern=f"^{MODEL_NAME}$", description="Default model, for requests that name none.")
     models: str = Field("", description="Further models to serve, names separated by commas.")

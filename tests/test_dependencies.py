@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 # Who may import what each list declares. export reaches torchvision through training.
 IMPORTED_BY = {
-    "server": ("server", "domain"),
+    "server": ("awnet", "server", "domain"),
     "training": ("training", "domain"),
     "export": ("export", "training"),
     "audit": ("export", "domain"),

@@ -68,6 +68,10 @@ FORBIDDEN = {
         ("server/service.py", "import tritonclient.grpc"),
     ],
     "What thresholds speak for knows nobody of ours": [("domain/statistics.py", "import training.data")],
+    "The client reaches the server in one module, and neither torch nor what trains and exports": [
+        ("awnet/client/results.py", "import server.http.schemas"),
+        ("awnet/client/local.py", "import torch"),
+    ],
     "Training imports nothing of ours outside itself but the domain": [
         ("training/train.py", "import export.graph"),
         ("training/data.py", "import benchmarks.hops"),
@@ -115,6 +119,7 @@ FORBIDDEN = {
 # Room -> the packages of others that its modules import: all of them, and no other. Modules on top of `awnet` and
 # `server` stand each for itself.
 LIBRARIES = {
+    "awnet.client": {"PIL", "httpx", "numpy", "pydantic", "pydantic_settings"},
     "domain": {"PIL", "numpy", "scipy"},
     "awnet.__main__": set(),
     "awnet.local": set(),

@@ -109,8 +109,8 @@ def test_the_readme_shows_a_client_of_four_lines():
 
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=lambda text: text.splitlines()[0][:30])
 def test_a_python_program_of_the_readme_prints_what_stands_below_it(program, printed, server):
-    """Run as written, but for the port, from the root of the repository, with the standard library alone."""
-    command = [sys.executable, "-I", "-S", "-c", program.replace(ADDRESS, server)]
+    """Run as written, but for the port, from the root of the repository, with what `make serve` has installed."""
+    command = [ROOT / ".venv-server/bin/python", "-c", program.replace(ADDRESS, server)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (printed, "")
 

@@ -19,6 +19,7 @@ from ..core.images import ImageInput
 from ..core.modes import Mode
 from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
+from .model_file import ModelFile
 from .onnx_cut import cut
 from .repository import Repository
 
@@ -33,7 +34,7 @@ class EmbeddedEngine:
     version has a queue of its own, so that no batch mixes them.
 
     Args:
-        repository: where the models lie.
+        repository: where the models lie, or the file of the only one.
         threads: workers; 0 takes `usable_cores()`.
         max_batch: largest batch.
         capacity: images that may wait or run, over all opened versions.
@@ -44,7 +45,7 @@ class EmbeddedEngine:
 
     def __init__(
         self,
-        repository: Repository,
+        repository: Repository | ModelFile,
         *,
         threads: int = 0,
         max_batch: int = 8,

@@ -1,0 +1,184 @@
+"""Clients of a running server: `/predict` and `/model` over connections that are kept, with retries and a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import httpx
+
+from .errors import AnswerError, DeadlineError, ProblemError, TransportError, refusal
+from .loop import LoopThread
+from .predictor import PREDICT, AsyncPredictor, Options, Predictor
+from .retries import Budget, Retries, retry_after
+
+URL = "http://127.0.0.1:8000"
+TIMEOUT_SECONDS = 10.0  # as AWNET_TIMEOUT_SECONDS
+MAX_ANSWER_BYTES = 64 << 20
+MAX_CONNECTIONS = 32
+AGAIN = (429, 503)  # what may be different later; 504 says that it takes too long already
+AGAIN_PATHS = (PREDICT, "model")  # readiness is asked for as it is now
+DEFAULT_RETRIES = Retries()
+
+_KEY = re.compile(r"[!-~]{1,512}")
+
+
+class AsyncClient(AsyncPredictor):
+    """As `Client`, on the event loop of whoever calls it."""
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: Retries = DEFAULT_RETRIES,
+        model: str | None = None,
+        version: int | str | None = None,
+        mode: str | None = None,
+        top_k: int | None = None,
+        signals: Literal["none", "summary", "all"] | None = None,
+        verify: Any = True,
+    ) -> None:
+        super().__init__(Options(top_k, signals, model, version, mode), timeout)
+        self._url = _base(url)
+        self._retries = retries
+        self._budget = Budget(retries)
+        headers = {"accept": "application/json"}
+        if key is not None:
+            if not _KEY.fullmatch(key):
+                raise ValueError("a key is printable ASCII without spaces")
+            headers["authorization"] = f"Bearer {key}"
+        self._http = httpx.AsyncClient(
+            base_url=self._url,
+            headers=headers,
+            verify=verify if self._url.scheme == "https" else False,  # setting TLS up takes a while
+            timeout=None,  # `_ask` has one for the whole call
+            limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        timeout: float,
+        kind: str | None = None,
+        body: bytes = b"",
+    ) -> Any:
+        """As `AsyncPredictor._ask`; `timeout` is for all attempts and the waits between them."""
+        clock = asyncio.get_running_loop().time
+        deadline, last = clock() + timeout, None
+        attempts = self._retries.attempts if path in AGAIN_PATHS else 1
+        headers = {} if kind is None else {"content-type": kind}
+        for tried in range(1, attempts + 1):
+            # The server need not go on with what nobody waits for any more.
+            left = {"timeout_ms": str(max(1, math.ceil(1000 * (deadline - clock()))))} if path == PREDICT else {}
+            request = self._http.build_request(method, path, params={**query, **left}, headers=headers, content=body)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    answer = await self._try(request)
+                self._budget.succeeded()
+                return answer
+            except TimeoutError:
+                raise DeadlineError(f"no answer within {timeout:g} seconds") from last
+            except (TransportError, ProblemError) as error:
+                last = error
+            after = None
+            if isinstance(last, ProblemError):
+                if last.status not in AGAIN:
+                    raise last
+                after = last.retry_after_seconds
+            wait = self._retries.wait(tried, after)
+            if tried == attempts or clock() + wait >= deadline or not self._budget.take():
+                raise last
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _try(self, request: httpx.Request) -> Any:
+        """One request and its answer. Raises TransportError, ProblemError, AnswerError."""
+        try:
+            reply = await self._http.send(request, stream=True)
+            try:
+                body = bytearray()
+                async for chunk in reply.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise AnswerError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            finally:
+                await reply.aclose()
+        except httpx.TransportError as error:
+            raise TransportError(f"{self._url}: {error or type(error).__name__}") from None
+        except httpx.HTTPError as error:  # an encoding that is none
+            raise AnswerError(f"{self._url}: {error}") from None
+        if reply.status_code >= 400:
+            again = retry_after(reply.headers.get("retry-after"))
+            raise refusal(reply.status_code, bytes(body), reply.headers.get("x-request-id"), again)
+        if not reply.is_success:
+            raise AnswerError(f"{self._url} answers {reply.status_code}; redirections are not followed")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise AnswerError(f"{self._url} does not answer JSON") from error
+
+
+class Client(Predictor):
+    """A client of a running server. It keeps its connections: make one and use it, from as many threads as you like.
+
+    Args:
+        url: of the server, with the path that a proxy may put before it.
+        key: an API key, for servers that want one; sent as `Authorization: Bearer KEY`.
+        timeout: seconds that a call may take, all tries and the waits between them.
+        retries: when to try again what met 429, 503 or a connection that failed.
+        model, version, mode, top_k, signals: what each call asks for unless it says otherwise; docs/api.md.
+        verify: of httpx: False takes any certificate, an `ssl.SSLContext` has your own authority.
+
+    Raises:
+        ValueError: of the arguments; nothing is connected yet.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: Retries = DEFAULT_RETRIES,
+        model: str | None = None,
+        version: int | str | None = None,
+        mode: str | None = None,
+        top_k: int | None = None,
+        signals: Literal["none", "summary", "all"] | None = None,
+        verify: Any = True,
+    ) -> None:
+        inner = AsyncClient(
+            url,
+            key=key,
+            timeout=timeout,
+            retries=retries,
+            model=model,
+            version=version,
+            mode=mode,
+            top_k=top_k,
+            signals=signals,
+            verify=verify,
+        )
+        super().__init__(inner, LoopThread("awnet-client"))
+
+
+def _base(url: str) -> httpx.URL:
+    """The server's address. Raises ValueError."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is no address: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query or parsed.fragment:
+        raise ValueError("the address of a server is http://HOST:PORT or https://HOST, and the path before it if any")
+    return parsed
