@@ -240,6 +240,15 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             one(f"sum by (result) (rate(awnet_golden_probes_total{{{M}}}{R}))", "{{result}}"),
         ),
         Panel(
+            "Decisions of policies",
+            "Images each second by what the policy of their request decided. Under 'observe' what is withheld here was "
+            "answered all the same; 'unsure' is for want of a threshold.",
+            "short",
+            one(
+                f"sum by (policy, decision) (rate(awnet_policy_decisions_total{{{M}}}{R}))", "{{policy}}: {{decision}}"
+            ),
+        ),
+        Panel(
             "Who sends what is flagged",
             "Share of flagged images that one client sent, at least. The list itself, under salted hashes, is on the "
             "admin port.",

@@ -20,6 +20,7 @@ from ..access.caller import Caller
 from ..core.answers import level
 from ..core.engine import Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
+from ..core.policy import APPLIED
 from ..core.version import parse_version
 from ..errors import (
     AWNetError,
@@ -351,7 +352,9 @@ def _output(name: str, outcome: Outcome) -> Output:
     if name == "why":
         return Output(name, "BYTES", (rows,), [(judged.why or "").encode() for judged in judgements])
     if name == "decision":
-        return Output(name, "BYTES", (rows,), [decision.encode() for decision in outcome.decisions])
+        # Nobody can tell from an answer that they are observed.
+        told = outcome.decisions if outcome.policy in APPLIED else ["answered"] * rows
+        return Output(name, "BYTES", (rows,), [decision.encode() for decision in told])
     labels, best = outcome.model.contract.labels, signals.logits.argmax(axis=1).tolist()
     abstained = outcome.withheld("abstain")
     named = [b"" if row in abstained else labels[best[row]].encode() for row in range(rows)]

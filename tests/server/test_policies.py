@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as tritongrpc
+import tritonclient.http as tritonhttp
 from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
+from benchmarks.harness.processes import free_port
 from server.core.policy import DECISIONS, Policy
 from server.http.schemas import Answer, Problem
 from server.monitoring import request_log
 from server.oip.grpc_front import GrpcFront
 from tests.server.keys import key, table, write
+from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
-from tests.server.tiny import LABELS, encoded, plain
+from tests.server.tiny import CALL, LABELS, ROOT, SIZE, Running, encoded, noise, plain
+from tests.waiting import until
 
 CLEAN, SUSPICIOUS, ADVERSARIAL = (encoded(plain(red)) for red in (0.2, 0.6, 0.9))
 RESIZED = encoded(plain(0.2, (64, 64)))  # the tiny model's thresholds do not speak for it
@@ -130,7 +137,7 @@ def test_flag_and_observe_answer_as_without_a_policy(serve: Serve, policy: str) 
     assert [len(result["predictions"]) for result in answer["results"]] == [5, 5, 5]
     assert all(set(result) == {"predictions", "adversarial", "image"} for result in answer["results"])
     status, found = infer(serve(policy=policy), 0.2, 0.9)
-    assert (status, found["verdict"]) == (200, ["clean", "adversarial"])
+    assert (status, found["verdict"], found["decision"]) == (200, ["clean", "adversarial"], ["answered"] * 2)
     assert all(label in LABELS for label in found["label"])
     assert np.isfinite(np.array(found["logits"], np.float64)).all()
 
@@ -380,3 +387,94 @@ def test_a_key_has_a_policy_that_goes_before_the_models(serve: Serve, tmp_path: 
         "withheld,awnet,abstain": 1,
         "withheld,awnet,observe": 1,
     }
+
+
+# Beside canary, shadow and modes, and over a network.
+
+
+def test_a_policy_holds_for_a_canary_and_hides_nothing_from_the_shadow(serve: Serve) -> None:
+    """It is the model's, whichever version answers; what is compared are the versions' answers, not what is left."""
+    canary = serve(policy="reject", canary="1:1")
+    assert predict(canary, ADVERSARIAL)[0] == 422
+    assert decisions(canary) == {"withheld,awnet,reject": 1}
+    compared = serve(policy="reject", shadow="1")
+    assert predict(compared, ADVERSARIAL)[0] == 422
+
+    def asked() -> bool:
+        return series(compared, "awnet_shadow_images_total") == {'{model="awnet",result="compared",version="1"}': 1}
+
+    compared.run(until(asked))
+    assert not any("verdict" in labels for labels in series(compared, "awnet_shadow_disagreements_total"))
+
+
+@pytest.mark.parametrize("mode", ["auto", "robust", "natural"])
+def test_a_policy_holds_in_every_mode(tmp_path: Path, mode: str) -> None:
+    """The detector judges in each, so that no mode is a way around it."""
+    small = Small(tmp_path, start=False, policy="abstain")
+    publish_modes(tmp_path, "3")
+    small.run(small.service.models.start())
+    try:
+        status, answer = predict(small, encoded(noise()), encoded(plain(0.1)), query=f"?mode={mode}")
+        assert (status, answer["mode"], answer["model"]["version"]) == (200, mode, "3")
+        assert [bool(result["predictions"]) for result in answer["results"]] == [True, False]
+        assert answer["results"][1]["decision"] == "withheld-unsure"  # a flat image lies in no domain
+    finally:
+        small.close()
+
+
+@pytest.mark.process
+def test_two_workers_reject_the_attacked_twin_of_each_example_and_answer_the_others() -> None:
+    """The bundled model, through the clients that people have; what is counted are both workers' decisions."""
+    port = free_port()
+    running = Running(ROOT / "model_repository", workers=2, threads=1, policy="reject", grpc_port=port)
+    files = {path.stem: path.read_bytes() for path in sorted((ROOT / "examples").glob("*.png"))}
+    attacked = [name.endswith("-adversarial") for name in files]
+    try:
+        running.wait_ready()
+        fields = [("image", (name, file)) for name, file in files.items()]
+        answer = running.http.post("/predict?top_k=1", files=fields).json()
+        assert ["problem" in result for result in answer["results"]] == attacked
+        assert sum(attacked) == 11
+        rejected = httpx.post(f"{running.url}/predict", content=files["ship-adversarial"], **CALL)
+        assert (rejected.status_code, rejected.headers["content-type"]) == (422, "application/problem+json")
+
+        image = tritonhttp.InferInput("image_bytes", [2], "BYTES")
+        image.set_data_from_numpy(np.array([files["ship"], files["ship-adversarial"]], np.object_))
+        with pytest.raises(
+            InferenceServerException, match=r"element 1: rejected, its verdict is adversarial"
+        ) as caught:
+            tritonhttp.InferenceServerClient(running.address).infer("awnet", [image])
+        assert caught.value.status() == "422"
+        image = tritongrpc.InferInput("image_bytes", [2], "BYTES")
+        image.set_data_from_numpy(np.array([files["ship"], files["ship-adversarial"]], np.object_))
+        with pytest.raises(
+            InferenceServerException, match=r"element 1: rejected, its verdict is adversarial"
+        ) as caught:
+            tritongrpc.InferenceServerClient(f"127.0.0.1:{port}").infer("awnet", [image])
+        assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
+
+        text = httpx.get(f"{running.url}/metrics", **CALL).text
+        counted = {"answered": 13.0, "withheld": 14.0}
+        for decision, images in counted.items():
+            labels = f'{{decision="{decision}",model="awnet",policy="reject"}}'
+            assert f"awnet_policy_decisions_total{labels} {images}" in text
+    finally:
+        running.stop()
+
+
+@pytest.mark.process
+def test_tritonclient_reads_an_abstained_row_as_nan_from_json_and_from_bytes(repository: Path) -> None:
+    running = Running(repository, policy="abstain")
+    try:
+        running.wait_ready()
+        image = tritonhttp.InferInput("image", [2, 3, SIZE, SIZE], "UINT8")
+        image.set_data_from_numpy(pixels(0.2, 0.9))
+        for binary in (False, True):
+            wanted = [tritonhttp.InferRequestedOutput(name, binary_data=binary) for name in ("logits", "label")]
+            result = tritonhttp.InferenceServerClient(running.address).infer("awnet", [image], outputs=wanted)
+            logits, label = result.as_numpy("logits"), result.as_numpy("label")
+            assert logits.dtype == np.float32
+            assert np.isnan(logits).all(axis=1).tolist() == [False, True]
+            assert label[1] in (b"", "")
+    finally:
+        running.stop()

@@ -135,6 +135,9 @@ function classesCard({ image, answer, index, kind }, two) {
       h("th", { scope: "row" }, label), h("td", { class: "number" }, words.percent(probability)), h("td", { class: "track", "aria-hidden": "true" }, bar));
   });
   const title = two ? h("h3", {}, key(kind, index), `Classes: ${image.name}`) : h("h3", {}, "Classes");
+  if (rows.length === 0) {
+    return h("section", { class: "card classes", "aria-label": `Classes of ${image.name}` }, title, h("p", { class: "caution" }, words.noClass(answer.results[0])));
+  }
   return h("section", { class: "card classes", "aria-label": `Classes of ${image.name}` }, title,
     h("table", {},
       h("thead", { class: "unseen" }, h("tr", {}, h("th", { scope: "col" }, "Class"), h("th", { scope: "col" }, "Probability"), h("td", {}))),

@@ -59,6 +59,13 @@ export function chance({ probability, prior }) {
   return `If ${rate(prior)} of all images were attacked, ${percent(probability)} of those that score like this one would be.`;
 }
 
+export function noClass({ decision, adversarial }) {
+  // Why a policy leaves the class out.
+  return decision === "withheld"
+    ? `No class: this server gives none to an image whose verdict is ${adversarial.verdict}.`
+    : "No class: this server gives none to an image that no threshold speaks for.";
+}
+
 export function preprocessing(facts, size) {
   const { width, height, resized, format } = facts;
   if (!resized) {
@@ -77,6 +84,7 @@ const ERRORS = {
   "undecodable-image": "The image is broken: it is cut short or damaged.",
   "image-too-large": "The image has too many pixels.",
   "image-too-small": "The image is too small.",
+  "image-rejected": "The server does not answer images like this one.",
   "animated-image": "The image is animated: there is no telling which of its frames is meant.",
   "body-too-large": "The file is too large.",
   "missing-image": "The file is empty.",
@@ -115,10 +123,9 @@ export function difference({ most, share, times }) {
 }
 
 export function spoken(name, answer) {
-  const { adversarial, predictions } = answer.results[0];
-  const best = predictions[0];
+  const { adversarial, predictions: [best] } = answer.results[0];
   const thresholds = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
-  return `${name}: ${adversarial.verdict}, score ${score(adversarial.score, thresholds)}; most likely ${best.label}, ${percent(best.probability)}.`;
+  return `${name}: ${adversarial.verdict}, score ${score(adversarial.score, thresholds)}; ${best ? `most likely ${best.label}, ${percent(best.probability)}` : "no class"}.`;
 }
 
 export function recent(bins, names, thresholds) {

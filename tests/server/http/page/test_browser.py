@@ -343,26 +343,60 @@ def test_nothing_sticks_out_sideways(visit: Visit, image: Image, width: int) -> 
     assert page.evaluate(OVERFULL) == []
 
 
+def serious(page: Any) -> list[str]:
+    """What axe-core finds that is serious or worse."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="no axe: pip install axe-playwright-python"
+    )
+    found = axe.Axe().run(page).response
+    assert found["passes"]
+    return [
+        f"{v['id']}: {v['nodes'][0]['html'][:160]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", ["empty", "answers", "refused"])
 def test_axe_finds_nothing_serious(visit: Visit, image: Image, tmp_path: Path, scheme: str, state: str) -> None:
     """axe-core's whole rule set; contrast is judged in both colour schemes."""
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="no axe: pip install axe-playwright-python"
-    )
     page = visit(expected=REFUSED, color_scheme=scheme)
     if state == "answers":
         choose(page, image("one.png", 0.6), image("two.png", 0.9))
     if state == "refused":
         (tmp_path / "cut.png").write_bytes(encoded(plain(0.5))[:60])
         choose(page, image("one.png", 0.2), tmp_path / "cut.png")
-    found = axe.Axe().run(page).response
-    assert found["passes"]
-    assert [
-        f"{v['id']}: {v['nodes'][0]['html'][:160]}"
-        for v in found["violations"]
-        if v["impact"] in ("serious", "critical")
-    ] == []
+    assert serious(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_image_that_a_policy_withholds_has_no_class_and_the_page_says_why(
+    visit: Visit, tmp_path: Path, image: Image, scheme: str
+) -> None:
+    """Beside one that is answered: the verdict is there, the class is not. What is rejected is a problem in words."""
+    repository = publish(publish(tmp_path / "repository"), name="strict")
+    running = Running(repository, models="strict", policy="abstain", policies="strict=reject")
+    try:
+        running.wait_ready()
+        page = visit(expected=REFUSED, url=running.url, color_scheme=scheme)
+        choose(page, image("clean.png", 0.2), image("attacked.png", 0.9))
+        classes = page.locator(".classes")
+        assert (classes.count(), page.locator(".classes .best").count()) == (2, 1)
+        said = "No class: this server gives none to an image whose verdict is adversarial."
+        assert said in classes.nth(1).inner_text()
+        assert page.locator(".verdict.adversarial .score").count() == 1
+        assert "attacked.png: adversarial, score 0.9020; no class." in page.get_by_role("status").text_content()
+        assert serious(page) == []
+        choose(page, image("scaled.png", 0.2, (64, 64)))
+        soon(classes).to_contain_text("an image that no threshold speaks for", timeout=PATIENCE_MS)
+        page.locator("#model").select_option(label="strict, version 1")
+        problem = page.get_by_role("alert")
+        soon(problem).to_contain_text("does not answer images like this one", timeout=PATIENCE_MS)
+        assert "no threshold speaks for it (resized)" in problem.inner_text()
+        assert serious(page) == []
+    finally:
+        running.stop()
 
 
 def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, image: Image) -> None:
