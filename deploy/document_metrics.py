@@ -18,7 +18,7 @@ from server.core.verdict import VERDICTS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
-from server.monitoring.metrics import Metrics
+from server.monitoring.metrics import GUARD_RESULTS, Metrics
 from server.versions.events import ReloadResult
 from server.workers.supervisor import OWN
 
@@ -48,7 +48,8 @@ LABELS = {
     + ", ".join(f"`{result}`" for result in get_args(ReloadResult))
     + "; of golden probes "
     + ", ".join(f"`{result}`" for result in PROBES)
-    + "; of the shadow `compared`, `dropped`, `failed`",
+    + "; of the shadow `compared`, `dropped`, `failed`; of the query guard "
+    + ", ".join(f"`{result}`" for result in GUARD_RESULTS),
     "role": "`serving`, `canary`, `shadow` or `kept`",
     "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`; "
     "seconds are those of predictions by route, and of all others as `other`",
@@ -56,6 +57,7 @@ LABELS = {
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",
+    "who": "`client`: one; `all`: several together",
     "why": "as in the answer: `resized`, `lossy`, `colour palette`, `1-bit image`, or what `domain.statistics` says",
 }
 

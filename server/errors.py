@@ -156,6 +156,20 @@ class ImageRejected(RequestError):
     slug, title = "image-rejected", "Image rejected"
 
 
+class RepeatedQueries(RequestError):
+    """The client asks about nearly the same image too often.
+
+    Args:
+        retry_after_seconds: until another answer.
+    """
+
+    slug, title = "repeated-queries", "Repeated queries"
+
+    def __init__(self, detail: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class Unavailable(AWNetError):
     """Nothing is wrong with the request; trying again later may help."""
 
@@ -256,6 +270,7 @@ STATUS: dict[type[AWNetError], int] = {
     UnknownModel: 404,
     UnknownMode: 422,
     TooManyConnectionsOfClient: 429,
+    RepeatedQueries: 429,
     HeadersTooLarge: 431,
     NotImplementedHere: 501,
     VersionNotSupported: 505,
@@ -277,7 +292,8 @@ def headers_of(error: AWNetError, status: int, retry_after_seconds: int) -> list
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
     if status in (429, 503):
-        headers.append((b"retry-after", b"%d" % retry_after_seconds))
+        seconds = error.retry_after_seconds if isinstance(error, RepeatedQueries) else retry_after_seconds
+        headers.append((b"retry-after", b"%d" % seconds))
     return headers
 
 

@@ -23,11 +23,13 @@ from .core.modes import Mode
 from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
 from .core.verdict import Judgement, judge_image
 from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
+from .guard.guard import Repeats
 from .listening import is_loopback
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, exposition, snapshot
 from .monitoring.golden_probe import GoldenProbes
+from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
 from .monitoring.request import CURRENT, Requests
 from .monitoring.snapshot import Snapshot
@@ -51,6 +53,7 @@ class Outcome:
 
     Attributes:
         decisions: those of `policy`; a front end carries out what `withheld` says.
+        repeats: what the query guard says of each image, where clients are to hear it.
     """
 
     model: Model
@@ -59,6 +62,7 @@ class Outcome:
     judgements: list[Judgement]
     policy: Policy
     decisions: list[Decision]
+    repeats: Sequence[Repeats] | None = None
 
     def withheld(self, policy: Policy) -> list[int]:
         """The images that `policy` withholds from the client: none where the request has another policy."""
@@ -158,6 +162,17 @@ class Service:
             mode=settings.mode,
         )
         self.verdict_history = VerdictHistory()
+        self._guarding = (
+            None
+            if settings.query_guard == "off"
+            else Guarding(
+                settings.query_guard,
+                settings.query_guard_images,
+                settings.query_guard_seconds,
+                metrics,
+                monitor.clients,
+            )
+        )
         self._draining = False
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
@@ -303,6 +318,7 @@ class Service:
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
                 `engine.Runner.infer`.
+            RepeatedQueries: the query guard refuses the answer.
         """
         encoded = [image for image in images if isinstance(image, EncodedImage)]
         request, decoded, waited = CURRENT.get(), 0.0, 0.0
@@ -332,7 +348,16 @@ class Service:
         self.verdict_history.add(judged.verdict for judged in judgements)
         outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions)
         self._monitor_answer(outcome)
-        return outcome
+        return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
+
+    async def _guarded(
+        self, guarding: Guarding, outcome: Outcome, images: Sequence[ImageInput], terms: Terms
+    ) -> Outcome:
+        """The answer once the query guard lets it go. Only now: the pixels of small images are had in the engine."""
+        request, size = CURRENT.get(), outcome.model.contract.preprocessing.size
+        found = guarding.look(request, [image.pixels(size) for image in images])
+        await guarding.hold(request, found, terms.deadline)
+        return replace(outcome, repeats=found) if guarding.tells else outcome
 
     def _monitor_answer(self, outcome: Outcome) -> None:
         judgements = outcome.judgements

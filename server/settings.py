@@ -188,6 +188,18 @@ class Settings(BaseSettings):
     queue_capacity: int = Field(256, ge=1, description="Images that may wait or run; further requests get 503.")
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")
 
+    query_guard: Literal["off", "observe", "flag", "slow"] = Field(
+        "observe",
+        description="What is done about a client that asks about nearly the same image too often: 'observe' counts "
+        "and logs it, 'flag' tells it in its answers, 'slow' lets those answers wait or refuses them.",
+    )
+    query_guard_images: int = Field(
+        64, ge=8, le=1000, description="Most different images of one client that are nearly the same."
+    )
+    query_guard_seconds: Seconds = Field(
+        3600.0, gt=0, description="In so long; the query guard looks back at least that and at most twice as far."
+    )
+
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
         75,

@@ -137,6 +137,7 @@ LIBRARIES = {
     "server.core.codecs": {"PIL"},
     "server.engines": {"cryptography", "numpy", "onnxruntime"},
     "server.engines.triton": {"grpc", "numpy", "tritonclient"},
+    "server.guard": {"numpy"},
     "server.versions": {"numpy"},
     "server.monitoring": {"PIL", "numpy", "orjson", "prometheus_client"},
     "server.oip": {"google", "grpc", "numpy", "orjson", "tritonclient"},

@@ -7,13 +7,12 @@ client that has most. Only where all are being answered is a new one refused. So
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 from ..errors import AWNetError, TooManyConnections, TooManyConnectionsOfClient, UploadsFull
+from ..monitoring.clients import client_of
 from ..settings import Settings
 
 SWEEP_SECONDS = 0.25  # how exact deadlines are
@@ -155,17 +154,3 @@ def _close_one(connections: dict[Admitted, str] | dict[Admitted, None]) -> bool:
     if waiting:
         min(waiting)[2].make_room()
     return bool(waiting)
-
-
-@lru_cache(1024)
-def client_of(address: str) -> str:
-    """Who is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which one customer is given."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return address
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, 64), strict=False))

@@ -58,6 +58,9 @@ def results(outcome: Outcome, decoded: Sequence[DecodedImage], query: Query, pri
                 "resized": image.resized,
             },
         }
+        if outcome.repeats is not None:
+            repeats = outcome.repeats[n]
+            answer["query_guard"] = {"similar_queries": repeats.similar, "repeated": repeats.repeated}
         if query.signals != "none":
             answer["signals"] = omega_signals(signals.omega[n], contract.omega, query.signals)
         answers.append(answer)
@@ -156,6 +159,13 @@ class OmegaSignals(Shape):
     convolutions: list[ConvolutionSignals] | None = None
 
 
+class QueryGuard(Shape):
+    """How many different images nearly the same as this one its client has sent lately, and whether too many."""
+
+    similar_queries: int
+    repeated: bool
+
+
 class Result(Shape):
     """What is said about one image. `predictions` are empty where the policy abstains; `decision` is that of a policy
     that is carried out.
@@ -164,6 +174,7 @@ class Result(Shape):
     predictions: list[Class]
     adversarial: Adversarial
     image: ImageFacts
+    query_guard: QueryGuard | None = None
     signals: OmegaSignals | None = None
     decision: Decision | None = None
 
@@ -212,6 +223,7 @@ class ResultInLevels(Shape):
     predictions: list[ClassInLevels]
     adversarial: AdversarialInLevels
     image: ImageFacts
+    query_guard: QueryGuard | None = None
     decision: Decision | None = None
 
 
@@ -232,6 +244,7 @@ class ResultOfVerdict(Shape):
     predictions: list[ClassAlone]
     adversarial: VerdictAlone
     image: ImageFacts
+    query_guard: QueryGuard | None = None
     decision: Decision | None = None
 
 

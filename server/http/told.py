@@ -13,7 +13,7 @@ from .query import Query
 # Of `adversarial`, as it is; whatever is not named here or made below is not told.
 _WITH_LEVELS = ("verdict", "thresholds", "target_fpr", "prior", "calibrated", "why", "domain")
 _WITH_VERDICTS = ("verdict", "calibrated", "why")
-_BESIDE = ("image", "decision", "problem")
+_BESIDE = ("image", "query_guard", "decision", "problem")
 
 
 def check(query: Query, caller: Caller) -> None:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import secrets
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 MAX_CLIENTS = 256
 HALF_LIFE_SECONDS = 3600.0
 TOP = 20  # clients in a report
+
+
+@lru_cache(1024)
+def client_of(address: str) -> str:
+    """Who is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which one customer is given."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 @dataclass

@@ -10,7 +10,7 @@ import contextlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,6 +29,7 @@ from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import Forbidden, Unauthorized
+from ..guard.guard import WHO, Repeats, Who
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
@@ -49,6 +50,8 @@ _SCORES = (
     *(0.95, 0.99, 0.999, 1.0),
 )
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+GuardResult = Literal["alone", "similar", "repeated"]
+GUARD_RESULTS: tuple[GuardResult, ...] = ("alone", "similar", "repeated")
 _SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
 _DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
 _PROCESS_MODES = {
@@ -132,6 +135,20 @@ class Metrics(Events):
             ["result"],
             registry=registry,
         )
+        guarded = Counter(
+            "awnet_query_guard_images",
+            "Images, by the query guard: alone, similar to others of their client, or repeated too often.",
+            ["result"],
+            registry=registry,
+        )
+        self._guarded = {result: guarded.labels(result) for result in GUARD_RESULTS}
+        events = Counter(
+            "awnet_query_guard_events",
+            "Times that somebody asked about nearly the same image too often: a client, or all together.",
+            ["who"],
+            registry=registry,
+        )
+        self._guard_events = {who: events.labels(who) for who in WHO}
         self._reloads = Counter(
             "awnet_reloads",
             "Attempts to take a version: loaded, refused, unavailable (tried again), absent; unchanged where a "
@@ -282,6 +299,16 @@ class Metrics(Events):
     def keys_read(self, result: KeysRead) -> None:
         """The file of keys has changed and was read."""
         self._keys_reads.labels(result).inc()
+
+    def guarded(self, found: Iterable[Repeats]) -> None:
+        """What the query guard says of the images of one request."""
+        for repeats in found:
+            result: GuardResult = "repeated" if repeats.repeated else "similar" if repeats.similar > 1 else "alone"
+            self._guarded[result].inc()
+
+    def guard_event(self, who: Who) -> None:
+        """The query guard told of a client, or of all together."""
+        self._guard_events[who].inc()
 
     # The engine.
 

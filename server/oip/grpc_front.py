@@ -31,6 +31,7 @@ from ..errors import (
     InvalidTensor,
     NotFound,
     QueueFull,
+    RepeatedQueries,
     RequestError,
     RequestTimeout,
     StartupError,
@@ -68,6 +69,7 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RepeatedQueries: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }

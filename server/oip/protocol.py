@@ -379,6 +379,9 @@ def _about(outcome: Outcome, prior: float, caller: Caller) -> dict[str, Scalar]:
         if _maps_scores(outcome.model):
             found["prior"] = prior
     found["calibrated"] = all(judged.calibrated for judged in judgements)
+    if outcome.repeats is not None:
+        found["similar_queries"] = max(repeats.similar for repeats in outcome.repeats)
+        found["repeated"] = any(repeats.repeated for repeats in outcome.repeats)
     found["mode"] = outcome.mode
     found["sha256"] = outcome.model.sha256
     return found

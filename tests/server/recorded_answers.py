@@ -115,7 +115,7 @@ CHANGED: dict[str, str] = {
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
-    "readings of a file of keys, and decisions of policies, are counted",
+    "readings of a file of keys, decisions of policies, and what the query guard finds are counted",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer",
 }

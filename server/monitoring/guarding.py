@@ -1,0 +1,94 @@
+"""Asks the query guard about each request, counts what it says, and logs its events.
+
+An event is one structured warning on the logger `awnet.guard`: no image, no file name, no address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ..guard.guard import Event, QueryGuard, Repeats
+from .clients import TopClients, client_of
+from .metrics import Metrics
+from .request import ObservedRequest
+
+Answer = Literal["observe", "flag", "slow"]
+
+_KEY = "key "  # no address begins so
+
+log = logging.getLogger("awnet.guard")
+
+
+class Guarding:
+    """The query guard of one process, with its metrics and log.
+
+    Args:
+        answer: `observe` tells nobody outside, `flag` the client, `slow` lets it wait as well.
+        images, seconds: see `QueryGuard`.
+        clients: hashes addresses for the log.
+    """
+
+    def __init__(self, answer: Answer, images: int, seconds: float, metrics: Metrics, clients: TopClients) -> None:
+        self._answer = answer
+        self._guard = QueryGuard(images, seconds, self._tell)
+        self._metrics = metrics
+        self._clients = clients
+        self._limit = images
+
+    @property
+    def tells(self) -> bool:
+        """Whether clients hear what it found."""
+        return self._answer != "observe"
+
+    def look(self, request: ObservedRequest | None, images: Sequence[NDArray[np.uint8]]) -> list[Repeats]:
+        """Count the images [3,S,S] of a request that was answered."""
+        request_id = request.id if request else ""
+        found = self._guard.look(_client(request), images, request_id, time.monotonic())
+        self._metrics.guarded(found)
+        return found
+
+    async def hold(self, request: ObservedRequest | None, found: Sequence[Repeats], deadline: float) -> None:
+        """Wait as long as its client has to, holding nothing but the request. Raises RepeatedQueries."""
+        if self._answer == "slow":
+            seconds = self._guard.delay(_client(request), found, time.monotonic(), deadline)
+            if seconds:
+                await asyncio.sleep(seconds)
+
+    def _named(self, client: str | None) -> dict[str, str | None]:
+        """A client as the request log names it; None is all together."""
+        if client is None:
+            return {"client": None}
+        if client.startswith(_KEY):
+            return {"key": client.removeprefix(_KEY)}
+        return {"client": self._clients.name(client)}
+
+    def _tell(self, event: Event) -> None:
+        self._metrics.guard_event("client" if event.client else "all")
+        line = {
+            "event": "query-guard",
+            **self._named(event.client),
+            "clients": event.clients,
+            "images": event.images,
+            "limit": self._limit,
+            "seconds": event.seconds,
+            "first_request_id": event.first_id,
+            "last_request_id": event.last_id,
+        }
+        log.warning("%s", orjson.dumps(line).decode())
+
+
+def _client(request: ObservedRequest | None) -> str:
+    """Whose evidence it is: a key's, or an address's; requests with neither are all of one client."""
+    if request is None:
+        return "none"
+    if request.caller.name is not None:
+        return _KEY + request.caller.name
+    return client_of(request.client_address) if request.client_address else "none"
