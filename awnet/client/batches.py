@@ -11,6 +11,7 @@ from .errors import (
     ImageError,
     InputError,
     RateLimitedError,
+    RejectedError,
     RequestError,
     TransportError,
     UnavailableError,
@@ -19,6 +20,9 @@ from .images import Encoded, ImageLike, encode
 from .results import Result
 
 MAX_BATCH_BYTES = 4 << 20  # of files in one request: half of what a server takes by default
+
+# What is true of each image where none is to blame; of a rejection, that the policy leaves none of them.
+_OF_EACH = RejectedError | UnavailableError | RateLimitedError | TransportError | DeadlineError
 
 Answer = Callable[[Sequence[Encoded]], Awaitable[list[Result]]]
 
@@ -79,7 +83,7 @@ async def each(images: Sequence[Encoded | Result], answer: Answer) -> list[Resul
                 left.append(places[:blamed] + places[blamed + 1 :])
             elif isinstance(error, RequestError) and error.status == 413:  # too much for one request
                 left += [places[len(places) // 2 :], places[: len(places) // 2]]
-            elif isinstance(error, UnavailableError | RateLimitedError | TransportError | DeadlineError):
+            elif isinstance(error, _OF_EACH):
                 results.update((place, Result(name=images[place].name, error=error)) for place in places)
             else:
                 raise

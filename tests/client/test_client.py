@@ -206,6 +206,24 @@ def test_a_per_image_problem_is_an_error_of_that_image() -> None:
         client.predict(b"y")
 
 
+@pytest.mark.process
+def test_images_of_which_a_policy_leaves_none_have_an_error_each(repository: Path) -> None:
+    """The server refuses such a request as a whole; those after it are asked about all the same."""
+    images = [encoded(plain(red)) for red in (0.9, 0.95, 0.1, 0.9)]
+    running = Running(repository, policy="reject")
+    try:
+        running.wait_ready()
+        with awnet.Client(running.url) as client:
+            found = list(client.predict_many(images, batch=2))
+    finally:
+        running.stop()
+    assert [type(result.error) for result in found] == [
+        *(awnet.RejectedError, awnet.RejectedError),
+        *(type(None), awnet.RejectedError),
+    ]
+    assert (found[2].policy, found[2].decision, found[2].verdict) == ("reject", "answered", "clean")
+
+
 def test_fields_that_are_left_out_are_none_and_unknown_ones_are_kept() -> None:
     """A key that may see no scores gets none, and a newer server may tell more."""
     told = {"predictions": [{"class_id": 1, "label": "cat"}], "adversarial": {"verdict": "clean"}, "new": [1]}
