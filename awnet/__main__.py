@@ -32,6 +32,12 @@ def _serve(arguments: Sequence[str]) -> object:
     return main(list(arguments))
 
 
+def _keys(arguments: Sequence[str]) -> object:
+    from server.keys import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> object:
     from .command.doctor import main
 
@@ -63,6 +69,7 @@ def _audit(arguments: Sequence[str]) -> object:
 
 COMMANDS = {
     "serve": Command("serve models over HTTP, and over gRPC where it is asked for", _serve),
+    "keys": Command("make, list, replace and revoke API keys", _keys),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),

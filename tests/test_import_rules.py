@@ -127,6 +127,7 @@ LIBRARIES = {
     "server.__main__": set(),
     "server.errors": set(),
     "server.listening": set(),
+    "server.keys": set(),
     "server.options": {"pydantic"},
     "server.process": {"uvicorn"},
     "server.renames": set(),
