@@ -106,6 +106,12 @@ class Forbidden(RequestError):
     slug, title = "forbidden", "Forbidden"
 
 
+class Misdirected(RequestError):
+    """It asks for a host that this port is not."""
+
+    slug, title = "misdirected-request", "Misdirected request"
+
+
 class NotFound(RequestError):
     slug, title = "not-found", "Not found"
 
@@ -268,6 +274,7 @@ STATUS: dict[type[AWNetError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     UnknownModel: 404,
+    Misdirected: 421,
     UnknownMode: 422,
     TooManyConnectionsOfClient: 429,
     RepeatedQueries: 429,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import StartupError
+
+log = logging.getLogger("awnet")
 
 BACKLOG = 2048
 _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -98,7 +102,24 @@ def reserve_shared(host: str, port: int) -> socket.socket:
     return held
 
 
-def url(bound: Any) -> str:
+def listen_all(ports: Mapping[str, tuple[str, int, str]], secure: bool) -> dict[str, list[socket.socket]]:
+    """As `listen`, each port by what it is for; and a line in the log for each address.
+
+    Args:
+        ports: host, port and option of each.
+        secure: they speak TLS.
+    """
+    opened = {purpose: listen(*port) for purpose, port in ports.items()}
+    for purpose, sockets in opened.items():
+        for bound in sockets:
+            log.info("%s on %s", _SAID.get(purpose, f"{purpose} calls"), url(bound, secure))
+    return opened
+
+
+_SAID = {"public": "listening", "metrics": "metrics"}
+
+
+def url(bound: Any, secure: bool = False) -> str:
     """Where a socket listens."""
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

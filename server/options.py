@@ -59,6 +59,9 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         lines = []
         for found in error.errors():
             name = ".".join(str(part) for part in found["loc"])
+            if not name:  # several of them do not fit together
+                lines.append(f"settings: {found['msg']}")
+                continue
             lines.append(f"setting {name} ({_source(name, known)}): {found['msg']}{_nearest(name, found['input'])}")
         raise SettingsError("\n".join(lines)) from None
     except ValueError as error:

@@ -15,9 +15,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,11 @@ from .http.acceptor import Acceptor, Peers
 from .http.admin import create_admin
 from .http.admission import Admission, ConnectionLimits
 from .http.app import create_app
+from .http.arrival import Arrivals
 from .http.connection import Connection
 from .http.front import Front
-from .listening import bind, listen, url
+from .http.metrics_port import create_metrics
+from .listening import bind, listen_all
 from .monitoring import request_log
 from .monitoring.clients import TopClients
 from .monitoring.detection import Monitor
@@ -41,6 +42,7 @@ from .monitoring.log_writer import WriterHandler, log_to_stderr
 from .monitoring.metrics import Metrics
 from .service import Service
 from .settings import Settings
+from .tls import Certificates
 from .workers.member import Assignment, receive_assignment
 
 if TYPE_CHECKING:
@@ -57,11 +59,17 @@ class Port(uvicorn.Server):
     Args:
         front: answers the requests.
         listening: the port's sockets, listening.
+        certificates: with which it speaks TLS, if it does.
         peers: other processes that accept from these sockets.
     """
 
     def __init__(
-        self, front: Front, listening: Sequence[socket.socket], settings: Settings, peers: Peers | None = None
+        self,
+        front: Front,
+        listening: Sequence[socket.socket],
+        settings: Settings,
+        certificates: Certificates | None = None,
+        peers: Peers | None = None,
     ) -> None:
         config = uvicorn.Config(
             front,
@@ -75,13 +83,15 @@ class Port(uvicorn.Server):
             timeout_graceful_shutdown=round(settings.shutdown_seconds),
         )
         super().__init__(config)
-        admission, state = Admission(ConnectionLimits.of(settings)), self.server_state
-        self._acceptor = Acceptor(
-            listening,
-            lambda: len(state.connections),
-            lambda: Connection(front, front.turn_away, admission, state),
-            peers,
+        state = self.server_state
+        admission = Admission(ConnectionLimits.of(settings), front.proxies)
+        arrivals = Arrivals(
+            lambda arrival: Connection(front, front.turn_away, admission, state, arrival),
+            admission,
+            front.proxies if settings.proxy_protocol else None,
+            certificates,
         )
+        self._acceptor = Acceptor(listening, lambda: len(state.connections), arrivals, peers)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
@@ -100,20 +110,29 @@ class Server(Port):
     """A port with a graceful shutdown: SIGTERM turns readiness off first, and requests in flight are answered.
 
     SIGINT, or a second signal, skips the time given to load balancers. The exit status is 0 after either. SIGHUP
-    checks for new versions. The gRPC front end and the admin port start and end with it. The models are loaded while
+    checks for new versions. The gRPC front end and the other ports start and end with it. The models are loaded while
     the socket answers already, so that liveness is reported at once and readiness once it holds; they are closed last.
+
+    Args:
+        sockets: listening, by what the port is for.
     """
 
-    def __init__(self, service: Service, sockets: Sockets, peers: Peers | None = None) -> None:
-        super().__init__(create_app(service), sockets.public, service.settings, peers)
+    def __init__(
+        self,
+        service: Service,
+        sockets: Mapping[str, Sequence[socket.socket]],
+        certificates: Certificates | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        super().__init__(create_app(service), sockets["public"], service.settings, certificates, peers)
         self._service = service
         self._sockets = sockets
+        self._certificates = certificates
         self.ended = threading.Event()
         self._loading: asyncio.Task[None] | None = None
         self._leave_at: float | None = None
         self._grpc: GrpcFront | None = None
-        self._admin: _AdminPort | None = None
-        self._administering: asyncio.Task[None] | None = None
+        self._beside: dict[_PortBeside, asyncio.Task[None]] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -122,9 +141,9 @@ class Server(Port):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
-        leaving = [] if self._administering is None else [self._administering]
-        if self._admin is not None:
-            self._admin.should_exit = True
+        leaving = list(self._beside.values())
+        for port in self._beside:
+            port.should_exit = True
         if self._grpc is not None:
             leaving.append(asyncio.create_task(self._grpc.stop(self._service.settings.shutdown_seconds)))
         await super().shutdown(sockets)
@@ -164,21 +183,23 @@ class Server(Port):
         await super()._listening()
 
     async def _start_others(self, shared: bool = False) -> None:
-        """The gRPC service and the admin port.
+        """The gRPC service, and the ports for admin calls and for metrics.
 
         Args:
             shared: other processes of this service have the same ports.
         """
         settings = self._service.settings
         try:
-            if self._sockets.admin:
-                self._admin = _AdminPort(create_admin(self._service), self._sockets.admin, settings)
-                self._administering = asyncio.create_task(self._admin.serve())
+            for purpose, create in (("admin", create_admin), ("metrics", create_metrics)):
+                if purpose in self._sockets:
+                    sockets = self._sockets[purpose]
+                    port = _PortBeside(create(self._service), sockets, settings, self._certificates)
+                    self._beside[port] = asyncio.create_task(port.serve())
             if settings.grpc_port is not None:
                 # Imported only here: tritonclient and grpc cost 26 MB.
                 from .oip.grpc_front import GrpcFront
 
-                front = GrpcFront(self._service, settings.host, settings.grpc_port, shared)
+                front = GrpcFront(self._service, settings.host, settings.grpc_port, shared, self._certificates)
                 await front.start()
                 self._grpc = front
         except AWNetError as error:
@@ -188,9 +209,8 @@ class Server(Port):
 class Worker(Server):
     """One of several servers behind one port. The supervisor owns the sockets and says when to accept connections."""
 
-    def __init__(self, service: Service, assignment: Assignment) -> None:
-        sockets = Sockets(assignment.listening, assignment.admin)
-        super().__init__(service, sockets, assignment.load_table)
+    def __init__(self, service: Service, assignment: Assignment, certificates: Certificates | None = None) -> None:
+        super().__init__(service, assignment.sockets, certificates, assignment.load_table)
         self._assignment = assignment
         self._accepts = False
 
@@ -219,7 +239,7 @@ class Worker(Server):
         self.handle_exit(signal.SIGTERM, None)
 
 
-class _AdminPort(Port):
+class _PortBeside(Port):
     """A server beside another one, which handles the signals."""
 
     @contextmanager
@@ -227,28 +247,19 @@ class _AdminPort(Port):
         yield
 
 
-@dataclass(frozen=True)
-class Sockets:
-    """The sockets of the public port and of the admin port, listening."""
+def open_ports(settings: Settings) -> dict[str, list[socket.socket]]:
+    """Sockets of each port, listening. That of gRPC is only tried: it makes its own. Raises StartupError."""
+    if settings.grpc_port is not None:
+        for tried in bind(settings.host, settings.grpc_port, "--grpc-port"):
+            tried.close()
+    return listen_all(settings.http_ports, settings.tls_certificate is not None)
 
-    public: Sequence[socket.socket] = ()
-    admin: Sequence[socket.socket] = ()
 
-    @classmethod
-    def of(cls, settings: Settings) -> Sockets:
-        """Those that the settings name. That of gRPC is only tried: it makes its own. Raises StartupError."""
-        public = listen(settings.host, settings.port, "--port")
-        admin: list[socket.socket] = []
-        if settings.admin_port is not None:
-            admin = listen(settings.admin_host, settings.admin_port, "--admin-port")
-        if settings.grpc_port is not None:
-            for tried in bind(settings.host, settings.grpc_port, "--grpc-port"):
-                tried.close()
-        for bound in public:
-            log.info("listening on %s", url(bound))
-        for bound in admin:
-            log.info("admin calls on %s", url(bound))
-        return cls(public, admin)
+def certificates_of(settings: Settings) -> Certificates | None:
+    """What the ports speak TLS with; None where they do not. Raises StartupError."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
 
 
 def serve(settings: Settings, assignment: Assignment | None = None) -> int:
@@ -259,7 +270,8 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     """
     begin_logging(settings, assignment.member.number if assignment else None)
     try:
-        sockets = Sockets() if assignment else Sockets.of(settings)  # first: whoever is in the way is said at once
+        sockets = {} if assignment else open_ports(settings)  # first: whoever is in the way is said at once
+        certificates = certificates_of(settings)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
@@ -268,7 +280,7 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 1
-    server = Server(service, sockets) if assignment is None else Worker(service, assignment)
+    server = Server(service, sockets, certificates) if assignment is None else Worker(service, assignment, certificates)
     # What is alive now stays alive; leaving it out of collections keeps their pauses short.
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .access.access import Access, KeysRead
+from .access.addresses import TrustedProxies
 from .access.caller import Caller
 from .core.cpu_limits import usable_cores
 from .core.decoding import DecodePool, Decoding
@@ -122,6 +123,7 @@ class Service:
     Attributes:
         access: who asks; front ends set the `caller` of each request by it.
         models: the open versions and their roles.
+        proxies: those that may name a request's client.
         requests: counts and logs each request of the front ends.
         verdict_history: verdicts of the last minutes, for the page.
         failure: the error that ends the process, if any.
@@ -138,6 +140,7 @@ class Service:
         self.access = Access(settings, self._keys_read)
         if self.access.by_keys:
             metrics.expect_keys()
+        self.proxies = TrustedProxies(settings.trusted_networks, settings.forwarded_header)
         self.requests = Requests(metrics, monitor.clients)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.decoding = Decoding(
@@ -257,7 +260,9 @@ class Service:
         Request ids are other callers': they go out as exemplars to whoever has a key for metrics, and where nobody has
         keys, while only this machine is listened to.
         """
-        private = self.caller.name is not None if self.access.by_keys else is_loopback(self.settings.host)
+        settings = self.settings
+        host = settings.host if settings.metrics_port is None else settings.metrics_host
+        private = self.caller.name is not None if self.access.by_keys else is_loopback(host)
         return exposition((await self._fleet.counted(self._counted())).families, accept, private)
 
     async def detection(self) -> dict[str, object]:
@@ -323,7 +328,7 @@ class Service:
         encoded = [image for image in images if isinstance(image, EncodedImage)]
         request, decoded, waited = CURRENT.get(), 0.0, 0.0
         if encoded:
-            size, client = lease.model.contract.preprocessing.size, request.client_address if request else None
+            size, client = lease.model.contract.preprocessing.size, request.client if request else None
             decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client)
         signals = await lease.infer(images, terms)
         if waited:

@@ -6,6 +6,7 @@ names; the option wins over the variable, the variable over the file.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -40,6 +41,9 @@ Seconds = Annotated[float, Field(le=86_400)]  # what is longer than a day is a s
 _LINK = re.compile(r"AWNET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
 _LINKED = re.compile(r"(tcp|udp|sctp)://")
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_HOST_NAME = re.compile(r"\[?[0-9A-Fa-f:.]+\]?|[A-Za-z0-9._-]+")
+
 
 class Settings(BaseSettings):
     """The server's settings, read from `AWNET_*` variables and then from the command line."""
@@ -60,6 +64,27 @@ class Settings(BaseSettings):
     admin_host: str = Field("127.0.0.1", description="Address of the admin port; keep it a private one.")
     admin_port: int | None = Field(
         8002, ge=0, le=65535, description="Admin port; 0 takes a free one, 'none' leaves it off."
+    )
+
+    admin_hosts: str = Field(
+        "",
+        description="Names by which the admin port may be asked, by commas, beside localhost and its address.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the port for metrics.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port that answers /metrics, which the public one does not then; or 'none'."
+    )
+
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate, and of what signed it: all ports speak TLS then."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of its private key, not encrypted.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of authorities: only clients with a certificate of theirs are let in."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages whose scripts may read answers, separated by commas; '*' for all.",
     )
 
     engine: Literal["embedded", "triton"] = Field(
@@ -136,6 +161,17 @@ class Settings(BaseSettings):
     )
     breaker_failures: int = Field(3, ge=1, description="Consecutive failures that open the breaker of a Triton.")
     breaker_seconds: Seconds = Field(1.0, gt=0, description="How often a probe tries to close an open breaker.")
+
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks (CIDR), separated by commas, of proxies that may name a request's client.",
+    )
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = Field(
+        "x-forwarded-for", description="The header in which they do; the other one is as the client sent it."
+    )
+    proxy_protocol: bool = Field(
+        False, description="Their HTTP connections begin with a PROXY header (version 1 or 2) that names the client."
+    )
 
     max_connections: int = Field(1024, ge=1, le=65536, description="Most open HTTP connections of a port.")
     max_connections_per_client: int = Field(
@@ -269,6 +305,39 @@ class Settings(BaseSettings):
             raise ValueError("names a model twice")
         return value
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _trusted_proxies(cls, value: str) -> str:
+        _networks(value)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _cors_origins(cls, value: str) -> str:
+        origins = _names(value)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin) and origins != ["*"]:
+                raise ValueError(f"{origin!r} is no origin, such as https://example.org, nor '*' alone")
+        return value
+
+    @field_validator("admin_hosts")
+    @classmethod
+    def _admin_hosts(cls, value: str) -> str:
+        for name in _names(value):
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name or address without a port")
+        return value
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: one is given without the other")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate: without TLS no client shows a certificate")
+        if self.proxy_protocol and not self.trusted_networks:
+            raise ValueError("proxy_protocol needs trusted_proxies: a PROXY header is taken from nobody else")
+        return self
+
     @field_validator("canary")
     @classmethod
     def _canary(cls, value: str) -> str:
@@ -296,6 +365,31 @@ class Settings(BaseSettings):
         return Policies(self.policy, cast(dict[str, Policy], own), self.policy_at, self.unsure)
 
     @property
+    def http_ports(self) -> dict[str, tuple[str, int, str]]:
+        """Host, port and option of each port of HTTP, by what it is for."""
+        ports = {"public": (self.host, self.port, "--port")}
+        if self.admin_port is not None:
+            ports["admin"] = (self.admin_host, self.admin_port, "--admin-port")
+        if self.metrics_port is not None:
+            ports["metrics"] = (self.metrics_host, self.metrics_port, "--metrics-port")
+        return ports
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of `cors_origins`."""
+        return _names(self.cors_origins)
+
+    @property
+    def admin_names(self) -> list[str]:
+        """Those of `admin_hosts`."""
+        return _names(self.admin_hosts)
+
+    @property
+    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """Those of `trusted_proxies`."""
+        return _networks(self.trusted_proxies)
+
+    @property
     def pinned(self) -> int | None:
         """The version to serve; None for the latest."""
         return None if self.version == "latest" else int(self.version)
@@ -314,6 +408,10 @@ class Settings(BaseSettings):
 def _names(value: str) -> list[str]:
     """The parts of a list separated by commas."""
     return [name for name in (part.strip() for part in value.split(",")) if name]
+
+
+def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(part) for part in _names(text))
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -134,6 +134,7 @@ LIBRARIES = {
     "server.service": set(),
     "server.settings": {"pydantic", "pydantic_settings"},
     "server.access": {"pydantic"},
+    "server.tls": set(),
     "server.core": {"numpy"},
     "server.core.codecs": {"PIL"},
     "server.engines": {"cryptography", "numpy", "onnxruntime"},

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 log = logging.getLogger("awnet")
 
+SETTLE_SECONDS = 1.0  # at the end, for connections that were taken and say nothing yet
 FULL_SECONDS = 1.0  # no connection is taken for this long where there is no descriptor left for one
 
 
@@ -42,7 +43,7 @@ class Acceptor:
     Args:
         listening: the sockets, non-blocking; closed at the end.
         open_connections: how many this process has, without those that are being set up.
-        protocol: makes the protocol of a new connection.
+        arrive: sets a new connection up.
         peers: of this process, if it has any.
     """
 
@@ -50,12 +51,12 @@ class Acceptor:
         self,
         listening: Sequence[socket.socket],
         open_connections: Callable[[], int],
-        protocol: Callable[[], asyncio.Protocol],
+        arrive: Callable[[socket.socket], Coroutine[Any, Any, None]],
         peers: Peers | None = None,
     ) -> None:
         self._listening = listening
         self._open_connections = open_connections
-        self._protocol = protocol
+        self._arrive = arrive
         self._peers = peers or NoPeers()
         self._taken: set[asyncio.Task[Any]] = set()
         self._begun = False
@@ -68,14 +69,16 @@ class Acceptor:
             self._listen(listening)
 
     async def end(self) -> None:
-        """Take none any more; those that were taken are set up."""
+        """Take none any more; those that were taken are set up, or closed where they are not soon."""
         self._begun = False
         for listening in self._listening:
             if listening.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(listening.fileno())
                 listening.close()
         if self._taken:
-            await asyncio.wait(self._taken)
+            await asyncio.wait(self._taken, timeout=SETTLE_SECONDS)
+        for task in self._taken:
+            task.cancel()
 
     def post(self) -> None:
         """Tell the other processes how many connections this one has, once it takes any."""
@@ -123,7 +126,7 @@ class Acceptor:
             log.warning("connections are taken again")
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+        task = loop.create_task(self._arrive(connection))
         self._taken.add(task)
         task.add_done_callback(self._set_up)
         self.post()

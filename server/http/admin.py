@@ -1,7 +1,8 @@
 """The admin port: status, detection report, reload, rollback, promote, canary and shadow.
 
 It belongs on a loopback or otherwise private address and asks for no password. Requests that a browser sends for a web
-page (those with an `Origin`) are refused, so that no web site reaches it through an operator's browser.
+page (those with an `Origin`) are refused, and those for another host than this port is, so that no web site reaches it
+through an operator's browser, not even one whose name has become this address (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
+from ..access.addresses import parse_address
 from ..access.caller import Scope as KeyScope
 from ..core.version import parse_version
-from ..errors import READ, AWNetError, Forbidden, InvalidQuery, NotReady, StartupError, UnsupportedMedia
+from ..errors import READ, AWNetError, Forbidden, InvalidQuery, Misdirected, NotReady, StartupError, UnsupportedMedia
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from .exchange import Exchange
-from .front import Front, routes_of
+from .front import Front, Routes, routes_of
 
 MAX_BODY_BYTES = 4 << 10
 EXCHANGE = "awnet.exchange"  # in the scope
@@ -85,21 +86,16 @@ def create_admin(service: Service) -> AdminFront:
         Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
     ]
     service.metrics.expect(routes_of(routes))
-    return AdminFront(_Routes(routes), service)
-
-
-class _Routes(Starlette):
-    """Starlette without its own answers to errors: they come out as exceptions."""
-
-    def __init__(self, routes: list[Route]) -> None:
-        super().__init__(routes=routes)
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return self.router
+    return AdminFront(Routes(routes), service)
 
 
 class AdminFront(Front):
     """The routes of the admin port."""
+
+    def __init__(self, routes: ASGIApp, service: Service) -> None:
+        super().__init__(routes, service)
+        settings = service.settings
+        self._hosts = {_plain(name) for name in ("localhost", settings.admin_host, *settings.admin_names)}
 
     def _needed(self, path: str) -> KeyScope:
         return "admin"
@@ -107,12 +103,28 @@ class AdminFront(Front):
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
     ) -> None:
+        host, server = _plain(headers.get(b"host", b"").decode("latin-1")), scope.get("server")
+        if host not in self._hosts and not _is_loopback(host) and not (server and host == _plain(str(server[0]))):
+            raise Misdirected("the admin port is asked under another name than it has (AWNET_ADMIN_HOSTS)")
         scope[EXCHANGE] = exchange
         await self._route(scope, exchange, request)
 
     def _status(self, error: AWNetError) -> int:
         # A version that cannot be served is no fault of the server here, but of what was asked for.
         return 409 if isinstance(error, StartupError) else super()._status(error)
+
+
+def _plain(host: str) -> str:
+    """The host of a `Host` header without its port, an address in one form, a name in lower case."""
+    address = parse_address(host)
+    if address is not None:
+        return str(address)
+    return host.rpartition(":")[0].lower().removesuffix(".") if ":" in host else host.lower().removesuffix(".")
+
+
+def _is_loopback(host: str) -> bool:
+    address = parse_address(host)
+    return address is not None and address.is_loopback
 
 
 async def _fields(request: Request, *names: str) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..access.addresses import TrustedProxies, client_of
 from ..errors import AWNetError, TooManyConnections, TooManyConnectionsOfClient, UploadsFull
-from ..monitoring.clients import client_of
 from ..settings import Settings
 
 SWEEP_SECONDS = 0.25  # how exact deadlines are
 UNCOUNTED_BYTES = 64 << 10  # of each body: a small request is never refused for what large ones hold
+LINGER, OPENED, IDLE, HEAD, BODY, BUSY = range(6)  # what a connection waits for, least to lose first
 SPARE = 64  # connections over the limit that are told why they are refused; more are closed without a word
 
 
@@ -81,12 +82,16 @@ class Admitted(Protocol):
 class Admission:
     """The connections of one port and what they hold; used on the event loop's thread.
 
+    Args:
+        proxies: their connections are many clients', so that the bound of one client is not theirs.
+
     Attributes:
         held: counted bytes of bodies.
     """
 
-    def __init__(self, limits: ConnectionLimits) -> None:
+    def __init__(self, limits: ConnectionLimits, proxies: TrustedProxies | None = None) -> None:
         self.limits = limits
+        self._proxies = proxies or TrustedProxies()
         self.held = 0
         self._of: dict[Admitted, str] = {}
         self._by_client: dict[str, dict[Admitted, None]] = {}
@@ -103,8 +108,9 @@ class Admission:
         """
         limits, client = self.limits, client_of(address)
         theirs = self._by_client.get(client, {})
+        most = 0 if self._proxies and self._proxies.trusts(address) else limits.connections_per_client
         refusal: AWNetError | None = None
-        while limits.connections_per_client and len(theirs) >= limits.connections_per_client and refusal is None:
+        while most and len(theirs) >= most and refusal is None:
             if not _close_one(theirs):
                 refusal = TooManyConnectionsOfClient("this client has as many connections as one may have")
         while len(self._of) >= limits.connections and refusal is None:

@@ -35,9 +35,11 @@ from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
 from . import openapi, page, upload
+from .cors import Cors
 from .description import described
 from .exchange import Exchange
 from .front import Front, routes_of
+from .metrics_port import METRICS, scrape
 from .query import parse_model_query, parse_query
 from .schemas import results
 from .told import check, told
@@ -77,10 +79,11 @@ def create_app(service: Service) -> PublicFront:
     async def ready() -> Response:
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
-    @app.get("/metrics", summary="Prometheus metrics.", tags=["observability"])
-    async def exposition(request: HTTPRequest) -> Response:
-        text, content_type = await service.exposition(request.headers.get("accept", ""))
-        return Response(text, headers={"content-type": content_type})
+    if service.settings.metrics_port is None:
+
+        @app.get(METRICS, summary="Prometheus metrics.", tags=["observability"])
+        async def exposition(request: HTTPRequest) -> Response:
+            return await scrape(service, request)
 
     @app.get("/model", summary="A model's modes, domains, thresholds and audited figures.", tags=["model"])
     async def model(request: HTTPRequest) -> Response:
@@ -132,8 +135,8 @@ class PublicFront(Front):
     """`/predict`, the Open Inference Protocol and the page by hand; `routes` have everything else."""
 
     def __init__(self, routes: ASGIApp, service: Service) -> None:
-        super().__init__(routes, service)
         settings = service.settings
+        super().__init__(routes, service, Cors(settings.origins) if settings.origins else None)
         self._page = (
             page.Page(service.models.loaded, settings.model, service.verdict_history, mode=settings.mode)
             if settings.page

@@ -26,7 +26,8 @@ from ..errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from .admission import UNCOUNTED_BYTES, Admission
+from .admission import BODY, BUSY, HEAD, IDLE, LINGER, OPENED, UNCOUNTED_BYTES, Admission
+from .arrival import Arrival
 from .transaction import Headers, Transaction, response_head
 
 MAX_TARGET_BYTES = 8 << 10
@@ -38,9 +39,6 @@ FRAMING_BYTES_PER_CHUNK = 64
 SEND_SECONDS = 30.0  # a client that takes nothing of a response for this long is given up
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20  # what a client may go on sending after its last answer
 HALF_CLOSED_SECONDS = 2.0  # nobody can tell a client that has gone from one that only has nothing more to send
-
-# Least to lose first, where a port is full.
-LINGER, OPENED, IDLE, HEAD, BODY, BUSY = range(6)
 
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
 _SPECIAL = frozenset({b"host", b"transfer-encoding", b"expect", b"content-length"})
@@ -65,9 +63,12 @@ class Connection(asyncio.Protocol):
         turn_away: counts a request that does not reach the application; gives status, headers and body of its answer.
         admission: which connections the port keeps, and its limits.
         state: shared by the connections of the port.
+        arrival: what came before the first request, if anything.
     """
 
-    def __init__(self, app: ASGIApp, turn_away: TurnAway, admission: Admission, state: State) -> None:
+    def __init__(
+        self, app: ASGIApp, turn_away: TurnAway, admission: Admission, state: State, arrival: Arrival | None = None
+    ) -> None:
         self._app = app
         self._turn_away = turn_away
         self._admission = admission
@@ -75,6 +76,8 @@ class Connection(asyncio.Protocol):
         self._state = state
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until the connection is made
+        self._arrival = arrival
+        self._secure = arrival is not None and arrival.secure
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
 
@@ -109,7 +112,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
         self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
         crowded = self._admission.crowded()
+        arrival = self._arrival
+        if arrival is not None:
+            self._client = arrival.client or self._client
+            arrival.done()
         refusal = self._admission.enter(self, self._client[0] if self._client else "")
+        if refusal is None and arrival is not None:
+            refusal = arrival.refusal
         self._state.connections.add(self)
         if refusal is not None:
             self._refuse(refusal)
@@ -171,7 +180,7 @@ class Connection(asyncio.Protocol):
             return False
         self._final = True
         asyncio.get_running_loop().call_later(HALF_CLOSED_SECONDS, self._abandon)
-        return True
+        return not self._secure  # TLS as asyncio has it ends both ways at once
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -282,7 +291,7 @@ class Connection(asyncio.Protocol):
             "http_version": version,
             "server": self._server,
             "client": self._client,
-            "scheme": "http",
+            "scheme": "https" if self._secure else "http",
             "root_path": "",
             "headers": self._headers,
             "method": method,
@@ -431,11 +440,10 @@ class Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """Close on a client that is still sending: slowly, or it would be reset before it has read its answer."""
         self._phase, self._since, self._size = LINGER, time.monotonic(), 0
-        if self._ended:
-            self._transport.close()
-            return
         self.resume_reading()
-        if self._transport.can_write_eof():
+        if self._ended or self._secure:  # TLS reads past what still comes by itself
+            self._transport.close()
+        elif self._transport.can_write_eof():
             self._transport.write_eof()
 
     # Flow.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,6 +17,7 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip.rest import Reply
 from ..service import Service
+from .cors import Cors
 from .exchange import ClientGoneError, DisconnectWatcher, Exchange
 
 PROBLEM_JSON = b"application/problem+json"
@@ -29,27 +31,42 @@ class Front(ABC):
     Args:
         routes: raise their errors, `HTTPException` of the router among them.
         service: see `Service`.
+
+        cors: which web pages may read answers; None: none of another origin.
+
+    Attributes:
+        proxies: those that may name a request's client.
     """
 
-    def __init__(self, routes: ASGIApp, service: Service) -> None:
+    def __init__(self, routes: ASGIApp, service: Service, cors: Cors | None = None) -> None:
         self._routes = routes
+        self._cors = cors
         self._service = service
+        self.proxies = service.proxies
         self._watcher = DisconnectWatcher()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._routes(scope, receive, send)
             return
-        headers, method, client = dict(scope["headers"]), scope["method"], scope.get("client")
+        headers, method, peer = dict(scope["headers"]), scope["method"], scope.get("client")
+        client = self.proxies.client(peer[0], scope["headers"]) if peer else None
         given_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        with self._service.requests.observe(method, client[0] if client else None, given_id) as request:
+        preflight = None
+        if self._cors is not None:
+            send = self._cors.sending(send, headers.get(b"origin"))
+            preflight = self._cors.preflight(method, headers)
+        with self._service.requests.observe(method, client, given_id) as request:
             exchange = Exchange(
                 receive, send, request, self._watcher, headers, head=method == "HEAD", close=self._service.draining
             )
             asked = {**scope, "method": "GET"} if method == "HEAD" else scope
             try:
-                self._admit(scope, request)
-                await self._answer(asked, headers, exchange, request)
+                if preflight is None:
+                    self._admit(scope, request)
+                    await self._answer(asked, headers, exchange, request)
+                else:  # a browser sends no key with it
+                    await exchange.respond(200, preflight, b"")
             except ClientGoneError:
                 pass
             except Exception as error:
@@ -99,6 +116,16 @@ class Front(ABC):
 
     def _status(self, error: AWNetError) -> int:
         return status_of(error)
+
+
+class Routes(Starlette):
+    """Starlette without its own answers to errors: they come out as exceptions."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        super().__init__(routes=routes)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.router
 
 
 def routes_of(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import secrets
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+
+from ..access.addresses import client_of
 
 MAX_CLIENTS = 256
 HALF_LIFE_SECONDS = 3600.0
 TOP = 20  # clients in a report
-
-
-@lru_cache(1024)
-def client_of(address: str) -> str:
-    """Who is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which one customer is given."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return address
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 @dataclass
@@ -59,8 +45,8 @@ class TopClients:
         self.total = 0
 
     def name(self, address: str) -> str:
-        """The name of an address in the list: a keyed hash that means nothing outside this process's life."""
-        return hashlib.blake2b(address.encode(), key=self._salt, digest_size=8).hexdigest()
+        """The name of an address's client in the list: a keyed hash that means nothing outside this process's life."""
+        return hashlib.blake2b(client_of(address).encode(), key=self._salt, digest_size=8).hexdigest()
 
     def flagged(self, address: str, now: float | None = None) -> None:
         """One flagged image from this address. `now` is on `time.monotonic`."""

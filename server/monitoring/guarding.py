@@ -16,13 +16,11 @@ import orjson
 from numpy.typing import NDArray
 
 from ..guard.guard import Event, QueryGuard, Repeats
-from .clients import TopClients, client_of
+from .clients import TopClients
 from .metrics import Metrics
-from .request import ObservedRequest
+from .request import KEY, UNKNOWN, ObservedRequest
 
 Answer = Literal["observe", "flag", "slow"]
-
-_KEY = "key "  # no address begins so
 
 log = logging.getLogger("awnet.guard")
 
@@ -51,14 +49,14 @@ class Guarding:
     def look(self, request: ObservedRequest | None, images: Sequence[NDArray[np.uint8]]) -> list[Repeats]:
         """Count the images [3,S,S] of a request that was answered."""
         request_id = request.id if request else ""
-        found = self._guard.look(_client(request), images, request_id, time.monotonic())
+        found = self._guard.look(request.client if request else UNKNOWN, images, request_id, time.monotonic())
         self._metrics.guarded(found)
         return found
 
     async def hold(self, request: ObservedRequest | None, found: Sequence[Repeats], deadline: float) -> None:
         """Wait as long as its client has to, holding nothing but the request. Raises RepeatedQueries."""
         if self._answer == "slow":
-            seconds = self._guard.delay(_client(request), found, time.monotonic(), deadline)
+            seconds = self._guard.delay(request.client if request else UNKNOWN, found, time.monotonic(), deadline)
             if seconds:
                 await asyncio.sleep(seconds)
 
@@ -66,8 +64,8 @@ class Guarding:
         """A client as the request log names it; None is all together."""
         if client is None:
             return {"client": None}
-        if client.startswith(_KEY):
-            return {"key": client.removeprefix(_KEY)}
+        if client.startswith(KEY):
+            return {"key": client.removeprefix(KEY)}
         return {"client": self._clients.name(client)}
 
     def _tell(self, event: Event) -> None:
@@ -83,12 +81,3 @@ class Guarding:
             "last_request_id": event.last_id,
         }
         log.warning("%s", orjson.dumps(line).decode())
-
-
-def _client(request: ObservedRequest | None) -> str:
-    """Whose evidence it is: a key's, or an address's; requests with neither are all of one client."""
-    if request is None:
-        return "none"
-    if request.caller.name is not None:
-        return _KEY + request.caller.name
-    return client_of(request.client_address) if request.client_address else "none"

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from types import TracebackType
 
+from ..access.addresses import client_of
 from ..access.caller import NOBODY, Caller
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
@@ -28,6 +29,8 @@ from .request_log import Record, RequestLog
 log = logging.getLogger("awnet")
 
 CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # the client disconnected before the response
+KEY = "key "  # before the name of one; no address begins so
+UNKNOWN = "none"  # requests with neither key nor address are all of one client
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -65,6 +68,13 @@ class ObservedRequest:
             record.status, record.reason = CLIENT_GONE_STATUS, CLIENT_GONE
             self._requests.metrics.rejection(CLIENT_GONE)
         self._requests.ended(record, self.client_address)
+
+    @property
+    def client(self) -> str:
+        """Who is counted as one client: a key, or an address where there is none."""
+        if self.caller.name is not None:
+            return KEY + self.caller.name
+        return client_of(self.client_address) if self.client_address else UNKNOWN
 
     @property
     def status(self) -> int:

@@ -43,6 +43,7 @@ from ..errors import (
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..service import Service
+from ..tls import Certificate, Certificates
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
 
@@ -159,10 +160,19 @@ class GrpcFront:
         service: see `server.service`.
         host, port: where to listen; port 0 takes a free one.
         shared: other workers of this service listen there, too.
+        certificates: with which it speaks TLS, if it does.
     """
 
-    def __init__(self, service: Service, host: str, port: int, shared: bool = False) -> None:
+    def __init__(
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        shared: bool = False,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._service = service
+        self._certificates = certificates
         self._shared = shared
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._server: grpc.aio.Server | None = None
@@ -196,7 +206,10 @@ class GrpcFront:
         self._service.metrics.expect((f"/{SERVICE}/{name}", METHOD) for name in SERVED)
         self._server.add_generic_rpc_handlers((_handlers(self._service, calls),))
         try:
-            port = self._server.add_insecure_port(self._address)
+            if self._certificates is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, _credentials(self._certificates))
         except RuntimeError:
             port = 0
         if not port:
@@ -209,6 +222,26 @@ class GrpcFront:
         """Take no more calls, answer those in flight for at most `grace` seconds, then cancel them."""
         if self._server is not None:
             await self._server.stop(grace)
+
+
+def _credentials(certificates: Certificates) -> Any:
+    """Credentials that follow the certificate's files: gRPC asks at each handshake."""
+
+    def configuration(certificate: Certificate) -> Any:
+        pairs = [(certificate.key, certificate.chain)]
+        return grpc.ssl_server_certificate_configuration(pairs, certificate.client_ca)
+
+    used = certificates.current
+
+    def fetch() -> Any:
+        nonlocal used
+        found = certificates.current
+        if found is used:
+            return None  # the same as before
+        used = found
+        return configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(used), fetch, used.client_ca is not None)
 
 
 async def _server_live(service: Service, message: Any, context: Any) -> Any:
@@ -288,7 +321,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
     with _observed(service, name, context) as request:
         try:
             _admit(service, name, request, context)
-            client = request.client_address or ""
+            client = request.client
             with calls.one(client):
                 async with calls.message(client, context, service.settings.body_seconds) as body:
                     try:
@@ -330,9 +363,14 @@ def _admit(service: Service, name: str, request: ObservedRequest, context: Any) 
 
 def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
     """The call, to be counted and logged. Its id goes back in the trailing metadata, as in a header over HTTP."""
-    given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
+    metadata, client = context.invocation_metadata() or (), _address(context.peer())
+    given = next((value for key, value in metadata if key == REQUEST_ID), "")
     route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
-    request = service.requests.observe(METHOD, _address(context.peer()), given, route)
+    if client is not None and service.proxies:
+        client = service.proxies.client(
+            client, ((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
+        )
+    request = service.requests.observe(METHOD, client, given, route)
     context.set_trailing_metadata(((REQUEST_ID, request.id),))
     return request
 

@@ -145,15 +145,14 @@ class Assignment:
 
     Attributes:
         settings: of the server, with this worker's share of threads, queue and Triton calls.
-        listening, admin: sockets of all workers.
+        sockets: listening, of all workers, by what the port is for.
         load_table: how many connections each worker has.
         salt: of the clients' hashes, the same in all workers.
     """
 
     settings: dict[str, Any]
     member: Member
-    listening: Sequence[socket.socket]
-    admin: Sequence[socket.socket]
+    sockets: Mapping[str, Sequence[socket.socket]]
     load_table: LoadTable
     salt: bytes
 
@@ -165,8 +164,10 @@ def receive_assignment(descriptor: int) -> Assignment:
     return Assignment(
         given["settings"],
         Member(connected, given["number"], given["first"]),
-        [socket.socket(fileno=number) for number in given["listening"]],
-        [socket.socket(fileno=number) for number in given["admin"]],
+        {
+            purpose: [socket.socket(fileno=number) for number in numbers]
+            for purpose, numbers in given["sockets"].items()
+        },
         LoadTable(given["load_table"], given["workers"], given["number"]),
         bytes.fromhex(given["salt"]),
     )

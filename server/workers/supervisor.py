@@ -13,13 +13,14 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
-from ..listening import listen, reserve_shared, url
+from ..listening import listen_all, reserve_shared
 from ..monitoring.log_writer import log_to_stderr
 from ..monitoring.snapshot import Family, Sample, Snapshot
 from ..settings import Settings
@@ -95,8 +96,7 @@ class Supervisor:
         self._status = 0
         self._models: Any = None  # what the workers served, by the last snapshot
         self._salt = secrets.token_bytes(16)
-        self._listening: list[socket.socket] = []
-        self._admin: list[socket.socket] = []
+        self._sockets: dict[str, list[socket.socket]] = {}
         self._grpc: socket.socket | None = None
         self._load_table_memory = shared_memory(self._count)
         self._load_table = LoadTable(self._load_table_memory, self._count, 0)
@@ -105,18 +105,12 @@ class Supervisor:
         """Until told to stop, or until it is clear that nothing can be served."""
         settings = self._settings
         try:
-            self._listening = listen(settings.host, settings.port, "--port")
-            if settings.admin_port is not None:
-                self._admin = listen(settings.admin_host, settings.admin_port, "--admin-port")
+            self._sockets = listen_all(settings.http_ports, settings.tls_certificate is not None)
             if settings.grpc_port is not None:
                 self._grpc = reserve_shared(settings.host, settings.grpc_port)
         except AWNetError as error:
             log.critical("%s: %s", error.title, error.detail)
             return 1
-        for listening in self._listening:
-            log.info("listening on %s", url(listening))
-        for admin in self._admin:
-            log.info("admin calls on %s", url(admin))
         threads = [settings.threads or share_of(usable_cores(), self._count, n) for n in range(self._count)]
         log.info("%d workers, threads of each: %s", self._count, ", ".join(map(str, threads)))
         loop = asyncio.get_running_loop()
@@ -182,8 +176,7 @@ class Supervisor:
             "number": number,
             "workers": self._count,
             "first": not self._first_up.is_set(),
-            "listening": [listening.fileno() for listening in self._listening],
-            "admin": [admin.fileno() for admin in self._admin],
+            "sockets": {purpose: [one.fileno() for one in sockets] for purpose, sockets in self._sockets.items()},
             "load_table": self._load_table_memory,
             "salt": self._salt.hex(),
         }
@@ -192,7 +185,7 @@ class Supervisor:
             *self._command,
             str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), self._load_table_memory, *assignment["listening"], *assignment["admin"]],  # type: ignore[misc]
+            pass_fds=[theirs.fileno(), self._load_table_memory, *(one.fileno() for one in self._held())],
             process_group=0,  # a terminal's Ctrl-C is passed on by us, once
         )
         theirs.close()
@@ -288,9 +281,12 @@ class Supervisor:
         if not self._leaving.is_set():
             self._leaving.set()
             # The workers have their own; when the last of them closes, clients are refused, not left to wait.
-            for ours in (*self._listening, *self._admin, *([self._grpc] if self._grpc else [])):
+            for ours in (*self._held(), *([self._grpc] if self._grpc else [])):
                 ours.close()
             asyncio.get_running_loop().call_later(seconds, self._kill)
+
+    def _held(self) -> Iterator[socket.socket]:
+        return chain.from_iterable(self._sockets.values())
 
     def _kill(self) -> None:
         for number, worker in self._workers.items():

@@ -783,7 +783,9 @@ def _logged(ports: Ports) -> list[str]:
 
 
 def _exchange(ports: Ports, ask: Ask) -> Answer:
-    headers = {"host": "recorded", "content-length": str(len(ask.body))} | ask.headers
+    # The admin port answers under its own names only; "recorded" shows whether a host stands in an answer.
+    host = "localhost" if ask.admin else "recorded"
+    headers = {"host": host, "content-length": str(len(ask.body))} | ask.headers
     if not ask.body and ask.method in ("GET", "HEAD"):
         del headers["content-length"]
     if ask.numbered:

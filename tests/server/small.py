@@ -175,7 +175,7 @@ class Small:
 
         A query stands after the path, as in an address.
         """
-        given = {b"content-length": str(len(body)).encode()} | dict(headers or {})
+        given = {b"host": b"localhost", b"content-length": str(len(body)).encode()} | dict(headers or {})
         path, _, query = path.partition("?")
         asked = {"method": method, "path": path, "query_string": query.encode()}
         scope = {"type": "http", "headers": list(given.items()), **asked}

@@ -29,7 +29,9 @@ async def served(repository: Path, *, wait: bool = True, **settings: Any) -> Any
     admin, app = create_admin(service), create_app(service)
     async with (
         started(service),
-        httpx.AsyncClient(transport=httpx.ASGITransport(admin, raise_app_exceptions=False), base_url="http://a") as one,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(admin, raise_app_exceptions=False), base_url="http://localhost"
+        ) as one,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://u") as two,
     ):
         if wait:
@@ -205,5 +207,45 @@ def test_the_admin_calls_are_not_on_the_public_port(tmp_path: Path) -> None:
         async with served(publish(tmp_path)) as (_, users):
             assert (await users.get("/admin/models")).status_code == 404
             assert (await users.post("/admin/reload")).status_code == 404
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8002", 200),
+        ("localhost.", 200),
+        ("127.0.0.1:8002", 200),
+        ("127.0.0.9", 200),
+        ("[::1]:8002", 200),
+        ("::1", 200),
+        ("10.1.2.3:8002", 200),
+        ("Awnet-Admin:8002", 200),
+        ("10.9.9.9", 200),
+        ("10.9.9.8", 421),
+        ("evil.example", 421),
+        ("evil.example:8002", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("evil.example@localhost", 421),
+        ("0", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_the_admin_port_answers_under_its_own_names_only(tmp_path: Path, host: str, status: int) -> None:
+    """DNS rebinding: a page whose name has become this address still asks for that name."""
+
+    async def scenario() -> None:
+        settings = {"admin_host": "10.1.2.3", "admin_hosts": "awnet-admin"}
+        service = service_over(EmbeddedEngine(Repository(publish(tmp_path)), threads=1), **settings)
+        transport = httpx.ASGITransport(create_admin(service))
+        async with started(service), httpx.AsyncClient(transport=transport, base_url="http://10.9.9.9") as admin:
+            answer = await admin.get("/admin/models", headers={"host": host})
+            assert answer.status_code == status
+            if status == 421:
+                assert answer.json()["type"] == "urn:awnet:problem:misdirected-request"
 
     run(scenario)

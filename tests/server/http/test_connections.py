@@ -33,6 +33,7 @@ def strict(process: None, repository: Path, admin_port: int) -> Iterator[Running
     running = Running(
         repository,
         admin_port=admin_port,
+        admin_hosts="x",
         max_header_bytes=8192,
         header_seconds=1,
         body_seconds=1,

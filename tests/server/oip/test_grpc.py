@@ -600,3 +600,17 @@ def test_calls_with_the_longest_messages_hold_a_bounded_number_of_bytes(reposito
         assert asyncio.run(go()) < before + 120
     finally:
         running.stop()
+
+
+def test_the_client_behind_a_trusted_proxy_is_known_by_its_metadata(tmp_path: Path) -> None:
+    """As over HTTP: only a trusted proxy's word counts."""
+    for trusted, expected in (("127.0.0.1,10.0.0.0/8", "1.1.1.1"), ("10.0.0.0/8", "127.0.0.1")):
+        small = Small(tmp_path / trusted.replace("/", "-"), trusted_proxies=trusted)
+        running = Served(small)
+        seen: list[str | None] = []
+        small.service.requests.ended = lambda record, address, seen=seen: seen.append(address)  # type: ignore[misc]
+        metadata = (("x-forwarded-for", "9.9.9.9, 1.1.1.1, 10.0.0.2"),)  # of several, gRPC keeps the last
+        running.call(lambda stub, given=metadata: stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=given))
+        assert seen == [expected]
+        small.run(running.front.stop(0))
+        small.close()

@@ -1,0 +1,154 @@
+"""The ports of a running service: TLS on each of them, metrics on their own, the client behind a trusted proxy."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from benchmarks.harness.processes import free_port
+from tests.server.http.one_port import certificate
+from tests.server.small import Small
+from tests.server.tiny import Running
+from tests.waiting import eventually
+
+
+class Secured(Running):
+    """Two workers that speak TLS on every port; their certificate can be replaced."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.chain, self.key = certificate(folder)
+        self.admin, self.metrics_port, self.grpc_port = free_port(), free_port(), free_port()
+        super().__init__(
+            repository,
+            workers=2,
+            tls_certificate=self.chain,
+            tls_key=self.key,
+            admin_port=self.admin,
+            metrics_port=self.metrics_port,
+            grpc_port=self.grpc_port,
+        )
+        eventually(lambda: self.running and self.status(self.port, "/v2/health/ready") == 200, what="it is ready")
+
+    def status(self, port: int, path: str) -> int:
+        """Of a GET over TLS; 0 where nobody answers."""
+        try:
+            with self.open(port, path) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def open(self, port: int, path: str):  # type: ignore[no-untyped-def]
+        context = ssl.create_default_context(cafile=str(self.chain))
+        return urllib.request.urlopen(f"https://localhost:{port}{path}", timeout=30, context=context)
+
+    def live_by_grpc(self) -> bool:
+        credentials = grpc.ssl_channel_credentials(self.chain.read_bytes())
+        with grpc.secure_channel(f"localhost:{self.grpc_port}", credentials) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            return bool(stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=30).live)
+
+
+@pytest.fixture(scope="module")
+def secured(process: None, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    running = Secured(repository, tmp_path_factory.mktemp("tls"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_every_port_speaks_tls(secured: Secured) -> None:
+    """In every worker; and the log says https."""
+    for _ in range(4):
+        assert secured.status(secured.port, "/v2/health/live") == 200
+        assert secured.status(secured.admin, "/admin/models") == 200
+    assert secured.live_by_grpc()
+    assert f"listening on https://127.0.0.1:{secured.port}" in secured.text()
+
+
+def test_metrics_are_on_their_own_port_and_no_other(secured: Secured) -> None:
+    """What is not to be seen by clients is not on their port; that port answers nothing else."""
+    assert secured.status(secured.port, "/metrics") == 404
+    assert secured.status(secured.metrics_port, "/v2/health/live") == 404
+    assert secured.status(secured.metrics_port, "/predict") == 404
+    with secured.open(secured.metrics_port, "/metrics") as answer:
+        assert b"awnet_workers 2.0" in answer.read()
+
+
+def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) -> None:
+    """HTTP and gRPC of every worker, without a restart; a bad one in between changes nothing."""
+    secured.key.write_bytes(b"rubbish")
+    eventually(lambda: "the one before it stays" in _touched(secured), what="a worker has seen it")
+    assert secured.status(secured.port, "/v2/health/live") == 200 and secured.live_by_grpc()
+    chain, key = certificate(tmp_path)
+    key.replace(secured.key)
+    chain.replace(secured.chain)
+    for port in (secured.port, secured.admin, secured.metrics_port):
+        eventually(
+            lambda port=port: secured.status(port, "/nowhere") == 404, what="its clients trust the new certificate"
+        )
+
+    def by_grpc() -> bool:
+        try:
+            return secured.live_by_grpc()
+        except grpc.RpcError:
+            return False
+
+    eventually(by_grpc, what="clients of gRPC do, too")
+
+
+def _touched(secured: Secured) -> str:
+    secured.status(secured.port, "/v2/health/live")
+    return secured.text()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tls-certificate", "{chain}"], "tls_key"),
+        (["--tls-client-ca", "{chain}"], "tls_certificate"),
+        (["--proxy-protocol"], "trusted_proxies"),
+        (["--trusted-proxies", "10.0.0.1/8"], "10.0.0.1/8"),
+        (["--admin-hosts", "admin:8002"], "admin:8002"),
+    ],
+)
+def test_settings_that_do_not_fit_are_said_in_one_line(tmp_path: Path, given: list[str], said: str) -> None:
+    """Status 2, before anything is opened."""
+    chain, _ = certificate(tmp_path)
+    command = [sys.executable, "-m", "server", *(part.format(chain=chain) for part in given)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_log_names_the_client_behind_a_trusted_proxy(tmp_path: Path) -> None:
+    """Counts and lists of clients do, too: they go by the same address."""
+    small = Small(tmp_path, trusted_proxies="10.0.0.0/8")
+    try:
+        seen: list[str | None] = []
+        small.service.requests.ended = lambda record, address: seen.append(address)  # type: ignore[method-assign]
+        scope = {"type": "http", "method": "GET", "path": "/v2/health/live", "query_string": b""}
+        headers = [(b"host", b"x"), (b"x-forwarded-for", b"9.9.9.9"), (b"x-forwarded-for", b"1.1.1.1, 10.0.0.2")]
+
+        async def receive() -> object:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: object) -> None:
+            pass
+
+        for peer in ("10.0.0.1", "6.6.6.6"):
+            small.run(small.app({**scope, "headers": headers, "client": (peer, 1)}, receive, send))
+        assert seen == ["1.1.1.1", "6.6.6.6"]
+    finally:
+        small.close()
