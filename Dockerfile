@@ -8,23 +8,26 @@ ENV PYTHONDONTWRITEBYTECODE=1
 ARG PIP_INDEX_URL
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
-RUN python -m venv /opt/awnet
-COPY requirements/server.txt /tmp/server.txt
-RUN /opt/awnet/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps --require-hashes \
-    --requirement /tmp/server.txt
-# The wheel of ONNX Runtime brings 280 MB for CUDA, which cannot load here: this base has no CUDA. GPU=1 keeps them.
+# GPU=1 takes ONNX Runtime with its 280 MB for CUDA; BASE must then bring CUDA itself.
 ARG GPU=0
-RUN if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime_providers_cuda.so' -delete \
-    && find /opt/awnet -name 'libonnxruntime_providers_tensorrt.so' -delete; fi
+RUN python -m venv /opt/awnet
+COPY requirements/server.txt requirements/server-cpu.txt /tmp/
+RUN if [ "${GPU}" = 0 ]; then lock=server-cpu; else lock=server; fi \
+    && /opt/awnet/bin/python -m pip install --disable-pip-version-check --no-cache-dir --no-deps --require-hashes \
+    --requirement "/tmp/${lock}.txt"
 WORKDIR /app
+COPY awnet awnet
 COPY domain domain
 COPY server server
-COPY model_repository model_repository
+COPY model_repository/awnet model_repository/awnet
 COPY examples/*.png examples/
 COPY LICENSE LICENSE
-# Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. pip goes: it is
-# not needed any more, and whoever gets in should not find it. Readable by any user whatever the checkout's umask was.
-RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash domain server \
+# Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. What never runs goes:
+# tests of packages, the runtime's library for programs in C, and pip, which nobody who gets in should find. Readable by
+# any user whatever the checkout's umask was.
+RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash awnet domain server \
+    && find /opt/awnet -path '*/site-packages/*/tests' -type d -prune -exec rm -r {} + \
+    && if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime.so*' -delete; fi \
     && /opt/awnet/bin/python -m pip uninstall --yes --quiet setuptools pip \
     && chmod -R a+rX,go-w /app /opt/awnet
 

@@ -78,6 +78,9 @@ lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade tak
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
 	  --constraint requirements/server.txt --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements/dev.txt
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
+	  --constraint requirements/server.txt --override requirements/server-cpu.in --custom-compile-command "make lock" \
+	  pyproject.toml requirements/server-cpu.in -o requirements/server-cpu.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
 	  --python-version 3.11 --custom-compile-command "make lock" requirements/triton.in -o requirements/triton.txt
 
 clean: ## Remove the environments and every cache

@@ -38,6 +38,12 @@ def _keys(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _predict(arguments: Sequence[str]) -> object:
+    from .command.predict import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> object:
     from .command.doctor import main
 
@@ -70,11 +76,17 @@ def _audit(arguments: Sequence[str]) -> object:
 COMMANDS = {
     "serve": Command("serve models over HTTP, and over gRPC where it is asked for", _serve),
     "keys": Command("make, list, replace and revoke API keys", _keys),
+    "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),
     "export": Command("make one ONNX file of a checkpoint, proven against torch", _export, "export"),
 }
+
+
+def install(extra: str) -> str:
+    """How to get an extra. The package is in no public registry, where somebody else could have its name."""
+    return f"install this package with its extra, in its checkout: pip install '.[{extra}]'"
 
 
 def usage() -> str:
@@ -91,7 +103,7 @@ def usage() -> str:
             "",
             "  --version  say the version of this program",
             "",
-            "[EXTRA]: needs more than the server does: pip install 'awnet-server[EXTRA]'",
+            f"[EXTRA]: needs more than the server does: {install('EXTRA')}",
         ]
     )
 
@@ -118,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if command.extra is None or missing in OURS:
             raise
-        print(f"awnet {name} needs {missing}: pip install 'awnet-server[{command.extra}]'", file=sys.stderr)
+        print(f"awnet {name} needs {missing}: {install(command.extra)}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
 

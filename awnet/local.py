@@ -5,24 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.errors import AWNetError
 from server.http.app import PublicFront, create_app
 from server.process import make_service
 from server.settings import Settings
 
+log = logging.getLogger("awnet")
+
 # What protects a server from its clients has nothing to do where the only client is this process.
 ALONE = {
     "admin_port": None,
     "grpc_port": None,
+    "metrics_port": None,
+    "tls_certificate": None,
+    "tls_key": None,
+    "tls_client_ca": None,
     "api_keys": None,
+    "query_guard": "off",
     "page": False,
     "poll_seconds": 0.0,
     "golden_probe_seconds": 0.0,
 }
 
-Reply = tuple[int, bytes]
+
+class Reply(NamedTuple):
+    """An HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class StartError(RuntimeError):
@@ -48,24 +61,26 @@ class Local:
             raise StartError(f"{error.title}: {error.detail}") from None
         self._service = service
         self._app: PublicFront = create_app(service)
-        logging.getLogger("awnet").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised, or is an answer
+        self._log_level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised, or is an answer
         await service.start()
         if service.failure is not None:
-            await service.stop()
+            await self.__aexit__()
             raise StartError(f"{service.failure.title}: {service.failure.detail}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._service.stop()
+        log.setLevel(self._log_level)
 
     async def predict(self, body: bytes, query: str = "", headers: Mapping[str, str] | None = None) -> Reply:
-        """(status, body) of `POST /predict?QUERY` with an encoded image, or a form, as its body."""
+        """The answer to `POST /predict?QUERY` with an encoded image, or a form, as its body."""
         return await self.ask("POST", "/predict", body, query, headers)
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", query: str = "", headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """(status, body) of any request to the public port."""
+        """The answer to any request to the public port."""
         given = {"content-length": str(len(body)), **(headers or {})}
         scope = {
             "type": "http",
@@ -94,4 +109,5 @@ class Local:
             sent.append(message)
 
         await self._app(scope, receive, send)
-        return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+        told = {name.decode("latin-1"): value.decode("latin-1") for name, value in sent[0]["headers"]}
+        return Reply(sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:]))

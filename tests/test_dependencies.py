@@ -22,6 +22,7 @@ IMPORTED_BY = {
     "export": ("export", "training"),
     "audit": ("export", "domain"),
     "signing": ("export", "server"),
+    "parquet": ("awnet",),
     "dev": ("tests", "benchmarks", "deploy", "examples", ".ci"),
 }
 # Used without an import: (list, distribution) -> a file that uses it, and the words there.

@@ -14,7 +14,7 @@ from tests.repository import ROOT, tracked
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = ("awnet", "domain", "server", "export", "training", "benchmarks", "examples")
-LOCKS = ("server", "dev", "triton")
+LOCKS = ("server", "server-cpu", "dev", "triton")
 
 
 def locked(name: str) -> dict[str, str]:
@@ -102,6 +102,15 @@ def test_the_server_lock_knows_neither_torch_nor_onnx_and_agrees_with_the_other(
     assert not {"torch", "torchvision", "onnx", "onnxscript"} & server.keys()
     assert {"torch", "torchvision", "onnx"} <= dev.keys()
     assert {p: v for p, v in server.items() if dev.get(p) != v} == {}
+
+
+def test_the_lock_for_cpus_differs_from_the_servers_in_the_runtime_alone():
+    """And leaves out the distribution that would write the same files."""
+    server, cpu = locked("server"), locked("server-cpu")
+    assert {package for package in server.keys() | cpu.keys() if server.get(package) != cpu.get(package)} == {
+        "onnxruntime-gpu"
+    }
+    assert "onnxruntime-gpu" not in cpu and "sys_platform" not in lock_text("server-cpu").split("onnxruntime==")[1][:80]
 
 
 def test_the_locks_hold_every_declared_dependency():

@@ -132,7 +132,7 @@ class _AsyncLocal(AsyncPredictor):
     ) -> Any:
         left = {"timeout_ms": str(max(1, math.ceil(1000 * timeout)))} if path == PREDICT else {}
         headers = {} if kind is None else {"content-type": kind}
-        status, answer = await self._local.ask(method, f"/{path}", body, urlencode({**query, **left}), headers)
-        if status != 200:
-            raise refusal(status, answer, None, None)
-        return json.loads(answer)
+        reply = await self._local.ask(method, f"/{path}", body, urlencode({**query, **left}), headers)
+        if reply.status != 200:
+            raise refusal(reply.status, reply.body, None, None)
+        return json.loads(reply.body)

@@ -122,6 +122,7 @@ def ports(settings: Settings) -> Iterator[Check]:
     for name, host, port in (
         ("port", settings.host, settings.port),
         ("admin-port", settings.admin_host, settings.admin_port),
+        ("metrics-port", settings.metrics_host, settings.metrics_port),
         ("grpc-port", settings.host, settings.grpc_port),
     ):
         if port is None:
@@ -173,10 +174,10 @@ def model(settings: Settings) -> Check:
             image = example.read_bytes()
             for _ in range(3):  # the last one is timed
                 begun = time.perf_counter()
-                status, body = await local.predict(image)
-            answer = orjson.loads(body)
-            if status != 200:
-                raise StartError(f"{example.name} is answered with {status}: {answer.get('detail')}")
+                reply = await local.predict(image)
+            answer = orjson.loads(reply.body)
+            if reply.status != 200:
+                raise StartError(f"{example.name} is answered with {reply.status}: {answer.get('detail')}")
             about = answer["model"]
             told = f"{about['name']} version {about['version']}: {told}, an image in "
             return f"{told}{1000 * (time.perf_counter() - begun):.1f} ms"

@@ -39,19 +39,23 @@ if ! buildah "${store[@]}" inspect --type image awnet-base > /dev/null 2>&1; the
   buildah "${store[@]}" bud --quiet --tag awnet-base --file "$folder/Base" --ignorefile /dev/null "$folder" > /dev/null
 fi
 
-lock=$(sha256sum "$source/requirements/server.txt" | cut -c1-16)
+lock=$(sha256sum "$source/requirements/server-cpu.txt" | cut -c1-16)
 if [ ! -d "$folder/wheels-$lock" ]; then
-  step "wheels of requirements/server.txt"
+  step "wheels of requirements/server-cpu.txt"
   rm -rf "$folder"/wheels-*
   [ -x "$folder/pip/bin/python" ] || python3 -m venv "$folder/pip"
   "$folder/pip/bin/python" -m pip download -qq --disable-pip-version-check --no-deps --require-hashes \
-    --requirement "$source/requirements/server.txt" --dest "$folder/wheels.part"
+    --requirement "$source/requirements/server-cpu.txt" --dest "$folder/wheels.part"
   mv "$folder/wheels.part" "$folder/wheels-$lock"
 fi
 
 step "image"
 buildah "${store[@]}" bud --quiet --tag awnet-server --build-arg BASE=localhost/awnet-base \
+  --build-arg VERSION="$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' "$source/domain/__init__.py")" \
   --build-arg REVISION="$(git -C "$source" rev-parse HEAD 2> /dev/null || echo unknown)" \
   --build-arg PIP_INDEX_URL= --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels --volume "$folder/wheels-$lock:/wheels:ro" \
   --format docker --file "$source/Dockerfile" "$source" > "$folder/image.id"
+step "compressed"
+buildah "${store[@]}" push --quiet awnet-server "oci-archive:$folder/awnet-server.tar" > /dev/null
+printf 'compressed: %s MB\n' "$(( $(stat -c %s "$folder/awnet-server.tar") / 1000000 ))"
 step "done: $(buildah "${store[@]}" images --format '{{.Name}} {{.Size}}' | tr '\n' ';')"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from awnet.__main__ import COMMANDS, main
+from awnet.__main__ import COMMANDS, install, main
 from domain import __version__
 from tests.repository import ROOT
 
@@ -39,13 +39,15 @@ def test_what_awnet_is_for_is_said_at_once(arguments: list[str]) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("command", ["serve", "doctor"])
-def test_the_options_of_a_command_that_needs_no_torch_are_said_at_once(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "option"), [("serve", "--max-batch"), ("doctor", "--port"), ("predict", "--resume")]
+)
+def test_the_options_of_a_command_that_needs_no_torch_are_said_at_once(command: str, option: str) -> None:
     """`awnet serve --help` reads its options off the settings, and loads no model and no front end for it."""
     least = 9.0
     for _ in range(3):
         said, seconds = ask(command, "--help")
-        assert said.returncode == 0 and "--max-batch" in said.stdout, said.stderr
+        assert said.returncode == 0 and option in said.stdout, said.stderr
         least = min(least, seconds)
     assert least < MOST_CPU_SECONDS
 
@@ -89,7 +91,7 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([name, "--help"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line in {f"awnet {name} needs {module}: pip install 'awnet-server[{extra}]'" for module in ("torch", "onnx")}
+    assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in ("torch", "onnx")}
 
 
 def test_a_module_of_ours_that_is_missing_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

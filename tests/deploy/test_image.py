@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from domain import __version__
 from tests.requires import SEARCH, requires
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,18 +39,25 @@ def test_it_runs_as_a_user_without_rights_and_stops_on_sigterm() -> None:
 def test_only_the_servers_locked_dependencies_go_in() -> None:
     """With hashes, and nothing of training or export is copied."""
     assert "--require-hashes" in TEXT and "--no-deps" in TEXT
-    copied = re.findall(r"^COPY (?!--from)(\S+) ", TEXT, re.MULTILINE)
+    copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", TEXT, re.MULTILINE)).split()
     assert sorted(copied) == [
         "LICENSE",
+        "awnet",
         "domain",
         "examples/*.png",
-        "model_repository",
+        "model_repository/awnet",
+        "requirements/server-cpu.txt",
         "requirements/server.txt",
         "server",
     ]
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored[1] == "*"
     assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(copied)
+
+
+def test_its_label_has_the_version_of_the_package() -> None:
+    """Where nobody says another one."""
+    assert re.search(r"^ARG VERSION=(.+)$", TEXT, re.MULTILINE)[1] == __version__  # type: ignore[index]
 
 
 @pytest.mark.process

@@ -1,0 +1,127 @@
+"""The images that a command line names: files, folders, patterns, ZIP archives, standard input; in a stable order."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of what is taken out of folders and archives
+STDIN = "-"
+MAX_BYTES = 64 << 20  # of one image; an archive must not fill the memory
+
+
+class PathError(ValueError):
+    """A path names nothing that can be read; says which."""
+
+
+class Image(NamedTuple):
+    """`read` gives the encoded image; it raises OSError, or ValueError where that is too large or broken."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def images(paths: Sequence[str]) -> list[Image]:
+    """The images at `paths`, each once, in the order of the paths and by name within each.
+
+    A file that is named is taken whatever it is; of folders (with those inside) and archives, what ends like an image.
+
+    Raises:
+        PathError: a path or pattern leads nowhere, or an archive cannot be read.
+    """
+    found: dict[str, Image] = {}
+    for path in paths:
+        for image in _of(path):
+            found.setdefault(image.name, image)
+    return list(found.values())
+
+
+def _of(path: str) -> Iterator[Image]:
+    if path == STDIN:
+        data = sys.stdin.buffer.read()
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            yield from _archive(STDIN, io.BytesIO(data))
+        else:
+            yield Image(STDIN, lambda: data)
+    elif os.path.isdir(path):
+        yield from _folder(path)
+    elif os.path.exists(path):
+        yield from _file(path)
+    elif glob.has_magic(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise PathError(f"{path} matches nothing")
+        for match in matches:
+            yield from _folder(match) if os.path.isdir(match) else _file(match)
+    else:
+        raise PathError(f"{path}: no such file or folder")
+
+
+def _folder(path: str) -> Iterator[Image]:
+    empty = True
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES):
+                empty = False
+                yield from _file(os.path.join(folder, name))
+    if empty:
+        raise PathError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+
+
+def _file(path: str) -> Iterator[Image]:
+    if path.lower().endswith(".zip"):
+        try:
+            yield from _archive(path, path)
+        except OSError as error:
+            raise PathError(f"{path}: {error.strerror}") from None
+        return
+
+    def read() -> bytes:
+        with Path(path).open("rb") as f:
+            return _bounded(f.read(MAX_BYTES + 1))
+
+    yield Image(_text(path), read)
+
+
+def _archive(name: str, source: str | io.BytesIO) -> Iterator[Image]:
+    try:
+        archive = zipfile.ZipFile(source)
+    except zipfile.BadZipFile:
+        raise PathError(f"{name} is no ZIP archive") from None
+    members = [info for info in archive.infolist() if info.filename.lower().endswith(SUFFIXES)]
+    if not members:
+        raise PathError(f"{name} holds no image ({', '.join(SUFFIXES)})")
+    lock = threading.Lock()  # members share one file
+
+    def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
+        def read() -> bytes:
+            try:
+                with lock, archive.open(member) as f:
+                    return _bounded(f.read(MAX_BYTES + 1))
+            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+                # RuntimeError: encrypted; NotImplementedError: a way of compression that Python does not know
+                raise ValueError(str(error) or "broken archive") from None
+
+        return read
+
+    for member in sorted(members, key=lambda info: info.filename):
+        yield Image(f"{_text(name)}/{member.filename}", reader(member))
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def _text(path: str) -> str:
+    """A path as text that can be written; bytes that are no UTF-8 as `\\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

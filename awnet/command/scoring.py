@@ -1,0 +1,171 @@
+"""Asks for one image after the other, several at a time, and keeps the results in order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import orjson
+
+from ..local import Reply, StartError
+from .images import Image
+from .remote import UnreachableError
+from .results import Line, Results, encoded
+
+TRIES = 5  # of an image whose server says "later" or does not answer
+LONGEST_WAIT_SECONDS = 30.0
+PROGRESS_SECONDS = 0.2
+LATER, REFUSED = (429, 503), (401, 403)
+
+
+class Answerer(Protocol):
+    """`local.Local` or `remote.Remote`."""
+
+    async def __aenter__(self) -> Answerer: ...
+    async def __aexit__(self, *_: Any) -> None: ...
+    async def predict(self, body: bytes, query: str = "") -> Reply:
+        """Raises UnreachableError."""
+
+
+class StopError(Exception):
+    """No further image will be answered; says why."""
+
+
+class Scoring:
+    """One run.
+
+    Args:
+        images: what is asked for, in the order of the results.
+        results: where they go; None: to standard output.
+        query: of /predict.
+        concurrency: images asked for at a time.
+        quiet: no progress and no summary.
+    """
+
+    def __init__(
+        self, images: Sequence[Image], results: Results | None, query: str, concurrency: int, *, quiet: bool
+    ) -> None:
+        self._images = images
+        self._results = results
+        self._query = query
+        self._concurrency = concurrency
+        self._quiet = quiet
+        self._counts: Counter[str] = Counter()
+        self._begun = self._shown = time.monotonic()
+
+    async def run(self, answerer: Answerer) -> int:
+        """The exit status: 0 all were answered, 1 some were not, 2 nobody answers."""
+        try:
+            async with answerer as ready:
+                self._begun = time.monotonic()
+                await self._ask_all(ready)
+        except (StartError, StopError) as error:
+            self._clear()
+            begun = bool(self._counts)
+            more = "; --resume goes on here" if begun and self._results is not None else ""
+            print(f"{error}{more}", file=sys.stderr)
+            return 1 if begun else 2
+        if self._results is not None:
+            self._results.finish([image.name for image in self._images])
+        self._clear()
+        if not self._quiet:
+            print(self._summary(), file=sys.stderr)
+        return 1 if self._counts["failed"] else 0
+
+    async def _ask_all(self, answerer: Answerer) -> None:
+        """Each image in turn, with `concurrency` of them under way."""
+        under_way: deque[asyncio.Task[Line | None]] = deque()
+        try:
+            for image in self._images:
+                under_way.append(asyncio.create_task(self._ask(answerer, image)))
+                if len(under_way) >= self._concurrency:
+                    self._told(await under_way[0])
+                    under_way.popleft()
+            while under_way:
+                self._told(await under_way[0])
+                under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _ask(self, answerer: Answerer, image: Image) -> Line | None:
+        """The line of one image; None where an earlier run has it. Raises StopError."""
+        try:
+            body = await asyncio.to_thread(image.read)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            return {"file": image.name, "error": {"title": "File cannot be read", "detail": why}}
+        sha256 = hashlib.sha256(body).hexdigest()
+        if self._results is not None and self._results.answered.get(image.name) == sha256:
+            return None
+        reply = await self._reply(answerer, body)
+        try:
+            document = orjson.loads(reply.body)
+        except ValueError:
+            raise StopError(f"no AW-Net server answers there: status {reply.status}, no JSON") from None
+        begin = {"file": image.name, "sha256": sha256}
+        if reply.status == 200:
+            (result,) = document["results"]
+            return {**begin, "model": document["model"], "mode": document["mode"], **result}
+        if reply.status in REFUSED:
+            raise StopError(f"the server refuses: {document.get('detail')}")
+        told = {name: document[name] for name in ("type", "title", "status", "detail") if name in document}
+        return {**begin, "error": told}
+
+    async def _reply(self, answerer: Answerer, body: bytes) -> Reply:
+        """The answer, asked for again while the server is too busy or away. Raises StopError."""
+        for attempt in range(1, TRIES + 1):
+            wait = min(LONGEST_WAIT_SECONDS, 0.2 * 2**attempt)
+            try:
+                reply = await answerer.predict(body, self._query)
+            except UnreachableError as error:
+                if attempt == TRIES or not self._counts:  # who never answered is not there
+                    raise StopError(str(error)) from None
+            else:
+                if reply.status not in LATER or attempt == TRIES:
+                    return reply
+                told = reply.headers.get("retry-after", "")
+                wait = min(LONGEST_WAIT_SECONDS, float(told)) if told.isdigit() else wait
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _told(self, line: Line | None) -> None:
+        """Write and count one line. Raises StopError where another model answers than before."""
+        if line is None:
+            self._counts["before"] += 1
+        elif "error" in line:
+            self._counts["failed"] += 1
+            self._clear()
+            print(f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}", file=sys.stderr)
+        else:
+            self._counts[line.get("adversarial", {}).get("verdict", "answered")] += 1
+        if line is not None and self._results is not None:
+            before, now = self._results.model, line.get("model", {}).get("sha256")
+            if before and now and before != now:
+                self._counts.clear()
+                raise StopError(
+                    f"another model answers ({now[:12]}) than answered before ({before[:12]}): name another --out"
+                )
+            self._results.add(line)
+        elif line is not None:
+            sys.stdout.buffer.write(encoded(line))
+            sys.stdout.buffer.flush()
+        if sys.stderr.isatty() and not self._quiet and time.monotonic() - self._shown > PROGRESS_SECONDS:
+            self._shown = time.monotonic()
+            print(f"\r\x1b[K{self._summary()}", end="", file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if sys.stderr.isatty() and not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        done, seconds = self._counts.total(), time.monotonic() - self._begun
+        rate = (done - self._counts["before"]) / seconds if seconds else 0.0
+        counts = ", ".join(f"{count} {what}" for what, count in self._counts.items())
+        return f"{done} of {len(self._images)} images in {seconds:.1f} s ({rate:.0f} a second): {counts or 'none'}"
