@@ -30,9 +30,10 @@ _PROGRESSIVE = 0xC2
 _MODES = {1: ("L", "L"), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK;I")}  # Adobe's convention, as Pillow assumes it
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # that ends the data of a scan: neither stuffing nor a restart
 _MARKER_OR_RESTART = re.compile(rb"\xff[\x01-\xfe]")
-# Behind the data of a lone scan in place of the next marker. A decoder makes up what is missing before a marker; at the
-# end of what it was given it says so. It reads ahead by up to 57 bits, and these are 64, of which no code is made.
-_PADDING = b"\xff\x00" * 8
+# Behind the data of a scan in place of the next marker. A decoder makes up what is missing before a marker; at the end
+# of what it was given it says so. It reads ahead by up to 57 bits, and these are 64, of which no code is made.
+_STUFFED = b"\xff\x00"
+_PADDING = _STUFFED * 8
 
 
 class _Component(NamedTuple):
@@ -59,6 +60,7 @@ class JPEGFile(ImageFile):
         self._scans = 0
         self._scan_blocks = 0  # of all scans
         self._scan_bytes = 0
+        self._scan_ends: list[int] = []
         self._begun: set[int] = set()  # components that have data
         self._profile: dict[int, tuple[int, int, int]] = {}  # part: parts in all, start, end
         self._profile_fits = True
@@ -103,8 +105,23 @@ class JPEGFile(ImageFile):
         mode, raw = _MODES[len(self._components)]
         by = self.reduction(size)
         image = Image.new(mode, (_up(self.width, by), _up(self.height, by)))
-        data = self._data[: self._end] + (b"" if self._buffered else _PADDING)
-        image.frombytes(data, "jpeg", (raw, "", by, 0))
+        options = (raw, "", by, 0)
+        if not self._buffered:
+            image.frombytes(self._data[: self._end] + _PADDING, "jpeg", options)
+            return image
+        # Scan by scan. Behind a whole one the decoder looks for the next marker and skips whatever else it is given; in
+        # one that is cut it waits for more: with a part of the padding, or with all of it and then not with a byte
+        # more. Only what the padding's 64 bits could complete, some blocks at the end of a scan, is not noticed.
+        decoder = Image._getdecoder(mode, "jpeg", options)
+        decoder.setimage(image.im, (0, 0, *image.size))
+        at = 0
+        for end in self._scan_ends:
+            for part in (self._data[at:end] + _PADDING, _STUFFED):
+                if decoder.decode(part)[0] != len(part):
+                    raise refuse("JPEG", "is truncated or corrupt")
+            at = end
+        if decoder.decode(self._data[at : self._end]) != (-1, 0):
+            raise refuse("JPEG", "is truncated or corrupt")
         return image
 
     @property
@@ -224,6 +241,7 @@ class JPEGFile(ImageFile):
             raise refuse("JPEG", "is truncated")
         end = found.start()
         self._scan_bytes += end - after
+        self._scan_ends.append(end)
         first, approximation = header[-3], header[-1] >> 4
         dc = not self._progressive or first == 0
         # A block takes a code for its DC value, and without scans to refine it another that ends it.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.harness.image_files import grey_jpeg, progressive, scan, segment
 from server.core.codecs.decode import decode, read
-from server.core.codecs.jpeg import MAX_FILL_BYTES, MAX_SCANS, MAX_SEGMENTS
+from server.core.codecs.jpeg import MAX_FILL_BYTES, MAX_SCANS, MAX_SEGMENTS, JPEGFile
 from server.core.images import Limits
 from server.core.images import decode as seen
 from server.errors import ImageError, ImageTooLarge
@@ -22,6 +22,19 @@ from tests.server.tiny import SIZE, encoded, noise
 BLOCKS = (SIZE // 8) ** 2
 DATA = bytes(BLOCKS // 4)  # two bits a block
 GOOD = grey_jpeg(SIZE, SIZE, scan(DATA))
+
+
+def scans_apart() -> bytes:
+    """A JPEG that is not progressive and has a scan for each of its three components, made of three grey ones."""
+    grey = [encoded(noise(90, 70, seed).convert("L"), "JPEG", quality=80) for seed in range(3)]
+    frame, first = (grey[0].index(marker) for marker in (b"\xff\xc0", b"\xff\xda"))
+    header = segment(0xC0, struct.pack(">BHHB", 8, 70, 90, 3) + b"\1\x11\0\2\x11\0\3\x11\0")
+    tables = grey[0][frame + 13 : first]
+    scans = [
+        segment(0xDA, bytes([1, name, 0, 0, 63, 0])) + one[one.index(b"\xff\xda") + 10 : -2]
+        for name, one in enumerate(grey, 1)
+    ]
+    return grey[0][:frame] + header + tables + b"".join(scans) + b"\xff\xd9"
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -83,6 +96,41 @@ def test_a_lone_scan_that_ends_early_is_noticed(mode: str, quality: int) -> None
         cut = data[: int(share * len(data))].rstrip(b"\xff") + b"\xff\xd9"
         with pytest.raises(ImageError, match="truncated"):
             pixels(cut)
+
+
+@pytest.mark.parametrize("side", [130, 700])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_scan_of_several_that_ends_early_is_noticed(mode: str, quality: int, side: int) -> None:
+    """Whichever it is, with all the others and an end marker there; up to a few blocks at its end may be made up."""
+    image = noise(20, 20).resize((side, side + 9), Image.Resampling.BICUBIC).convert(mode)
+    data = encoded(image, "JPEG", quality=quality, progressive=True)
+    file = read(data)
+    assert isinstance(file, JPEGFile)
+    assert len(file._scan_ends) >= 6
+    assert pixels(data).shape == (3, SIZE, SIZE)
+    for end in file._scan_ends:
+        start = data.rfind(b"\xff\xda", 0, end)
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if end - start < 100:  # one run over all blocks
+            continue
+        for share in (0.1, 0.5, 0.8):
+            cut = data[: start + int(share * (end - start))].rstrip(b"\xff") + data[end:]
+            with pytest.raises(ImageError, match="truncated"):
+                pixels(cut)
+
+
+def test_scans_of_one_component_each_are_whole_or_refused() -> None:
+    """Without progression, too: such files are made by cameras and by `jpegtran -scans`."""
+    data = scans_apart()
+    file = read(data)
+    assert isinstance(file, JPEGFile)
+    assert len(file._scan_ends) == 3
+    with Image.open(io.BytesIO(data)) as opened:
+        assert file.image(SIZE).tobytes() == opened.tobytes()
+    for end in file._scan_ends:
+        with pytest.raises(ImageError, match="truncated"):
+            pixels(data[: end - 200] + data[end:])
 
 
 def test_nothing_whole_is_called_cut() -> None:
