@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cache, cached_property
 from typing import Literal, NamedTuple, get_args
 
@@ -28,7 +28,7 @@ from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
 from ..core.verdict import VERDICTS, Judgement, Verdict
-from ..errors import Forbidden, Unauthorized
+from ..errors import Forbidden, ImageRejected, Unauthorized
 from ..guard.guard import WHO, Repeats, Who
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
@@ -263,8 +263,10 @@ class Metrics(Events):
         for result in get_args(KeysRead):
             self._keys_reads.labels(result)
 
-    def expect_decisions(self, model: str, policies: Iterable[Policy]) -> None:
-        """Decisions of these policies on images for this model are counted from 0 on."""
+    def expect_decisions(self, model: str, policies: Set[Policy]) -> None:
+        """Decisions of these policies on images for this model are counted from 0 on, and requests that they refuse."""
+        if "reject" in policies:
+            self._rejections.labels(ImageRejected.slug)
         for policy in policies:
             for decision in DECISIONS[policy]:
                 self._decided(model, policy, decision)

@@ -339,6 +339,7 @@ def test_every_decision_is_counted_from_0_on(serve: Serve, policy: Policy) -> No
         f'awnet_policy_decisions_total{{decision="{decision}",model="awnet",policy="{policy}"}} 0.0'
         for decision in DECISIONS[policy]
     ]
+    assert ('awnet_rejections_total{reason="image-rejected"} 0.0' in text) == (policy == "reject")
 
 
 def test_a_line_of_the_request_log_has_policy_and_decisions(serve: Serve) -> None:
