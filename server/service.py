@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .access.access import Access, KeysRead
@@ -23,7 +23,7 @@ from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
 from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
 from .core.verdict import Judgement, judge_image
-from .errors import AWNetError, EngineFault, NotReady, UnknownMode, UnknownModel
+from .errors import AWNetError, EngineFault, NotReady, QueueFull, UnknownMode, UnknownModel
 from .guard.guard import Repeats
 from .listening import is_loopback
 from .monitoring.detection import Monitor
@@ -55,6 +55,7 @@ class Outcome:
     Attributes:
         decisions: those of `policy`; a front end carries out what `withheld` says.
         repeats: what the query guard says of each image, where clients are to hear it.
+        refused: by their place in the request, images that could not be decoded; everything else leaves them out.
     """
 
     model: Model
@@ -64,6 +65,7 @@ class Outcome:
     policy: Policy
     decisions: list[Decision]
     repeats: Sequence[Repeats] | None = None
+    refused: Mapping[int, AWNetError] = field(default_factory=dict)
 
     def withheld(self, policy: Policy) -> list[int]:
         """The images that `policy` withholds from the client: none where the request has another policy."""
@@ -317,8 +319,15 @@ class Service:
         seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
         return Terms(time.monotonic() + seconds, priority)
 
-    async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms) -> Outcome:
+    async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False) -> Outcome:
         """Answers, judgements and decisions; counts verdicts, decisions, scores and stages.
+
+        Args:
+            lease: the version that answers.
+            images: of one request.
+            terms: of the request.
+            each: an image that cannot be decoded costs the others nothing: `Outcome.refused` has it. Where no other is
+                left, its error is raised.
 
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
@@ -327,9 +336,17 @@ class Service:
         """
         encoded = [image for image in images if isinstance(image, EncodedImage)]
         request, decoded, waited = CURRENT.get(), 0.0, 0.0
+        refused: dict[int, AWNetError] = {}
         if encoded:
             size, client = lease.model.contract.preprocessing.size, request.client if request else None
-            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client)
+            apart = refused if each and len(images) > 1 else None
+            if apart is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
+                raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
+            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client, apart)
+            if refused:
+                images = [image for place, image in enumerate(images) if place not in refused]
+                if not images:
+                    raise refused[min(refused)]
         signals = await lease.infer(images, terms)
         if waited:
             signals = replace(
@@ -351,7 +368,7 @@ class Service:
         self.metrics.count_decisions(model, policy, decisions)
         self.metrics.stages(signals)
         self.verdict_history.add(judged.verdict for judged in judgements)
-        outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions)
+        outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions, refused=refused)
         self._monitor_answer(outcome)
         return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
 
@@ -371,6 +388,7 @@ class Service:
         if request is not None:
             request.record_judgements(outcome.model, outcome.mode, judgements, outcome.signals)
             request.record_decisions(outcome.policy, outcome.decisions)
+            request.record_refusals(error.slug for error in outcome.refused.values())
             if request.client_address is not None:
                 for judged in judgements:
                     if judged.verdict != "clean":

@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import AnswerError, Error, problem_error
 
-Level = float | str  # a number, or the name of a band where the key may not see numbers
+Level = float | str  # a number, or its level, such as 'very-low', where the key may not see numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,7 @@ def parse(document: Any, names: Sequence[str | None]) -> list[Result]:
 
 
 def _result(result: Mapping[str, Any], name: str | None, common: Mapping[str, Any]) -> Result:
+    name = name or result.get("file")
     if "problem" in result:
         error = problem_error(result["problem"])
         return Result(name=name, decision=result.get("decision"), error=error, raw=result, **common)
@@ -148,11 +149,12 @@ def _result(result: Mapping[str, Any], name: str | None, common: Mapping[str, An
     return Result(
         name=name,
         predictions=tuple(
-            Prediction(given["class_id"], given["label"], given.get("probability")) for given in result["predictions"]
+            Prediction(given["class_id"], given["label"], _level(given, "probability"))
+            for given in result["predictions"]
         ),
         verdict=judged["verdict"],
-        score=judged.get("score"),
-        probability=judged.get("probability"),
+        score=_level(judged, "score"),
+        probability=_level(judged, "probability"),
         prior=judged.get("prior"),
         calibrated=judged.get("calibrated"),
         why=judged.get("why"),
@@ -168,6 +170,12 @@ def _result(result: Mapping[str, Any], name: str | None, common: Mapping[str, An
         raw=result,
         **common,
     )
+
+
+def _level(given: Mapping[str, Any], name: str) -> Level | None:
+    """A number, or for callers who are told levels, the level that it lies in."""
+    value: Level | None = given.get(name, given.get(f"{name}_level"))
+    return value
 
 
 def _points(given: Mapping[str, Any] | None) -> Points | None:

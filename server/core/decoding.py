@@ -22,7 +22,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ..errors import AWNetError, DeadlineExceeded, ImageError, ImageTooLarge, QueueFull, Unavailable
+from ..errors import (
+    AWNetError,
+    DeadlineExceeded,
+    ImageError,
+    ImageTooLarge,
+    MissingImage,
+    QueueFull,
+    Unavailable,
+    UnsupportedMedia,
+)
 from .codecs.child import REPLY, REQUEST, received
 from .codecs.decode import Decoded
 from .codecs.file import UNUSUAL, ImageFile
@@ -134,8 +143,13 @@ class DecodePool:
         return sum(job.waits for _, _, job in self._line) + len(self._running)
 
     async def decode(
-        self, images: Sequence[tuple[bytes, int, int]], size: int, deadline: float, client: object = None
-    ) -> list[_Timed]:
+        self,
+        images: Sequence[tuple[bytes, int, int]],
+        size: int,
+        deadline: float,
+        client: object = None,
+        each: bool = False,
+    ) -> list[_Timed | ImageError]:
         """All images of one request, or none.
 
         Args:
@@ -143,6 +157,7 @@ class DecodePool:
             size: side of the result.
             deadline: on `time.monotonic`.
             client: whose share it counts against.
+            each: an image that cannot be decoded leaves its ImageError in its place, and costs the others nothing.
 
         Raises:
             QueueFull: no room for them; nothing was done.
@@ -154,12 +169,18 @@ class DecodePool:
         self._enter(jobs)
         try:
             async with asyncio.timeout(min(deadline - time.monotonic(), MAX_SECONDS)):
-                return list(await asyncio.gather(*(job.future for job in jobs)))
+                results = await asyncio.gather(*(job.future for job in jobs), return_exceptions=each)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         finally:
             for job in jobs:
                 self._abandon(job)
+        kept: list[_Timed | ImageError] = []
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, ImageError):
+                raise result
+            kept.append(result)
+        return kept
 
     def _enter(self, jobs: Sequence[_Job]) -> None:
         if self._closed:
@@ -306,9 +327,22 @@ class Decoding:
         self._max_request_pixels = max_request_pixels
 
     async def prepare(
-        self, images: Sequence[EncodedImage], size: int, deadline: float, client: object = None
+        self,
+        images: Sequence[EncodedImage],
+        size: int,
+        deadline: float,
+        client: object = None,
+        refused: dict[int, AWNetError] | None = None,
     ) -> tuple[float, float]:
         """Read all images, and decode those that are not cheap.
+
+        Args:
+            images: not decoded yet.
+            size: side of the result.
+            deadline: on `time.monotonic`.
+            client: whose share it counts against.
+            refused: where it is given, all images are decoded here, and those that cannot be are put into it with the
+                reason, by their index. Others of the request are then answered all the same.
 
         Returns:
             The seconds that decoding took, and those that were waited for it.
@@ -317,34 +351,87 @@ class Decoding:
             ImageTooLarge: an image, or all together; ImageTooSmall, ImageError, UnsupportedMedia: an image.
             QueueFull, DeadlineExceeded, Unavailable: see `DecodePool.decode`.
         """
+        started = time.perf_counter()
         if sum(len(image.data) for image in images) > INLINE_BYTES:
-            files = await asyncio.to_thread(_admit, images, size)
+            files = await asyncio.to_thread(_admit, images, size, refused)
         else:
-            files = _admit(images, size)
-        most, pixels = self._max_request_pixels, [file.decoded_pixels(size) for file in files]
+            files = _admit(images, size, refused)
+        most, pixels = self._max_request_pixels, [file.decoded_pixels(size) for _, file in files]
         if sum(pixels) > most and len(files) > 1:
             raise ImageTooLarge(f"the images have {sum(pixels)} pixels together; a request may have {most}")
-        left, apart, jobs = CHEAP_COST, [], []
-        for image, file, count in zip(images, files, pixels, strict=True):
+        left, cheap, apart, jobs = CHEAP_COST, [], [], []
+        for (image, file), count in zip(files, pixels, strict=True):
             cost = file.cost(size)
             if cost <= left:
                 left -= cost
+                cheap.append(image)
             else:
                 apart.append(image)
                 jobs.append((image.data, count, cost))
-        if not apart:
+        seconds = 0.0
+        if refused is not None and cheap:
+            seconds = await asyncio.to_thread(_decode, cheap, size, refused)
+        elif not apart:
             return 0.0, 0.0
-        started = time.perf_counter()
+        if apart:
+            seconds += await self._decode_apart(apart, jobs, size, deadline, client, refused)
+        return seconds, time.perf_counter() - started
+
+    async def _decode_apart(
+        self,
+        images: Sequence[EncodedImage],
+        jobs: Sequence[tuple[bytes, int, int]],
+        size: int,
+        deadline: float,
+        client: object,
+        refused: dict[int, AWNetError] | None,
+    ) -> float:
+        """The seconds that decoding took, in other processes."""
         try:
-            results = await self.pool.decode(jobs, size, deadline, client)
+            results = await self.pool.decode(jobs, size, deadline, client, each=refused is not None)
         except ImageError as error:
             if error.image is not None:
-                error.at(apart[error.image].index)
+                error.at(images[error.image].index)
             raise
-        for image, (decoded, _) in zip(apart, results, strict=True):
-            image.accept(decoded, size)
-        return sum(seconds for _, seconds in results), time.perf_counter() - started
+        seconds = 0.0
+        for image, result in zip(images, results, strict=True):
+            if isinstance(result, ImageError):
+                _refuse(image, result, refused)
+            else:
+                image.accept(result[0], size)
+                seconds += result[1]
+        return seconds
 
 
-def _admit(images: Sequence[EncodedImage], size: int) -> list[ImageFile]:
-    return [image.admit(size) for image in images]
+def _admit(
+    images: Sequence[EncodedImage], size: int, refused: dict[int, AWNetError] | None
+) -> list[tuple[EncodedImage, ImageFile]]:
+    """Those whose structure is good."""
+    good = []
+    for image in images:
+        try:
+            if refused is not None and not image.data:
+                raise MissingImage("the file is empty")
+            good.append((image, image.admit(size)))
+        except (ImageError, MissingImage, UnsupportedMedia) as error:
+            _refuse(image, error, refused)
+    return good
+
+
+def _decode(images: Sequence[EncodedImage], size: int, refused: dict[int, AWNetError]) -> float:
+    """The seconds that it took. On a thread."""
+    started = time.perf_counter()
+    for image in images:
+        try:
+            image.pixels(size)
+        except (ImageError, UnsupportedMedia) as error:
+            _refuse(image, error, refused)
+    return time.perf_counter() - started
+
+
+def _refuse(image: EncodedImage, error: AWNetError, refused: dict[int, AWNetError] | None) -> None:
+    """One image cannot be decoded: raise that, or note it."""
+    error.at(image.index)
+    if refused is None:
+        raise error
+    refused[image.index] = error.with_traceback(None)  # whose frames hold images

@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Scope
 from .. import __version__
 from ..access.caller import Scope as KeyScope
 from ..core.images import EncodedImage
-from ..core.policy import APPLIED
 from ..errors import (
     READ,
     AWNetError,
@@ -40,10 +39,9 @@ from .description import described
 from .exchange import Exchange
 from .front import Front, routes_of
 from .metrics_port import METRICS, scrape
+from .predict import document
 from .query import parse_model_query, parse_query
-from .schemas import results
-from .told import check, told
-from .withheld import withheld
+from .told import check
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 PAGE_FILE = f"{page.PREFIX}{{file}}"
@@ -189,35 +187,18 @@ class PublicFront(Front):
 
         body = await exchange.read(headers.get(b"content-length"), settings.max_body_bytes)
         content_type = headers.get(b"content-type", b"").decode("latin-1")
-        files = upload.encoded_images(content_type, body, settings.max_images)
-        images = [EncodedImage(file, service.limits, index) for index, file in enumerate(files)]
+        files = await upload.uploads(content_type, body, settings.max_images)
+        names = [file.name for file in files]
+        images = [EncodedImage(file.data, service.limits, index) for index, file in enumerate(files)]
         del body, files
         terms = service.terms(query.timeout_seconds, query.priority)
         with service.lease(query.model, query.version, query.mode) as lease:
-            model = lease.model
             if query.top_k is not None:
-                query.classes(len(model.contract.labels))  # refused before any work is done
+                query.classes(len(lease.model.contract.labels))  # refused before any work is done
             with exchange:
-                outcome = await service.run(lease, images, terms)
-        signals = outcome.signals
-        decoded = [image.decoded for image in images if image.decoded is not None]
-        answers = withheld(outcome, results(outcome, decoded, query, settings.prior), request.id)
-        answers = told(answers, request.caller.answers)
-        timing = {
-            "decode": round(1000 * signals.decode_seconds, 3),
-            "queue": round(1000 * signals.queue_seconds, 3),
-            "inference": round(1000 * signals.inference_seconds, 3),
-            "total": round(1000 * request.seconds, 3),
-        }
-        answer = {
-            "request_id": request.id,
-            "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
-            "mode": outcome.mode,
-            **({"policy": outcome.policy} if outcome.policy in APPLIED else {}),
-            "results": answers,
-            "timing_ms": timing,
-        }
-        server_timing = ", ".join([f"{stage};dur={value}" for stage, value in timing.items()])
+                outcome = await service.run(lease, images, terms, each=True)
+        answer = document(request, query, images, names, outcome, settings.prior)
+        server_timing = ", ".join([f"{stage};dur={value}" for stage, value in answer["timing_ms"].items()])
         extra = [(b"content-type", JSON), (b"server-timing", server_timing.encode())]
         await exchange.respond(200, extra, orjson.dumps(answer))
 

@@ -19,7 +19,7 @@ from ..core.engine import PRIORITIES
 from ..core.modes import LOGITS
 from .description import Description
 from .query import DEFAULT_TOP_K, SignalsLevel
-from .schemas import Answer, Problem
+from .schemas import Answer, Base64Images, Problem
 
 PREDICT_PROBLEMS = {
     400: "The body is not what its headers say.",
@@ -28,8 +28,8 @@ PREDICT_PROBLEMS = {
     406: "The answer is JSON, which the Accept header does not allow.",
     413: "The body, an image, or the number of images is too large.",
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
-    422: "No image, an image that cannot be decoded, an unknown query value, a mode that the model lacks, or a policy "
-    "rejects every image.",
+    422: "No image, none that can be decoded, an unknown query value, a mode that the model lacks, or a policy rejects "
+    "every image.",
     503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
     504: "The answer would have come after the deadline.",
 }
@@ -48,7 +48,7 @@ VERSION = {
 def complete(openapi: dict[str, Any]) -> dict[str, Any]:
     """`openapi` with /predict, whose route is not FastAPI's, for speed, and with what /model takes and gives."""
     _, shapes = models_json_schema(
-        [(shape, "serialization") for shape in (Answer, Description, Problem)],
+        [(shape, "serialization") for shape in (Answer, Base64Images, Description, Problem)],
         ref_template="#/components/schemas/{model}",
     )
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
@@ -159,6 +159,7 @@ def _predict() -> dict[str, Any]:
                 "image/png": binary,
                 "image/jpeg": binary,
                 "image/webp": binary,
+                "application/json": {"schema": {"$ref": "#/components/schemas/Base64Images"}},
             },
         },
         "responses": _answers("One result for each image, in their order.", Answer, PREDICT_PROBLEMS),

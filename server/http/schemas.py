@@ -166,7 +166,13 @@ class QueryGuard(Shape):
     repeated: bool
 
 
-class Result(Shape):
+class Named(Shape):
+    """`file` is the name that the image was sent under, its last part; left out where there is none."""
+
+    file: str | None = None
+
+
+class Result(Named):
     """What is said about one image. `predictions` are empty where the policy abstains; `decision` is that of a policy
     that is carried out.
     """
@@ -190,11 +196,13 @@ class Problem(Shape):
     image: int | None = None
 
 
-class Rejected(Shape):
-    """In place of a result: the policy rejects this image, and others of the request are answered."""
+class Refused(Named):
+    """In place of a result, where others of the request are answered: the image cannot be decoded, or a policy rejects
+    it, which is then its `decision`.
+    """
 
     problem: Problem
-    decision: Decision
+    decision: Decision | None = None
 
 
 class ClassInLevels(Shape):
@@ -217,7 +225,7 @@ class AdversarialInLevels(Shape):
     domain: str | None
 
 
-class ResultInLevels(Shape):
+class ResultInLevels(Named):
     """A result for callers whose answers are `bands`."""
 
     predictions: list[ClassInLevels]
@@ -238,7 +246,7 @@ class VerdictAlone(Shape):
     why: str | None
 
 
-class ResultOfVerdict(Shape):
+class ResultOfVerdict(Named):
     """A result for callers whose answers are `verdict`: the most probable class and the verdict."""
 
     predictions: list[ClassAlone]
@@ -246,6 +254,19 @@ class ResultOfVerdict(Shape):
     image: ImageFacts
     query_guard: QueryGuard | None = None
     decision: Decision | None = None
+
+
+class Base64Image(Shape):
+    """A PNG, JPEG or WebP file as base64 (RFC 4648, no line breaks), and its name."""
+
+    base64: str
+    name: str | None = None
+
+
+class Base64Images(Shape):
+    """The body of /predict as JSON."""
+
+    image: str | Base64Image | list[str | Base64Image]
 
 
 class Timing(Shape):
@@ -267,5 +288,5 @@ class Answer(Shape):
     model: ModelId
     mode: Mode
     policy: Policy | None = None
-    results: list[Result | ResultInLevels | ResultOfVerdict | Rejected]
+    results: list[Result | ResultInLevels | ResultOfVerdict | Refused]
     timing_ms: Timing

@@ -11,7 +11,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -98,6 +99,12 @@ class ObservedRequest:
     def record_decisions(self, policy: Policy, decisions: Sequence[Decision]) -> None:
         """What `policy` made of its images."""
         self._record.policy, self._record.decisions = policy, decisions
+
+    def record_refusals(self, slugs: Iterable[str]) -> None:
+        """Some of its images could not be decoded, for these reasons, and others were answered."""
+        self._record.refused = Counter(slugs)
+        for slug in self._record.refused:
+            self._requests.metrics.rejection(slug)
 
     def answered(self, status: int) -> None:
         """An answer has begun, with this status."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import orjson
@@ -43,6 +43,7 @@ class Record:
         status: of the response, as HTTP has it; 0 until it has begun.
         seconds: from request to response.
         reason: slug of the error, where there was one.
+        refused: images by the slug of their error, where others of the request were answered.
         client: salted hash of the client's address.
         key: name of the caller's key, never the key.
     """
@@ -59,6 +60,7 @@ class Record:
     policy: Policy = "flag"
     decisions: Sequence[Decision] = ()
     reason: str | None = None
+    refused: Mapping[str, int] = field(default_factory=dict)
     client: str | None = None
     key: str | None = None
 
@@ -102,6 +104,8 @@ class RequestLog:
         if record.signals is not None:
             stages = ("decode", "queue", "inference")
             line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}
+        if record.refused:
+            line["refused"] = dict(record.refused)
         if record.reason is not None:
             line["reason"] = record.reason
         if record.client is not None:

@@ -79,8 +79,11 @@ CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
     "predict: no content type": "a raw image needs none: its bytes are recognised",
     "predict: half a jpeg": "what a file lacks is found before it is decoded",
+    "predict: json": "JSON with base64 is taken",
+    "predict: an empty file": "a bad image leaves its problem in the place of its result, and others are answered",
     "predict: *": "an answer names its mode, the image's domain or why it has none, and P(attacked) at a prior; "
-    "palettes are not calibrated; ?mode=",
+    "palettes are not calibrated; ?mode=; results have the names of their files; a bad image of several leaves its "
+    "problem in the place of its result",
     "infer: many lists": "the bound is what the most images of the model's size need",
     "infer: an unknown output": _OUTPUTS,
     "infer: *": _MODE,
@@ -117,7 +120,7 @@ CHANGED: dict[str, str] = {
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
     "readings of a file of keys, decisions of policies, and what the query guard finds are counted",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
-    "the mode of an answer",
+    "the mode of an answer; images that are refused among others are counted by reason",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.

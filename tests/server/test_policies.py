@@ -135,7 +135,7 @@ def test_flag_and_observe_answer_as_without_a_policy(serve: Serve, policy: str) 
     Answer.model_validate(answer, strict=True)
     assert "policy" not in answer
     assert [len(result["predictions"]) for result in answer["results"]] == [5, 5, 5]
-    assert all(set(result) == {"predictions", "adversarial", "image"} for result in answer["results"])
+    assert all(set(result) == {"file", "predictions", "adversarial", "image"} for result in answer["results"])
     status, found = infer(serve(policy=policy), 0.2, 0.9)
     assert (status, found["verdict"], found["decision"]) == (200, ["clean", "adversarial"], ["answered"] * 2)
     assert all(label in LABELS for label in found["label"])
@@ -163,8 +163,9 @@ def test_reject_leaves_a_problem_in_the_place_of_the_image(serve: Serve) -> None
     Answer.model_validate(answer, strict=True)
     first, rejected, unsure, last = answer["results"]
     assert [result["adversarial"]["verdict"] for result in (first, last)] == ["clean", "suspicious"]
-    assert set(rejected) == set(unsure) == {"problem", "decision"}
+    assert set(rejected) == set(unsure) == {"file", "problem", "decision"}
     assert rejected == {
+        "file": "a",
         "problem": {
             "type": "urn:awnet:problem:image-rejected",
             "title": "Image rejected",

@@ -16,7 +16,16 @@ from PIL import Image
 
 from server.core.decoding import CHEAP_COST, DecodePool, Decoding
 from server.core.images import EncodedImage, Limits, decode
-from server.errors import AWNetError, DeadlineExceeded, ImageError, ImageTooLarge, QueueFull, Unavailable
+from server.errors import (
+    AWNetError,
+    DeadlineExceeded,
+    ImageError,
+    ImageTooLarge,
+    MissingImage,
+    QueueFull,
+    Unavailable,
+    UnsupportedMedia,
+)
 from tests.server.tiny import SIZE, encoded, noise
 from tests.waiting import until
 
@@ -107,6 +116,23 @@ def test_an_image_that_takes_too_long_ends_its_process_and_no_other() -> None:
             (good,) = images(LARGE)
             await Decoding(made, 1 << 30).prepare([good], SIZE, soon())
             assert good.decoded is not None
+
+    run(test)
+
+
+def test_images_that_are_answered_each_for_itself_are_all_decoded_and_the_bad_ones_named() -> None:
+    """Cheap ones and others: what is refused by its structure, by the decoder here, or by one in another process."""
+
+    async def test() -> None:
+        async with pool(seconds=0.05) as made:
+            late, refused = LARGE[: len(LARGE) // 2], dict[int, AWNetError]()
+            given = images(SMALL, b"", b"text", slow(), LARGE, late)
+            decoded, waited = await Decoding(made, 1 << 30).prepare(given, SIZE, soon(), None, refused)
+            assert 0 < decoded <= waited
+            kinds = {1: MissingImage, 2: UnsupportedMedia, 3: ImageError, 5: ImageError}
+            assert {place: type(error) for place, error in refused.items()} == kinds
+            assert all(error.image == place for place, error in refused.items())
+            assert [place for place, image in enumerate(given) if image.decoded is not None] == [0, 4]
 
     run(test)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server.errors import AWNetError, StartupError, status_of
-from server.http.schemas import Answer, OmegaSignals, Problem, Rejected
+from server.http.schemas import Answer, OmegaSignals, Problem, Refused
 from tests.server.small import Small
 from tests.server.tiny import ROOT, Running, encoded, plain
 
@@ -25,10 +25,11 @@ def shown() -> list[Any]:
 
 def test_the_answers_shown_have_the_shape_of_the_code() -> None:
     """No field more, none less."""
-    answer, signals, rejected, problem = shown()
+    answer, cut, signals, rejected, problem = shown()
     Answer.model_validate(answer)
+    Refused.model_validate(cut)
     OmegaSignals.model_validate(signals["signals"])
-    Rejected.model_validate(rejected)
+    Refused.model_validate(rejected)
     Problem.model_validate(problem)
 
 
@@ -36,13 +37,14 @@ def test_the_rejection_shown_is_that_of_the_code(tmp_path: Path) -> None:
     """Of the second of two images."""
     small = Small(tmp_path, policy="reject")
     parts = [
-        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + encoded(plain(red)) + b"\r\n"
-        for red in (0.2, 0.9)
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="%b"\r\n\r\n%b\r\n'
+        % (name, encoded(plain(red)))
+        for name, red in ((b"a.png", 0.2), (b"b.png", 0.9))
     ]
     body = b"".join(parts) + b"--x--\r\n"
     _, _, content = small.http("POST", "/predict", {b"content-type": b"multipart/form-data; boundary=x"}, body)
     small.close()
-    _, _, told, _ = shown()
+    told = shown()[3]
     [_, rejected] = json.loads(content)["results"]
     told["problem"]["request_id"] = rejected["problem"]["request_id"]
     assert told == rejected
@@ -51,18 +53,20 @@ def test_the_rejection_shown_is_that_of_the_code(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     """A reader who sends examples/ship.png gets what the page prints; another processor may round differently."""
-    told, signals, _, refused = shown()
+    told, cut, signals, _, refused = shown()
     running = Running(ROOT / "model_repository")
     try:
         running.wait_ready()
-        headers = {"content-type": "image/png"}
         image = (ROOT / "examples/ship.png").read_bytes()
-        reply = running.http.post("/predict?top_k=2&signals=summary", content=image, headers=headers)
+        files = [("image", ("ship.png", image)), ("image", ("cut.png", image[:-20]))]
+        reply = running.http.post("/predict?top_k=2&signals=summary", files=files)
         problem = running.http.post("/predict", files={"other": ("ship.png", image)})
     finally:
         running.stop()
     answer = reply.json()
-    [result] = answer["results"]
+    result, second = answer["results"]
+    second["problem"]["request_id"] = cut["problem"]["request_id"]
+    assert second == cut
     assert close(signals["signals"], result.pop("signals"))
     assert answer["model"] == told["model"]
     assert close(told["results"], [result])

@@ -45,7 +45,9 @@ BAD: dict[str, tuple[int, tuple[dict[str, str], bytes]]] = {
     "a large preamble": (400, ({"content-type": FORM}, b"x" * 500_000 + form(part(PNG)))),
     "a body over the limit": (413, upload(b"x" * (MIB + 1))),
     "a raw body over the limit": (413, raw(b"x" * (MIB + 1))),
-    "json": (415, raw(b"{}", "application/json")),
+    "json without an image": (422, raw(b"{}", "application/json")),
+    "json of another shape": (400, raw(b"[]", "application/json")),
+    "json that is none": (400, raw(b"image", "application/json")),
     "a gif": (415, upload(encoded(noise(), "GIF"))),
     "a gif called png": (415, raw(encoded(noise(), "GIF"))),
     "a declared gif": (415, raw(PNG, "image/gif")),
@@ -128,11 +130,11 @@ def test_an_unknown_query_is_refused(served: Running, query: str) -> None:
     assert problem(answer)["type"] == "urn:awnet:problem:invalid-query"
 
 
-def test_the_offending_image_is_named(served: Running) -> None:
+def test_the_first_offending_image_is_named_where_none_is_left(served: Running) -> None:
     """Counted from 0, as results are."""
-    answer = served.http.post("/predict", files=[("image", ("a", f)) for f in (PNG, PNG, JPEG[:-2], PNG)])
-    assert answer.status_code == 422
-    assert problem(answer)["image"] == 2
+    answer = served.http.post("/predict", files=[("image", ("a", f)) for f in (b"GIF89a", JPEG[:-2], b"")])
+    assert answer.status_code == 415
+    assert problem(answer)["image"] == 0
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])

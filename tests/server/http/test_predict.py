@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from server.http.query import MODEL_PARAMETERS, PARAMETERS
 from server.http.schemas import Answer
+from server.http.upload import INLINE_BYTES
 from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
 
 
@@ -126,9 +129,74 @@ def test_a_raw_body_gives_the_same_answer_as_a_form(served: Running) -> None:
         form = ask(served, data).json()["results"]
         headers = {"content-type": f"image/{kind.lower()}"}
         raw = served.http.post("/predict", content=data, headers=headers).json()["results"]
-        assert raw == form
+        assert [{"file": "a.png", **raw[0]}] == form
         assert raw[0]["image"] == {"format": kind, "width": 50, "height": 40, "resized": True}
         assert raw[0]["adversarial"]["calibrated"] is False
+
+
+def test_json_gives_the_same_answer_as_a_form(served: Running) -> None:
+    """With names and without, one and several; a large one, too."""
+    files = {"a.png": encoded(noise()), "b.jpg": encoded(noise(200, 150), "JPEG"), "c.png": encoded(noise(180, 180))}
+    assert sum(map(len, files.values())) > INLINE_BYTES
+    form = served.http.post("/predict", files=[("image", item) for item in files.items()]).json()["results"]
+    texts = {name: base64.b64encode(data).decode() for name, data in files.items()}
+    named = served.http.post("/predict", json={"image": [{"name": n, "base64": t} for n, t in texts.items()]}).json()
+    assert named["results"] == form
+    lone = served.http.post("/predict", json={"image": texts["a.png"]}).json()["results"]
+    assert [{"file": "a.png", **lone[0]}] == form[:1]
+
+
+def test_a_bad_image_costs_its_neighbours_nothing(served: Running) -> None:
+    """Whatever is wrong, and wherever it is found: by its first bytes, its structure, here or in another process."""
+    good = encoded(noise(seed=3))
+    large = encoded(noise(900, 700), "JPEG", quality=30)
+    bad = {
+        "empty.png": (b"", "missing-image", 422),
+        "text.png": (b"text", "unsupported-media", 415),
+        "cut.png": (good[:-40], "undecodable-image", 422),
+        "spoilt.png": (spoilt_pixels(good), "undecodable-image", 422),
+        "small.png": (encoded(noise(4, 4)), "image-too-small", 422),
+        "huge.png": (encoded(plain(0.1, (2500, 2500))), "image-too-large", 413),
+        "spoilt.jpg": (large[:300] + b"\xff\xd9", "undecodable-image", 422),
+    }
+    [alone] = ask(served, good).json()["results"]
+    for name, (data, slug, status) in bad.items():
+        files = [("image", ("a.png", good)), ("image", (name, data)), ("image", ("large.jpg", large))]
+        answer = served.http.post("/predict", files=files, headers={"x-request-id": "r"})
+        assert answer.status_code == 200, (name, answer.text)
+        Answer.model_validate(answer.json(), strict=True)
+        first, refused, last = answer.json()["results"]
+        assert first == alone
+        assert last["file"] == "large.jpg" and last["image"]["width"] == 900
+        problem = refused.pop("problem")
+        assert refused == {"file": name}
+        assert (problem["type"], problem["status"]) == (f"urn:awnet:problem:{slug}", status)
+        assert (problem["image"], problem["request_id"]) == (1, "r")
+
+
+def test_images_that_are_refused_among_others_are_counted(served: Running) -> None:
+    """Once a request and reason, where requests that were not answered as asked are counted."""
+    before = rejections(served, "undecodable-image")
+    cut = encoded(noise())[:-40]
+    assert ask(served, encoded(noise()), cut, cut).status_code == 200
+    assert rejections(served, "undecodable-image") == before + 1
+
+
+def rejections(served: Running, reason: str) -> float:
+    lines = served.http.get("/metrics").text.splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith(f'awnet_rejections_total{{reason="{reason}"')
+    )
+
+
+def spoilt_pixels(png: bytes) -> bytes:
+    """A PNG of which only the decoder finds that its pixels are none: its check sums are right."""
+    at = png.index(b"IDAT")
+    length = int.from_bytes(png[at - 4 : at], "big")
+    data = bytearray(png[at + 4 : at + 4 + length])
+    data[20] ^= 0xFF
+    crc = zlib.crc32(b"IDAT" + data).to_bytes(4, "big")
+    return png[: at + 4] + data + crc + png[at + 8 + length :]
 
 
 def test_a_wrongly_declared_type_is_sniffed(served: Running) -> None:
@@ -218,7 +286,8 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     """Its route is not FastAPI's, so it is written in by hand, and must not be forgotten; every $ref resolves."""
     document = served.http.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
-    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
+    forms = {"multipart/form-data", "application/json"}
+    assert set(predict["requestBody"]["content"]) == forms | {"image/png", "image/jpeg", "image/webp"}
     assert {p["name"] for p in predict["parameters"]} == {*PARAMETERS, "X-Request-ID"}
     for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
+from typing import Any
+
 import httpx
 import pytest
 
 from server.errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMedia
-from server.http.upload import encoded_images
+from server.http.upload import INLINE_BYTES, JSON_TYPE, Upload, shown_name, uploads
 
 FORM = "multipart/form-data; boundary=X"
+
+
+def taken(content_type: str, body: bytes, max_images: int) -> list[Upload]:
+    return asyncio.run(uploads(content_type, body, max_images))
+
+
+def encoded_images(content_type: str, body: bytes, max_images: int) -> list[bytes]:
+    return [upload.data for upload in taken(content_type, body, max_images)]
 
 
 def part(content: bytes = b"data", disposition: str = 'form-data; name="image"; filename="a.png"') -> bytes:
@@ -57,7 +70,7 @@ def test_the_boundary_is_found_however_it_is_written(content_type: str) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\0b.png", "x" * 3000, "a.exe"])
 def test_the_file_name_does_not_matter(name: str) -> None:
-    """It is never used, so it cannot hurt."""
+    """Nothing is opened by it, so it cannot hurt."""
     assert encoded_images(FORM, form(part(disposition=f'form-data; name="image"; filename="{name}"')), 8) == [b"data"]
 
 
@@ -78,7 +91,9 @@ def test_a_raw_body_is_the_image(content_type: str) -> None:
     assert encoded_images(content_type, b"data", 8) == [b"data"]
 
 
-@pytest.mark.parametrize("content_type", ["image/gif", "application/json", "text/plain", "multipart/mixed; boundary=X"])
+@pytest.mark.parametrize(
+    "content_type", ["image/gif", "application/jsonx", "text/plain", "multipart/mixed; boundary=X"]
+)
 def test_other_content_types_are_unsupported(content_type: str) -> None:
     """Told apart from an image that is broken."""
     with pytest.raises(UnsupportedMedia):
@@ -133,7 +148,6 @@ def test_a_missing_or_overlong_boundary_is_malformed(content_type: str) -> None:
         (FORM, form(part(disposition='form-data; name="image"'))),
         (FORM, form(part(disposition='form-data; name="image"; filename=""'))),
         (FORM, form(part(b""))),
-        (FORM, form(part(b"one"), part(b""))),
     ],
 )
 def test_a_request_without_an_image_says_so(content_type: str, body: bytes) -> None:
@@ -200,3 +214,111 @@ def test_empty_inputs_alone_are_no_image() -> None:
 def test_other_fields_beside_the_image_are_ignored() -> None:
     """A form may carry a note or a token."""
     assert encoded_images(FORM, form(part(b"n", 'form-data; name="note"'), part(b"one")), 8) == [b"one"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("ship.png", "ship.png"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\pictures\\ship.png", "ship.png"),
+        ("folder/", None),
+        ("  ", None),
+        ("a\0b\x1b[31m\u202egnp.exe", "a_b_[31m_gnp.exe"),
+        ("x" * 3000, "x" * 128),
+        ("\u00fc.png", "\u00fc.png"),
+    ],
+)
+def test_a_name_is_shown_in_one_line_of_visible_characters(given: str, shown: str | None) -> None:
+    """No folder, no control character, nothing that turns the direction of writing, and no more than fits."""
+    assert shown_name(given) == shown
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ('form-data; name="image"; filename="ship.png"', "ship.png"),
+        ("form-data; name=image; filename=ship.png", "ship.png"),
+        ('form-data; name="image"; filename="a%22b.png"', 'a"b.png'),
+        ('form-data; name="image"; filename="a\\"b.png"', 'a"b.png'),
+        ("form-data; name=image; filename=x; filename*=UTF-8''%e2%82%ac.png", "\u20ac.png"),
+        ('form-data; name="image"; filename="\xfc.png"', "\xfc.png"),
+    ],
+)
+def test_names_are_read_as_clients_write_them(disposition: str, name: str) -> None:
+    """Percent signs of browsers, backslashes of curl, and RFC 8187."""
+    [upload] = taken(FORM, form(part(disposition=disposition)), 8)
+    assert upload == Upload(b"data", name)
+
+
+def test_a_name_that_is_no_utf_8_is_shown_all_the_same() -> None:
+    """Old clients send what their system has."""
+    [upload] = taken(FORM, form(part()).replace(b"a.png", b"\xfc.png"), 8)
+    assert upload.name == "\ufffd.png"
+
+
+def in_json(image: Any, **more: Any) -> bytes:
+    return json.dumps({"image": image, **more}).encode()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (b64(b"one"), [Upload(b"one")]),
+        ([b64(b"one"), b64(b"two")], [Upload(b"one"), Upload(b"two")]),
+        ({"base64": b64(b"one")}, [Upload(b"one")]),
+        ([{"base64": b64(b"one"), "name": "x/a.png"}, b64(b"two")], [Upload(b"one", "a.png"), Upload(b"two")]),
+        ([b64(b"one"), ""], [Upload(b"one"), Upload(b"")]),
+        (b64(bytes(INLINE_BYTES)), [Upload(bytes(INLINE_BYTES))]),
+    ],
+)
+def test_json_holds_images_as_base64(image: Any, expected: list[Upload]) -> None:
+    """One, or a list of them, with their names or without; a large one is read on another thread."""
+    assert taken("application/json; charset=utf-8", in_json(image), 8) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[1]", "an object"),
+        (in_json("YQ==", top_k=1), "options stand in the query"),
+        (in_json(3), "base64"),
+        (in_json([["YQ=="]]), "base64"),
+        (in_json({"base64": "YQ==", "url": "http://x"}), "base64"),
+        (in_json({"base64": "YQ==", "name": 3}), "base64"),
+        (in_json({"name": "a.png"}), "base64"),
+        (in_json("no base64!"), "not base64"),
+        (in_json("YQ"), "not base64"),
+        (in_json("YQ==\n"), "not base64"),
+        (in_json("\u00fc"), "not base64"),
+        (in_json("data:image/png;base64,YQ=="), "data: address"),
+    ],
+)
+def test_json_of_another_shape_is_malformed(body: bytes, sentence: str) -> None:
+    """The sentence says what is wanted; a slip in a member's name does not go unnoticed."""
+    with pytest.raises(MalformedUpload, match=sentence):
+        taken(JSON_TYPE, body, 8)
+
+
+@pytest.mark.parametrize("body", [b"{}", in_json(None), in_json([]), in_json("")])
+def test_json_without_an_image_says_so(body: bytes) -> None:
+    """As a form without a file does."""
+    with pytest.raises(MissingImage):
+        taken(JSON_TYPE, body, 8)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [in_json(["YQ=="] * 9), in_json(["YQ=="] * 10_000), b"[" * 10_000, b'{"a":' * 10_000, b"[" + b'"",' * 10_000],
+    ids=["nine", "ten thousand", "nested lists", "nested objects", "empty texts"],
+)
+def test_more_than_the_images_can_need_is_refused_before_it_is_read(body: bytes) -> None:
+    """A parser would build an object of every two bytes."""
+    with pytest.raises(TooManyImages):
+        taken(JSON_TYPE, body, 8)
