@@ -6,12 +6,13 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal
 
 from ..core.policy import Policy
 from ..errors import StartupError, Unauthorized
 from ..settings import Settings
-from .caller import SCOPES, Caller
+from .caller import ANYBODY, Caller
 from .keys import KEY, Keys, read_file
 
 log = logging.getLogger("awnet")
@@ -52,7 +53,7 @@ class Access:
         self._over = False
         self._watcher: threading.Thread | None = None
         self.by_keys = self._path is not None
-        self._keys = Keys(Caller(None, frozenset(SCOPES), self._answers))
+        self._keys = Keys(replace(ANYBODY, answers=self._answers))
         if self.by_keys:
             self._take(self._read())
 

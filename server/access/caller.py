@@ -62,5 +62,7 @@ class Caller:
             raise Forbidden(f"this key lacks the scope {scope!r}")
 
 
+# Where there are no keys.
+ANYBODY = Caller(scopes=frozenset(SCOPES), answers="exact")
 # Of a request before it is known who asks: least of everything.
 NOBODY = Caller()

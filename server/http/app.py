@@ -136,7 +136,13 @@ class PublicFront(Front):
         settings = service.settings
         super().__init__(routes, service, Cors(settings.origins) if settings.origins else None)
         self._page = (
-            page.Page(service.models.loaded, settings.model, service.verdict_history, mode=settings.mode)
+            page.Page(
+                service.models.loaded,
+                settings.model,
+                service.verdict_history,
+                mode=settings.mode,
+                by_keys=service.access.by_keys,
+            )
             if settings.page
             else None
         )
@@ -160,7 +166,7 @@ class PublicFront(Front):
                 reply = await rest.answer(self._service, method, path, headers, body)
             await exchange.respond(*reply)
         elif self._page is not None and _is_page(path):
-            found = self._page.answer(path, headers)
+            found = self._page.answer(path, headers, request.caller)
             if found is None:
                 raise NotFound("there is nothing at this path")
             request.routed(path if path == page.INDEX else PAGE_FILE)

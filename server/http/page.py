@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ..access.caller import ANYBODY, Caller
 from ..core.bundled import EXAMPLES as EXAMPLES_FOLDER
 from ..core.engine import Model
 from ..core.modes import Mode
@@ -84,6 +85,7 @@ class Page:
         loaded: the models that can answer now, name -> version -> model.
         default: the model that answers where a request names none.
         mode: the operating mode in which it does.
+        by_keys: callers have keys.
         verdict_history: the verdicts of the last minutes.
         examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
             offers none.
@@ -96,10 +98,12 @@ class Page:
         verdict_history: VerdictHistory,
         examples: Path = EXAMPLES_FOLDER,
         mode: Mode = "auto",
+        by_keys: bool = False,
     ) -> None:
         self._loaded = loaded
         self._default = default
         self._mode = mode
+        self._by_keys = by_keys
         self._verdict_history = verdict_history
         self._files = {INDEX: _file(ASSETS / "index.html")}
         for path in sorted(ASSETS.iterdir()):
@@ -120,18 +124,19 @@ class Page:
         """Paths of its own files, the same in every server: nothing in them is anybody's."""
         return self._files
 
-    def answer(self, path: str, headers: Mapping[bytes, bytes]) -> Reply | None:
+    def answer(self, path: str, headers: Mapping[bytes, bytes], caller: Caller = ANYBODY) -> Reply | None:
         """Status, headers and body of what lies at a path of the page; None where there is nothing.
 
         Args:
             path: as the client sent it, without its query.
             headers: names in lower case.
+            caller: who asks, which the page is told.
         """
         if path == RECENT:
             body, cache, etag = orjson.dumps(self._verdict_history.document()), NO_STORE, b""
             media = JSON
         else:
-            file = _tagged(JSON, self._models()) if path == MODELS else self._files.get(path)
+            file = _tagged(JSON, self._models(caller)) if path == MODELS else self._files.get(path)
             if file is None:
                 return None
             body, media, cache, etag = file.body, file.media, REVALIDATE, file.etag
@@ -142,8 +147,8 @@ class Page:
                 return 304, given, b""
         return 200, [*given, (b"content-type", media)], body
 
-    def _models(self) -> bytes:
-        """What the page shows of each loaded model; the default one first, its newest version first."""
+    def _models(self, caller: Caller) -> bytes:
+        """What the page shows of each loaded model; the default one first, its newest version first. And to whom."""
         listed = []
         for name, versions in sorted(self._loaded().items(), key=lambda item: (item[0] != self._default, item[0])):
             for model in sorted(versions.values(), key=lambda model: -model.version):
@@ -151,7 +156,13 @@ class Page:
                 listed.append({**described, "default": name == self._default})
         alive = {f"{described['sha256']} {described['name']} {described['version']}" for described in listed}
         self._described = {key: described for key, described in self._described.items() if key in alive}
-        return orjson.dumps({"models": listed, "default_mode": self._mode})
+        known = {
+            "key": caller.name,
+            "keys": self._by_keys,
+            "answers": caller.answers,
+            "signals": caller.sees_signals,
+        }
+        return orjson.dumps({"models": listed, "default_mode": caller.mode or self._mode, "caller": known})
 
 
 def _description(model: Model) -> dict[str, Any]:

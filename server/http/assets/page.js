@@ -1,6 +1,7 @@
 // The page: what was asked, what was answered, and how both are shown.
 
 import { element as h, responsive, strip } from "./charts.js";
+import * as key from "./key.js";
 import { difference, showReport } from "./report.js";
 import * as words from "./words.js";
 
@@ -10,24 +11,33 @@ const MOST_CLASSES = 10;
 
 let models = [];
 let defaultMode = "auto";
+let visitor = { answers: "exact", signals: true }; // how much the server tells this visitor
+let locked = false; // it wants a key
 let asking = null; // the AbortController of what was asked last; older answers are dropped
 let asked = [];
 
 // --- the server -----------------------------------------------------------------------------------------------------
 
 async function fetchJson(path) {
-  const response = await fetch(path);
-  if (!response.ok) throw new Error(`${path}: ${response.status}`);
-  return response.json();
+  const response = await fetch(path, { headers: key.headers() });
+  if (response.ok) return response.json();
+  const { detail } = await response.json().catch(() => ({}));
+  locked = key.refused(response.status, detail);
+  throw new Error(`${path}: ${response.status}`);
 }
 
+let loading = 0;
+
 async function loadModels() {
+  clearTimeout(loading);
   try {
-    ({ models, default_mode: defaultMode } = await fetchJson("page/model.json"));
+    ({ models, default_mode: defaultMode, caller: visitor } = await fetchJson("page/model.json"));
+    locked = false;
+    key.known(visitor);
   } catch {
     models = [];
   }
-  if (models.length === 0) setTimeout(loadModels, 2000);
+  if (models.length === 0 && !locked) loading = setTimeout(loadModels, 2000);
   showModels();
   showModes();
 }
@@ -39,7 +49,9 @@ async function predict(image, signal) {
   // The image's own bytes with its own content type. Returns {answer, took} or {problem}.
   const chosen = $("model").value ? models[Number($("model").value)] : null;
   const labels = chosenModel()?.labels.length ?? MOST_CLASSES;
-  const query = new URLSearchParams({ signals: "all", top_k: Math.min(MOST_CLASSES, labels) });
+  const query = new URLSearchParams();
+  if (visitor.signals) query.set("signals", "all");
+  if (visitor.answers !== "verdict") query.set("top_k", Math.min(MOST_CLASSES, labels));
   if (chosen) {
     query.set("model", chosen.name);
     query.set("version", chosen.version);
@@ -51,12 +63,13 @@ async function predict(image, signal) {
     const response = await fetch(`predict?${query}`, {
       method: "POST",
       body: image.blob,
-      headers: { "content-type": image.blob.type || "application/octet-stream" },
+      headers: key.headers({ "content-type": image.blob.type || "application/octet-stream" }),
       signal,
     });
     const took = performance.now() - started;
     const document = await response.json().catch(() => ({}));
     if (response.ok) return { answer: document, took };
+    key.refused(response.status, document.detail);
     const id = document.request_id || response.headers.get("x-request-id");
     const problem = words.problem({ ...document, status: response.status }, response.headers.get("retry-after"));
     return { problem: { ...problem, id } };
@@ -211,7 +224,7 @@ function showModels() {
   $("model").hidden = $("model-label").hidden = !several;
   $("model-name").hidden = several;
   if (models.length === 0) {
-    $("model-name").textContent = "The model is being loaded.";
+    $("model-name").textContent = locked ? "" : "The model is being loaded.";
     return;
   }
   $("model-name").textContent = `${models[0].name}, version ${models[0].version}`;
@@ -252,6 +265,10 @@ let polling = 0;
 
 async function pollRecent() {
   clearTimeout(polling);
+  if (locked) {
+    $("recent-words").textContent = "Not told without a key.";
+    return;
+  }
   polling = setTimeout(pollRecent, 1000 * POLL_SECONDS);
   if (paused || document.hidden) return;
   try {
@@ -260,7 +277,7 @@ async function pollRecent() {
     $("recent-words").textContent = told;
     responsive($("recent-chart"), strip(counts, verdicts, bin_seconds, told));
   } catch {
-    $("recent-words").textContent = "The server could not be reached.";
+    $("recent-words").textContent = locked ? "Not told without a key." : "The server could not be reached.";
   }
 }
 
@@ -271,6 +288,12 @@ $("pause").addEventListener("click", () => {
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) pollRecent(); });
 
+key.onTaken(async () => {
+  await loadModels();
+  pollRecent();
+  if (!locked && asked.length) ask(asked);
+  return !locked;
+});
 await loadModels();
 showExamples();
 pollRecent();

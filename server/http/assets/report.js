@@ -23,15 +23,19 @@ export function showReport(place, outcomes, changed, again) {
   if (answered.length) {
     const classes = answered.map((outcome) => classesCard(outcome, two));
     if (changed) report.append(differenceCard(changed));
-    if (two) report.append(gaugeCard(answered, plot), ...classes);
-    else report.append(...classes, gaugeCard(answered, plot));
+    const gauges = answered.every(hasScore) ? [gaugeCard(answered, plot)] : []; // not everybody is told numbers
+    if (two) report.append(...gauges, ...classes);
+    else report.append(...classes, ...gauges);
     const done = answered.map((outcome) => doneCard(outcome, two));
     if (two && answered.length === 1) report.append(...done.splice(0)); // beside its classes
-    report.append(omegaCard(answered, plot), ...done);
+    report.append(...(answered.every(hasSignals) ? [omegaCard(answered, plot)] : []), ...done);
   }
   place.replaceChildren(report);
   for (const [host, draw] of charts) responsive(host, draw);
 }
+
+const hasScore = ({ answer }) => answer.results[0].adversarial.score !== undefined;
+const hasSignals = ({ answer }) => answer.results[0].signals !== undefined;
 
 function preview(image, facts, size) {
   // The file as the browser shows it, and where it was scaled, about what came out of that.
@@ -88,16 +92,16 @@ function differenceCard(changed) {
 
 function verdictCard({ image, answer, model, index, kind }, two) {
   const { adversarial, image: facts } = answer.results[0];
-  const points = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
+  const score = words.scored(adversarial);
   const size = model?.size ?? 32;
   return h("article", { class: `card verdict ${adversarial.verdict}`, "aria-label": image.name },
     preview(image, facts, size),
     h("div", {},
       h("p", { class: "name" }, two ? key(kind, index) : null, image.name),
       h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict]),
-      h("p", { class: "score" }, "score ", h("b", {}, words.score(adversarial.score, points))),
+      score ? h("p", { class: "score" }, "score ", h("b", {}, score)) : null,
       h("p", {}, words.meaning(adversarial)),
-      adversarial.calibrated && adversarial.probability !== null ? h("p", {}, words.chance(adversarial)) : null,
+      adversarial.calibrated && typeof adversarial.probability === "number" ? h("p", {}, words.chance(adversarial)) : null,
       adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial))));
 }
 
@@ -128,11 +132,12 @@ function problemCard({ image, problem }, again) {
 
 function classesCard({ image, answer, index, kind }, two) {
   const { predictions } = answer.results[0];
-  const rows = predictions.map(({ label, probability }, n) => {
-    const bar = h("i", { class: "bar" });
-    bar.style.width = `${Math.max(0.4, 100 * probability)}%`;
+  const rows = predictions.map((named, n) => {
+    const { label, probability } = named;
+    const bar = probability === undefined ? "" : h("i", { class: "bar" });
+    if (bar) bar.style.width = `${Math.max(0.4, 100 * probability)}%`;
     return h("tr", { class: n === 0 ? "best" : null },
-      h("th", { scope: "row" }, label), h("td", { class: "number" }, words.percent(probability)), h("td", { class: "track", "aria-hidden": "true" }, bar));
+      h("th", { scope: "row" }, label), h("td", { class: "number" }, words.likely(named)), h("td", { class: "track", "aria-hidden": "true" }, bar));
   });
   const title = two ? h("h3", {}, key(kind, index), `Classes: ${image.name}`) : h("h3", {}, "Classes");
   if (rows.length === 0) {

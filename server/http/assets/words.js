@@ -10,6 +10,17 @@ export function score(value, thresholds = []) {
   return thresholds.some((t) => Number(rounded) > t !== value > t) ? String(value) : rounded;
 }
 
+// Whoever is not told numbers is told one of five levels, or nothing.
+const inWords = (level) => level?.replace("-", " ") ?? "";
+
+export function scored({ score: value, score_level: level, thresholds }) {
+  return value === undefined ? inWords(level) : score(value, [thresholds.suspicious, thresholds.adversarial]);
+}
+
+export function likely({ probability, probability_level: level }) {
+  return probability === undefined ? inWords(level) : percent(probability);
+}
+
 export function percent(share) {
   if (share > 0 && share < 0.001) return `<\u00a00.1\u00a0%`;
   return `${(100 * share).toFixed(share >= 0.9995 || share === 0 ? 0 : 1)}\u00a0%`;
@@ -34,23 +45,24 @@ export const MODE = {
 
 export function meaning({ verdict, target_fpr: targets, calibrated }) {
   // How many clean images are flagged too is known of the thresholds' own kinds of images alone.
-  const among = (fpr, words) => (calibrated ? ` Of clean images, about 1 in ${Math.round(1 / fpr)} ${words}.` : "");
+  const among = (name, words) => (calibrated && targets ? ` Of clean images, about 1 in ${Math.round(1 / targets[name])} ${words}.` : "");
   switch (verdict) {
     case "clean":
       return "No known trick was seen. That is no proof: an attacker who knows this detector can get past it.";
     case "suspicious":
-      return `Worth a second look.${among(targets.suspicious, "scores this high or higher")}`;
+      return `Worth a second look.${among("suspicious", "scores this high or higher")}`;
     default:
       return (
         "It looks like an image made to fool a classifier: do not rely on its class." +
-        among(targets.adversarial, "is flagged like this too")
+        among("adversarial", "is flagged like this too")
       );
   }
 }
 
 export function calibration({ calibrated, domain, why }) {
+  const of = domain ? `: it is one of the domain “${domain}” that they were set on` : "";
   return calibrated
-    ? `The thresholds speak for this image: it is one of the domain “${domain}” that they were set on.`
+    ? `The thresholds speak for this image${of}.`
     : `The thresholds were not set on images like this one (${why}): take the verdict as a hint.`;
 }
 
@@ -98,8 +110,8 @@ const ERRORS = {
   internal: "Something went wrong in the server.",
 };
 const BY_STATUS = {
-  401: "The server wants a key, which this page does not have.",
-  403: "The server does not allow this.",
+  401: "The server wants a key that it knows.",
+  403: "This key does not allow that.",
   429: "Too many questions in a short time.",
 };
 
@@ -124,8 +136,9 @@ export function difference({ most, share, times }) {
 
 export function spoken(name, answer) {
   const { adversarial, predictions: [best] } = answer.results[0];
-  const thresholds = [adversarial.thresholds.suspicious, adversarial.thresholds.adversarial];
-  return `${name}: ${adversarial.verdict}, score ${score(adversarial.score, thresholds)}; ${best ? `most likely ${best.label}, ${percent(best.probability)}` : "no class"}.`;
+  const given = [adversarial.verdict, scored(adversarial) && `score ${scored(adversarial)}`].filter(Boolean).join(", ");
+  const class_ = best ? ["most likely " + best.label, likely(best)].filter(Boolean).join(", ") : "no class";
+  return `${name}: ${given}; ${class_}.`;
 }
 
 export function recent(bins, names, thresholds) {

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from server.access.caller import ANYBODY, Caller
 from server.core.contract import parse
 from server.core.engine import Model
 from server.http.page import ASSETS, Page
@@ -123,7 +124,23 @@ def test_the_default_model_comes_first_and_its_newest_version_before_the_others(
 
 def test_before_a_model_is_loaded_there_is_none_to_tell() -> None:
     reply = Page(dict, "awnet", VerdictHistory()).answer("/page/model.json", {})
-    assert reply is not None and reply[2] == b'{"models":[],"default_mode":"auto"}'
+    assert reply is not None
+    told = orjson.loads(reply[2])
+    assert (told["models"], told["default_mode"]) == ([], "auto")
+
+
+def test_the_page_is_told_who_asks(model: Model) -> None:
+    """As whom the server knows the visitor, and what that lets the page ask: it asks for nothing in vain."""
+    page = Page(lambda: {"awnet": {2: model}}, "awnet", VerdictHistory(), by_keys=True)
+    for caller, expected in (
+        (Caller(), {"key": None, "keys": True, "answers": "verdict", "signals": False}),
+        (Caller("shop", ANYBODY.scopes, "exact"), {"key": "shop", "keys": True, "answers": "exact", "signals": True}),
+        (Caller("shop", ANYBODY.scopes, "bands"), {"key": "shop", "keys": True, "answers": "bands", "signals": False}),
+    ):
+        reply = page.answer("/page/model.json", {}, caller)
+        assert reply is not None and orjson.loads(reply[2])["caller"] == expected
+    robust = page.answer("/page/model.json", {}, Caller("shop", mode="robust"))
+    assert robust is not None and orjson.loads(robust[2])["default_mode"] == "robust"
 
 
 def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> None:
