@@ -32,7 +32,7 @@ log = logging.getLogger("awnet")
 CLIENT_GONE, CLIENT_GONE_STATUS = "client-gone", 499  # the client disconnected before the response
 KEY = "key "  # before the name of one; no address begins so
 UNKNOWN = "none"  # requests with neither key nor address are all of one client
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID = re.compile(r"(?!awnet_[A-Za-z0-9_-]{43}$)[A-Za-z0-9._-]{1,64}")  # and no API key: ids are logged
 
 
 class ObservedRequest:
