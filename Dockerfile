@@ -23,10 +23,13 @@ COPY model_repository/awnet model_repository/awnet
 COPY examples/*.png examples/
 COPY LICENSE LICENSE
 # Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. What never runs goes:
-# tests of packages, the runtime's library for programs in C, and pip, which nobody who gets in should find. Readable by
-# any user whatever the checkout's umask was.
+# tests of packages, the runtime's tools for making models and its library for programs in C, and pip, which nobody who
+# gets in should find. Readable by any user whatever the checkout's umask was.
 RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash awnet domain server \
     && find /opt/awnet -path '*/site-packages/*/tests' -type d -prune -exec rm -r {} + \
+    && rm -r /opt/awnet/lib/python3*/site-packages/onnxruntime/transformers \
+    /opt/awnet/lib/python3*/site-packages/onnxruntime/quantization \
+    /opt/awnet/lib/python3*/site-packages/onnxruntime/tools \
     && if [ "${GPU}" = 0 ]; then find /opt/awnet -name 'libonnxruntime.so*' -delete; fi \
     && /opt/awnet/bin/python -m pip uninstall --yes --quiet setuptools pip \
     && chmod -R a+rX,go-w /app /opt/awnet

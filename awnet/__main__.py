@@ -44,6 +44,12 @@ def _predict(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> object:
+    from .command.bench import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> object:
     from .command.doctor import main
 
@@ -77,6 +83,7 @@ COMMANDS = {
     "serve": Command("serve models over HTTP, and over gRPC where it is asked for", _serve),
     "keys": Command("make, list, replace and revoke API keys", _keys),
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
+    "bench": Command("measure latency under load, and what the detector flags", _bench),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),

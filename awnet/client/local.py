@@ -98,7 +98,7 @@ def load(
         raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
     loop = LoopThread("awnet-model")
     try:
-        return LocalModel(loop.run(_opened(settings, Options(top_k, signals))), loop)
+        return LocalModel(loop.run(opened(settings, Options(top_k, signals))), loop)
     except BaseException as error:
         loop.close()
         if isinstance(error, StartError):
@@ -106,8 +106,8 @@ def load(
         raise
 
 
-async def _opened(settings: Settings, options: Options) -> AsyncPredictor:
-    """Raises StartError."""
+async def opened(settings: Settings, options: Options) -> AsyncPredictor:
+    """A model in this process, for callers with an event loop, to which it belongs. Raises StartError."""
     return _AsyncLocal(await Local(settings).__aenter__(), options)
 
 

@@ -13,10 +13,10 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
 
-from server.options import SettingsError, add_settings, settings_of
+from server.options import SettingsError, add_settings
+
+from .server_options import add_server
 
 EXAMPLES = """examples:
   awnet predict photo.jpg
@@ -28,7 +28,6 @@ EXAMPLES = """examples:
 
 exit status: 0 all images were answered, 1 some were not, 2 nothing was begun, 130 interrupted
 """
-TO_A_SERVER = ("model", "version", "mode")  # settings that a running server is asked for, too
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,12 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("paths", nargs="+", metavar="PATH", help="image, folder, pattern, ZIP archive, or - for standard input")
-    add("--url", help="ask the server there, such as http://127.0.0.1:8000 (default: in this process)")
-    add(
-        "--key",
-        metavar="KEY",
-        help="API key for that server; @FILE reads it from a file, so that no process list has it",
-    )
+    add_server(made)
     add("--out", type=Path, metavar="FILE", help="FILE.jsonl, FILE.csv or FILE.parquet (default: JSON lines, printed)")
     add("--resume", action="store_true", help="go on with the run to --out that was interrupted, or begin it")
     add("--top-k", type=int, default=1, metavar="N", help="classes told of each image, most likely first (default: 1)")
@@ -72,50 +66,20 @@ def _predict(given: argparse.Namespace) -> int:
         raise SettingsError("--concurrency and --top-k must be at least 1")
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the --out of the run that it goes on with")
+    from .answerers import answerer
     from .images import images
     from .results import Results
     from .scoring import Scoring
 
-    answerer, query = _answerer(given)
+    opened = answerer(given, top_k=given.top_k)
     found = images(given.paths)
     results = Results(given.out, given.resume) if given.out is not None else None
-    query["top_k"] = str(given.top_k)
-    scoring = Scoring(found, results, urlencode(query), given.concurrency, quiet=given.quiet)
+    scoring = Scoring(found, results, given.concurrency, quiet=given.quiet)
     try:
-        return asyncio.run(scoring.run(answerer))
+        return asyncio.run(scoring.run(opened))
     except KeyboardInterrupt:
         print("interrupted" + ("; --resume goes on here" if results else ""), file=sys.stderr)
         return 130
     finally:
         if results is not None:
             results.close()
-
-
-def _answerer(given: argparse.Namespace) -> tuple[Any, dict[str, str]]:
-    """Who answers, and what it is asked beside the images. Raises ValueError."""
-    from server.settings import Settings
-
-    settings = {name: value for name, value in vars(given).items() if name in Settings.model_fields}
-    if given.url is None:
-        if given.key is not None:
-            raise SettingsError("--key is for the server of --url")
-        from ..local import Local
-
-        return Local(settings_of(settings)), {}
-    if others := sorted(settings.keys() - {*TO_A_SERVER}):
-        raise SettingsError(f"--{others[0].replace('_', '-')} is a setting of the server, which runs at --url already")
-    from .remote import Remote
-
-    remote = Remote(given.url, _key(given.key), given.concurrency)
-    if remote.in_the_open:
-        print(f"warning: the key goes to {given.url} unencrypted", file=sys.stderr)
-    return remote, settings
-
-
-def _key(given: str | None) -> str | None:
-    if given is None or not given.startswith("@"):
-        return given
-    try:
-        return Path(given[1:]).read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--key {given}: {getattr(error, 'strerror', None) or 'no API key'}") from None

@@ -8,28 +8,29 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import asdict
 
-import orjson
-
-from ..local import Reply, StartError
+from ..client.errors import TYPE_PREFIX, AccessError, AnswerError, DeadlineError, Error, ProblemError, TransportError
+from ..client.images import Encoded
+from ..client.predictor import AsyncPredictor
+from ..local import StartError
+from .answerers import Open
 from .images import Image
-from .remote import UnreachableError
 from .results import Line, Results, encoded
 
-TRIES = 5  # of an image whose server says "later" or does not answer
-LONGEST_WAIT_SECONDS = 30.0
 PROGRESS_SECONDS = 0.2
-LATER, REFUSED = (429, 503), (401, 403)
 
 
-class Answerer(Protocol):
-    """`local.Local` or `remote.Remote`."""
-
-    async def __aenter__(self) -> Answerer: ...
-    async def __aexit__(self, *_: Any) -> None: ...
-    async def predict(self, body: bytes, query: str = "") -> Reply:
-        """Raises UnreachableError."""
+def problem(error: Error) -> Line:
+    """Why an image has no answer, without what differs from run to run."""
+    if not isinstance(error, ProblemError):
+        return {"title": "Deadline exceeded", "detail": str(error)}
+    return {
+        "type": f"{TYPE_PREFIX}{error.slug}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
 
 
 class StopError(Exception):
@@ -42,28 +43,24 @@ class Scoring:
     Args:
         images: what is asked for, in the order of the results.
         results: where they go; None: to standard output.
-        query: of /predict.
         concurrency: images asked for at a time.
         quiet: no progress and no summary.
     """
 
-    def __init__(
-        self, images: Sequence[Image], results: Results | None, query: str, concurrency: int, *, quiet: bool
-    ) -> None:
+    def __init__(self, images: Sequence[Image], results: Results | None, concurrency: int, *, quiet: bool) -> None:
         self._images = images
         self._results = results
-        self._query = query
         self._concurrency = concurrency
         self._quiet = quiet
         self._counts: Counter[str] = Counter()
         self._begun = self._shown = time.monotonic()
 
-    async def run(self, answerer: Answerer) -> int:
+    async def run(self, opened: Open) -> int:
         """The exit status: 0 all were answered, 1 some were not, 2 nobody answers."""
         try:
-            async with answerer as ready:
+            async with await opened() as predictor:
                 self._begun = time.monotonic()
-                await self._ask_all(ready)
+                await self._ask_all(predictor)
         except (StartError, StopError) as error:
             self._clear()
             begun = bool(self._counts)
@@ -77,12 +74,12 @@ class Scoring:
             print(self._summary(), file=sys.stderr)
         return 1 if self._counts["failed"] else 0
 
-    async def _ask_all(self, answerer: Answerer) -> None:
+    async def _ask_all(self, predictor: AsyncPredictor) -> None:
         """Each image in turn, with `concurrency` of them under way."""
         under_way: deque[asyncio.Task[Line | None]] = deque()
         try:
             for image in self._images:
-                under_way.append(asyncio.create_task(self._ask(answerer, image)))
+                under_way.append(asyncio.create_task(self._ask(predictor, image)))
                 if len(under_way) >= self._concurrency:
                     self._told(await under_way[0])
                     under_way.popleft()
@@ -94,7 +91,7 @@ class Scoring:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _ask(self, answerer: Answerer, image: Image) -> Line | None:
+    async def _ask(self, predictor: AsyncPredictor, image: Image) -> Line | None:
         """The line of one image; None where an earlier run has it. Raises StopError."""
         try:
             body = await asyncio.to_thread(image.read)
@@ -104,36 +101,17 @@ class Scoring:
         sha256 = hashlib.sha256(body).hexdigest()
         if self._results is not None and self._results.answered.get(image.name) == sha256:
             return None
-        reply = await self._reply(answerer, body)
+        line: Line = {"file": image.name, "sha256": sha256}
         try:
-            document = orjson.loads(reply.body)
-        except ValueError:
-            raise StopError(f"no AW-Net server answers there: status {reply.status}, no JSON") from None
-        begin = {"file": image.name, "sha256": sha256}
-        if reply.status == 200:
-            (result,) = document["results"]
-            return {**begin, "model": document["model"], "mode": document["mode"], **result}
-        if reply.status in REFUSED:
-            raise StopError(f"the server refuses: {document.get('detail')}")
-        told = {name: document[name] for name in ("type", "title", "status", "detail") if name in document}
-        return {**begin, "error": told}
-
-    async def _reply(self, answerer: Answerer, body: bytes) -> Reply:
-        """The answer, asked for again while the server is too busy or away. Raises StopError."""
-        for attempt in range(1, TRIES + 1):
-            wait = min(LONGEST_WAIT_SECONDS, 0.2 * 2**attempt)
-            try:
-                reply = await answerer.predict(body, self._query)
-            except UnreachableError as error:
-                if attempt == TRIES or not self._counts:  # who never answered is not there
-                    raise StopError(str(error)) from None
-            else:
-                if reply.status not in LATER or attempt == TRIES:
-                    return reply
-                told = reply.headers.get("retry-after", "")
-                wait = min(LONGEST_WAIT_SECONDS, float(told)) if told.isdigit() else wait
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+            (result,) = await predictor.answer([Encoded(body, image.name)], None, {})
+        except (AccessError, AnswerError, TransportError) as error:  # every other image would meet it as well
+            raise StopError(str(error)) from None
+        except (ProblemError, DeadlineError) as error:
+            return {**line, "error": problem(error)}
+        if result.error is not None:
+            return {**line, "error": problem(result.error)}
+        assert result.model is not None
+        return {**line, "model": asdict(result.model), "mode": result.mode, **result.raw, "file": image.name}
 
     def _told(self, line: Line | None) -> None:
         """Write and count one line. Raises StopError where another model answers than before."""
