@@ -27,7 +27,7 @@ from server.oip.grpc_front import GrpcFront
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
-from tests.server.tiny import CALL, LABELS, ROOT, SIZE, Running, encoded, noise, plain
+from tests.server.tiny import CALL, LABELS, ROOT, SIZE, Running, encoded, noise, plain, publish
 from tests.waiting import until
 
 CLEAN, SUSPICIOUS, ADVERSARIAL = (encoded(plain(red)) for red in (0.2, 0.6, 0.9))
@@ -288,6 +288,26 @@ def test_a_detector_that_gives_no_number_fails_the_request_whatever_the_policy(
     status, told = predict(small, CLEAN)
     assert (status, told["type"]) == (503, "urn:awnet:problem:engine-fault")
     assert decisions(small) == {}
+
+
+def test_a_version_whose_threshold_no_score_exceeds_never_passes_as_a_detector(tmp_path: Path) -> None:
+    """Its contract is a valid one, and each of its verdicts would be at most suspicious."""
+
+    def blind(contract: dict[str, Any]) -> None:
+        contract["thresholds"]["adversarial"]["score"] = 1.0
+
+    small = Small(tmp_path, start=False, policy="reject")
+    publish(tmp_path, "3", blind)
+    small.run(small.service.models.start())
+    try:
+        status, told = predict(small, encoded(plain(1.0)))
+        assert (status, told["detail"]) == (
+            422,
+            "the image is rejected: no threshold speaks for it (none can be exceeded)",
+        )
+        assert predict(small, CLEAN)[0] == 422
+    finally:
+        small.close()
 
 
 def test_suspicious_images_are_withheld_where_the_setting_says_so(serve: Serve) -> None:
