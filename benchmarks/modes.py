@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   python -m benchmarks.modes                            the bundled model
   python -m benchmarks.modes --onnx A/model.onnx B/model.onnx --turns 20 --out /tmp/modes
 """
-BATCHES = (1, 8)
+BATCHES = (1, 8, 32)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +78,8 @@ def measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
             rows[name][f"of_whole_{batch}"] = statistics.median(pairs)
     mixing = promise.mixing.kind
     sha256 = hashlib.sha256(data).hexdigest()
-    return {"sha256": sha256, "recipe": promise.provenance.get("recipe"), "mixing": mixing, "sessions": rows}
+    recipe = promise.provenance.get("recipe")
+    return {"file": path.as_posix(), "sha256": sha256, "recipe": recipe, "mixing": mixing, "sessions": rows}
 
 
 def opened(data: bytes) -> tuple[ort.InferenceSession, float, float]:
@@ -95,19 +96,20 @@ def opened(data: bytes) -> tuple[ort.InferenceSession, float, float]:
 def markdown(found: dict[str, Any]) -> str:
     """The same for people."""
     machine = found["machine"]
+    columns = [f"ms at batch {b} | of whole" for b in BATCHES]
     lines = [
         "# What an operating mode costs",
         "",
-        f"`python -m benchmarks.modes`, {found['turns']} turns, on {machine['cpu']}, ONNX Runtime "
-        f"{machine['onnxruntime']}, one thread; medians of CPU time. `whole` computes every output.",
+        f"`python -m benchmarks.modes --turns {found['turns']} --onnx` and the files below, on {machine['cpu']}, ONNX "
+        f"Runtime {machine['onnxruntime']}, one thread; medians of CPU time. `whole` computes every output.",
     ]
     for model in found["models"]:
         lines += [
             "",
-            f"## {model['recipe']}, mixing {model['mixing']}, sha256 {model['sha256'][:12]}",
+            f"## {model['file']}: {model['recipe']}, mixing {model['mixing']}, sha256 {model['sha256'][:12]}",
             "",
-            "| session | ms at batch 1 | of whole | ms at batch 8 | of whole | bytes of its model | load, s |",
-            "|---|---|---|---|---|---|---|",
+            f"| session | {' | '.join(columns)} | bytes of its model | load, s |",
+            f"|{'---|' * (2 * len(BATCHES) + 3)}",
         ]
         for name, row in model["sessions"].items():
             cells = [f"{row[f'ms_{b}']:.2f} | {row[f'of_whole_{b}']:.2f}" for b in BATCHES]

@@ -51,7 +51,10 @@ VERSIONS = {
 
 
 # The table beside the controls: row -> the audit's part and the figure in it.
-AUDIT = REPORTS / "audits/awnet-robust/audit.json"
+AUDITS = {
+    "README.md": "awnet-bounded",
+    "docs/model.md": "awnet-robust",
+}  # the bundled model's, and that of versions 2 and 3
 SUBJECTS = {
     "this network": "",
     "static": "static:",
@@ -69,8 +72,10 @@ BESIDE = {
 }
 
 
-# Honest images of the table: row -> kind and strength in the calibration's report; None: the worst of all kinds.
-CALIBRATION = REPORTS / "calibration-awnet-robust.json"
+# Honest images of the table: row -> kind and strength in the reports of both calibrations; None: the worst at 1 %.
+CALIBRATIONS = {
+    version: REPORTS / f"calibration-{name}.json" for version, name in ((3, "awnet-robust"), (4, "awnet-bounded"))
+}
 HONEST = {
     "as they are": ("pristine", "0"),
     "JPEG, quality 75": ("jpeg", "3"),
@@ -79,7 +84,8 @@ HONEST = {
     "sharpened": ("sharpen", "3"),
     "a line of text": ("text", "3"),
     "photographs, cropped at native pixels": ("photographs", "0"),
-    "the worst of 45 kinds: uniform noise within 8 levels": None,
+    "uniform noise within 8 levels": ("uniform_noise", "4"),
+    "the worst of 45 kinds at 1 %: dithered palettes of 32 colours": None,
 }
 
 
@@ -100,10 +106,9 @@ def rows(document: str, header: str) -> list[list[str]]:
     return [[cell.strip().replace("*", "").replace(" flagged", "") for cell in line.split("|")[1:-1]] for line in lines]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
-def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
+def test_the_table_of_attacks_is_that_of_the_reports() -> None:
     """Every row: images, accuracy, AUROC, TPR at both thresholds, SR@5."""
-    for name, *cells in rows(document, "| attack (eps 8/255) |"):
+    for name, *cells in rows("docs/model.md", "| attack (eps 8/255) |"):
         if name == "none":
             part = parts("awnet-robust")["clean"]
             fpr = part["fpr"]
@@ -127,10 +132,34 @@ def test_the_table_of_attacks_is_that_of_the_reports(document: str) -> None:
         assert cells == expected, name
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
-def test_what_evades_is_the_strongest_evasion_that_was_measured(document: str) -> None:
+def test_the_sentences_of_the_readme_quote_the_audits() -> None:
+    """T3 and the worst case beside the static network, accuracy in both modes."""
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    auto, robust = (audited(name) for name in ("awnet-bounded", "awnet-bounded-robust"))
+    evaded, worst, static = auto["T3@8"], auto["worst_case@8"], auto["static:worst_case@8"]
+    for part, sentence in (
+        (evaded, f"nothing at T3**: {percent(evaded['sr_at']['0.05'])} % of {evaded['images']} images"),
+        (static, f"is misled on {percent(1 - static['accuracy'])} % of {static['images']}"),
+        (worst, f"leaves {percent(worst['accuracy'])} % of {worst['images']} images right"),
+        (static, f"network keeps {percent(static['accuracy'])} %"),
+        (
+            auto["clean"],
+            f"{percent(auto['clean']['accuracy'])} against {percent(auto['static:clean']['accuracy'])} % of 10,000",
+        ),
+        (robust["clean"], f"right on {percent(robust['clean']['accuracy'])} % of {robust['clean']['images']:,} images"),
+        (robust, f"on {percent(robust['worst_case@8']['accuracy'])} % of {robust['worst_case@8']['images']}"),
+    ):
+        assert sentence in text, (sentence, part)
+
+
+def audited(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((REPORTS / f"audits/{name}/audit.json").read_text("utf-8"))["parts"]
+    return found
+
+
+def test_what_evades_version_2_is_the_strongest_evasion_that_was_measured() -> None:
     """Every sentence about T3 quotes the larger report, and the static network beside it its own worst case."""
-    text = " ".join((ROOT / document).read_text("utf-8").split())
+    text = " ".join((ROOT / "docs/model.md").read_text("utf-8").split())
     success = max(parts(f"awnet-robust-{report}")["T3"]["sr_at"]["0.05"] for report in ("evasion", "two-gradients"))
     said = re.findall(r"(?:T3\*\*:|succeeds on) ([\d.]+) %", text)
     assert set(said) == {percent(success)}
@@ -156,29 +185,29 @@ def beside(found: dict[str, Any], subject: str, row: str) -> str:
 @pytest.mark.parametrize("document", ["README.md", "docs/model.md"])
 def test_the_table_beside_the_controls_is_the_audit_s(document: str) -> None:
     """Every row for the network and each control, judged and attacked alike."""
-    found = json.loads(AUDIT.read_text("utf-8"))["parts"]
+    found = audited(AUDITS[document])
     for row, *cells in rows(document, "| eps 8/255 |"):
         assert cells == [beside(found, subject, row) for subject in SUBJECTS.values()], row
 
 
 def natural(row: str) -> list[str]:
-    """Cells: flagged at both thresholds, before there were domains and now; and which share is of a domain."""
-    natural = json.loads(CALIBRATION.read_text("utf-8"))["natural"]
-    found = [part for kind in natural.values() for part in kind["strengths"].values()]
+    """Cells: flagged at both thresholds, by versions 3 and 4; and which share of version 4's is of a domain."""
+    before, now = (json.loads(path.read_text("utf-8"))["natural"] for path in CALIBRATIONS.values())
     if (name := HONEST[row]) is None:
-        assert f"the worst of {len(natural)} kinds" in row
-        part = max(found, key=lambda one: one["flagged"]["suspicious"][0])
-        kind, strength = "uniform_noise", "4"
-        assert part == natural[kind]["strengths"][strength], "the row is about another kind"
-    else:
-        part = natural[name[0]]["strengths"][name[1]]
-    rates = [
-        [percent(part[when][t][0]) for t in ("suspicious", "adversarial")] for when in ("flagged_before", "flagged")
-    ]
-    return [*(" / ".join(one) for one in rates), percent(1 - part["in"]["none"])]
+        assert f"the worst of {len(now)} kinds" in row
+        found = [
+            (part["flagged"]["adversarial"][0], kind, s)
+            for kind, k in now.items()
+            for s, part in k["strengths"].items()
+        ]
+        name = max(found)[1:]
+        assert name == ("palette_dithered", "5"), "the row is about another kind"
+    parts = [found[name[0]]["strengths"][name[1]] for found in (before, now)]
+    rates = [[percent(part["flagged"][t][0]) for t in ("suspicious", "adversarial")] for part in parts]
+    return [*(" / ".join(one) for one in rates), percent(1 - parts[1]["in"]["none"])]
 
 
-def test_the_table_of_natural_images_is_that_of_the_calibration() -> None:
+def test_the_table_of_natural_images_is_that_of_the_calibrations() -> None:
     """Every row, and the worst kind is the worst kind."""
     found = rows("README.md", "| natural images |")
     assert [row for row, *_ in found] == list(HONEST)

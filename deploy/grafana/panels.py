@@ -129,11 +129,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Adversarial now",
-            "Share of calibrated images whose verdict is 'adversarial'. Nobody attacking, about 1 % is to be expected.",
+            "Share of calibrated images whose verdict is 'adversarial'. About 1 % at most where nobody attacks.",
             "percentunit",
             one(ratio(f'{CALIBRATED}, verdict="adversarial"}}', f"{CALIBRATED}}}")),
             "stat",
-            ((0.03, ORANGE), (0.2, RED)),
+            ((0.03, ORANGE), (0.1, RED)),
             False,
             3,
         ),

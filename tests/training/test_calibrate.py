@@ -18,9 +18,14 @@ from training.baselines import StaticConfig, build_static
 from training.calibrate import main
 from training.data import ImageSet, Split
 from training.evaluation.calibration_report import table, tolerance_table
+from training.evaluation.tolerance import MOST_FLAGGED
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORT = json.loads((ROOT / "training/reports/calibration-awnet-robust.json").read_text("utf-8"))
+# Version of the model -> its checkpoint, and its calibration's report.
+BUNDLED = {
+    "3": ("awnet-robust-domains", "calibration-awnet-robust"),
+    "4": ("awnet-bounded", "calibration-awnet-bounded"),
+}
 
 
 def images(n: int) -> Split:
@@ -146,26 +151,75 @@ def test_the_table_reads_in_percent() -> None:
     ]
 
 
+def report_of(version: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"training/reports/{BUNDLED[version][1]}.json").read_text("utf-8"))
+    return found
+
+
 def test_the_page_of_domains_shows_the_bundled_models_report() -> None:
     """docs/domain.md has the table that the command wrote, and the errors of score and probability."""
-    page = (ROOT / "docs/domain.md").read_text("utf-8")
-    assert table(REPORT) in page
-    for name, errors in REPORT["score_map"].items():
+    page, report = (ROOT / "docs/domain.md").read_text("utf-8"), report_of("4")
+    assert table(report) in page
+    for name, errors in report["score_map"].items():
         figures = [errors[what][of] for what in ("brier", "ece") for of in ("score", "probability")]
         assert f"| `{name}` | {' | '.join(f'{figure:.3f}' for figure in figures)} |" in page
 
 
-def test_the_bundled_model_carries_the_calibration_of_that_report() -> None:
-    """The same thresholds, ranges and rates; the weights are those of awnet-robust.pt, bit for bit."""
+def test_the_page_of_the_model_shows_what_each_upper_threshold_costs() -> None:
+    """docs/model.md: every share that was compared, and the last row is what the model has; its worst judging kind."""
+    page, report = (ROOT / "docs/model.md").read_text("utf-8"), report_of("4")
+    attacks = [f"T0 {name} {eps}/255" for name in ("vgg11", "resnet56") for eps in (8, 4)]
+    for row in report["tolerances"]:
+        worst, shares = row["judging"], [row["pristine"], *(row["t0"][name] for name in attacks)]
+        clean, *t0 = (f"{100 * share['adversarial'][0]:.1f}" for share in shares)
+        cells = [clean, f"{100 * worst['adversarial'][0]:.1f} ({worst['kind']} {worst['strength']})", *t0]
+        assert f" | {' | '.join(cells)} |" in page
+    assert report["tolerances"][-1]["thresholds"] == [d["thresholds"]["0.01"] for d in report["domains"]]
+    assert worst["adversarial"][0] <= MOST_FLAGGED
+
+
+def test_the_traffic_that_the_alerts_were_set_by_is_of_the_report() -> None:
+    """docs/operations.md: the share of each verdict, of sites that receive an honest kind and of attacks."""
+    page, report = (ROOT / "docs/operations.md").read_text("utf-8"), report_of("4")
+    kinds = {name: kind["strengths"].get("3") or kind["strengths"]["0"] for name, kind in report["natural"].items()}
+    rows = {
+        "clean images": (0.0, kinds["pristine"]),
+        "5 % of them with speckle noise": (0.05, kinds["speckle_noise"]),
+        "5 % of them with dithered palettes": (0.05, kinds["palette_dithered"]),
+        "nothing but photographs": (1.0, kinds["photographs"]),
+        "nothing but sharpened images": (1.0, kinds["sharpen"]),
+        "nothing but images with speckle noise": (1.0, kinds["speckle_noise"]),
+        "30 % attacked by a VGG-11 (T0, 8/255)": (0.3, report["attacked"]["T0 vgg11 8/255"]),
+        "30 % attacked by a ResNet-56": (0.3, report["attacked"]["T0 resnet56 8/255"]),
+    }
+    for row, (share, kind) in rows.items():
+        mixed = [
+            share * kind["flagged"][v][0] + (1 - share) * kinds["pristine"]["flagged"][v][0]
+            for v in ("suspicious", "adversarial")
+        ]
+        assert f"| {row} | {' | '.join(f'{100 * one:.1f}' for one in mixed)} |" in page
+
+
+def test_version_3_has_the_weights_of_version_2() -> None:
+    """Bit for bit: what was new was the calibration."""
     old, new = (checkpoint.read(ROOT / "training/checkpoints" / f"awnet-robust{end}.pt") for end in ("", "-domains"))
     assert old["state"].keys() == new["state"].keys()
     assert all(torch.equal(value, new["state"][name]) for name, value in old["state"].items())
-    for told, domain in zip(REPORT["domains"], new["calibration"]["domains"], strict=True):
+
+
+@pytest.mark.parametrize("version", list(BUNDLED))
+def test_the_bundled_model_carries_the_calibration_of_its_report(version: str) -> None:
+    """The same thresholds, ranges and rates; the report and the recipe that its provenance names are there."""
+    report, file = report_of(version), ROOT / f"training/checkpoints/{BUNDLED[version][0]}.pt"
+    new = checkpoint.read(file)
+    for told, domain in zip(report["domains"], new["calibration"]["domains"], strict=True):
         assert told["thresholds"] == {str(fpr): score for fpr, score in domain["thresholds"].items()}
         assert told["ranges"] == {name: list(ends) for name, ends in domain["ranges"].items()}
         assert told["rates"] == domain["rates"]
-    metadata = {p.key: p.value for p in onnx.load(ROOT / "model_repository/awnet/3/model.onnx").metadata_props}
+    metadata = {p.key: p.value for p in onnx.load(ROOT / f"model_repository/awnet/{version}/model.onnx").metadata_props}
     contract = json.loads(metadata["awnet.contract"])
-    assert [domain["rates"] for domain in contract["domains"]] == [told["rates"] for told in REPORT["domains"]]
-    sha256 = hashlib.sha256((ROOT / "training/checkpoints/awnet-robust-domains.pt").read_bytes()).hexdigest()
-    assert contract["provenance"]["checkpoint_sha256"] == sha256
+    assert [domain["rates"] for domain in contract["domains"]] == [told["rates"] for told in report["domains"]]
+    provenance = contract["provenance"]
+    assert provenance["checkpoint_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    made_by = json.loads((ROOT / provenance["report"]).read_text("utf-8"))
+    assert made_by["name"] == provenance["recipe"] and (ROOT / f"training/recipes/{made_by['name']}.toml").exists()

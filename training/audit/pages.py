@@ -24,7 +24,7 @@ from .cells import TITLES, levels, percent, right, with_interval
 from .report import passed
 
 MADE = "<!-- Made by `python -m training.audit.pages` from the audits, and a test compares: change those. -->"
-MODEL = "awnet-robust"
+MODEL = "awnet-bounded"
 COUNTED = (
     "*Flagged*: by the threshold that flags 5 % of natural validation images. *SR@5*: misclassified and not flagged "
     "there, images that are misclassified without any attack among them."

@@ -1,9 +1,9 @@
 """Adversarial thresholds that honest images hardly reach: which share of a training kind each domain tolerates.
 
-Thresholds that are quantiles of pristine images lie under all noise. `tolerant` raises them; `chosen` says how far, by
-a rule that was written before it was applied: no *judging* kind of images, at no strength, has more than `MOST_FLAGGED`
-of them over the threshold that a server applies, and under that the larger share is the better one, since what is
-flagged of T0 only grows with it. Judging kinds choose among a few shares here and nothing else.
+Thresholds that are quantiles of pristine images lie under all noise. `tolerant` raises them; `chosen` says how far: no
+*judging* kind of images, at no strength, has more than `MOST_FLAGGED` of them over the threshold that a server applies,
+and under that the larger share is the better one, since what is flagged of T0 only grows with it. Judging kinds choose
+among a few shares here and nothing else.
 """
 
 from __future__ import annotations
