@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -460,20 +461,18 @@ def test_two_workers_reject_the_attacked_twin_of_each_example_and_answer_the_oth
         rejected = httpx.post(f"{running.url}/predict", content=files["ship-adversarial"], **CALL)
         assert (rejected.status_code, rejected.headers["content-type"]) == (422, "application/problem+json")
 
-        image = tritonhttp.InferInput("image_bytes", [2], "BYTES")
-        image.set_data_from_numpy(np.array([files["ship"], files["ship-adversarial"]], np.object_))
-        with pytest.raises(
-            InferenceServerException, match=r"element 1: rejected, its verdict is adversarial"
-        ) as caught:
-            tritonhttp.InferenceServerClient(running.address).infer("awnet", [image])
-        assert caught.value.status() == "422"
-        image = tritongrpc.InferInput("image_bytes", [2], "BYTES")
-        image.set_data_from_numpy(np.array([files["ship"], files["ship-adversarial"]], np.object_))
-        with pytest.raises(
-            InferenceServerException, match=r"element 1: rejected, its verdict is adversarial"
-        ) as caught:
-            tritongrpc.InferenceServerClient(f"127.0.0.1:{port}").infer("awnet", [image])
-        assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
+        rows = np.array([files["ship"], files["ship-adversarial"]], np.object_)
+        for library, address, status in (
+            (tritonhttp, running.address, "422"),
+            (tritongrpc, f"127.0.0.1:{port}", "StatusCode.FAILED_PRECONDITION"),
+        ):
+            image = library.InferInput("image_bytes", [2], "BYTES")
+            image.set_data_from_numpy(rows)
+            client = library.InferenceServerClient(address)
+            with closing(client), pytest.raises(InferenceServerException) as caught:
+                client.infer("awnet", [image])
+            assert caught.value.status() == status
+            assert "element 1: rejected, its verdict is adversarial" in caught.value.message()
 
         text = httpx.get(f"{running.url}/metrics", **CALL).text
         counted = {"answered": 13.0, "withheld": 14.0}
@@ -493,7 +492,8 @@ def test_tritonclient_reads_an_abstained_row_as_nan_from_json_and_from_bytes(rep
         image.set_data_from_numpy(pixels(0.2, 0.9))
         for binary in (False, True):
             wanted = [tritonhttp.InferRequestedOutput(name, binary_data=binary) for name in ("logits", "label")]
-            result = tritonhttp.InferenceServerClient(running.address).infer("awnet", [image], outputs=wanted)
+            with closing(tritonhttp.InferenceServerClient(running.address)) as client:
+                result = client.infer("awnet", [image], outputs=wanted)
             logits, label = result.as_numpy("logits"), result.as_numpy("label")
             assert logits.dtype == np.float32
             assert np.isnan(logits).all(axis=1).tolist() == [False, True]
