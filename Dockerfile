@@ -60,5 +60,5 @@ STOPSIGNAL SIGTERM
 # Alive, not ready: a new process helps one that hangs, but not one that is loading, draining or waiting for Triton.
 # The interpreter without site-packages answers in 20 ms; `-m server` would import for half a second each time.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python", "-ISc", "import os, socket\nlink = socket.create_connection(('127.0.0.1', int(os.environ['AWNET_PORT'])), 2)\nlink.sendall(b'GET /v2/health/live HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n')\nraise SystemExit(b' 200 ' not in link.recv(64))"]
+    CMD ["python", "-ISc", "import os, socket\nlink = socket.create_connection(('127.0.0.1', int(os.environ['AWNET_PORT'])), 2)\nif os.environ.get('AWNET_TLS_CERTIFICATE', 'none') != 'none':\n    import ssl\n    link = ssl._create_unverified_context().wrap_socket(link)\nlink.sendall(b'GET /v2/health/live HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n')\nraise SystemExit(b' 200 ' not in link.recv(64))"]
 ENTRYPOINT ["python", "-m", "server"]

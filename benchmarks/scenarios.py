@@ -16,7 +16,7 @@ from typing import Any
 from .harness import bad_models
 from .harness.exchange import Link, exchange, get, post, seconds_until
 from .harness.load import IMAGES, Load, drawing, loaded, quantile
-from .harness.processes import Haproxy, Server, Triton
+from .harness.processes import BEHIND_HAPROXY, Haproxy, Server, Triton
 from .harness.report import ROOT
 
 TAKEOVER_SECONDS = 0.02  # haproxy may use a kept connection until it has seen that it is closed
@@ -58,10 +58,10 @@ class Result:
 
 
 class Front(Server):
-    """A server with one thread for inference."""
+    """A server with one thread for inference, which knows whose a connection through haproxy is."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
-        super().__init__(folder, **{"threads": 1, **settings})
+        super().__init__(folder, **{"threads": 1, **BEHIND_HAPROXY, **settings})
 
 
 @contextlib.asynccontextmanager

@@ -162,18 +162,32 @@ class ImageRejected(RequestError):
     slug, title = "image-rejected", "Image rejected"
 
 
-class RepeatedQueries(RequestError):
-    """The client asks about nearly the same image too often.
+class TooSoon(RequestError):
+    """The same request is answered later.
 
     Args:
-        retry_after_seconds: until another answer.
+        retry_after_seconds: until then.
     """
 
-    slug, title = "repeated-queries", "Repeated queries"
+    slug, title = "too-soon", "Too soon"
 
     def __init__(self, detail: str, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(TooSoon):
+    slug, title = "rate-limited", "Too many requests"
+
+
+class RepeatedQueries(TooSoon):
+    """The client asks about nearly the same image too often."""
+
+    slug, title = "repeated-queries", "Repeated queries"
+
+
+class QueueShareTaken(RequestError):
+    slug, title = "queue-share-taken", "Share of the queue taken"
 
 
 class Unavailable(AWNetError):
@@ -277,7 +291,8 @@ STATUS: dict[type[AWNetError], int] = {
     Misdirected: 421,
     UnknownMode: 422,
     TooManyConnectionsOfClient: 429,
-    RepeatedQueries: 429,
+    TooSoon: 429,
+    QueueShareTaken: 429,
     HeadersTooLarge: 431,
     NotImplementedHere: 501,
     VersionNotSupported: 505,
@@ -299,7 +314,7 @@ def headers_of(error: AWNetError, status: int, retry_after_seconds: int) -> list
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allow).encode()))
     if status in (429, 503):
-        seconds = error.retry_after_seconds if isinstance(error, RepeatedQueries) else retry_after_seconds
+        seconds = error.retry_after_seconds if isinstance(error, TooSoon) else retry_after_seconds
         headers.append((b"retry-after", b"%d" % seconds))
     return headers
 

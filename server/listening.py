@@ -102,17 +102,25 @@ def reserve_shared(host: str, port: int) -> socket.socket:
     return held
 
 
-def listen_all(ports: Mapping[str, tuple[str, int, str]], secure: bool) -> dict[str, list[socket.socket]]:
-    """As `listen`, each port by what it is for; and a line in the log for each address.
+def listen_all(
+    ports: Mapping[str, tuple[str, int, str]], secure: bool, by_keys: bool
+) -> dict[str, list[socket.socket]]:
+    """As `listen`, each port by what it is for; a line in the log for each address, and a warning where any may ask.
 
     Args:
         ports: host, port and option of each.
         secure: they speak TLS.
+        by_keys: callers need keys.
     """
     opened = {purpose: listen(*port) for purpose, port in ports.items()}
     for purpose, sockets in opened.items():
         for bound in sockets:
             log.info("%s on %s", _SAID.get(purpose, f"{purpose} calls"), url(bound, secure))
+    others = sorted({host for host, _, _ in ports.values() if not is_loopback(host)})
+    if others and not by_keys:
+        log.warning(
+            "whoever reaches %s may ask everything: there are no API keys (AWNET_API_KEYS)", " and ".join(others)
+        )
     return opened
 
 

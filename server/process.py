@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from .access.rates import Rates
 from .core.engine import Engine
 from .engines.model_file import ModelFile
 from .engines.repository import Repository
@@ -252,7 +253,7 @@ def open_ports(settings: Settings) -> dict[str, list[socket.socket]]:
     if settings.grpc_port is not None:
         for tried in bind(settings.host, settings.grpc_port, "--grpc-port"):
             tried.close()
-    return listen_all(settings.http_ports, settings.tls_certificate is not None)
+    return listen_all(settings.http_ports, *settings.protected)
 
 
 def certificates_of(settings: Settings) -> Certificates | None:
@@ -310,7 +311,10 @@ def make_service(settings: Settings, assignment: Assignment | None = None) -> Se
     models = [settings.model, *settings.further_models]
     metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
     engine = make_engine(settings, metrics)
-    return Service(settings, engine, metrics, monitor, assignment.member if assignment else None)
+    if assignment is None:
+        return Service(settings, engine, metrics, monitor)
+    rates = Rates(settings.rate, assignment.rates, assignment.salt)
+    return Service(settings, engine, metrics, monitor, assignment.member, rates)
 
 
 def make_engine(settings: Settings, metrics: Metrics) -> Engine:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .access.access import Access, KeysRead
 from .access.addresses import TrustedProxies
-from .access.caller import Caller
+from .access.caller import Caller, Scope
+from .access.rates import QueueShares, Rates
 from .core.cpu_limits import usable_cores
 from .core.decoding import DecodePool, Decoding
 from .core.engine import Engine, Model, Priority, Signals, Terms
@@ -23,7 +24,17 @@ from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
 from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
 from .core.verdict import Judgement, judge_image
-from .errors import AWNetError, EngineFault, NotReady, QueueFull, UnknownMode, UnknownModel
+from .errors import (
+    AWNetError,
+    EngineFault,
+    NotReady,
+    QueueFull,
+    QueueShareTaken,
+    RateLimited,
+    Unauthorized,
+    UnknownMode,
+    UnknownModel,
+)
 from .guard.guard import Repeats
 from .listening import is_loopback
 from .monitoring.detection import Monitor
@@ -32,7 +43,7 @@ from .monitoring.exposition import Counted, exposition, snapshot
 from .monitoring.golden_probe import GoldenProbes
 from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
-from .monitoring.request import CURRENT, Requests
+from .monitoring.request import CURRENT, UNKNOWN, ObservedRequest, Requests
 from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
 from .settings import Settings
@@ -118,6 +129,7 @@ class Service:
         metrics: those that the engine reports its batches to.
         monitor: watches verdicts, scores and omega; `metrics` exports it.
         fleet: the processes behind this port; default: this one alone.
+        rates: shared with them; default: those of this process alone.
 
     Raises:
         StartupError: see `Access`.
@@ -132,7 +144,13 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, metrics: Metrics, monitor: Monitor, fleet: Fleet | None = None
+        self,
+        settings: Settings,
+        engine: Engine,
+        metrics: Metrics,
+        monitor: Monitor,
+        fleet: Fleet | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -142,7 +160,13 @@ class Service:
         self.access = Access(settings, self._keys_read)
         if self.access.by_keys:
             metrics.expect_keys()
+        if self.access.by_keys or settings.rate:
+            metrics.expect_rejections(RateLimited)
+        if self.access.by_keys or settings.queue_share < 1:
+            metrics.expect_rejections(QueueShareTaken)
         self.proxies = TrustedProxies(settings.trusted_networks, settings.forwarded_header)
+        self._rates = rates or Rates(settings.rate)
+        self._shares = QueueShares(settings.queue_capacity, settings.queue_share)
         self.requests = Requests(metrics, monitor.clients)
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.decoding = Decoding(
@@ -301,6 +325,28 @@ class Service:
         request = CURRENT.get()
         return self.access.anonymous if request is None else request.caller
 
+    def admit(
+        self, request: ObservedRequest, needed: Scope, headers: Iterable[tuple[bytes, bytes]], query: bytes = b""
+    ) -> None:
+        """Say who sent `request`, and charge its client for it; nothing of the body has been read.
+
+        Args:
+            needed: scope of what is asked.
+            headers, query: see `Access.identify`.
+
+        Raises:
+            Unauthorized, Forbidden: it may not ask; charged to the address where nobody knows the key.
+            RateLimited: it asks too often. Metrics and admin calls have no rate.
+        """
+        try:
+            request.caller = self.access.identify(headers, query)
+            request.caller.require(needed)
+        except Unauthorized:
+            self._rates.charge(request.client, request.caller.rate)
+            raise
+        if needed in ("predict", "signals"):
+            self._rates.charge(request.client, request.caller.rate)
+
     @property
     def default_mode(self) -> Mode:
         """The operating mode of requests of this caller that name none."""
@@ -332,28 +378,17 @@ class Service:
         Raises:
             EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
                 `engine.Runner.infer`.
+            RateLimited, QueueShareTaken: its client asks too much.
             RepeatedQueries: the query guard refuses the answer.
         """
-        encoded = [image for image in images if isinstance(image, EncodedImage)]
-        request, decoded, waited = CURRENT.get(), 0.0, 0.0
+        request = CURRENT.get()
+        client, caller = request.client if request else UNKNOWN, self.caller
+        if request is not None:
+            self._rates.charge(client, caller.rate, len(images) - 1, before=1)
         refused: dict[int, AWNetError] = {}
-        if encoded:
-            size, client = lease.model.contract.preprocessing.size, request.client if request else None
-            apart = refused if each and len(images) > 1 else None
-            if apart is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
-                raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
-            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client, apart)
-            if refused:
-                images = [image for place, image in enumerate(images) if place not in refused]
-                if not images:
-                    raise refused[min(refused)]
-        signals = await lease.infer(images, terms)
-        if waited:
-            signals = replace(
-                signals,
-                decode_seconds=signals.decode_seconds + decoded,
-                queue_seconds=signals.queue_seconds + max(0.0, waited - decoded),
-            )
+        apart = refused if each and len(images) > 1 else None
+        with self._shares.hold(client, len(images), caller.queue_share):
+            signals, images = await self._signals(lease, images, terms, client, apart)
         if not signals.finite():
             raise EngineFault("the model gave an answer that is not finite")
         model = lease.model
@@ -362,7 +397,7 @@ class Service:
         judgements = [
             judge_image(score, image.traits, domains, prior) for score, image in zip(scores, images, strict=True)
         ]
-        policy = self._policies.of(model.name, self.caller.policy)
+        policy = self._policies.of(model.name, caller.policy)
         decisions = self._policies.decide(policy, judgements)
         self.metrics.count_verdicts(model, lease.mode, judgements)
         self.metrics.count_decisions(model, policy, decisions)
@@ -371,6 +406,37 @@ class Service:
         outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions, refused=refused)
         self._monitor_answer(outcome)
         return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
+
+    async def _signals(
+        self,
+        lease: Lease,
+        images: Sequence[ImageInput],
+        terms: Terms,
+        client: str,
+        refused: dict[int, AWNetError] | None,
+    ) -> tuple[Signals, Sequence[ImageInput]]:
+        """The engine's answer, with how long decoding and waiting took before it, and the images that it is about.
+
+        Args:
+            client: whose share of the decoders it is.
+            refused: gets the errors of images that cannot be decoded; None: the first one ends it all.
+        """
+        encoded = [image for image in images if isinstance(image, EncodedImage)]
+        decoded = waited = 0.0
+        if encoded:
+            size = lease.model.contract.preprocessing.size
+            if refused is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
+                raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
+            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client, refused)
+            if refused:
+                images = [image for place, image in enumerate(images) if place not in refused]
+                if not images:
+                    raise refused[min(refused)]
+        signals = await lease.infer(images, terms)
+        if waited:
+            queued = signals.queue_seconds + max(0.0, waited - decoded)
+            signals = replace(signals, decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
+        return signals, images
 
     async def _guarded(
         self, guarding: Guarding, outcome: Outcome, images: Sequence[ImageInput], terms: Terms

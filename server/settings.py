@@ -121,6 +121,19 @@ class Settings(BaseSettings):
         "exact", description="How much of the scores is told: all, one of five levels, or class and verdict only."
     )
 
+    requests_per_second: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Most requests a second of one client, each further image counting as one; 0 is no limit.",
+    )
+    request_burst: int = Field(
+        0, ge=0, le=1_000_000, description="Requests that it may send at once; 0 takes as many as in a second."
+    )
+    queue_share: float = Field(
+        1.0, gt=0, le=1, description="Share of the queue that one client may take; 1 is no limit."
+    )
+
     prior: float = Field(
         0.01,
         gt=0,
@@ -334,6 +347,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_certificate and tls_key belong together: one is given without the other")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate: without TLS no client shows a certificate")
+        if self.request_burst and not self.requests_per_second:
+            raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
         if self.proxy_protocol and not self.trusted_networks:
             raise ValueError("proxy_protocol needs trusted_proxies: a PROXY header is taken from nobody else")
         return self
@@ -365,6 +380,13 @@ class Settings(BaseSettings):
         return Policies(self.policy, cast(dict[str, Policy], own), self.policy_at, self.unsure)
 
     @property
+    def rate(self) -> tuple[float, int] | None:
+        """Requests a second and at once of one client; None: no limit."""
+        if not self.requests_per_second:
+            return None
+        return self.requests_per_second, self.request_burst or max(1, round(self.requests_per_second))
+
+    @property
     def http_ports(self) -> dict[str, tuple[str, int, str]]:
         """Host, port and option of each port of HTTP, by what it is for."""
         ports = {"public": (self.host, self.port, "--port")}
@@ -373,6 +395,11 @@ class Settings(BaseSettings):
         if self.metrics_port is not None:
             ports["metrics"] = (self.metrics_host, self.metrics_port, "--metrics-port")
         return ports
+
+    @property
+    def protected(self) -> tuple[bool, bool]:
+        """Whether ports speak TLS, and whether callers need keys."""
+        return self.tls_certificate is not None, self.api_keys is not None
 
     @property
     def origins(self) -> list[str]:

@@ -23,6 +23,8 @@ from .report import ROOT
 from .waiting import eventually
 
 HAPROXY_CONFIG = ROOT / "deploy/haproxy.cfg"
+PROXY = "127.0.0.2"  # where haproxy speaks from; whoever asks a front end directly is at 127.0.0.1
+BEHIND_HAPROXY = {"trusted_proxies": PROXY, "proxy_protocol": True}  # settings of a front end
 
 
 def free_port() -> int:
@@ -192,7 +194,9 @@ class Triton(Process):
 
 
 class Haproxy(Process):
-    """haproxy with the file of `deploy/` before two front ends; without its second tries where `retries` is false."""
+    """haproxy with the file of `deploy/` before two front ends, which have the settings `BEHIND_HAPROXY`; without its
+    second tries where `retries` is false.
+    """
 
     def __init__(self, folder: Path, fronts: Sequence[Server], retries: bool = True) -> None:
         self.port, self._private = free_port(), free_port()
@@ -209,6 +213,7 @@ class Haproxy(Process):
             {
                 "AWNET_PUBLIC": f"127.0.0.1:{self.port}",
                 "AWNET_PRIVATE": f"127.0.0.1:{self._private}",
+                "AWNET_SOURCE": PROXY,
                 **{f"AWNET_FRONT_{i + 1}": f"127.0.0.1:{front.port}" for i, front in enumerate(fronts)},
             },
         )

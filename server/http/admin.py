@@ -86,6 +86,7 @@ def create_admin(service: Service) -> AdminFront:
         Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
     ]
     service.metrics.expect(routes_of(routes))
+    service.metrics.expect_rejections(Misdirected)
     return AdminFront(Routes(routes), service)
 
 

@@ -31,7 +31,6 @@ class Front(ABC):
     Args:
         routes: raise their errors, `HTTPException` of the router among them.
         service: see `Service`.
-
         cors: which web pages may read answers; None: none of another origin.
 
     Attributes:
@@ -83,13 +82,12 @@ class Front(ABC):
             return status, [(b"x-request-id", request.id.encode()), *headers, (b"cache-control", b"no-store")], body
 
     def _admit(self, scope: Scope, request: ObservedRequest) -> None:
-        """Say who asks, before anything of the body is read. Raises Unauthorized, Forbidden."""
-        needed, access = self._needed(scope["path"]), self._service.access
+        """Say who asks, before anything of the body is read. Raises Unauthorized, Forbidden, RateLimited."""
+        needed = self._needed(scope["path"])
         if needed is None:
-            request.caller = access.anonymous  # whatever key is sent: probes do not fail for an old one
-            return
-        request.caller = access.identify(scope["headers"], scope["query_string"])
-        request.caller.require(needed)
+            request.caller = self._service.access.anonymous  # whatever key is sent: probes do not fail for an old one
+        else:
+            self._service.admit(request, needed, scope["headers"], scope["query_string"])
 
     @abstractmethod
     def _needed(self, path: str) -> KeyScope | None:

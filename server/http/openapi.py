@@ -30,6 +30,7 @@ PREDICT_PROBLEMS = {
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
     422: "No image, none that can be decoded, an unknown query value, a mode that the model lacks, or a policy rejects "
     "every image.",
+    429: "This client asks too often, or has too many images in the queue; try again after `Retry-After` seconds.",
     503: "The queue is full or the model is not ready; try again after `Retry-After` seconds.",
     504: "The answer would have come after the deadline.",
 }

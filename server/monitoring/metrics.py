@@ -28,7 +28,7 @@ from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
 from ..core.verdict import VERDICTS, Judgement, Verdict
-from ..errors import Forbidden, ImageRejected, Unauthorized
+from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
 from ..guard.guard import WHO, Repeats, Who
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
@@ -256,10 +256,14 @@ class Metrics(Events):
             for code in CODES_FROM_THE_START:
                 self._requests.labels(route, method, str(code))
 
+    def expect_rejections(self, *errors: type[AWNetError]) -> None:
+        """These are counted from 0 on."""
+        for error in errors:
+            self._rejections.labels(error.slug)
+
     def expect_keys(self) -> None:
         """Callers are told apart by keys: what is refused for that is counted from 0 on."""
-        for error in (Unauthorized, Forbidden):
-            self._rejections.labels(error.slug)
+        self.expect_rejections(Unauthorized, Forbidden)
         for result in get_args(KeysRead):
             self._keys_reads.labels(result)
 

@@ -31,11 +31,12 @@ from ..errors import (
     InvalidTensor,
     NotFound,
     QueueFull,
-    RepeatedQueries,
+    QueueShareTaken,
     RequestError,
     RequestTimeout,
     StartupError,
     TooManyCalls,
+    TooSoon,
     Unauthorized,
     Unavailable,
     UnknownModel,
@@ -51,6 +52,7 @@ log = logging.getLogger("awnet")
 
 SERVICE = "inference.GRPCInferenceService"
 REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
+RETRY_AFTER = "retry-after"  # seconds, in the trailing metadata
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
 MAX_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
 
@@ -70,7 +72,8 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyCalls: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    RepeatedQueries: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooSoon: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    QueueShareTaken: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -351,14 +354,13 @@ async def _unserved(service: Service, name: str, messages: Any, context: Any) ->
 
 
 def _admit(service: Service, name: str, request: ObservedRequest, context: Any) -> None:
-    """Say who calls, before the message is read. Raises Unauthorized, Forbidden."""
+    """Say who calls, before the message is read. Raises Unauthorized, Forbidden, RateLimited."""
     if name in OPEN:
         request.caller = service.access.anonymous
         return
     given = context.invocation_metadata() or ()
     metadata = ((key.encode(), value.encode() if isinstance(value, str) else value) for key, value in given)
-    request.caller = service.access.identify(metadata)
-    request.caller.require("predict")
+    service.admit(request, "predict", metadata)
 
 
 def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
@@ -379,6 +381,9 @@ async def _refuse(request: ObservedRequest, error: Exception, context: Any) -> N
     refusal = request.refused(error)
     traceback.clear_frames(error.__traceback__)  # they hold the message, and a circle holds them
     request.answered(protocol.status_of(refusal))
+    if isinstance(refusal, TooSoon):
+        later = (RETRY_AFTER, str(refusal.retry_after_seconds))
+        context.set_trailing_metadata(((REQUEST_ID, request.id), later))
     await context.abort(code_of(refusal), refusal.detail[:MAX_DETAIL])
 
 

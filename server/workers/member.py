@@ -147,6 +147,7 @@ class Assignment:
         settings: of the server, with this worker's share of threads, queue and Triton calls.
         sockets: listening, of all workers, by what the port is for.
         load_table: how many connections each worker has.
+        rates: descriptor of the memory in which all workers have the clients' buckets.
         salt: of the clients' hashes, the same in all workers.
     """
 
@@ -154,6 +155,7 @@ class Assignment:
     member: Member
     sockets: Mapping[str, Sequence[socket.socket]]
     load_table: LoadTable
+    rates: int
     salt: bytes
 
 
@@ -169,6 +171,7 @@ def receive_assignment(descriptor: int) -> Assignment:
             for purpose, numbers in given["sockets"].items()
         },
         LoadTable(given["load_table"], given["workers"], given["number"]),
+        given["rates"],
         bytes.fromhex(given["salt"]),
     )
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
+from ..access import rates
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
 from ..listening import listen_all, reserve_shared
@@ -99,13 +100,14 @@ class Supervisor:
         self._sockets: dict[str, list[socket.socket]] = {}
         self._grpc: socket.socket | None = None
         self._load_table_memory = shared_memory(self._count)
+        self._rates_memory = rates.shared_memory()
         self._load_table = LoadTable(self._load_table_memory, self._count, 0)
 
     async def run(self) -> int:
         """Until told to stop, or until it is clear that nothing can be served."""
         settings = self._settings
         try:
-            self._sockets = listen_all(settings.http_ports, settings.tls_certificate is not None)
+            self._sockets = listen_all(settings.http_ports, *settings.protected)
             if settings.grpc_port is not None:
                 self._grpc = reserve_shared(settings.host, settings.grpc_port)
         except AWNetError as error:
@@ -178,6 +180,7 @@ class Supervisor:
             "first": not self._first_up.is_set(),
             "sockets": {purpose: [one.fileno() for one in sockets] for purpose, sockets in self._sockets.items()},
             "load_table": self._load_table_memory,
+            "rates": self._rates_memory,
             "salt": self._salt.hex(),
         }
         ours.sendall(packed(assignment))
@@ -185,7 +188,11 @@ class Supervisor:
             *self._command,
             str(theirs.fileno()),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), self._load_table_memory, *(one.fileno() for one in self._held())],
+            pass_fds=[
+                *(one.fileno() for one in (theirs, *self._held())),
+                self._load_table_memory,
+                self._rates_memory,
+            ],
             process_group=0,  # a terminal's Ctrl-C is passed on by us, once
         )
         theirs.close()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
+from functools import partial
+from http.client import HTTPConnection
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import yaml
+
+from benchmarks.scenarios import Bench, pair
 from server.settings import Settings
 from tests.requires import requires
+from tests.server.tiny import publish
 
 CONFIG = Path(__file__).resolve().parents[2] / "deploy/haproxy.cfg"
 TEXT = CONFIG.read_text("utf-8")
@@ -63,3 +71,48 @@ def test_the_front_end_gives_up_first_and_haproxy_closes_first() -> None:
     """So that the client reads the front end's reason, and no request meets a connection that is being closed."""
     assert timeout("server") > Settings().timeout_seconds
     assert timeout("http-keep-alive") < Settings().keep_alive_seconds
+
+
+def asked(port: int, client: str, path: str, **headers: str) -> int:
+    """Status of a GET from this address of the loopback; 0 where the connection is closed instead."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=60, source_address=(client, 0))
+    try:
+        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return connection.getresponse().status
+    except ConnectionResetError:
+        return 0
+    finally:
+        connection.close()
+
+
+@requires("haproxy")
+def test_front_ends_tell_the_clients_of_haproxy_apart(tmp_path: Path) -> None:
+    """One that has used up its rate is refused, whatever it says of itself; another one is answered."""
+
+    bench = Bench(tmp_path, publish(tmp_path / "models"))
+
+    async def scenario() -> None:
+        async with pair(bench, requests_per_second=0.001, request_burst=3) as (fronts, haproxy):
+            ask = partial(asyncio.to_thread, asked, haproxy.port)
+            statuses = [await ask("127.0.0.1", "/model") for _ in range(8)]
+            assert sorted(statuses) == [200] * 6 + [429] * 2  # each front end has its own buckets
+            assert await ask("127.0.0.1", "/model", X_Forwarded_For="127.0.0.4", Forwarded="for=127.0.0.4") == 429
+            assert [await ask("127.0.0.3", "/model") for _ in range(6)] == [200] * 6
+            assert await ask("127.0.0.3", "/v2/health/ready") == 200
+            # A client at the front end itself cannot do as if it were haproxy.
+            direct = [await asyncio.to_thread(asked, fronts[0].port, f"127.0.0.{n}", "/model") for n in (5, 2)]
+            assert direct == [200, 0]
+
+    asyncio.run(scenario())
+
+
+def test_compose_has_the_front_ends_trust_haproxy_and_nobody_else() -> None:
+    """By its fixed address within the network; the file for haproxy names clients in the way that they expect."""
+    compose = yaml.safe_load((CONFIG.parent / "compose.yaml").read_text("utf-8"))
+    address = compose["services"]["haproxy"]["networks"]["inside"]["ipv4_address"]
+    (subnet,) = compose["networks"]["inside"]["ipam"]["config"]
+    assert ip_address(address) in ip_network(subnet["subnet"])
+    for name in ("front-1", "front-2"):
+        settings = compose["services"][name]["environment"]
+        assert settings["AWNET_TRUSTED_PROXIES"] == address and settings["AWNET_PROXY_PROTOCOL"] == "true"
+    assert re.search(r"^    default-server send-proxy-v2 ", TEXT, re.MULTILINE)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from domain import __version__
+from server.tls import Certificates
 from tests.requires import SEARCH, requires
+from tests.server.http.one_port import OnePort, certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "Dockerfile").read_text("utf-8")
@@ -95,6 +97,21 @@ def test_the_health_check_needs_no_program_but_python() -> None:
         port = server.server_port
     assert not healthy(port)
     assert asked == ["/v2/health/live"] * 2
+
+
+@pytest.mark.process
+def test_the_health_check_speaks_tls_where_the_server_does(tmp_path: Path) -> None:
+    """It asks its own server over the loopback, so it looks at no name."""
+    import json
+
+    check = json.loads(re.search(r"HEALTHCHECK .*?CMD (\[.*?\])\n", TEXT, re.DOTALL)[1])  # type: ignore[index]
+    chain, key = certificate(tmp_path)
+    port = OnePort(certificates=Certificates(chain, key))
+    environment = {"AWNET_PORT": str(port.port), "AWNET_TLS_CERTIFICATE": str(chain)}
+    try:
+        assert subprocess.run([sys.executable, *check[1:]], env=environment, timeout=60).returncode == 0
+    finally:
+        port.close()
 
 
 @requires("buildah")

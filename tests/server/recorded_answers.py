@@ -91,7 +91,7 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: *": _MODE,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; {_VERSION}",
+    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; 429; {_VERSION}",
     "GET /v2": _VERSION,
     "GET /v2/": _VERSION,
     "gRPC ServerMetadata": _VERSION,
@@ -118,7 +118,8 @@ CHANGED: dict[str, str] = {
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
-    "readings of a file of keys, decisions of policies, and what the query guard finds are counted",
+    "readings of a file of keys, decisions of policies, what the query guard finds and misdirected requests are "
+    "counted",
     "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
     "the mode of an answer; images that are refused among others are counted by reason",
 }

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -15,6 +15,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.harness.processes import free_port
+from server.listening import listen_all
 from tests.server.http.one_port import certificate
 from tests.server.small import Small
 from tests.server.tiny import Running
@@ -30,6 +31,9 @@ class Secured(Running):
         super().__init__(
             repository,
             workers=2,
+            requests_per_second=0.001,
+            request_burst=40,
+            trusted_proxies="127.0.0.1",
             tls_certificate=self.chain,
             tls_key=self.key,
             admin_port=self.admin,
@@ -38,19 +42,20 @@ class Secured(Running):
         )
         eventually(lambda: self.running and self.status(self.port, "/v2/health/ready") == 200, what="it is ready")
 
-    def status(self, port: int, path: str) -> int:
+    def status(self, port: int, path: str, **headers: str) -> int:
         """Of a GET over TLS; 0 where nobody answers."""
         try:
-            with self.open(port, path) as answer:
+            with self.open(port, path, {name.replace("_", "-"): value for name, value in headers.items()}) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
             return 0
 
-    def open(self, port: int, path: str):  # type: ignore[no-untyped-def]
+    def open(self, port: int, path: str, headers: Mapping[str, str] = {}):  # type: ignore[no-untyped-def]
         context = ssl.create_default_context(cafile=str(self.chain))
-        return urllib.request.urlopen(f"https://localhost:{port}{path}", timeout=30, context=context)
+        request = urllib.request.Request(f"https://localhost:{port}{path}", headers=dict(headers))
+        return urllib.request.urlopen(request, timeout=30, context=context)
 
     def live_by_grpc(self) -> bool:
         credentials = grpc.ssl_channel_credentials(self.chain.read_bytes())
@@ -86,6 +91,12 @@ def test_metrics_are_on_their_own_port_and_no_other(secured: Secured) -> None:
         assert b"awnet_workers 2.0" in answer.read()
 
 
+def test_workers_share_the_buckets_of_clients(secured: Secured) -> None:
+    """The rate is that of the service, whichever worker a connection comes to."""
+    asked = [secured.status(secured.port, "/model", x_forwarded_for="203.0.113.9") for _ in range(42)]
+    assert asked == [200] * 40 + [429] * 2
+
+
 def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) -> None:
     """HTTP and gRPC of every worker, without a restart; a bad one in between changes nothing."""
     secured.key.write_bytes(b"rubbish")
@@ -96,7 +107,8 @@ def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) 
     chain.replace(secured.chain)
     for port in (secured.port, secured.admin, secured.metrics_port):
         eventually(
-            lambda port=port: secured.status(port, "/nowhere") == 404, what="its clients trust the new certificate"
+            lambda port=port: secured.status(port, "/v2/health/live") in (200, 404),
+            what="its clients trust the new certificate",
         )
 
     def by_grpc() -> bool:
@@ -113,6 +125,29 @@ def _touched(secured: Secured) -> str:
     return secured.text()
 
 
+@pytest.mark.parametrize(
+    ("hosts", "by_keys", "warned"),
+    [
+        (["127.0.0.1", "127.0.0.1"], False, None),
+        (["0.0.0.0", "127.0.0.1"], True, None),
+        (["0.0.0.0", "127.0.0.1"], False, "reaches 0.0.0.0 may"),
+        (["127.0.0.1", "::"], False, "reaches :: may"),
+        (["0.0.0.0", "::"], False, "reaches 0.0.0.0 and :: may"),
+    ],
+)
+def test_a_server_that_all_may_ask_says_so_once(
+    hosts: list[str], by_keys: bool, warned: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where others than this machine reach it and no keys are asked for; one line for all ports."""
+    opened = listen_all({name: (host, 0, "--port") for name, host in zip("ab", hosts, strict=True)}, False, by_keys)
+    for sockets in opened.values():
+        for bound in sockets:
+            bound.close()
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (warned is not None)
+    assert warned is None or (warned in warnings[0] and "AWNET_API_KEYS" in warnings[0])
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("given", "said"),
@@ -120,6 +155,7 @@ def _touched(secured: Secured) -> str:
         (["--tls-certificate", "{chain}"], "tls_key"),
         (["--tls-client-ca", "{chain}"], "tls_certificate"),
         (["--proxy-protocol"], "trusted_proxies"),
+        (["--request-burst", "3"], "requests_per_second"),
         (["--trusted-proxies", "10.0.0.1/8"], "10.0.0.1/8"),
         (["--admin-hosts", "admin:8002"], "admin:8002"),
     ],
