@@ -115,7 +115,7 @@ def test_the_reproduction_keeps_what_its_specification_tells():
 def test_an_artefact_that_nothing_names_is_found():
     """The rule can fail: for a name that nobody says, and for one that is said, but of another folder."""
     assert not used("training/reports/awnet-robust-of-nobody.json")
-    assert not used("docs/images/awnet-robust-whitebox.png")
+    assert not used("docs/images/ledger.png")
     assert used("training/reports/awnet-robust-whitebox.json")
 
 
