@@ -194,7 +194,9 @@ import asyncio, json, statistics, sys, time
 from server.core.images import EncodedImage, Limits
 data, limits = open(sys.argv[1], "rb").read(), Limits()
 try:
-    from server.core.decoding import DecodePool, Decoding
+    from server.core.decode_pool import DecodePool
+    from server.core.decoding import Decoding
+    from server.core.engine import Terms
 except ImportError:
     decoding = None
 else:
@@ -206,7 +208,7 @@ async def main():
         begun = time.thread_time_ns()
         image = EncodedImage(data, limits, 0)
         if decoding:
-            await decoding.prepare([image], 32, time.monotonic() + 10, "client")
+            await decoding.prepare([image], 32, Terms(time.monotonic() + 10), "client")
         image.pixels(32)
         taken.append(time.thread_time_ns() - begun)
     print(statistics.median(taken) / 1000)

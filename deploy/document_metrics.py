@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from server.core.decode_pool import DecoderEnd
 from server.core.policy import POLICIES
 from server.core.verdict import VERDICTS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
@@ -58,7 +59,8 @@ LABELS = {
     "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",
     "who": "`client`: one; `all`: several together",
-    "why": "as in the answer: `resized`, `lossy`, `colour palette`, `1-bit image`, or what `domain.statistics` says",
+    "why": "as in the answer: `resized`, `lossy`, `colour palette`, `1-bit image`, or what `domain.statistics` says; "
+    "of decoding processes " + ", ".join(f"`{why}`" for why in get_args(DecoderEnd)),
 }
 
 

@@ -345,6 +345,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
         capacity=settings.queue_capacity,
         delay=settings.batch_delay_ms / 1000,
         stall=settings.stall_seconds,
+        repository_seconds=settings.repository_seconds,
         on_batch=metrics.batch,
     )
 

@@ -18,7 +18,8 @@ from .access.addresses import TrustedProxies
 from .access.caller import Caller, Scope
 from .access.rates import QueueShares, Rates
 from .core.cpu_limits import usable_cores
-from .core.decoding import DecodePool, Decoding
+from .core.decode_pool import DecodePool
+from .core.decoding import Decoding
 from .core.engine import Engine, Model, Priority, Signals, Terms
 from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
@@ -174,7 +175,10 @@ class Service:
                 workers=settings.decode_workers or settings.threads or usable_cores(),
                 seconds=settings.decode_seconds,
                 room=settings.decode_queue_pixels,
+                capacity=settings.queue_capacity,
                 max_bytes=DECODER_BYTES + DECODER_BYTES_PER_PIXEL * settings.max_pixels,
+                elsewhere=engine.waiting,
+                on_end=metrics.decoder_ended,
             ),
             settings.max_request_pixels,
         )
@@ -209,6 +213,7 @@ class Service:
         self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
+        metrics.follow_decoding(self.decoding.pool)
         self._expect_decisions()
         metrics.follow(lambda: self.models.ready and engine.up(), lambda: engine.waiting() + self.decoding.pool.waiting)
 
@@ -427,7 +432,9 @@ class Service:
             size = lease.model.contract.preprocessing.size
             if refused is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
                 raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
-            decoded, waited = await self.decoding.prepare(encoded, size, terms.deadline, client, refused)
+            decoded, waited, admitted = await self.decoding.prepare(encoded, size, terms, client, refused)
+            if admitted:
+                terms = replace(terms, admitted=True)
             if refused:
                 images = [image for place, image in enumerate(images) if place not in refused]
                 if not images:

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     poll_seconds: Seconds = Field(
         5.0, ge=0, description="Check for new versions this often; 0 only on SIGHUP or by an admin call."
     )
+    repository_seconds: Seconds = Field(
+        30.0, gt=0, description="Longest wait for files of the repository; a mount that does not answer is given up."
+    )
     signing_key: Path | None = Field(
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
     )

@@ -58,10 +58,12 @@ class Terms:
     Attributes:
         deadline: on `time.monotonic`, after which no answer is needed. Infinite where there is none.
         priority: 'low' runs when no 'normal' image waits.
+        admitted: its images have waited in a line before the engine's, and were decoded: a full queue takes them in.
     """
 
     deadline: float = float("inf")
     priority: Priority = "normal"
+    admitted: bool = False
 
     def remaining(self) -> float:
         """Seconds until the deadline; negative past it."""

@@ -34,7 +34,7 @@ class _Ticket(Job):
     __slots__ = ("decode", "feed", "future", "images", "inference", "missing", "rows")
 
     def __init__(self, feed: Feed, images: Sequence[ImageInput], future: asyncio.Future[Signals], terms: Terms) -> None:
-        super().__init__(feed.lane, len(images), terms.deadline, terms.priority == "low")
+        super().__init__(feed.lane, len(images), terms.deadline, terms.priority == "low", terms.admitted)
         self.feed = feed
         self.future = future
         self.images = images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ..core.regular_files import open_regular
 from ..errors import ModelNotFound
 from .onnx_scan import scan
 from .repository import Artifact
@@ -35,7 +36,8 @@ class ModelFile:
             ContractError: it is no ONNX, keeps weights in other files, or uses operators that are not ONNX's own.
         """
         try:
-            data = self._path.read_bytes()
+            with open_regular(self._path) as file:
+                data = file.read()
         except OSError as error:
             raise ModelNotFound(f"{self._path} cannot be read: {error.strerror}") from error
         scan(data)

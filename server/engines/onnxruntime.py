@@ -19,9 +19,10 @@ from ..core.images import ImageInput
 from ..core.modes import Mode
 from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
+from .disk import Disk
 from .model_file import ModelFile
 from .onnx_cut import cut
-from .repository import Repository
+from .repository import Artifact, Repository
 
 LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
 
@@ -40,6 +41,7 @@ class EmbeddedEngine:
         capacity: images that may wait or run, over all opened versions.
         delay: longest wait for a fuller batch while others run, seconds.
         stall: seconds without progress after which it counts as down.
+        repository_seconds: after which files that do not answer are given up.
         on_batch: called with the size of each execution.
     """
 
@@ -52,9 +54,11 @@ class EmbeddedEngine:
         capacity: int = 256,
         delay: float = 0.001,
         stall: float = float("inf"),
+        repository_seconds: float = 30.0,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._repository = repository
+        self._disk = Disk(repository_seconds)
         self._threads = threads or usable_cores()
         self._max_batch = max_batch
         self._capacity = capacity
@@ -74,21 +78,25 @@ class EmbeddedEngine:
         )
 
     async def catalogue(self) -> Mapping[str, tuple[int, ...]]:
-        return await asyncio.to_thread(self._repository.catalogue)
+        return await self._disk.call(self._repository.catalogue)
 
     async def fingerprint(self) -> object:
-        return await asyncio.to_thread(self._repository.fingerprint)
+        return await self._disk.call(self._repository.fingerprint)
 
     async def open(self, name: str, version: int) -> Runner:
-        """Load and check one version. Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`."""
+        """Load and check one version.
+
+        Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`; Unavailable where its files do not
+        answer.
+        """
         if self._batcher is None:
             raise NotReady("the engine has not been started")
-        runs, promise, sha256 = await asyncio.to_thread(self._load, name, version)
+        artifact = await self._disk.call(self._repository.read, name, version)
+        runs, promise, sha256 = await asyncio.to_thread(self._load, artifact)
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds)
 
-    def _load(self, name: str, version: int) -> tuple[dict[Mode, Run], Contract, str]:
-        artifact = self._repository.read(name, version)
+    def _load(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract, str]:
         whole = _session(artifact.data, 1, False)
         promise = _checked_contract(whole)
         runs = {}

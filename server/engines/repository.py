@@ -5,7 +5,8 @@
     <root>/<model>/<version>/manifest.json.sig    optional: base64 of the Ed25519 signature over manifest.json
 
 Whatever is wrong with a version is found here, before a runtime sees a byte of it: a file that is not whole, a manifest
-that speaks of something else, a missing signature, weights kept in other files, operators that are not ONNX's own.
+that speaks of something else, a missing signature, a FIFO or a device instead of a file, weights kept in other files,
+operators that are not ONNX's own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..core.regular_files import open_regular, read_regular
 from ..core.version import MODEL_NAME, parse_version
 from ..errors import ContractError, ManifestError, ModelNotFound
 from .onnx_scan import scan
 
 MODEL_FILE, MANIFEST_FILE, SIGNATURE_FILE = "model.onnx", "manifest.json", "manifest.json.sig"
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES = 64 << 10, 1 << 10
+MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, MAX_KEY_BYTES = 64 << 10, 1 << 10, 64 << 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Mark = tuple[str, int, tuple[tuple[int, int, int, int] | None, ...]]
@@ -97,7 +99,7 @@ class Repository:
             self._verify(document, folder / SIGNATURE_FILE, f"{name} {version}")
         sha256, size = _parse(document, name, version)
         try:
-            with (folder / MODEL_FILE).open("rb") as file:
+            with open_regular(folder / MODEL_FILE) as file:
                 # The size first: a file that is still being copied is not read, and none fills the memory.
                 if (there := os.fstat(file.fileno()).st_size) != size:
                     raise ManifestError(f"{name} {version}: {MODEL_FILE} has {there} bytes, its manifest says {size}")
@@ -143,8 +145,7 @@ def _stat(path: Path) -> tuple[int, int, int, int] | None:
 def _bounded(path: Path, max_bytes: int, whose: str) -> bytes:
     """A small file's bytes. Raises ManifestError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+        data = read_regular(path, max_bytes)
     except FileNotFoundError:
         raise ManifestError(f"{whose}: there is no {path.name}") from None
     except OSError as error:
@@ -191,7 +192,7 @@ def _verifier(key_file: Path) -> Callable[[bytes, Path, str], None]:
     except ImportError:
         raise ManifestError("a signing key needs the package cryptography: install awnet-server[signing]") from None
     try:
-        key = load_pem_public_key(key_file.read_bytes())
+        key = load_pem_public_key(read_regular(key_file, MAX_KEY_BYTES))
     except (OSError, ValueError) as error:
         raise ManifestError(f"the signing key {key_file} cannot be read: {error}") from None
     if not isinstance(key, Ed25519PublicKey):

@@ -13,7 +13,8 @@ The rules:
   next bucket to fill, if by the rate of arrivals it will have filled before the wait costs more than running together
   saves, and never beyond `delay` after the oldest image came. Where such waits end in vain (the next to come are those
   that now run: their clients send again only when answered), they are left off for a while.
-* *Room.* At most `capacity` images wait or run, and low ones are let in only up to half of it.
+* *Room.* At most `capacity` images wait or run, and low ones are let in only up to half of it. Images that have waited
+  in a line of their own to be decoded are let in: their place was counted there, and their work is done.
 * *Deadlines.* An image is not started past its deadline, nor when it would be late and another waits; a request that
   the line ahead would make late is refused on arrival.
 """
@@ -65,15 +66,24 @@ class Job:
         count: images, at least 1; they are taken in order, not always into the same batch.
         deadline: in the clock of `now`; infinite for none.
         low: low priority.
+        admitted: let in whatever waits.
     """
 
-    __slots__ = ("arrived", "count", "deadline", "lane", "level", "low", "place", "taken")
+    __slots__ = ("admitted", "arrived", "count", "deadline", "lane", "level", "low", "place", "taken")
 
-    def __init__(self, lane: Lane[Any], count: int, deadline: float = float("inf"), low: bool = False) -> None:
+    def __init__(
+        self,
+        lane: Lane[Any],
+        count: int,
+        deadline: float = float("inf"),
+        low: bool = False,
+        admitted: bool = False,
+    ) -> None:
         self.lane = lane
         self.count = count
         self.deadline = deadline
         self.low = low
+        self.admitted = admitted
         # ---
         self.arrived = 0.0
         self.place = 0.0  # in line: when it came, or when it joined the normal line
@@ -146,7 +156,7 @@ class Scheduler(Generic[J]):
         """
         self._promote(now)
         held, count, lane = self.held, job.count, job.lane
-        if held and held + count > (self._capacity // 2 if job.low else self._capacity):
+        if held and not job.admitted and held + count > (self._capacity // 2 if job.low else self._capacity):
             raise QueueFull(f"{held} images are waiting; try again shortly")
         ahead = self._waiting[NORMAL] + (self._waiting[LOW] if job.low else 0)
         # Only while others wait: their executions keep `pace` true, so that one slow spell cannot shut the door.

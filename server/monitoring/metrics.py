@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..access.access import KeysRead
+from ..core.decode_pool import DecodePool, DecoderEnd
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
@@ -204,6 +205,31 @@ class Metrics(Events):
             registry=registry,
             multiprocess_mode="livesum",
         ).set(capacity)
+        self._decode_held = Gauge(
+            "awnet_decode_queue_pixels",
+            "Pixels of images that wait to be decoded by processes, or are.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._decode_room = Gauge(
+            "awnet_decode_queue_capacity_pixels",
+            "Most pixels that may wait to be decoded by processes.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._decode_busy = Gauge(
+            "awnet_decode_busy_processes",
+            "Processes that decode an image.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._decoders_ended = Counter(
+            "awnet_decode_process_ends",
+            "Processes that ended while they decoded an image: given up because nobody waited any more, too slow, "
+            "crashed in a decoder, killed by something else.",
+            ["why"],
+            registry=registry,
+        )
         Gauge(
             "awnet_golden_probe_interval_seconds",
             "Seconds between two golden images of a version; 0 where none are sent.",
@@ -230,6 +256,8 @@ class Metrics(Events):
         for name in models:
             for result in get_args(ReloadResult):
                 self._reloads.labels(name, result)
+        for why in get_args(DecoderEnd):
+            self._decoders_ended.labels(why)
 
     # Requests.
 
@@ -255,6 +283,8 @@ class Metrics(Events):
         for route, method in routes:
             for code in CODES_FROM_THE_START:
                 self._requests.labels(route, method, str(code))
+            if route.endswith(PREDICTIONS) and "{version}" not in route:  # 18 series, and few name a version
+                self._request_seconds.labels(route)
 
     def expect_rejections(self, *errors: type[AWNetError]) -> None:
         """These are counted from 0 on."""
@@ -322,6 +352,16 @@ class Metrics(Events):
         """`up` says whether requests can be executed right now, `waiting` how many images are accepted, unanswered."""
         self._up.set_function(lambda: float(up()))
         self._queued.set_function(waiting)
+
+    def follow_decoding(self, pool: DecodePool) -> None:
+        """Whose line and processes are told."""
+        self._decode_room.set(pool.room)
+        self._decode_held.set_function(lambda: pool.held)
+        self._decode_busy.set_function(lambda: pool.busy)
+
+    def decoder_ended(self, why: DecoderEnd) -> None:
+        """A process of that pool ended while it decoded."""
+        self._decoders_ended.labels(why).inc()
 
     def backend(self, address: str, up: bool) -> None:
         """Whether one of several Tritons is used."""

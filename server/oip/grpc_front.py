@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import grpc
@@ -45,7 +45,7 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from ..tls import Certificate, Certificates
-from . import protocol
+from . import protocol, wire
 from .tensors import Scalar, Tensor, quoted
 
 log = logging.getLogger("awnet")
@@ -77,6 +77,8 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
     RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+INFER = service_pb2.ModelInferRequest
 
 # Where InferTensorContents keeps the values of the two datatypes that a model takes.
 _CONTENTS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
@@ -277,9 +279,16 @@ async def _model_config(service: Service, message: Any, context: Any) -> Any:
     return service_pb2.ModelConfigResponse(config=json_format.ParseDict(found, model_config_pb2.ModelConfig()))
 
 
-async def _model_infer(service: Service, message: Any, context: Any) -> Any:
+class _InferCall(NamedTuple):
+    """A ModelInferRequest, translated."""
+
+    id: str
+    request: protocol.InferRequest
+
+
+async def _model_infer(service: Service, message: _InferCall, context: Any) -> Any:
     left = context.time_remaining()
-    answer = await protocol.infer(service, _request(message), math.inf if left is None else left)
+    answer = await protocol.infer(service, message.request, math.inf if left is None else left)
     return _response(message.id, answer)
 
 
@@ -327,10 +336,11 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
             client = request.client
             with calls.one(client):
                 async with calls.message(client, context, service.settings.body_seconds) as body:
-                    try:
-                        message = kind.FromString(body)
-                    except DecodeError:
-                        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
+                    values = protocol.most_values(service) if kind is INFER else 0
+                    if len(body) > protocol.INLINE_BYTES:
+                        message = await asyncio.to_thread(_read, kind, body, values)
+                    else:
+                        message = _read(kind, body, values)
                     response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
             request.answered(200)
             return response
@@ -338,6 +348,21 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
             body, message = b"", None  # a circle of frames would keep them until the next collection
             await _refuse(request, error, context)
     return None
+
+
+def _read(kind: Any, body: bytes, values: int) -> Any:
+    """The message of a call; a ModelInferRequest as `_InferCall`. Raises RequestError, InvalidTensor.
+
+    Args:
+        values: that the images of a request can need.
+    """
+    infers = kind is INFER
+    wire.check(body, values, wire.INFER if infers else wire.PLAIN)
+    try:
+        message = kind.FromString(body)
+    except DecodeError:
+        raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
+    return _InferCall(message.id, _request(message)) if infers else message
 
 
 async def _unserved(service: Service, name: str, messages: Any, context: Any) -> None:

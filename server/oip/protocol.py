@@ -44,6 +44,7 @@ PLATFORM = "onnxruntime_onnx"
 
 IMAGE, IMAGE_BYTES = "image", "image_bytes"
 MAX_TENSORS = 16  # inputs or outputs that a request may name; more is an attempt to keep the parser busy
+INLINE_BYTES = 64 << 10  # a larger message is read on another thread than the event loop's
 BASE64 = "base64"  # the value of an input's parameter `content_type`
 
 # Parameters that ask for extensions which are not served: to ignore one would give another answer than was asked for.
@@ -115,6 +116,15 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
         raise _rejection(outcome, rejected, request.inputs[0].name)
     parameters = _about(outcome, service.settings.prior, service.caller)
     return InferAnswer(outcome.model, [_output(name, outcome) for name in names], parameters)
+
+
+def most_values(service: Service) -> int:
+    """Numbers that the images of a request can need, of the model that takes the largest. Raises NotReady."""
+    open_versions = service.models.loaded().values()
+    sizes = [model.contract.preprocessing.size for versions in open_versions for model in versions.values()]
+    if not sizes:
+        raise NotReady("the model is not ready")
+    return service.settings.max_images * 3 * max(sizes) ** 2
 
 
 def status_of(error: AWNetError) -> int:

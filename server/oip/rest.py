@@ -36,7 +36,6 @@ Reply = tuple[int, Headers, bytes]  # status, headers without Content-Length, bo
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_DIMENSIONS = 8
-INLINE_BYTES = 64 << 10  # a larger body is read on another thread than the event loop's
 # Values, lists, texts and so on of a JSON part beside those of its images.
 MAX_OTHER_PARTS = 1 << 14
 
@@ -138,7 +137,7 @@ async def _infer(
     limits = _Limits.of(service, service.models.find(name, version).contract.preprocessing.size)
     encoding = headers.get(b"content-encoding", b"identity")
     given = (name, version, headers.get(HEADER_LENGTH), encoding, body, limits)
-    if len(body) > INLINE_BYTES or encoding != b"identity":
+    if len(body) > protocol.INLINE_BYTES or encoding != b"identity":
         read = await asyncio.to_thread(_read, *given)
     else:
         read = _read(*given)

@@ -55,8 +55,11 @@ class Reload:
         self._retry = False  # something could not be tried and may be later, without any file changing
 
     async def due(self) -> bool:
-        """Whether there may be something to load. Raises what `Engine.fingerprint` does."""
-        return await self._engine.fingerprint() != self._seen or self._retry
+        """Whether there may be something to load, or to report. Raises what `Engine.fingerprint` does."""
+        try:
+            return await self._engine.fingerprint() != self._seen or self._retry
+        except Unavailable:
+            return True
 
     def log_all(self) -> None:
         """The start is over: log failures of every model."""
@@ -76,10 +79,10 @@ class Reload:
         Returns:
             What was tried or is missing; empty where nothing is new.
         """
-        marks = await self._engine.fingerprint()  # before anything is read, so that no later change is missed
         self._retry = False
         changes: list[Change] = []
         try:
+            marks = await self._engine.fingerprint()  # before anything is read, so that no later change is missed
             catalogue = await self._engine.catalogue()
         except AWNetError as error:
             self._retry = True

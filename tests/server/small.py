@@ -181,8 +181,10 @@ class Small:
         scope = {"type": "http", "headers": list(given.items()), **asked}
         sent: list[Any] = []
 
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
         async def receive() -> Any:
-            return {"type": "http.request", "body": body, "more_body": False}
+            return messages.pop() if messages else await asyncio.Event().wait()  # the client stays
 
         async def send(message: Any) -> None:
             sent.append(message)

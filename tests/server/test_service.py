@@ -19,8 +19,8 @@ from server.engines.repository import Repository
 from server.errors import EngineFault
 from server.monitoring.exposition import Counted
 from server.service import CarryOut, Outcome, Service
-from tests.server.small import service_over, started
-from tests.server.tiny import SIZE, publish
+from tests.server.small import Small, service_over, started
+from tests.server.tiny import SIZE, encoded, noise, publish
 from tests.waiting import until
 
 
@@ -239,3 +239,14 @@ def test_alone_a_process_is_all_there_is(tmp_path: Path) -> None:
             assert "workers" not in await service.operate("status")
 
     run(scenario)
+
+
+@pytest.mark.process
+def test_an_image_that_has_waited_to_be_decoded_finds_its_place_in_the_queue(tmp_path: Path) -> None:
+    """Whoever finds none is told so before the work, and not after it."""
+    small = Small(tmp_path, max_pixels=1_000_000)
+    for side, admitted in ((SIZE, False), (800, True)):
+        assert small.http("POST", "/predict", body=encoded(noise(side, side), "WEBP"))[0] == 200
+        assert small.engine.asked[-1].admitted is admitted
+    small.run(small.service.decoding.pool.close())
+    small.close()

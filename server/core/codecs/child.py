@@ -1,4 +1,4 @@
-"""A process that decodes images for a `decoding.DecodePool`: `python -m server.core.codecs.child FD SECONDS BYTES`.
+"""A process that decodes images for a `decode_pool.DecodePool`: `python -m server.core.codecs.child FD SECONDS BYTES`.
 
 Over the socket FD come files, and back go pixels or the sentence of a refusal. A file that takes more than SECONDS of
 CPU time ends the process by SIGPROF, which needs nobody to be awake; BYTES is the memory that it may have.

@@ -195,10 +195,10 @@ class TritonEngine:
 
     # For runners.
 
-    def admit(self, images: int) -> None:
-        """Count a request in; raises QueueFull."""
+    def admit(self, images: int, anyway: bool = False) -> None:
+        """Count a request in; raises QueueFull, unless it is let in `anyway`."""
         # A request larger than the whole queue is let in when nothing else is, or it could never be answered.
-        if self._pending and self._pending + images > self._capacity:
+        if self._pending and not anyway and self._pending + images > self._capacity:
             raise QueueFull(f"{self._pending} images are waiting; try again shortly")
         self._pending += images
 

@@ -58,8 +58,8 @@ class Host(Protocol):
     balancer: Balancer
     decoders: Decoders
 
-    def admit(self, images: int) -> None:
-        """Count a request in. Raises QueueFull."""
+    def admit(self, images: int, anyway: bool = False) -> None:
+        """Count a request in. Raises QueueFull, unless it is let in `anyway`."""
 
     def dismiss(self, images: int) -> None:
         """Count it out."""
@@ -120,7 +120,7 @@ class RemoteRunner:
             raise EngineUnavailable("this version is not served any more")
         if terms.remaining() <= 0:
             raise DeadlineExceeded("there was no time left for this request")
-        self._host.admit(count)
+        self._host.admit(count, terms.admitted)
         self._pending += count
         self._idle.clear()
         try:

@@ -9,12 +9,15 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from server.core.decoding import CHEAP_COST, DecodePool, Decoding
+from server.core.decode_pool import DecodePool
+from server.core.decoding import CHEAP_COST, Decoding, Prepared
+from server.core.engine import Terms
 from server.core.images import EncodedImage, Limits, decode
 from server.errors import (
     AWNetError,
@@ -50,17 +53,17 @@ def images(*files: bytes) -> list[EncodedImage]:
 
 @asynccontextmanager
 async def pool(
-    workers: int = 1, seconds: float = SECONDS, room: int = 1 << 30, memory: int = MEMORY
+    workers: int = 1, seconds: float = SECONDS, room: int = 1 << 30, memory: int = MEMORY, **options: Any
 ) -> AsyncIterator[DecodePool]:
-    made = DecodePool(workers=workers, seconds=seconds, room=room, max_bytes=memory)
+    made = DecodePool(workers=workers, seconds=seconds, room=room, max_bytes=memory, **options)
     try:
         yield made
     finally:
         await made.close()
 
 
-def soon(seconds: float = SECONDS) -> float:
-    return time.monotonic() + seconds
+def soon(seconds: float = SECONDS) -> Terms:
+    return Terms(time.monotonic() + seconds)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -86,11 +89,12 @@ def test_what_is_cheap_starts_no_process_and_anything_else_has_the_same_pixels()
         async with pool() as made:
             decoding = Decoding(made, 1 << 30)
             cheap = images(SMALL, SMALL)
-            assert await decoding.prepare(cheap, SIZE, soon()) == (0.0, 0.0)
+            assert await decoding.prepare(cheap, SIZE, soon()) == Prepared()
             assert all(image.decoded is None for image in cheap)
             assert not made._idle
             both = images(SMALL, LARGE)
-            decoded, waited = await decoding.prepare(both, SIZE, soon())
+            decoded, waited, admitted = await decoding.prepare(both, SIZE, soon())
+            assert admitted
             assert 0 < decoded <= waited
             assert both[0].decoded is None and both[1].decoded is not None
             for image, file in zip(both, (SMALL, LARGE), strict=True):
@@ -127,7 +131,8 @@ def test_images_that_are_answered_each_for_itself_are_all_decoded_and_the_bad_on
         async with pool(seconds=0.05) as made:
             late, refused = LARGE[: len(LARGE) // 2], dict[int, AWNetError]()
             given = images(SMALL, b"", b"text", slow(), LARGE, late)
-            decoded, waited = await Decoding(made, 1 << 30).prepare(given, SIZE, soon(), None, refused)
+            decoded, waited, admitted = await Decoding(made, 1 << 30).prepare(given, SIZE, soon(), None, refused)
+            assert admitted
             assert 0 < decoded <= waited
             kinds = {1: MissingImage, 2: UnsupportedMedia, 3: ImageError, 5: ImageError}
             assert {place: type(error) for place, error in refused.items()} == kinds
@@ -234,15 +239,64 @@ def test_a_client_takes_at_most_what_it_leaves_to_the_others() -> None:
         weight = 120_000 + 2 * len(LARGE)
         async with pool(room=4 * weight) as made:
             decoding = Decoding(made, 1 << 30)
-            first = [asyncio.create_task(decoding.prepare(images(LARGE), SIZE, soon(), client="a")) for _ in range(3)]
-            await asyncio.sleep(0)
-            other = asyncio.create_task(decoding.prepare(images(LARGE), SIZE, soon(), client="b"))
-            results = await asyncio.gather(*first, other, return_exceptions=True)
-            assert [type(result) for result in results] == [tuple, tuple, QueueFull, tuple]
+            asked = [made.decode([(LARGE, 120_000, 120_000)], SIZE, soon(), client) for client in "aaab"]
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(result) for result in results] == [list, list, QueueFull, list]
             assert not made._held
             huge = images(*[LARGE] * 9)
             await decoding.prepare(huge, SIZE, soon())
             assert all(image.decoded is not None for image in huge)
+
+    run(test)
+
+
+def test_images_that_wait_behind_the_pool_take_its_places() -> None:
+    """Who finds none is told before anything is decoded, and one whose priority is low has half of them."""
+
+    async def test() -> None:
+        behind = [0]
+        async with pool(capacity=4, elsewhere=lambda: behind[0]) as made:
+
+            def ask(client: str, terms: Terms | None = None) -> Any:
+                return made.decode([(LARGE, 120_000, 120_000)], SIZE, terms or soon(), client)
+
+            low = Terms(priority="low")
+            asked = [ask("a"), ask("low", low), ask("another", low)]
+            *let_in, refused = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(result) for result in let_in] == [list, list]
+            assert isinstance(refused, QueueFull)
+            assert "2 images are waiting" in str(refused)
+            behind[0] = 3
+            let_in, refused = await asyncio.gather(ask("a"), ask("b"), return_exceptions=True)
+            assert isinstance(let_in, list)
+            assert "4 images are waiting" in str(refused)
+            behind[0] = 100
+            await ask("c")  # nothing is decoded: the engine behind it says what it has room for
+            assert made.waiting == made.held == made.busy == 0
+
+    run(test)
+
+
+def test_the_end_of_a_process_is_told_with_its_reason() -> None:
+    """That an image takes too long is another matter than that nobody waits for it any more."""
+
+    async def test() -> None:
+        told: list[str] = []
+        async with pool(seconds=0.05, on_end=told.append) as made:
+            with pytest.raises(ImageError):
+                await Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon())
+        async with pool(on_end=told.append) as made:
+            for ended in (signal.SIGSEGV, signal.SIGKILL):
+                task = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon()))
+                os.kill(await child_of(made), ended)
+                with pytest.raises(AWNetError):
+                    await task
+            late = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon(1.0)))
+            os.kill(await child_of(made), signal.SIGSTOP)
+            with pytest.raises(DeadlineExceeded):
+                await late
+            await until(lambda: len(told) == 4)
+        assert told == ["too slow", "crashed", "killed", "given up"]
 
     run(test)
 

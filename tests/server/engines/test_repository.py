@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.harness.report import bundled_model
 from server.engines.onnx_scan import scan
 from server.engines.repository import MAX_MANIFEST_BYTES, Repository
-from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound
+from server.errors import AWNetError, ContractError, ManifestError, ModelNotFound, StartupError
 from tests.server.tiny import ROOT, graph, manifest_of, publish, spoilt, write
 from tests.waiting import eventually
 
@@ -326,3 +326,43 @@ def test_broken_bytes_end_in_a_refusal_and_in_nothing_else() -> None:
             assert isinstance(error, ContractError)
             refused += 1
     assert refused > 100
+
+
+SPECIAL = {"FIFO": lambda path: os.mkfifo(path), "device": lambda path: path.symlink_to("/dev/zero")}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("file", ["model.onnx", "manifest.json", "manifest.json.sig"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str, file: str) -> None:
+    """Opening a FIFO waits for a writer and a device has no end: a reload would never come back."""
+    publish(tmp_path)
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "public.pem").write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    folder = tmp_path / "awnet/1"
+    signature = base64.b64encode(key.sign((folder / "manifest.json").read_bytes()))
+    (folder / "manifest.json.sig").write_bytes(signature)
+    signed = Repository(tmp_path, tmp_path / "public.pem")
+    signed.read("awnet", 1)
+    (folder / file).unlink()
+    SPECIAL[kind](folder / file)
+    with pytest.raises(StartupError, match="it is no regular file"):
+        signed.read("awnet", 1)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_key_that_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    SPECIAL[kind](tmp_path / "public.pem")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        Repository(tmp_path, tmp_path / "public.pem")
+
+
+def test_links_to_files_are_followed(tmp_path: Path) -> None:
+    """A mounted ConfigMap or Secret is nothing else."""
+    publish(tmp_path)
+    folder = tmp_path / "awnet/1"
+    for name in ("model.onnx", "manifest.json"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    Repository(tmp_path).read("awnet", 1)

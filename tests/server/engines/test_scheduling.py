@@ -476,3 +476,15 @@ def test_a_slow_spell_does_not_shut_the_door_for_ever() -> None:
         place.at(20 + n * 0.01, lambda: place.submit(Request(lane, 1, place.now + 1.0)))
     place.run()
     assert [request.fate for request in place.requests[-1000:]] == ["answered"] * 1000
+
+
+def test_what_was_admitted_before_is_let_in_whatever_waits() -> None:
+    """Its images were decoded already: to refuse it now would be to have worked for nothing."""
+    scheduler: Scheduler[Job] = Scheduler(workers=1, max_batch=1, capacity=2)
+    scheduler.open(lane := Lane())
+    scheduler.add(Job(lane, 2), 0.0)
+    with pytest.raises(QueueFull):
+        scheduler.add(Job(lane, 1), 0.0)
+    scheduler.add(Job(lane, 1, admitted=True), 0.0)
+    scheduler.add(Job(lane, 1, low=True, admitted=True), 0.0)
+    assert scheduler.held == 4

@@ -1,0 +1,154 @@
+"""What a gRPC client may do to its connection: frames written by hand, as no client library would."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import generate_latest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from server.oip.grpc_front import GrpcFront
+from tests.server.small import Small
+from tests.waiting import until
+
+DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+END_HEADERS, END_STREAM = 4, 1
+ENHANCE_YOUR_CALM = 11
+ROUTE = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def request_headers(path: str) -> bytes:
+    """Of a gRPC call: HPACK literals without indexing."""
+    given = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a"}
+    given |= {"content-type": "application/grpc", "te": "trailers"}
+    return b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in given.items()
+    )
+
+
+class Connection:
+    """An HTTP/2 connection by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+        self.frames: list[tuple[int, int, bytes]] = []  # (kind, flags, payload)
+        self.closed = False
+
+    async def read(self) -> None:
+        try:
+            while True:
+                head = await self._reader.readexactly(9)
+                payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
+                self.frames.append((head[3], head[4], payload))
+        except (EOFError, OSError):
+            self.closed = True
+
+    def of(self, kind: int) -> list[tuple[int, bytes]]:
+        return [(flags, payload) for found, flags, payload in self.frames if found == kind]
+
+
+class Served:
+    def __init__(self, small: Small) -> None:
+        self.small = small
+        self.front = GrpcFront(small.service, "127.0.0.1", 0)
+        self.port = small.run(self.front.start())
+
+    def run(self, work: Callable[[Connection], Coroutine[Any, Any, None]]) -> None:
+        async def go() -> None:
+            async with asyncio.timeout(60), self._connected() as connection:
+                await work(connection)
+
+        self.small.run(go())
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Connection]:
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+        connection.writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b""))
+        reading = asyncio.create_task(connection.read())
+        try:
+            yield connection
+        finally:
+            reading.cancel()
+            connection.writer.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    running = Served(Small(tmp_path_factory.mktemp("repository"), body_seconds=0.3))
+    yield running
+    running.small.run(running.front.stop(0))
+    running.small.close()
+
+
+def test_a_message_that_comes_byte_by_byte_is_given_up(served: Served) -> None:
+    """The time is for the whole message: each byte gains nothing."""
+    counted = f'awnet_requests_total{{code="408",method="GRPC",route="{ROUTE}"}} 1.0'
+
+    async def go(connection: Connection) -> None:
+        write = connection.writer.write
+        write(
+            frame(HEADERS, END_HEADERS, 1, request_headers(ROUTE)) + frame(DATA, 0, 1, b"\0" + struct.pack(">I", 3000))
+        )
+        while not any(flags & END_STREAM for flags, _ in connection.of(HEADERS)):
+            write(frame(DATA, 0, 1, b"\x0a"))
+            await asyncio.sleep(0.02)
+        assert counted in generate_latest(served.small.metrics.registry).decode()
+
+    served.run(go)
+
+
+def test_who_pings_all_the_time_is_hung_up_on(served: Served) -> None:
+    """Each ping is work; the reason is told. Others are served beside it."""
+
+    async def go(connection: Connection) -> None:
+        while not connection.of(GOAWAY):
+            connection.writer.write(frame(PING, 0, 0, bytes(8)) * 10)
+            await asyncio.sleep(0.01)
+        (told,) = {int.from_bytes(payload[4:8], "big") for _, payload in connection.of(GOAWAY)}
+        assert told == ENHANCE_YOUR_CALM
+        await until(lambda: connection.closed)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert (await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=30)).live
+
+    served.run(go)
+
+
+def test_a_ping_now_and_then_is_answered(served: Served) -> None:
+    """The control: a connection is kept as long as its pings are few."""
+
+    async def go(connection: Connection) -> None:
+        connection.writer.write(frame(PING, 0, 0, b"are you?"))
+        await until(lambda: (1, b"are you?") in connection.of(PING))
+        assert not connection.closed
+
+    served.run(go)
+
+
+def test_a_message_that_no_image_needs_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    """500,000 parameters would keep the event loop busy for seconds."""
+    entry = b"\x22\x0c\x0a\x06%06x\x12\x02\x08\x01"
+    running = Served(Small(tmp_path, max_body_bytes=8 << 20))
+
+    async def go() -> None:
+        options = [("grpc.max_send_message_length", -1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options=options) as channel:
+            call = channel.unary_unary(ROUTE)(b"".join(entry % n for n in range(500_000)), timeout=60)
+            assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "more fields" in str(await call.details())
+
+    running.small.run(go())
+    running.small.run(running.front.stop(0))
+    running.small.close()
