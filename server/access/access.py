@@ -48,14 +48,16 @@ class Access:
         self._on_read = on_read
         self._text: str | None = None
         self._problem: str | None = None
-        self._warned = False
+        self._warned = self._leaky = False
         self._soon = threading.Event()
         self._over = False
         self._watcher: threading.Thread | None = None
         self.by_keys = self._path is not None
         self._keys = Keys(replace(ANYBODY, answers=self._answers))
+        self._shows_metrics = settings.metrics_port is None
         if self.by_keys:
             self._take(self._read())
+        self._warn_of_histograms()
 
     @property
     def anonymous(self) -> Caller:
@@ -127,6 +129,7 @@ class Access:
                 self._on_read("refused")
             return
         self._problem = None
+        self._warn_of_histograms()
         log.info("keys were read again: %d names", len(self._keys.entries))
         self._on_read("loaded")
 
@@ -135,6 +138,17 @@ class Access:
             self._soon.wait(CHECK_SECONDS)
             self._soon.clear()
             self.check()
+
+    def _warn_of_histograms(self) -> None:
+        """Once, where strangers are told less than exact scores and may read /metrics."""
+        caller = self.anonymous
+        if caller.answers != "exact" and "metrics" in caller.scopes and self._shows_metrics and not self._leaky:
+            self._leaky = True
+            log.warning(
+                "callers without a key are told %s and may ask for /metrics, whose histogram tells a score of a quiet "
+                "server in 25 steps: give metrics a port of their own (--metrics-port), or to keys alone",
+                caller.answers,
+            )
 
     def _read(self) -> str:
         assert self._path is not None

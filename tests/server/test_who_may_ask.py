@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 from server.access.caller import SCOPES
 from server.http import page
 from server.http.front import routes_of
+from server.http.metrics_port import create_metrics
 from server.oip import rest
 from server.oip.grpc_front import SERVICE, GrpcFront
 from tests.server.keys import key, table, write
@@ -133,6 +134,22 @@ def test_who_may_ask_for_what(small: Small, template: str, needed: str | None, m
             told = json.loads(body)
             detail = told["error"] if path.startswith("/v2") and "health" not in path else told["detail"]
             assert len(detail) < 100 and "secret" not in detail
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["/metrics", "/", "/predict", "/v2/health/live"])
+def test_the_port_for_metrics_wants_its_scope(small: Small, path: str, method: str) -> None:
+    """For whatever is asked there: it has nothing else."""
+    alone = create_metrics(small.service)
+    assert {path for path, _ in routes_of(alone._routes.routes)} == {"/metrics"}
+    public, small.app = small.app, alone
+    try:
+        given = {name: ask(small, method, path, name)[0] for name in (None, "wrong", "nothing", *SCOPES)}
+    finally:
+        small.app = public
+    assert {given[None], given["wrong"]} == {401}
+    assert {given[name] for name in ("nothing", "predict", "signals", "admin")} == {403}
+    assert given["metrics"] == (404 if path != "/metrics" else 200 if method in ("GET", "HEAD") else 405)
 
 
 def test_a_refusal_says_how_a_key_is_sent(small: Small) -> None:

@@ -124,6 +124,27 @@ def test_a_key_in_an_address_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "anonymous", "warned"),
+    [
+        ({"answers": "bands"}, None, True),
+        ({"answers": "bands", "metrics_port": 0}, None, False),
+        ({"answers": "exact"}, None, False),
+        ({}, 'scopes = ["predict", "metrics"]\nanswers = "verdict"', True),
+        ({}, 'scopes = ["predict"]\nanswers = "verdict"', False),
+        ({"answers": "verdict"}, "scopes = []", False),
+    ],
+)
+def test_scores_that_metrics_would_tell_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], anonymous: str | None, warned: bool
+) -> None:
+    """On a quiet server the histogram of scores is the score of whoever asked last."""
+    caplog.set_level(logging.INFO, "awnet")
+    path = None if anonymous is None else write(tmp_path / "keys.toml", f"[anonymous]\n{anonymous}\n")
+    access(path, **settings)
+    assert ("histogram" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
     ("expires", "valid"),
     [
         ("2000-01-01", False),
