@@ -33,9 +33,11 @@ USED_BY_NAME = {
     ("dev", "check-jsonschema"): ("tests/deploy/test_compose.py", 'files("check_jsonschema'),
     ("dev", "import-linter"): ("Makefile", "bin/lint-imports"),
     ("dev", "mypy"): ("Makefile", "bin/mypy"),
+    ("dev", "openapi-python-client"): ("tests/server/http/test_openapi.py", '"openapi-python-client", "generate"'),
     ("dev", "pytest-xdist"): ("Makefile", "-m pytest $(TEST_PROCESSES) --dist"),
     ("dev", "python-multipart"): ("benchmarks/server.py", "UploadFile"),  # FastAPI imports it for an upload
     ("dev", "ruff"): ("Makefile", "bin/ruff"),
+    ("dev", "schemathesis"): ("tests/server/http/test_openapi.py", '"schemathesis", "run"'),
     ("dev", "uv"): ("Makefile", "bin/uv"),
 }
 # Distributions whose files are another one's under another name, so that the installed one answers for both.

@@ -50,11 +50,13 @@ def create_admin(service: Service) -> AdminFront:
 
     async def canary(request: Request) -> Response:
         given = await _fields(request, "version", "share")
-        if given["version"] is None:
-            return _json(await service.operate("canary", None))
         share = given["share"]
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+        ends = given["version"] is None
+        known = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
+        if not known and not (ends and share is None):
             raise InvalidQuery("'share' must be a number from 0 to 1")
+        if ends:
+            return _json(await service.operate("canary", None))
         return _json(await service.operate("canary", _version(given["version"]), share))
 
     async def shadow(request: Request) -> Response:

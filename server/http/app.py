@@ -33,6 +33,7 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
+from ..settings import Settings
 from . import openapi, page, upload
 from .cors import Cors
 from .description import described
@@ -62,28 +63,40 @@ _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 def create_app(service: Service) -> PublicFront:
     """The application on top of `service`; starting and stopping that is up to the caller."""
     app = _Routes(
+        model=service.settings.model,
         by_keys=service.access.by_keys,
+        admin_url=_admin_url(service.settings),
         title="AW-Net server",
         description="Which class, and was the image tampered with?",
         docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
     )
 
-    @app.get("/v2/health/live", summary="The process answers.", tags=["health"])
+    @app.get("/v2/health/live", operation_id="live", summary="The process answers.", tags=["health"])
     async def live() -> Response:
         return _json({"live": True})
 
-    @app.get("/v2/health/ready", summary="The model gave its golden values, and the engine is up.", tags=["health"])
+    @app.get(
+        "/v2/health/ready",
+        operation_id="ready",
+        summary="The model gave its golden values, and the engine is up.",
+        tags=["health"],
+    )
     async def ready() -> Response:
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
     if service.settings.metrics_port is None:
 
-        @app.get(METRICS, summary="Prometheus metrics.", tags=["observability"])
+        @app.get(METRICS, operation_id="metrics", summary="Prometheus metrics.", tags=["observability"])
         async def exposition(request: HTTPRequest) -> Response:
             return await scrape(service, request)
 
-    @app.get("/model", summary="A model's modes, domains, thresholds and audited figures.", tags=["model"])
+    @app.get(
+        "/model",
+        operation_id="model",
+        summary="A model's modes, domains, thresholds and audited figures.",
+        tags=["model"],
+    )
     async def model(request: HTTPRequest) -> Response:
         name, version = parse_model_query(request.scope["query_string"])
         settings = service.settings
@@ -99,6 +112,14 @@ def create_app(service: Service) -> PublicFront:
     return PublicFront(app, service)
 
 
+def _admin_url(settings: Settings) -> str | None:
+    """Where the admin port is; None where it is off, or at a port that was not chosen."""
+    if not settings.admin_port:
+        return None
+    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
+    return f"{'https' if settings.tls_certificate else 'http'}://{host}:{settings.admin_port}"
+
+
 def needed(path: str) -> KeyScope | None:
     """The scope that a path needs, the page's own files aside."""
     return NEEDED.get(path, "predict")
@@ -107,9 +128,11 @@ def needed(path: str) -> KeyScope | None:
 class _Routes(FastAPI):
     """FastAPI without its error handlers: errors reach `Front` as exceptions, which answers all in one form."""
 
-    def __init__(self, *, by_keys: bool, **options: Any) -> None:
+    def __init__(self, *, model: str, by_keys: bool, admin_url: str | None, **options: Any) -> None:
         super().__init__(**options)
         self._by_keys = by_keys
+        self._model = model
+        self._admin_url = admin_url
 
     def build_middleware_stack(self) -> ASGIApp:
         return AsyncExitStackMiddleware(self.router)
@@ -119,7 +142,7 @@ class _Routes(FastAPI):
             schema = get_openapi(
                 title=self.title, version=__version__, description=self.description, routes=self.routes
             )
-            self.openapi_schema = openapi.complete(schema)
+            self.openapi_schema = openapi.complete(schema, self._model, self._admin_url)
             if self._by_keys:
                 openapi.secured(self.openapi_schema, needed)
         return self.openapi_schema

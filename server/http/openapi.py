@@ -1,6 +1,6 @@
 """The OpenAPI document of the server, and the page at `/docs` that shows it to people.
 
-The page has no script and nothing from another host.
+The page has no script and nothing from another host; its form is the browser's own.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from pydantic.json_schema import models_json_schema
 from ..access.caller import Scope
 from ..core.engine import PRIORITIES
 from ..core.modes import LOGITS
+from . import openapi_paths
 from .description import Description
+from .openapi_paths import problems, ref, response
 from .query import DEFAULT_TOP_K, SignalsLevel
-from .schemas import Answer, Base64Images, Problem
+from .schemas import Answer, Base64Images
 
 PREDICT_PROBLEMS = {
     400: "The body is not what its headers say.",
     404: "No such model, or that version of it is not served.",
     405: "Only POST is answered here.",
     406: "The answer is JSON, which the Accept header does not allow.",
+    408: "The body came too slowly.",
     413: "The body, an image, or the number of images is too large.",
     415: "Neither PNG, JPEG nor WebP, or an encoded body.",
     422: "No image, none that can be decoded, an unknown query value, a mode that the model lacks, or a policy rejects "
@@ -46,10 +49,17 @@ VERSION = {
 }
 
 
-def complete(openapi: dict[str, Any]) -> dict[str, Any]:
-    """`openapi` with /predict, whose route is not FastAPI's, for speed, and with what /model takes and gives."""
+def complete(openapi: dict[str, Any], model: str, admin_url: str | None) -> dict[str, Any]:
+    """`openapi` with the routes that are not FastAPI's, and with what its own take and give.
+
+    Args:
+        openapi: as FastAPI makes it.
+        model: the name of one that is served.
+        admin_url: of the admin port; None where there is none.
+    """
+    described: tuple[type[BaseModel], ...] = (Answer, Base64Images, *openapi_paths.SHAPES)
     _, shapes = models_json_schema(
-        [(shape, "serialization") for shape in (Answer, Base64Images, Description, Problem)],
+        [(shape, "serialization") for shape in described],
         ref_template="#/components/schemas/{model}",
     )
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
@@ -65,8 +75,26 @@ def complete(openapi: dict[str, Any]) -> dict[str, Any]:
             },
             VERSION,
         ],
-        "responses": _answers("The model.", Description, MODEL_PROBLEMS),
+        "responses": {"200": response("The model.", Description), **problems(MODEL_PROBLEMS)},
     }
+    for name, not_so in (("live", None), ("ready", "It is not.")):
+        flag = {"type": "object", "required": [name], "properties": {name: {"type": "boolean"}}}
+        answers = {"200": "It is."} if not_so is None else {"200": "It is.", "503": not_so}
+        paths[f"/v2/health/{name}"]["get"]["responses"] = {
+            status: {"description": about, "content": {"application/json": {"schema": flag}}}
+            for status, about in answers.items()
+        }
+    if "/metrics" in paths:
+        text = {"schema": {"type": "string"}}
+        paths["/metrics"]["get"]["responses"] = {
+            "200": {"description": "In the text format of Prometheus.", "content": {"text/plain": text}}
+        }
+    paths |= openapi_paths.protocol(model)
+    if admin_url is not None:
+        paths |= openapi_paths.admin(admin_url, model)
+    for methods in paths.values():
+        for method in set(methods) - {"servers"}:
+            methods[method]["responses"] |= problems({429: PREDICT_PROBLEMS[429]})
     return openapi
 
 
@@ -77,32 +105,17 @@ def secured(openapi: dict[str, Any], needed: Callable[[str], Scope | None]) -> d
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
     for path, methods in openapi["paths"].items():
-        scope = needed(path)
-        for operation in methods.values():
+        scope: Scope | None = "admin" if path.startswith("/admin/") else needed(path)
+        for operation in (methods[method] for method in methods if method != "servers"):
             operation["security"] = [] if scope is None else [{"bearer": [scope]}, {"header": [scope]}]
             if scope is not None:
-                operation["responses"] |= _problems(KEY_PROBLEMS)
+                operation["responses"] |= problems(KEY_PROBLEMS)
     return openapi
-
-
-def _problems(problems: Mapping[int, str]) -> dict[str, Any]:
-    """Refusals among the `responses` of a route."""
-    return {str(status): _described(text, "application/problem+json", Problem) for status, text in problems.items()}
-
-
-def _described(text: str, media: str, shape: type[BaseModel]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
-    return {"description": text, "content": {media: {"schema": schema}}}
-
-
-def _answers(good: str, shape: type[BaseModel], problems: Mapping[int, str]) -> dict[str, Any]:
-    """The `responses` of a route that answers `shape` as JSON, or a problem."""
-    return {"200": _described(good, "application/json", shape), **_problems(problems)}
 
 
 def _predict() -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    files = {"oneOf": [binary["schema"], {"type": "array", "items": binary["schema"]}]}
+    files = {"type": "array", "items": binary["schema"], "minItems": 1}
     form = {"type": "object", "required": ["image"], "properties": {"image": files}}
     return {
         "summary": "Which class, and was the image tampered with?",
@@ -160,10 +173,14 @@ def _predict() -> dict[str, Any]:
                 "image/png": binary,
                 "image/jpeg": binary,
                 "image/webp": binary,
-                "application/json": {"schema": {"$ref": "#/components/schemas/Base64Images"}},
+                "application/octet-stream": binary,
+                "application/json": {"schema": ref(Base64Images)},
             },
         },
-        "responses": _answers("One result for each image, in their order.", Answer, PREDICT_PROBLEMS),
+        "responses": {
+            "200": response("One result for each image, in their order.", Answer),
+            **problems(PREDICT_PROBLEMS),
+        },
     }
 
 
@@ -178,7 +195,7 @@ code { font-size: .95em; }
 td:first-child { white-space: nowrap; }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -194,11 +211,14 @@ def html(openapi: Mapping[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style>\n<main>\n<h1>{title}: HTTP interface</h1>\n"
         f"<p>{escape(openapi['info'].get('description', ''))}</p>\n"
-        '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>'
+        '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>\n'
+        '<form action="predict" method="post" enctype="multipart/form-data">\n'
+        '<label>Images to try <input type="file" name="image" accept="image/png,image/jpeg,image/webp" '
+        "multiple required></label>\n<button>Ask</button>\n</form>"
     ]
     for path, methods in sorted(openapi["paths"].items(), key=lambda item: item[0] != "/predict"):
-        for method, operation in methods.items():
-            parts += _operation(method.upper(), path, operation)
+        for method in (method for method in methods if method != "servers"):
+            parts += _operation(method.upper(), path, methods[method])
     return "\n".join([*parts, "</main>\n</html>\n"])
 
 

@@ -105,9 +105,10 @@ def _of_json(body: bytes, max_images: int) -> list[Upload]:
 def _image_of_json(image: Any, place: int) -> Upload:
     name = None
     if isinstance(image, dict):
-        if image.keys() - {"name", "base64"} or not isinstance(image.get("name", ""), str):
+        given = image.get("name") or ""
+        if image.keys() - {"name", "base64"} or not isinstance(given, str):
             raise MalformedUpload("an image is base64, or an object with 'base64' and perhaps 'name'", image=place)
-        name, image = shown_name(image.get("name", "")), image.get("base64")
+        name, image = shown_name(given), image.get("base64")
     if not isinstance(image, str):
         raise MalformedUpload("an image is base64, or an object with 'base64' and perhaps 'name'", image=place)
     try:

@@ -91,7 +91,9 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: *": _MODE,
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; 429; {_VERSION}",
+    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; 429; /v2, the "
+    f"admin port, every refusal; {_VERSION}",
+    "GET /docs": "what /openapi.json has, and an upload to try",
     "GET /v2": _VERSION,
     "GET /v2/": _VERSION,
     "gRPC ServerMetadata": _VERSION,

@@ -159,6 +159,12 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "the serving version as canary": ("PUT", "/admin/canary", {"json": {"version": 1, "share": 0.1}}, 400),
     "no share": ("PUT", "/admin/canary", {"json": {"version": 1}}, 422),
     "too large a share": ("PUT", "/admin/canary", {"json": {"version": 1, "share": 1.01}}, 422),
+    "a share that is no number, and no version": (
+        "PUT",
+        "/admin/canary",
+        {"json": {"version": None, "share": []}},
+        422,
+    ),
     "a share that is no number": ("PUT", "/admin/canary", {"json": {"version": 1, "share": "0.5"}}, 422),
     "another field": ("PUT", "/admin/shadow", {"json": {"version": None, "model": "awnet"}}, 422),
     "a list": ("PUT", "/admin/shadow", {"json": []}, 422),

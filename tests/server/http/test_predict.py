@@ -286,7 +286,7 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     """Its route is not FastAPI's, so it is written in by hand, and must not be forgotten; every $ref resolves."""
     document = served.http.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
-    forms = {"multipart/form-data", "application/json"}
+    forms = {"multipart/form-data", "application/json", "application/octet-stream"}
     assert set(predict["requestBody"]["content"]) == forms | {"image/png", "image/jpeg", "image/webp"}
     assert {p["name"] for p in predict["parameters"]} == {*PARAMETERS, "X-Request-ID"}
     for reference in re.findall(r'"\$ref": ?"#/components/schemas/([^"]+)"', json.dumps(document)):
@@ -294,7 +294,7 @@ def test_the_api_document_describes_predict(served: Running) -> None:
     assert {"/v2/health/live", "/v2/health/ready", "/metrics"} <= set(document["paths"])
     model = document["paths"]["/model"]["get"]
     assert [p["name"] for p in model["parameters"]] == [*MODEL_PARAMETERS]
-    assert set(model["responses"]) == {"200", "404", "422", "503"}
+    assert set(model["responses"]) == {"200", "404", "422", "429", "503"}
 
 
 def test_the_api_document_is_readable_without_another_host(served: Running) -> None:

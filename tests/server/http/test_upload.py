@@ -271,6 +271,7 @@ def b64(data: bytes) -> str:
         (b64(b"one"), [Upload(b"one")]),
         ([b64(b"one"), b64(b"two")], [Upload(b"one"), Upload(b"two")]),
         ({"base64": b64(b"one")}, [Upload(b"one")]),
+        ({"base64": b64(b"one"), "name": None}, [Upload(b"one")]),
         ([{"base64": b64(b"one"), "name": "x/a.png"}, b64(b"two")], [Upload(b"one", "a.png"), Upload(b"two")]),
         ([b64(b"one"), ""], [Upload(b"one"), Upload(b"")]),
         (b64(bytes(INLINE_BYTES)), [Upload(bytes(INLINE_BYTES))]),
