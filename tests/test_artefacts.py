@@ -141,7 +141,7 @@ def test_a_path_that_leads_nowhere_is_found():
 def defined() -> dict[str, set[str]]:
     """Module, by each ending of its dotted name (`trainer.step`, `step`) -> what is defined in modules of that name."""
     found: dict[str, set[str]] = {}
-    for path in paths("domain/", "server/", "training/", "export/"):
+    for path in paths("awnet/", "domain/", "server/", "training/", "export/"):
         if path.endswith(".py"):
             parts = path.removesuffix("/__init__.py").removesuffix(".py").split("/")
             names = set()
@@ -150,6 +150,8 @@ def defined() -> dict[str, set[str]]:
                     names.add(node.name)
                 elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     names.add(node.id)
+                elif isinstance(node, ast.ImportFrom) and path == "awnet/__init__.py":
+                    names.update(alias.name for alias in node.names)  # the names of a library are where it is imported
             for start in range(len(parts)):
                 found.setdefault(".".join(parts[start:]), set()).update(names)
     return found
