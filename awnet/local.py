@@ -48,6 +48,9 @@ class Local:
     Args:
         settings: of the server; a network, a page and probes are left out.
 
+    Attributes:
+        service: once it is open.
+
     `async with Local(settings) as local:` raises StartError.
     """
 
@@ -59,7 +62,7 @@ class Local:
             service = make_service(self.settings)
         except AWNetError as error:
             raise StartError(f"{error.title}: {error.detail}") from None
-        self._service = service
+        self.service = service
         self._app: PublicFront = create_app(service)
         self._log_level = log.level
         log.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised, or is an answer
@@ -70,7 +73,7 @@ class Local:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._service.stop()
+        await self.service.stop()
         log.setLevel(self._log_level)
 
     async def predict(self, body: bytes, query: str = "", headers: Mapping[str, str] | None = None) -> Reply:

@@ -12,7 +12,6 @@ that also describes a version not there yet; the next publication sweeps up.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,20 @@ import onnx
 from onnx import TensorProto
 
 from .files import alone_in, replace, sync, write
-from .layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, NAME, VERSION, numbered, versions
+from .layout import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    METADATA_KEY,
+    MODEL_FILE,
+    NAME,
+    STAGING,
+    VERSION,
+    manifest,
+    numbered,
+    quoted,
+    versions,
+)
 
-MANIFEST_SCHEMA = 1
-STAGING = ".partial-"  # prefix of a version folder under construction
 TRITON_TYPES = {TensorProto.UINT8: "TYPE_UINT8", TensorProto.FLOAT: "TYPE_FP32"}
 MAX_BATCH = 64
 THREADS = 2
@@ -78,17 +87,6 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
     return target
 
 
-def manifest(model: bytes, name: str, version: int) -> bytes:
-    """`manifest.json`: what the files of a version must be. A signature (export.sign) is over these bytes."""
-    document = {
-        "schema_version": MANIFEST_SCHEMA,
-        "model": name,
-        "version": version,
-        "files": {MODEL_FILE: {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}},
-    }
-    return (json.dumps(document, indent=1) + "\n").encode()
-
-
 def check_free(repository: Path, *, name: str, version: int | None) -> None:
     """RepositoryError where `publish` would refuse this name or version; touches nothing."""
     if not NAME.fullmatch(name):
@@ -130,7 +128,7 @@ def triton_config(name: str, described: Mapping[int, Published]) -> str:
     (image,) = newest.inputs
     lines = [
         "# Written by python -m export.onnx; the next export writes it again.",
-        f"name: {_quoted(name)}",
+        f"name: {quoted(name)}",
         'backend: "onnxruntime"',
         f"max_batch_size: {MAX_BATCH}",
         f"input [\n  {_tensor_block(image)}\n]",
@@ -146,7 +144,7 @@ def triton_config(name: str, described: Mapping[int, Published]) -> str:
     ]
     for version, published in sorted(described.items()):
         for key, value in (("contract", published.contract), ("sha256", published.sha256)):
-            lines.append(f'parameters {{ key: "{key}.{version}" value {{ string_value: {_quoted(value)} }} }}')
+            lines.append(f'parameters {{ key: "{key}.{version}" value {{ string_value: {quoted(value)} }} }}')
     return "\n".join(lines) + "\n"
 
 
@@ -164,18 +162,12 @@ def _tensors(infos: object) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
 
 def _tensor_block(tensor: tuple[str, str, tuple[int, ...]]) -> str:
     name, kind, dims = tensor
-    return f"{{ name: {_quoted(name)} data_type: {kind} dims: {list(dims)} }}"
+    return f"{{ name: {quoted(name)} data_type: {kind} dims: {list(dims)} }}"
 
 
 def _warmup(image: tuple[str, str, tuple[int, ...]], batch: int) -> str:
     name, kind, dims = image
     return (
-        f'model_warmup [ {{ name: "batch of {batch}" batch_size: {batch} inputs {{ key: {_quoted(name)} '
+        f'model_warmup [ {{ name: "batch of {batch}" batch_size: {batch} inputs {{ key: {quoted(name)} '
         f"value {{ data_type: {kind} dims: {list(dims)} random_data: true }} }} }} ]"
     )
-
-
-def _quoted(text: str) -> str:
-    """A protobuf text-format string; text may hold any character."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return f'"{escaped}"'

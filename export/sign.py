@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .files import replace
-from .layout import MANIFEST_FILE, MODEL_FILE, NAME, versions
-from .repository import RepositoryError, manifest
+from .layout import MANIFEST_FILE, MODEL_FILE, NAME, manifest, versions
+from .repository import RepositoryError
 
 SIGNATURE_FILE = "manifest.json.sig"
 

@@ -22,9 +22,9 @@ from ..client.predictor import AsyncPredictor
 from ..client.results import Result
 from .answerers import Open
 from .images import Image, images
+from .rates import interval
 
 TWIN = "-adversarial"  # as the page pairs the examples
-Z = 1.959963984540054  # 95 %, two-sided
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 RATES = {"suspicious": ("suspicious", "adversarial"), "adversarial": ("adversarial",)}
 
@@ -102,16 +102,6 @@ def examples() -> list[Picture]:
     return [Picture(p.name, p.read_bytes(), p.stem.endswith(TWIN)) for p in sorted(EXAMPLES.glob("*.png"))] or read(
         [str(EXAMPLES)], []
     )
-
-
-def interval(hits: int, of: int) -> tuple[float, float]:
-    """The Wilson interval at 95 % of a share."""
-    if not of:
-        return 0.0, 1.0
-    share, square = hits / of, Z * Z
-    middle = (share + square / (2 * of)) / (1 + square / of)
-    reach = Z / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def report(load: Load, url: str | None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 
 from awnet.__main__ import main
 from awnet.command import load
-from awnet.command.load import Load, Picture, interval, report, told
+from awnet.command.load import Load, Picture, report, told
+from awnet.command.rates import interval
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
+from domain.ranges import REACH, Ranges, Statistics, pool_ranges, pristine_ranges
 from domain.statistics import STATISTICS, measure
 
 from ..attacks.ascent import Budget, Model
@@ -30,22 +31,6 @@ from .detection import FPRS, calibrate, histogram, threshold_at, wilson
 from .pictures import changed
 from .probability import PRIOR, ScoreMap, fit_score_map
 
-Statistics = NDArray[np.float64]  # [N, len(STATISTICS)]
-Ranges = dict[str, tuple[float, float]]
-PRISTINE_SHARE = 0.002  # of pristine images that each end of a range may leave out
-ATTACKED_SHARE = 0.005  # of attacked images
-# What an attack takes away, and what it leaves as it is: only there has a range of pristine images a lower end.
-LOW_ENDS = ("colours", "peaks")
-REACH = {  # the largest value that a statistic can have
-    "colours": 1.0,
-    "gaps": 1.0,
-    "jumps": 4.0,
-    "peaks": 1.0,
-    "specks": 255.0,
-    "colour_specks": 340.0,
-    "fine_detail": 255.0,
-    "colour_detail": 340.0,
-}
 OPERATING_POINTS = {"suspicious": 0.05, "adversarial": 0.01}
 TRAINING_KINDS = tuple(name for name, kind in CORRUPTIONS.items() if kind.group == "training")
 STRETCH = ("contrast", 3)  # the corruption after which attacked images stand for those of the stretched domain
@@ -105,23 +90,6 @@ def pool_of(images: Tensor, kinds: Sequence[str], per_kind: int) -> dict[tuple[s
     return out
 
 
-def pristine_ranges(pristine: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
-    """Ranges that hold pristine images and what lies in the ball around them, and whose other end is open.
-
-    Open means the whole reach of the statistic that is possible.
-    """
-    ranges = {}
-    for i, name in enumerate(STATISTICS):
-        low, high = _ends(pristine[:, i], [b[:, i] for b in in_the_ball])
-        ranges[name] = (low, REACH[name]) if name in LOW_ENDS else (0.0, high)
-    return ranges
-
-
-def pool_ranges(pool: Statistics, in_the_ball: Sequence[Statistics]) -> Ranges:
-    """Ranges with both ends, of all images of the pool and of what lies in the ball around pristine ones."""
-    return {name: _ends(pool[:, i], [b[:, i] for b in in_the_ball]) for i, name in enumerate(STATISTICS)}
-
-
 def stretched_ranges(pristine: Ranges, pool: Ranges, stretching: Sample) -> Ranges:
     """Ranges of pristine images, but for gaps, and for the jumps of histograms that go with them.
 
@@ -136,12 +104,6 @@ def stretched_ranges(pristine: Ranges, pool: Ranges, stretching: Sample) -> Rang
         "jumps": (0.0, max(pristine["jumps"][1], 2.5)),
         "colours": (max(pristine["colours"][0], float(np.quantile(colours, 0.02))), REACH["colours"]),
     }
-
-
-def _ends(natural: NDArray[np.float64], in_the_ball: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    lows = [np.quantile(natural, PRISTINE_SHARE), *(np.quantile(b, ATTACKED_SHARE) for b in in_the_ball)]
-    highs = [np.quantile(natural, 1 - PRISTINE_SHARE), *(np.quantile(b, 1 - ATTACKED_SHARE) for b in in_the_ball)]
-    return float(min(lows)), float(max(highs))
 
 
 def flagged_at(scores: Tensor, thresholds: Mapping[float, float]) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from domain.corruptions import CORRUPTIONS
+from domain.ranges import LOW_ENDS, REACH, pool_ranges, pristine_ranges
 from domain.statistics import STATISTICS, outside
 from export import contract
 from training import checkpoint
@@ -17,8 +18,6 @@ from training.checkpoint import Domain
 from training.data import Split
 from training.evaluation import calibration
 from training.evaluation.calibration import (
-    LOW_ENDS,
-    REACH,
     TRAINING_KINDS,
     Sample,
     assigned,
@@ -26,8 +25,6 @@ from training.evaluation.calibration import (
     calibrate_domains,
     inside,
     pool_of,
-    pool_ranges,
-    pristine_ranges,
     rates_of,
     statistics_of,
 )

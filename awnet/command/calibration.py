@@ -1,0 +1,174 @@
+"""Scores honest pictures by a model in this process, and publishes that with a domain for them; see `calibrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from domain import __version__
+from export.layout import NAME as MODEL_NAME
+from server.core.domains import RATE_POINTS
+from server.core.images import EncodedImage
+from server.engines.model_file import VERSION
+from server.errors import AWNetError
+from server.settings import Settings
+
+from ..client.local import LocalSettings
+from ..local import Local
+from . import site
+from .images import Image, images
+from .site import KINDS, Seen
+from .versions import VersionError, contract_of, publish, with_contract
+
+PROGRESS_EVERY = 25  # pictures
+
+Variants = Callable[[bytes], Iterator[tuple[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is calibrated on what, and where it goes; see the options of `calibrate`."""
+
+    model: Path
+    pictures: Sequence[str]
+    adversarial: Sequence[str]
+    repository: Path
+    name: str
+    report: Path | None
+    concurrency: int
+
+
+async def calibrate(task: Task) -> dict[str, Any]:
+    """Calibrate, publish and write the report; returns it. Nothing is published where anything is raised.
+
+    Raises:
+        ValueError: of the pictures, the model or the name; AWNetError, StartError: of the model; OSError.
+    """
+    if not MODEL_NAME.fullmatch(task.name):
+        raise VersionError(f"--name {task.name!r} is no model name")
+    data = await asyncio.to_thread(task.model.read_bytes)
+    contract = contract_of(data)
+    honest, hostile = images(task.pictures), images(task.adversarial)
+    async with Local(_settings(task.model)) as local:
+        seen, unread = await observe(local, honest, site.variants, task.concurrency)
+        attacked, unread_too = await observe(local, hostile, site.alone, task.concurrency)
+    added = site.domain(seen, contract)
+    groups = {kind: site.checked(seen, kind) for kind in KINDS} | ({"attacked": attacked} if attacked else {})
+    before, after = (
+        {name: site.flagged(group, these) for name, group in groups.items()}
+        for these in (contract, site.with_site(contract, added))
+    )
+    made = site.with_site(contract, {**added, "rates": site.rates(after)})
+    sha256 = hashlib.sha256(data).hexdigest()
+    about = {"model_sha256": sha256, "pictures": len({one.picture for one in seen}), "awnet": __version__}
+    made["provenance"] = {**contract.get("provenance", {}), "site": about}
+    finished = with_contract(data, made)
+    await proven(finished)
+    folder = publish(finished, task.repository, task.name)
+    document = {
+        "from": {"file": str(task.model), "sha256": sha256},
+        "published": str(folder),
+        "pictures": about["pictures"],
+        "unread": unread | unread_too,
+        "thresholds": {point: _threshold(seen, added["thresholds"][point]) for point in RATE_POINTS},
+        "flagged": {name: {"before": before[name], "after": after[name]} for name in groups},
+    }
+    if task.report is not None:
+        task.report.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+    return document
+
+
+async def observe(
+    local: Local, pictures: Sequence[Image], variants: Variants, concurrency: int
+) -> tuple[list[Seen], dict[str, str]]:
+    """Every different picture in each of its variants, in their order; name -> why, of those that cannot be read."""
+    room, done = asyncio.Semaphore(concurrency), 0
+    known: set[str] = set()
+    unread: dict[str, str] = {}
+
+    async def look(image: Image) -> list[Seen]:
+        nonlocal done
+        async with room:
+            try:
+                data = await asyncio.to_thread(image.read)
+                picture = hashlib.sha256(data).hexdigest()
+                if picture in known:
+                    return []
+                known.add(picture)
+                encoded = await asyncio.to_thread(lambda: list(variants(data)))
+                found = [await _score(local, kind, one, picture) for kind, one in encoded]
+            except (OSError, ValueError, AWNetError) as error:
+                unread[image.name] = str(error)
+                return []
+            finally:
+                done += 1
+                if sys.stderr.isatty() and (done % PROGRESS_EVERY == 0 or done == len(pictures)):
+                    end = "\n" if done == len(pictures) else ""
+                    print(f"\r{done} of {len(pictures)} pictures", end=end, file=sys.stderr, flush=True)
+            return found
+
+    parts = await asyncio.gather(*(look(image) for image in pictures))
+    return [one for part in parts for one in part], unread
+
+
+async def _score(local: Local, kind: str, data: bytes, picture: str) -> Seen:
+    """Raises AWNetError."""
+    service = local.service
+    image = EncodedImage(data, service.limits)
+    with service.lease() as lease:
+        outcome = await service.run(lease, [image], service.terms())
+    assert image.decoded is not None
+    corner = await asyncio.to_thread(site.corner, image.decoded.pixels, picture)
+    return Seen(picture, kind, float(outcome.signals.p_type[0, 0]), image.traits, corner)
+
+
+async def proven(model: bytes) -> None:
+    """Open the new file as a server would: its contract is read, its golden values hold. Raises StartError."""
+    with tempfile.TemporaryDirectory(prefix="awnet-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        async with Local(_settings(path)):
+            pass
+
+
+def _settings(model: Path) -> Settings:
+    """Of the file alone: no variable says how it is judged."""
+    given: dict[str, Any] = {"repository": model, "version": str(VERSION), "timeout_seconds": 600.0}
+    return LocalSettings(**given)
+
+
+def _threshold(seen: Sequence[Seen], made: dict[str, float]) -> dict[str, Any]:
+    """The threshold, and between which scores it might as well lie."""
+    fitted = site.usable([one for one in seen if not one.checks])
+    ends = [site.uncertain(np.sort([one.score for one in fitted if one.kind == kind]), made["fpr"]) for kind in KINDS]
+    return {**made, "low": max(low for low, _ in ends), "high": max(high for _, high in ends)}
+
+
+def told(document: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"{document['pictures']} different honest pictures; {len(document['unread'])} could not be read",
+        *(f"  {name}: {why}" for name, why in list(document["unread"].items())[:5]),
+    ]
+    for point, made in document["thresholds"].items():
+        lines.append(f"{point:<12}score over {made['score']:.6g} ({made['low']:.6g} to {made['high']:.6g})")
+    for kind, rows in document["flagged"].items():
+        for when, row in rows.items():
+            shares = ", ".join(
+                f"{100 * row[point][0]:.1f} % ({100 * row[point][1]:.1f} to {100 * row[point][2]:.1f}) {point}"
+                for point in RATE_POINTS
+            )
+            lines.append(f"{kind:<10} {when:<7} {shares}, {row['calibrated']} of {row['pictures']} calibrated")
+    lines.append(
+        f"published: {document['published']}, unsigned: `python -m export.sign` signs it where servers ask for that"
+    )
+    return "\n".join(lines)
