@@ -21,7 +21,9 @@ from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.engines.repository import Repository
 from server.errors import AWNetError
 from server.listening import listen
+from server.process import certificates_of
 from server.settings import Settings
+from server.tls import EXPIRES_SOON_SECONDS
 
 from ..local import Local, StartError
 
@@ -50,6 +52,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield from libraries()
     yield descriptors(settings)
     yield from ports(settings)
+    yield from tls(settings)
     if settings.engine == "embedded":
         yield from repository(settings)
     yield model(settings)
@@ -133,6 +136,21 @@ def ports(settings: Settings) -> Iterator[Check]:
             yield Check("ok", name, f"{host}:{port} is free")
         except AWNetError as error:
             yield Check("fail", name, error.detail)
+
+
+def tls(settings: Settings) -> Iterator[Check]:
+    """Whether the certificate and its key load, and until when it is valid."""
+    try:
+        certificates = certificates_of(settings)
+    except AWNetError as error:
+        yield Check("fail", "tls", error.detail)
+        return
+    if certificates is not None:
+        left = certificates.current.not_after - time.time()
+        told = (
+            f"{settings.tls_certificate}: {left / 86_400:.0f} days left" if left > 0 else "the certificate has expired"
+        )
+        yield Check("ok" if left > EXPIRES_SOON_SECONDS else "warn", "tls", told)
 
 
 def repository(settings: Settings) -> Iterator[Check]:

@@ -1,47 +1,29 @@
 """The protocol of one HTTP/1 connection: requests in, one at a time to the application, responses out.
 
-llhttp (httptools) reads the bytes; here they are bounded in size, number and time before, and what HTTP leaves to the
-server is decided: one Host, no upgrade, no coding but `chunked`, no header from a trailer. RFC 9110 and 9112.
+`reading.RequestReader` makes requests of the bytes. Here they are put in order and bounded in number and time, and the
+connection is ended in the way that its client can follow.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
-from urllib.parse import unquote
 
-import httptools
 from starlette.types import ASGIApp
 
-from ..errors import (
-    AWNetError,
-    HeadersTooLarge,
-    MalformedRequest,
-    NotImplementedHere,
-    RequestTimeout,
-    TargetTooLong,
-    VersionNotSupported,
-)
+from ..errors import AWNetError, MalformedRequest, RequestTimeout
 from .admission import BODY, BUSY, HEAD, IDLE, LINGER, OPENED, UNCOUNTED_BYTES, Admission
 from .arrival import Arrival
+from .reading import RequestReader
 from .transaction import Headers, Transaction, response_head
 
-MAX_TARGET_BYTES = 8 << 10
-MAX_HEADERS = 100
 MAX_PIPELINED = 32  # requests of one read that wait for the answers before theirs
-BODY_BYTES_PER_CHUNK = 64  # of the whole body, once there are MANY_CHUNKS
-MANY_CHUNKS = 1024
-FRAMING_BYTES_PER_CHUNK = 64
 SEND_SECONDS = 30.0  # a client that takes nothing of a response for this long is given up
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20  # what a client may go on sending after its last answer
 HALF_CLOSED_SECONDS = 2.0  # nobody can tell a client that has gone from one that only has nothing more to send
-
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
-_SPECIAL = frozenset({b"host", b"transfer-encoding", b"expect", b"content-length"})
 
 TurnAway = Callable[[AWNetError, str], tuple[int, Iterable[tuple[bytes, bytes]], bytes]]
 
@@ -74,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._admission = admission
         self._limits = admission.limits
         self._state = state
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader = RequestReader(self, admission.limits.header_bytes)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until the connection is made
         self._arrival = arrival
         self._secure = arrival is not None and arrival.secure
@@ -87,19 +69,10 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Transaction] = deque()  # behind it, pipelined
         self._receiving: Transaction | None = None  # the one whose body is read
         self._refusal: AWNetError | None = None  # the last answer, once those before it are out
+        self._lingered = 0  # bytes that came after the last answer
         self._final = False  # nothing that comes from now on is read
         self._ended = False  # the client sends nothing more
         self._leaving = False  # the server does
-
-        self._reading_head = False
-        self._replaying = False  # the head of a request that asks for an upgrade is read again without that
-        self._heads = 0  # that began in what came last
-        self._head_bytes = 0  # fed of an unfinished head
-        self._size = 0  # of a head's lines, or of a trailer's
-        self._chunks = self._framing = 0  # of the body, and what it took beside it
-        self._target = b""
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._special: dict[bytes, list[bytes]] = {}
 
         self._reading = True
         self._write_paused = False
@@ -134,37 +107,18 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase == LINGER:
-            self._size += len(data)
-            if self._size > LINGER_BYTES:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
                 self._transport.abort()
             return
         if self._final:
             return
         if phase <= IDLE:
             self._phase, self._since = HEAD, time.monotonic()
-        receiving, self._heads = self._receiving, 0
-        taken = receiving.received if receiving is not None else 0
-        self._feed(data)
-        if self._reading_head:
-            self._count_head(len(data), phase <= IDLE)
-        elif receiving is not None and receiving is self._receiving:
-            self._count_framing(len(data) - (receiving.received - taken))
+        refusal = self._reader.feed(data, phase <= IDLE)
+        if refusal is not None:
+            self._refuse(refusal)
         self._settle()
-
-    def _count_head(self, count: int, from_idle: bool) -> None:
-        """So many bytes came, and a head is unfinished. That of a whole one is counted exactly, see `on_header`."""
-        if self._heads == 0:
-            self._head_bytes += count
-        else:
-            self._head_bytes = count if from_idle and self._heads == 1 else 1
-        if self._head_bytes > self._limits.header_bytes:
-            self._refuse(HeadersTooLarge(f"the header is larger than {self._limits.header_bytes} bytes"))
-
-    def _count_framing(self, count: int) -> None:
-        """So many bytes came of an unfinished body that are no part of it: sizes of chunks, extensions, trailers."""
-        self._framing += count
-        if self._framing > self._limits.header_bytes + FRAMING_BYTES_PER_CHUNK * self._chunks:
-            self._refuse(HeadersTooLarge("the chunks' extensions or the trailer are too large"))
 
     def eof_received(self) -> bool:
         """The client sends nothing more. It may still read, so what it has asked for whole is answered."""
@@ -172,7 +126,7 @@ class Connection(asyncio.Protocol):
         if self._phase == LINGER:
             return False
         receiving = self._receiving
-        if self._reading_head:
+        if self._reader.within_head:
             self._refuse(MalformedRequest("the request is cut"))
         elif receiving is not None and not receiving.complete:
             receiving.fail(MalformedRequest("the body is cut: the client has closed the connection"))
@@ -191,56 +145,26 @@ class Connection(asyncio.Protocol):
         if self._drained is not None:
             self._drained.set()
 
-    # The parser's callbacks.
+    # What the reader tells.
 
-    def on_message_begin(self) -> None:
-        if self._replaying:
-            return
-        self._reading_head = True
-        self._heads += 1
-        self._target, self._headers, self._special, self._size = b"", [], {}, 0
+    def begin(self, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool) -> None:
+        """A request: its turn, or its place behind those before it. Raises MalformedRequest."""
+        if self._running is not None and len(self._waiting) >= MAX_PIPELINED:
+            raise MalformedRequest(f"more than {MAX_PIPELINED} requests wait on this connection")
+        scheme = "https" if self._secure else "http"
+        scope |= {"server": self._server, "client": self._client, "scheme": scheme}
+        keep_alive = keep_alive and not self._leaving
+        transaction = Transaction(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
+        transaction.begun = time.monotonic()
+        self._receiving = transaction
+        if self._running is None:
+            self._start(transaction)
+        else:
+            self._waiting.append(transaction)
+            self._pause_reading()
 
-    def on_url(self, part: bytes) -> None:
-        if self._replaying:
-            return
-        self._target += part
-        if len(self._target) > MAX_TARGET_BYTES:
-            raise self._refused(TargetTooLong(f"the request's target is longer than {MAX_TARGET_BYTES} bytes"))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._replaying:
-            return
-        self._size += len(name) + len(value) + 4
-        if self._size > self._limits.header_bytes or len(self._headers) >= MAX_HEADERS:
-            raise self._refused(
-                HeadersTooLarge(f"more than {self._limits.header_bytes} bytes or {MAX_HEADERS} lines of headers")
-            )
-        if not self._reading_head:
-            return  # of a trailer, which must change nothing that was decided by the header
-        name = name.lower()
-        self._headers.append((name, value))
-        if name in _SPECIAL:
-            self._special.setdefault(name, []).append(value)
-
-    def on_headers_complete(self) -> None:
-        if self._replaying:
-            self._replaying = False
-            return
-        self._reading_head = False
-        self._size = self._chunks = self._framing = 0
-        try:
-            self._receiving = self._begin()
-        except AWNetError as error:
-            raise self._refused(error) from None
-
-    def on_chunk_header(self) -> None:
-        self._chunks += 1
-        receiving = self._receiving
-        received = receiving.received if receiving is not None else 0
-        if self._chunks > MANY_CHUNKS + received // BODY_BYTES_PER_CHUNK:
-            raise self._refused(MalformedRequest("the body comes in too many small chunks"))
-
-    def on_body(self, data: bytes) -> None:
+    def add(self, data: bytes) -> None:
+        """More of its body."""
         receiving = self._receiving
         if receiving is None or receiving.answered or receiving.failed:
             return
@@ -251,94 +175,11 @@ class Connection(asyncio.Protocol):
             receiving.counted += count
             self._admission.hold(count)
 
-    def on_message_complete(self) -> None:
-        if self._receiving is None or self._parser.should_upgrade():
-            return
-        self._receiving.finish()
-        self._receiving = None
-
-    # What a head asks for.
-
-    def _begin(self) -> Transaction:
-        """The request of the head that was read. Raises AWNetError."""
-        parser, special = self._parser, self._special
-        version, method = parser.get_http_version(), parser.get_method().decode("ascii")
-        if version not in ("1.1", "1.0"):
-            raise VersionNotSupported("only HTTP/1.1 and HTTP/1.0 are spoken here")
-        hosts = special.get(b"host", ())
-        if len(hosts) > 1 or (version == "1.1" and not hosts) or (hosts and not _HOST.fullmatch(hosts[0])):
-            raise MalformedRequest("a request has one Host header with the name of a host")
-        codings = special.get(b"transfer-encoding")
-        if codings is not None:
-            if version == "1.0":
-                raise MalformedRequest("HTTP/1.0 has no Transfer-Encoding")
-            named = [coding.strip().lower() for coding in b",".join(codings).split(b",")]
-            if named[-1] != b"chunked":
-                raise MalformedRequest("nobody knows where a body ends whose last Transfer-Encoding is not chunked")
-            if len(named) > 1:
-                raise NotImplementedHere("no Transfer-Encoding is understood but chunked")
-        if method == "CONNECT":
-            raise NotImplementedHere("this is no proxy")
-        try:
-            url = httptools.parse_url(self._target)
-            raw_path = url.path or b"/"
-            path = raw_path.decode("ascii")
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            raise MalformedRequest("the request's target is no path") from None
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": self._server,
-            "client": self._client,
-            "scheme": "https" if self._secure else "http",
-            "root_path": "",
-            "headers": self._headers,
-            "method": method,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": url.query or b"",
-        }
-        keep_alive = version == "1.1" and parser.should_keep_alive() and not self._leaving
-        expects = special.get(b"expect", ())
-        continues = version == "1.1" and len(expects) == 1 and expects[0].lower() == b"100-continue"
-        transaction = Transaction(self, scope, keep_alive=keep_alive, expects_continue=continues)
-        transaction.begun = time.monotonic()
-        if self._running is None:
-            self._start(transaction)
-        elif len(self._waiting) >= MAX_PIPELINED:
-            raise MalformedRequest(f"more than {MAX_PIPELINED} requests wait on this connection")
-        else:
-            self._waiting.append(transaction)
-            self._pause_reading()
-        return transaction
-
-    def _feed(self, data: bytes) -> None:
-        """Have the parser read `data`."""
-        while True:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # The parser stops behind a head that asks for one. RFC 9110, 7.8: a server may ignore it, and then
-                # the body is as usual. So a new parser is given what frames the body, and what came behind the head.
-                data = data[upgrade.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
-                self._replaying = True
-                framing = (b"content-length", b"transfer-encoding")
-                lines = [b"%s: %s\r\n" % (name, value) for name in framing for value in self._special.get(name, ())]
-                data = b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n" + data
-                continue
-            except httptools.HttpParserError:
-                if self._refusal is None:
-                    self._refuse(MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
-                else:
-                    self._refuse(self._refusal)
-            return
-
-    def _refused(self, error: AWNetError) -> AWNetError:
-        """Remember why a callback stops the parser."""
-        self._refusal = error
-        return error
+    def finish(self) -> None:
+        """It is complete."""
+        if self._receiving is not None:
+            self._receiving.finish()
+            self._receiving = None
 
     # Requests in their order.
 
@@ -381,12 +222,13 @@ class Connection(asyncio.Protocol):
         elif self._ended or self._leaving:
             self._close()
         else:
-            self._phase, self._since = HEAD if self._reading_head else IDLE, time.monotonic()
+            self._phase, self._since = HEAD if self._reader.within_head else IDLE, time.monotonic()
             self.resume_reading()
 
     def _refuse(self, error: AWNetError) -> None:
         """Answer with `error` once the answers before that are out, and close."""
-        self._final, self._reading_head = True, False
+        self._final = True
+        self._reader.end()
         receiving = self._receiving
         if receiving is not None and not receiving.answered:
             receiving.fail(error)
@@ -427,19 +269,19 @@ class Connection(asyncio.Protocol):
         self._leaving = True
         if self._running is not None:
             self._running.keep_alive = False
-        elif not self._reading_head:
+        elif not self._reader.within_head:
             self._transport.close()
 
     def _close(self) -> None:
         """Close behind the last answer; what the client has sent behind its last request must not reset that."""
-        if self._reading and not self._reading_head:
+        if self._reading and not self._reader.within_head:
             self._transport.close()
         else:
             self._linger()
 
     def _linger(self) -> None:
         """Close on a client that is still sending: slowly, or it would be reset before it has read its answer."""
-        self._phase, self._since, self._size = LINGER, time.monotonic(), 0
+        self._phase, self._since, self._lingered = LINGER, time.monotonic(), 0
         self.resume_reading()
         if self._ended or self._secure:  # TLS reads past what still comes by itself
             self._transport.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -95,6 +97,23 @@ def test_workers_share_the_buckets_of_clients(secured: Secured) -> None:
     """The rate is that of the service, whichever worker a connection comes to."""
     asked = [secured.status(secured.port, "/model", x_forwarded_for="203.0.113.9") for _ in range(42)]
     assert asked == [200] * 40 + [429] * 2
+
+
+def test_pipelined_requests_are_charged_one_by_one(secured: Secured) -> None:
+    """Sent at once or not: forty are answered."""
+    request = b"GET /model HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.10\r\n\r\n"
+    context = ssl.create_default_context(cafile=str(secured.chain))
+    statuses: list[int] = []
+    with context.wrap_socket(
+        socket.create_connection(("127.0.0.1", secured.port), 60), server_hostname="localhost"
+    ) as connection:
+        for _ in range(2):
+            connection.sendall(request * 21)
+            wanted, answers = len(statuses) + 21, b""
+            while len(statuses) + answers.count(b"HTTP/1.1 ") < wanted or not answers.endswith(b"}"):
+                answers += connection.recv(65536)
+            statuses += [int(found) for found in re.findall(rb"HTTP/1\.1 (\d+)", answers)]
+    assert statuses == [200] * 40 + [429] * 2
 
 
 def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) -> None:
