@@ -75,6 +75,13 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
     assert found == []
 
 
+def test_no_file_holds_both_sides_of_a_merge():
+    """A conflict that was committed unresolved; the marks are put together here, so that this file is none."""
+    marks = re.compile(rf"^(?:{'<' * 7}|{'>' * 7}|\|{{7}}) ", re.MULTILINE)
+    texts = {path: path.read_text("utf-8", "replace") for path in tracked()}
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if marks.search(text)] == []
+
+
 def test_every_module_says_what_it_is_for():
     """The first line of a module is its docstring, package by package."""
     silent = [
