@@ -28,6 +28,8 @@ HEALTHY = {
     f'awnet_triton_up{{{AWNET},address="127.0.0.1:8101"}}': "1+0x600",
     f'awnet_reloads_total{{{AWNET},model="awnet",result="refused"}}': "0+0x600",
     f'awnet_reloads_total{{{AWNET},model="awnet",result="loaded"}}': "0+0x30 1+0x570",
+    f'awnet_keys_reads_total{{{AWNET},result="refused"}}': "0+0x600",
+    f'awnet_keys_reads_total{{{AWNET},result="loaded"}}': "0+0x30 1+0x570",
     f"awnet_queue_images{{{AWNET}}}": "10+0x600",
     f"awnet_queue_capacity_images{{{AWNET}}}": "256+0x600",
     f'awnet_requests_total{{{PREDICT},code="200"}}': "0+600x600",
@@ -137,6 +139,13 @@ CASES = [
         firing=(63,),
     ),
     Case("AWNetReloadFailed", {name("awnet_reloads_total", "loaded"): "0+1x100"}, quiet=(20, 60)),
+    Case(
+        "AWNetKeysRefused",
+        {name("awnet_keys_reads_total", 'result="refused"'): "0+0x60 1+0x100"},
+        quiet=(58, 80),
+        firing=(63,),
+    ),
+    Case("AWNetKeysRefused", {name("awnet_keys_reads_total", 'result="loaded"'): "0+1x100"}, quiet=(20, 60)),
     Case(
         "AWNetQueueFilling",
         {name("awnet_queue_images"): "10+0x9 250+0x10 10+0x20"},

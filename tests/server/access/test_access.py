@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from server.access.keys import MAX_FILE_BYTES, Keys, new_key
 from server.errors import Forbidden, StartupError, Unauthorized
 from server.settings import Settings
 from tests.server.keys import hashed, key, table, write
+from tests.server.tiny import ROOT
 from tests.waiting import eventually
 
 
@@ -315,3 +317,11 @@ def test_a_file_that_everybody_can_open_is_warned_of_once(watched: Watched) -> N
         watched.path.chmod(mode)
         watched.access.check()
     assert len([line for line in watched.log.messages if "every user of this machine" in line]) == 1
+
+
+def test_the_file_that_the_documents_show_is_one() -> None:
+    """Each field that they name is taken."""
+    text = (ROOT / "docs/security.md").read_text("utf-8")
+    (shown,) = re.findall(r"```toml\n(\[keys.*?)```", text, re.DOTALL)
+    caller = Keys.parse(shown).entries["shop"].caller("shop", "exact")
+    assert (caller.answers, caller.mode, caller.policy, caller.rate) == ("bands", "robust", "reject", Rate(50, 100))
