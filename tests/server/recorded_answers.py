@@ -844,6 +844,7 @@ def _plain_body(headers: Headers, body: bytes) -> str | list[str]:
         return text64(body)
     text = re.sub(r'("request_id": ?)"[0-9a-f]{32}"', r'\1"<made>"', text)
     text = re.sub(r'"timing_ms":\{[^}]*\}', _plain_timing, text)
+    text = re.sub(r'"(https?://127\.0\.0\.1:)\d+"', r'"\1<port>"', text)
     if '"bin_seconds"' in text:
         text = _plain_recent(text)
     return re.sub(r'("client": ?)"[0-9a-f]+"', r'\1"<salted>"', text)
