@@ -64,6 +64,8 @@ class Port(uvicorn.Server):
         peers: other processes that accept from these sockets.
     """
 
+    BEHIND_PROXIES = True  # connections of trusted proxies begin with a PROXY header, where that is asked for
+
     def __init__(
         self,
         front: Front,
@@ -89,7 +91,7 @@ class Port(uvicorn.Server):
         arrivals = Arrivals(
             lambda arrival: Connection(front, front.turn_away, admission, state, arrival),
             admission,
-            front.proxies if settings.proxy_protocol else None,
+            front.proxies if settings.proxy_protocol and self.BEHIND_PROXIES else None,
             certificates,
         )
         self._acceptor = Acceptor(listening, lambda: len(state.connections), arrivals, peers)
@@ -241,7 +243,9 @@ class Worker(Server):
 
 
 class _PortBeside(Port):
-    """A server beside another one, which handles the signals."""
+    """A server beside another one, which handles the signals. Proxies have no business there."""
+
+    BEHIND_PROXIES = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -186,7 +186,8 @@ class Settings(BaseSettings):
         "x-forwarded-for", description="The header in which they do; the other one is as the client sent it."
     )
     proxy_protocol: bool = Field(
-        False, description="Their HTTP connections begin with a PROXY header (version 1 or 2) that names the client."
+        False,
+        description="Their connections to the public port begin with a PROXY header (version 1 or 2), naming clients.",
     )
 
     max_connections: int = Field(1024, ge=1, le=65536, description="Most open HTTP connections of a port.")
@@ -324,7 +325,8 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _trusted_proxies(cls, value: str) -> str:
-        _networks(value)
+        if any(network.prefixlen == 0 for network in _networks(value)):
+            raise ValueError("must not hold all addresses: whoever is trusted may name any address as its own")
         return value
 
     @field_validator("cors_origins")

@@ -119,13 +119,19 @@ class Certificates:
             raise StartupError(
                 f"TLS: {files} are no certificate and its key (PEM): {error.reason or 'unreadable'}"
             ) from None
+        except OSError as error:  # it has gone, or may not be read any more
+            raise StartupError(f"TLS: {self._paths[0]} or its key cannot be read ({error.strerror})") from None
         if client_ca:
             try:
-                context.load_verify_locations(cadata=client_ca[0].decode("ascii", "replace"))
-            except ssl.SSLError as error:
-                raise StartupError(f"TLS: {self._paths[2]} holds no certificate (PEM): {error.reason}") from None
+                context.load_verify_locations(cadata=client_ca[0].decode("ascii"))
+            except (ssl.SSLError, ValueError):
+                raise StartupError(f"TLS: {self._paths[2]} holds no certificate (PEM)") from None
             context.verify_mode = ssl.CERT_REQUIRED
-        return Certificate(context, chain, key, client_ca[0] if client_ca else None, _not_after(chain))
+        try:
+            not_after = _not_after(chain)
+        except (ValueError, IndexError):
+            raise StartupError(f"TLS: {self._paths[0]} does not begin with a certificate (PEM)") from None
+        return Certificate(context, chain, key, client_ca[0] if client_ca else None, not_after)
 
 
 def _read(path: Path) -> bytes:

@@ -176,6 +176,7 @@ def test_a_server_that_all_may_ask_says_so_once(
         (["--proxy-protocol"], "trusted_proxies"),
         (["--request-burst", "3"], "requests_per_second"),
         (["--trusted-proxies", "10.0.0.1/8"], "10.0.0.1/8"),
+        (["--trusted-proxies", "10.0.0.1,::/0"], "all addresses"),
         (["--admin-hosts", "admin:8002"], "admin:8002"),
     ],
 )

@@ -214,13 +214,17 @@ def test_unfinished_handshakes_are_connections_of_their_client(secure: OnePort, 
 
 
 @pytest.mark.parametrize("rubbish", [b"\x16\x03\x01\x00\x05hello", b"\x16" + b"\xff" * 100, b"\x80\x2e\x01\x00\x02"])
-def test_rubbish_instead_of_a_handshake_is_closed(secure: OnePort, rubbish: bytes) -> None:
+def test_rubbish_instead_of_a_handshake_is_closed(
+    secure: OnePort, rubbish: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a line in the log for each."""
     with secure.connected() as connection:
         connection.sendall(rubbish)
         connection.shutdown(socket.SHUT_WR)
         answered_with = b"".join(iter(lambda: connection.recv(4096), b""))
     assert b"HTTP/1.1 200" not in answered_with
     eventually(lambda: secure.held() == 0, what="nothing of it is left")
+    assert caplog.text == ""
 
 
 def test_a_client_may_not_renegotiate(secure: OnePort, files: tuple[Path, Path]) -> None:
@@ -345,7 +349,13 @@ def test_a_server_does_not_start_with_a_certificate_that_does_not_load(tmp_path:
     """And says which file is at fault, in one line."""
     chain, key = certificate(tmp_path)
     other, locked = certificate(tmp_path, "other"), certificate(tmp_path, "locked", password=b"secret")
+    binary, odd = tmp_path / "binary", tmp_path / "odd.pem"
+    binary.write_bytes(b"\xff\xfe" * 100)
+    odd.write_bytes(chain.read_bytes().replace(b"CERTIFICATE", b"X509 CERTIFICATE"))
     for pair, said in [
+        ((binary, key), "no certificate"),
+        ((chain, key, binary), "no certificate"),
+        ((odd, key), "does not begin with a certificate"),
         ((chain, other[1]), "MISMATCH"),
         ((chain, tmp_path / "nowhere"), "cannot be read"),
         (locked, "encrypted"),

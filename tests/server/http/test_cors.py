@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.settings import Settings
+from tests.server.keys import table, write
 from tests.server.small import Small
 
 PAGE, OTHER = b"https://app.example", b"https://evil.example"
@@ -62,6 +63,18 @@ def test_a_page_of_another_origin_reads_nothing(small: Small, origin: bytes) -> 
 
 def test_an_options_that_is_no_preflight_is_a_method_like_any_other(small: Small) -> None:
     assert small.http("OPTIONS", "/predict", {b"origin": PAGE})[0] == 405
+
+
+def test_a_page_without_a_key_is_told_so(tmp_path: Path) -> None:
+    """Its preflight needs none, and the refusal can be read."""
+    keys = write(tmp_path / "keys.toml", table("shop", ["predict"]))
+    made = Small(tmp_path / "models", cors_origins=PAGE.decode(), api_keys=keys)
+    try:
+        assert made.http("OPTIONS", "/predict", {b"origin": PAGE, **ASKS})[0] == 200
+        status, headers, _ = made.http("POST", "/predict", {b"origin": PAGE})
+        assert (status, headers["access-control-allow-origin"]) == (401, PAGE.decode())
+    finally:
+        made.close()
 
 
 def test_nothing_is_said_by_default(tmp_path: Path) -> None:
