@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from .access.rates import Rates
+from .access.rates import Rates, default_rate
 from .core.engine import Engine
 from .engines.model_file import ModelFile
 from .engines.repository import Repository
@@ -277,10 +277,6 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     try:
         sockets = {} if assignment else open_ports(settings)  # first: whoever is in the way is said at once
         certificates = certificates_of(settings)
-    except AWNetError as error:
-        log.critical("%s: %s", error.title, error.detail)
-        return 1
-    try:
         service = make_service(settings, assignment)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
@@ -317,7 +313,7 @@ def make_service(settings: Settings, assignment: Assignment | None = None) -> Se
     engine = make_engine(settings, metrics)
     if assignment is None:
         return Service(settings, engine, metrics, monitor)
-    rates = Rates(settings.rate, assignment.rates, assignment.salt)
+    rates = Rates(default_rate(settings), assignment.rates, assignment.salt)
     return Service(settings, engine, metrics, monitor, assignment.member, rates)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from .access.access import Access, KeysRead
 from .access.addresses import TrustedProxies
 from .access.caller import Caller, Scope
-from .access.rates import QueueShares, Rates
+from .access.rates import QueueShares, Rates, default_rate
 from .core.cpu_limits import usable_cores
 from .core.decode_pool import DecodePool
 from .core.decoding import Decoding
@@ -161,12 +161,12 @@ class Service:
         self.access = Access(settings, self._keys_read)
         if self.access.by_keys:
             metrics.expect_keys()
-        if self.access.by_keys or settings.rate:
+        if self.access.by_keys or settings.requests_per_second:
             metrics.expect_rejections(RateLimited)
         if self.access.by_keys or settings.queue_share < 1:
             metrics.expect_rejections(QueueShareTaken)
         self.proxies = TrustedProxies(settings.trusted_networks, settings.forwarded_header)
-        self._rates = rates or Rates(settings.rate)
+        self._rates = rates or Rates(default_rate(settings))
         self._shares = QueueShares(settings.queue_capacity, settings.queue_share)
         self.requests = Requests(metrics, monitor.clients)
         self.limits = Limits(settings.max_pixels, settings.min_side)

@@ -34,7 +34,6 @@ from .renames import SETTINGS, option, renamed, variable
 PREFIX = "AWNET_"
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
-
 Seconds = Annotated[float, Field(le=86_400)]  # what is longer than a day is a slip, and no timer takes any number
 
 # What Kubernetes sets in every pod for a Service that is called awnet, or awnet-grpc, in Docker's old way.
@@ -46,7 +45,7 @@ _HOST_NAME = re.compile(r"\[?[0-9A-Fa-f:.]+\]?|[A-Za-z0-9._-]+")
 
 
 class Settings(BaseSettings):
-    """The server's settings, read from `AWNET_*` variables and then from the command line."""
+    """The server's settings; see above for where they come from."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", env_parse_none_str="none", allow_inf_nan=False
@@ -383,13 +382,6 @@ class Settings(BaseSettings):
         """What is decided of images that the detector flags or is unsure of."""
         own = {name: policy for name, _, policy in (part.partition("=") for part in _names(self.policies))}
         return Policies(self.policy, cast(dict[str, Policy], own), self.policy_at, self.unsure)
-
-    @property
-    def rate(self) -> tuple[float, int] | None:
-        """Requests a second and at once of one client; None: no limit."""
-        if not self.requests_per_second:
-            return None
-        return self.requests_per_second, self.request_burst or max(1, round(self.requests_per_second))
 
     @property
     def http_ports(self) -> dict[str, tuple[str, int, str]]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .core.regular_files import read_regular
 from .errors import StartupError
 
 log = logging.getLogger("awnet")
@@ -135,13 +135,9 @@ class Certificates:
 
 
 def _read(path: Path) -> bytes:
-    """A whole regular file. Raises StartupError."""
+    """A whole file. Raises StartupError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would be waited for
-        with open(descriptor, "rb") as f:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StartupError(f"TLS: {path} is no file")
-            found = f.read(MAX_FILE_BYTES + 1)
+        found = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise StartupError(f"TLS: {path} cannot be read ({error.strerror})") from None
     if len(found) > MAX_FILE_BYTES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from server.listening import is_loopback
 from server.options import SettingsError, settings_of
 from server.settings import Settings
 
@@ -61,12 +61,7 @@ def answerer(given: argparse.Namespace, retries: Retries | None = None, **option
 def in_the_open(url: str) -> bool:
     """Whether others on the network can read what is sent there."""
     parsed = httpx.URL(url)
-    if parsed.scheme == "https" or parsed.host == "localhost":
-        return False
-    try:
-        return not ipaddress.ip_address(parsed.host).is_loopback
-    except ValueError:
-        return True
+    return parsed.scheme != "https" and not is_loopback(parsed.host)
 
 
 def _key(given: str | None) -> str | None:

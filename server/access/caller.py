@@ -20,6 +20,11 @@ class Rate(NamedTuple):
     requests_per_second: float
     burst: int
 
+    @classmethod
+    def of(cls, requests_per_second: float, burst: int | None) -> Rate:
+        """Where no `burst` is given, as many as in a second."""
+        return cls(requests_per_second, burst or max(1, round(requests_per_second)))
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

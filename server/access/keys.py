@@ -42,6 +42,7 @@ from pydantic import (
 from ..core.answers import Answers
 from ..core.modes import Mode
 from ..core.policy import Policy
+from ..core.regular_files import open_regular
 from ..errors import StartupError
 from .caller import Caller, Rate, Scope
 
@@ -76,9 +77,7 @@ class Allowance(BaseModel):
 
     def caller(self, name: str | None, answers: Answers) -> Caller:
         """The caller that is allowed this; `answers` where it does not say."""
-        rate = None
-        if self.requests_per_second is not None:
-            rate = Rate(self.requests_per_second, self.burst or max(1, round(self.requests_per_second)))
+        rate = None if self.requests_per_second is None else Rate.of(self.requests_per_second, self.burst)
         return Caller(
             name, frozenset(self.scopes), self.answers or answers, self.mode, self.policy, rate, self.queue_share
         )
@@ -184,11 +183,8 @@ def new_key() -> tuple[str, str]:
 def read_file(path: Path) -> tuple[str, int]:
     """Text and mode of a file of keys. Raises StartupError; a FIFO or a device is refused and not waited for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise StartupError(f"the file of keys {path} is no regular file")
+        with open_regular(path) as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise StartupError(f"the file of keys {path} cannot be read: {error.strerror}") from None

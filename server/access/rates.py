@@ -18,12 +18,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ..errors import QueueShareTaken, RateLimited
+from ..settings import Settings
 from .caller import Rate
 
 SETS, WAYS = 8192, 8
 TABLE_BYTES = SETS * WAYS * 16  # a million; memory that no client has touched is not there
 LONGEST_SECONDS = 86_400  # of Retry-After
 _SLOWEST = 1e9  # seconds for a request
+
+
+def default_rate(settings: Settings) -> Rate | None:
+    """That of clients that have none of their own; None: no limit."""
+    if not settings.requests_per_second:
+        return None
+    return Rate.of(settings.requests_per_second, settings.request_burst)
 
 
 def shared_memory() -> int:
@@ -41,7 +49,7 @@ class Rates:
     forget a client's debt early; it can neither grow the table nor make anybody wait.
 
     Args:
-        default: requests a second and at once of clients that have no rate of their own; None: no limit.
+        default: see `default_rate`.
         memory: descriptor of `shared_memory`, None for this process alone.
         salt: of the hash, the same in all processes that share memory.
         clock: seconds, monotonic, the same in all of them.
@@ -49,12 +57,12 @@ class Rates:
 
     def __init__(
         self,
-        default: tuple[float, int] | None,
+        default: Rate | None,
         memory: int | None = None,
         salt: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._default = None if default is None else Rate(*default)
+        self._default = default
         self._salt = salt or secrets.token_bytes(16)
         self._clock = clock
         table = memoryview(mmap.mmap(-1 if memory is None else memory, TABLE_BYTES))

@@ -20,6 +20,7 @@ from ..access.addresses import parse_address
 from ..access.caller import Scope as KeyScope
 from ..core.version import parse_version
 from ..errors import READ, AWNetError, Forbidden, InvalidQuery, Misdirected, NotReady, StartupError, UnsupportedMedia
+from ..listening import is_loopback
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from .exchange import Exchange
@@ -107,7 +108,7 @@ class AdminFront(Front):
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
     ) -> None:
         host, server = _plain(headers.get(b"host", b"").decode("latin-1")), scope.get("server")
-        if host not in self._hosts and not _is_loopback(host) and not (server and host == _plain(str(server[0]))):
+        if host not in self._hosts and not is_loopback(host) and not (server and host == _plain(str(server[0]))):
             raise Misdirected("the admin port is asked under another name than it has (AWNET_ADMIN_HOSTS)")
         scope[EXCHANGE] = exchange
         await self._route(scope, exchange, request)
@@ -123,11 +124,6 @@ def _plain(host: str) -> str:
     if address is not None:
         return str(address)
     return host.rpartition(":")[0].lower().removesuffix(".") if ":" in host else host.lower().removesuffix(".")
-
-
-def _is_loopback(host: str) -> bool:
-    address = parse_address(host)
-    return address is not None and address.is_loopback
 
 
 async def _fields(request: Request, *names: str) -> dict[str, Any]:

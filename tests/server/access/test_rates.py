@@ -34,7 +34,7 @@ def refused(rates: Rates, client: str = "a", own: Rate | None = None, requests: 
 
 def test_a_burst_passes_and_then_the_rate(clock: Clock) -> None:
     """Ten at once, then two a second, for as long as somebody counts."""
-    rates = Rates((2.0, 10), clock=clock)
+    rates = Rates(Rate(2.0, 10), clock=clock)
     assert [refused(rates) for _ in range(11)] == [0] * 10 + [1]
     passed = 0
     for _ in range(10_000):
@@ -44,14 +44,14 @@ def test_a_burst_passes_and_then_the_rate(clock: Clock) -> None:
 
 
 def test_an_idle_client_has_its_burst_again_and_no_more(clock: Clock) -> None:
-    rates = Rates((2.0, 10), clock=clock)
+    rates = Rates(Rate(2.0, 10), clock=clock)
     for _ in range(3):
         clock.now += 3600
         assert [refused(rates) for _ in range(11)] == [0] * 10 + [1]
 
 
-@pytest.mark.parametrize("rate", [(0.5, 1), (0.1, 3), (1.0, 1), (7.3, 4), (0.003, 2)])
-def test_retry_after_is_right_to_the_second(clock: Clock, rate: tuple[float, int]) -> None:
+@pytest.mark.parametrize("rate", [Rate(0.5, 1), Rate(0.1, 3), Rate(1.0, 1), Rate(7.3, 4), Rate(0.003, 2)])
+def test_retry_after_is_right_to_the_second(clock: Clock, rate: Rate) -> None:
     """Then the request passes, and a second before it would not have."""
     rates = Rates(rate, clock=clock)
     rng = random.Random(0)
@@ -68,7 +68,7 @@ def test_retry_after_is_right_to_the_second(clock: Clock, rate: tuple[float, int
 
 
 def test_each_client_has_its_own_bucket_and_a_key_its_own_rate(clock: Clock) -> None:
-    rates = Rates((1.0, 1), clock=clock)
+    rates = Rates(Rate(1.0, 1), clock=clock)
     assert [refused(rates, client) for client in ("a", "b", "a", "b")] == [0, 0, 1, 1]
     assert [refused(rates, "key c", Rate(10.0, 3)) for _ in range(4)] == [0, 0, 0, 1]
     unlimited = Rates(None, clock=clock)
@@ -78,7 +78,7 @@ def test_each_client_has_its_own_bucket_and_a_key_its_own_rate(clock: Clock) -> 
 
 def test_further_images_count_as_requests(clock: Clock) -> None:
     """Of a request that fits the bucket: refused where there are too few tokens, with the time until all of it fits."""
-    rates = Rates((1.0, 10), clock=clock)
+    rates = Rates(Rate(1.0, 10), clock=clock)
     assert refused(rates) == 0 and refused(rates, requests=7, before=1) == 0
     assert refused(rates) == 0 and refused(rates, requests=7, before=1) == 7  # one token is left, eight are needed
     clock.now += 7
@@ -87,19 +87,19 @@ def test_further_images_count_as_requests(clock: Clock) -> None:
 
 def test_more_images_than_a_bucket_holds_are_paid_off_afterwards(clock: Clock) -> None:
     """Or such a request would be impossible; and where the bucket is not full, it waits."""
-    rates = Rates((1.0, 4), clock=clock)
+    rates = Rates(Rate(1.0, 4), clock=clock)
     assert refused(rates) == 0 and refused(rates, requests=31, before=1) == 0
     assert refused(rates) == 29
     clock.now += 29
     assert refused(rates) == 0 and refused(rates, requests=31, before=1) == 4
-    one = Rates((1.0, 1), clock=clock)
+    one = Rates(Rate(1.0, 1), clock=clock)
     assert refused(one) == 0 and refused(one, requests=3, before=1) == 0
     assert refused(one) == 4
 
 
 def test_a_flood_of_addresses_takes_no_more_memory_and_no_long_time(clock: Clock) -> None:
     """As many clients as there is room for, of which some share a set: each is still bounded while it is known."""
-    rates = Rates((0.001, 1), clock=clock)
+    rates = Rates(Rate(0.001, 1), clock=clock)
     for n in range(SETS * WAYS):
         rates.charge(f"2001:db8:{n:x}::/64", None)
     assert refused(rates, "new") == 0 and refused(rates, "new") == 1000
@@ -107,7 +107,7 @@ def test_a_flood_of_addresses_takes_no_more_memory_and_no_long_time(clock: Clock
 
 def test_a_bucket_that_is_full_again_makes_room_first(clock: Clock) -> None:
     """A client that is bounded stays so while idle ones are there to forget."""
-    rates = Rates((0.01, 1), clock=clock)
+    rates = Rates(Rate(0.01, 1), clock=clock)
     for n in range(SETS * WAYS):
         rates.charge(f"idle {n}", None)
     clock.now += 100
@@ -122,7 +122,7 @@ def test_a_bucket_that_is_full_again_makes_room_first(clock: Clock) -> None:
 def test_several_processes_share_the_buckets(clock: Clock) -> None:
     """Whichever worker is asked: the rate is that of the service."""
     memory = shared_memory()
-    first, second = (Rates((1.0, 4), memory, b"salt", clock) for _ in range(2))
+    first, second = (Rates(Rate(1.0, 4), memory, b"salt", clock) for _ in range(2))
     assert [refused(rates) for rates in (first, second, second, first, second, first)] == [0, 0, 0, 0, 1, 1]
 
 
