@@ -17,7 +17,7 @@ ENGINE ?=
 export GIT_PYTHON_REFRESH := quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test test-fast check format train-small tables-small lock clean
+.PHONY: help serve triton test test-fast check format train-small tables-small sbom lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -71,6 +71,9 @@ tables-small: $(VENV)/.locked ## Train and judge every network of the paper's ta
 	  $(PYTHON) -m training.reproduction.figures --figure $$figure --spec training/reproduction/figures-small.toml --root $(RUNS)/tables \
 	    --data-dir $(DATA_DIR) --out training/reports/figures; \
 	done
+
+sbom: $(VENV)/.locked ## Write build/sbom.json: each package and model of the image, with hashes (CycloneDX)
+	$(PYTHON) -m deploy.sbom --out build/sbom.json $(ARGS)
 
 lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade takes newer releases)
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \

@@ -57,7 +57,7 @@ class AsyncClient(AsyncPredictor):
             base_url=self._url,
             headers=headers,
             verify=verify if self._url.scheme == "https" else False,  # setting TLS up takes a while
-            timeout=None,  # `_ask` has one for the whole call
+            timeout=None,  # noqa: S113 - `_ask` has one for the whole call
             limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
         )
 

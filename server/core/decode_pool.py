@@ -61,7 +61,7 @@ class _Child:
         ours, theirs = socket.socketpair()
         try:
             arguments = [str(theirs.fileno()), str(seconds), str(max_bytes)]
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, three numbers, no shell
                 [*program(f"{__package__}.codecs.child"), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
