@@ -51,6 +51,8 @@ HEALTHY = {
     f'awnet_uncalibrated_cusum_raised{{{MODEL},of="uncalibrated"}}': "0+0x600",
     f'awnet_uncalibrated_cusum_raised{{{MODEL},of="suspicious"}}': "0+0x600",
     f'awnet_uncalibrated_cusum_raised{{{MODEL},of="adversarial"}}': "0+0x600",
+    f'awnet_query_guard_events_total{{{AWNET},who="client"}}': "0+0x600",
+    f'awnet_query_guard_events_total{{{AWNET},who="all"}}': "0+0x600",
     f"awnet_score_drift{{{MODEL}}}": "0.01+0x600",
     f"awnet_score_drift_images{{{MODEL}}}": "5000+0x600",
     f'awnet_omega_drift{{{MODEL},block="blocks.0"}}': "0.1+0x600",
@@ -247,6 +249,10 @@ CASES = [
             "AWNetUncalibratedShare",
             "AWNetNothingFlagged",
         )
+    ),
+    *(
+        Case("AWNetQueryGuard", {name("awnet_query_guard_events_total", who): "0+0x60 1+0x60"}, (59, 80), (62, 74))
+        for who in ('who="client"', 'who="all"')
     ),
     Case(
         "AWNetDetectorSilent",

@@ -14,43 +14,6 @@ OVERLAP = 16  # fewest of 32 places at which the sketches of like images are equ
 KEPT = 64  # images of an exemplar that are recognised when they come again, of 4 bytes each
 
 
-@dataclass(slots=True)
-class Exemplar:
-    """An image that was unlike all before it, and those that were like it since.
-
-    Counted are different images; the same pixels again are no other image, among the first `KEPT` at least. Counts are
-    those of the last `seconds` to twice as long, see `Window`.
-
-    Attributes:
-        first_id, last_id: of the requests that it came with first, and that something like it came with last.
-        askers: a bit of 64 for each client that asked.
-        told: somebody was told of it in these `seconds`.
-    """
-
-    owner: int
-    began: float
-    first_id: str
-    last_id: str
-    now: _Different = field(default_factory=lambda: _Different())
-    before: _Different = field(default_factory=lambda: _Different())
-    askers: int = 0
-    told: bool = False
-
-    @property
-    def count(self) -> int:
-        """Different images like it, itself included."""
-        return self.now.count + self.before.count
-
-    def add(self, exact: int, now: float, seconds: float) -> None:
-        """One image like it, at `now`."""
-        age = now - self.began
-        if age > seconds:
-            self.before, self.now = self.now if age <= 2 * seconds else _Different(), _Different()
-            self.began, self.told = now, False
-        if exact not in self.before.kept and exact not in self.now.kept:
-            self.now.add(exact)
-
-
 class _Different:
     """Different images, the first of them by 32 bits of their pixels, all others by their number."""
 
@@ -69,6 +32,46 @@ class _Different:
             self.kept.append(exact)
         else:
             self.others += 1
+
+
+_NONE = _Different()  # to which nothing is ever added
+
+
+@dataclass(slots=True)
+class Exemplar:
+    """An image that was unlike all before it, and those that were like it since.
+
+    Counted are different images; the same pixels again are no other image, among the first `KEPT` at least. Counts are
+    those of the last `seconds` to twice as long, see `Window`.
+
+    Attributes:
+        first_id, last_id: of the requests that it came with first, and that something like it came with last.
+        askers: a bit of 64 for each client that asked.
+        told: somebody was told of it in these `seconds`.
+    """
+
+    owner: int
+    began: float
+    first_id: str
+    last_id: str
+    now: _Different = field(default_factory=_Different)
+    before: _Different = _NONE
+    askers: int = 0
+    told: bool = False
+
+    @property
+    def count(self) -> int:
+        """Different images like it, itself included."""
+        return self.now.count + self.before.count
+
+    def add(self, exact: int, now: float, seconds: float) -> None:
+        """One image like it, at `now`."""
+        age = now - self.began
+        if age > seconds:
+            self.before, self.now = self.now if age <= 2 * seconds else _NONE, _Different()
+            self.began, self.told = now, False
+        if exact not in self.before.kept and exact not in self.now.kept:
+            self.now.add(exact)
 
 
 class Window:

@@ -179,6 +179,8 @@ def threat_model(audits: Mapping[str, Document], model: str, folder: Path) -> st
         f"against.{_shapes(parts)}",
         "- Whoever can change the model file, its thresholds or the server: signatures and hashes are in "
         "[lifecycle.md](lifecycle.md).",
+        "- How often somebody asks: the server looks for clients that try out many variants of an image, see its "
+        "[query guard](security.md#the-query-guard).",
         "- Poisoned training data, stolen weights, and what the answers tell about the training images.",
         "- Images that nobody attacked and that are unlike those of the calibration: the answer then says "
         "`calibrated: false`, and why.",
