@@ -134,6 +134,12 @@ class UnknownModel(RequestError):
     slug, title = "unknown-model", "Unknown model or version"
 
 
+class UnknownService(UnknownModel):
+    """Of gRPC, that a health check asks about."""
+
+    slug, title = "unknown-service", "Unknown service"
+
+
 class UnknownMode(RequestError):
     """The version that would answer has no such operating mode."""
 

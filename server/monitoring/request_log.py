@@ -30,6 +30,7 @@ QUIET_ROUTES = frozenset(
         "/admin/detection",
         "/inference.GRPCInferenceService/ServerLive",
         "/inference.GRPCInferenceService/ServerReady",
+        "/grpc.health.v1.Health/Check",
     }
 )
 

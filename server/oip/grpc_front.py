@@ -11,7 +11,7 @@ import logging
 import math
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ from ..errors import (
     DeadlineExceeded,
     Forbidden,
     ImageRejected,
-    InvalidTensor,
     NotFound,
     QueueFull,
     QueueShareTaken,
@@ -40,13 +39,15 @@ from ..errors import (
     Unauthorized,
     Unavailable,
     UnknownModel,
+    UnknownService,
 )
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from ..tls import Certificate, Certificates
-from . import protocol, wire
-from .tensors import Scalar, Tensor, quoted
+from . import grpc_standard, protocol, wire
+from .grpc_messages import infer_request, infer_response
+from .tensors import quoted
 
 log = logging.getLogger("awnet")
 
@@ -80,13 +81,14 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
 
 INFER = service_pb2.ModelInferRequest
 
-# Where InferTensorContents keeps the values of the two datatypes that a model takes.
-_CONTENTS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
-
 
 def code_of(error: AWNetError) -> grpc.StatusCode:
     """The gRPC status of `error`: the line of its nearest ancestor in `CODES`."""
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
+class NoMessage(RequestError):  # noqa: N818 - as in `errors`
+    """The client has nothing more to say."""
 
 
 class Calls:
@@ -136,7 +138,7 @@ class Calls:
                 self._add(self._held, client, held)
                 message = await context.read()  # not the iterator of messages, which would keep it
             if message is grpc.aio.EOF:
-                raise RequestError("there is no message")
+                raise NoMessage("there is no message")
             self._add(self._held, client, len(message) - held)
             held = len(message)
             yield message
@@ -208,8 +210,10 @@ class GrpcFront:
             ]
         )
         calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
-        self._service.metrics.expect((f"/{SERVICE}/{name}", METHOD) for name in SERVED)
-        self._server.add_generic_rpc_handlers((_handlers(self._service, calls),))
+        routes = (*(f"/{SERVICE}/{name}" for name in SERVED), HEALTH_CHECK)
+        self._service.metrics.expect((route, METHOD) for route in routes)
+        handlers = (_handlers(self._service, calls), *_standard_handlers(self._service, calls))
+        self._server.add_generic_rpc_handlers(handlers)
         try:
             if self._certificates is None:
                 port = self._server.add_insecure_port(self._address)
@@ -289,7 +293,7 @@ class _InferCall(NamedTuple):
 async def _model_infer(service: Service, message: _InferCall, context: Any) -> Any:
     left = context.time_remaining()
     answer = await protocol.infer(service, message.request, math.inf if left is None else left)
-    return _response(message.id, answer)
+    return infer_response(message.id, answer)
 
 
 SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
@@ -303,8 +307,21 @@ SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
 }
 
 
+async def _health_check(service: Service, message: Any, context: Any) -> Any:
+    if message.service not in ("", SERVICE):
+        raise UnknownService(f"there is no service {quoted(message.service)} here")
+    status = grpc_standard.SERVING if service.ready else grpc_standard.NOT_SERVING
+    return grpc_standard.HealthCheckResponse(status=status)
+
+
+HEALTH_CHECK = f"/{grpc_standard.HEALTH}/Check"
+REFLECT = {f"/{name}/ServerReflectionInfo": name.rpartition(".")[0] for name in grpc_standard.REFLECTIONS}
+_ANSWERS = SERVED | {HEALTH_CHECK: _health_check}
+
 # Calls that everybody may make; all others need the scope "predict".
-OPEN = frozenset({"ServerLive", "ServerReady"})
+OPEN = frozenset({"ServerLive", "ServerReady", HEALTH_CHECK})
+STANDARD = (HEALTH_CHECK, *REFLECT)  # the calls of gRPC's own services
+MAX_REFLECTED = 64  # questions on one stream
 
 
 def _handlers(service: Service, calls: Calls) -> Any:
@@ -328,6 +345,40 @@ def _handlers(service: Service, calls: Calls) -> Any:
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
+def _standard_handlers(service: Service, calls: Calls) -> Iterator[Any]:
+    """Those of gRPC's own services. `Watch` of health is not served: clients then do without."""
+    check = partial(_answer, service, calls, HEALTH_CHECK, grpc_standard.HealthCheckRequest)
+    watch = partial(_unserved, service, "Watch")
+    health = {
+        "Check": grpc.stream_unary_rpc_method_handler(check),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch),
+    }
+    yield grpc.method_handlers_generic_handler(grpc_standard.HEALTH, health)
+    for path, package in REFLECT.items():
+        reflected = partial(_reflect, service, calls, path, package)
+        handler = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(reflected)}
+        yield grpc.method_handlers_generic_handler(path.split("/")[1], handler)
+
+
+async def _reflect(service: Service, calls: Calls, path: str, package: str, messages: Any, context: Any) -> None:
+    """One stream of questions about what is served here; it ends where the client is silent for long."""
+    kind = grpc_standard.message_class(f"{package}.ServerReflectionRequest")
+    with _observed(service, path, context) as request:
+        try:
+            _admit(service, path, request, context)
+            with calls.one(request.client):
+                for _ in range(MAX_REFLECTED):
+                    try:
+                        async with calls.message(request.client, context, service.settings.body_seconds) as body:
+                            answer = grpc_standard.reflect(_read(kind, body, 0))
+                    except (NoMessage, RequestTimeout):
+                        break
+                    await context.write(answer.SerializeToString())
+            request.answered(200)
+        except Exception as error:
+            await _refuse(request, error, context)
+
+
 async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages: Any, context: Any) -> bytes | None:
     """One call: counted and timed, its errors as a status. A disconnect of the client cancels it."""
     with _observed(service, name, context) as request:
@@ -341,7 +392,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
                         message = await asyncio.to_thread(_read, kind, body, values)
                     else:
                         message = _read(kind, body, values)
-                    response: bytes = (await SERVED[name](service, message, context)).SerializeToString()
+                    response: bytes = (await _ANSWERS[name](service, message, context)).SerializeToString()
             request.answered(200)
             return response
         except Exception as error:
@@ -362,7 +413,7 @@ def _read(kind: Any, body: bytes, values: int) -> Any:
         message = kind.FromString(body)
     except DecodeError:
         raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
-    return _InferCall(message.id, _request(message)) if infers else message
+    return _InferCall(message.id, infer_request(message)) if infers else message
 
 
 async def _unserved(service: Service, name: str, messages: Any, context: Any) -> None:
@@ -392,7 +443,7 @@ def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
     """The call, to be counted and logged. Its id goes back in the trailing metadata, as in a header over HTTP."""
     metadata, client = context.invocation_metadata() or (), _address(context.peer())
     given = next((value for key, value in metadata if key == REQUEST_ID), "")
-    route = f"/{SERVICE}/{name}" if name in SERVED else OTHER
+    route = f"/{SERVICE}/{name}" if name in SERVED else name if name == HEALTH_CHECK else OTHER
     if client is not None and service.proxies:
         client = service.proxies.client(
             client, ((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
@@ -416,79 +467,3 @@ def _address(peer: str) -> str | None:
     """The address in gRPC's name of a peer, `ipv4:127.0.0.1:50000` or `ipv6:[::1]:50000`, as HTTP names that client."""
     kind, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else None
-
-
-def _request(message: Any) -> protocol.InferRequest:
-    """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor."""
-    limit = protocol.MAX_TENSORS
-    if len(message.inputs) > limit or len(message.outputs) > limit:
-        raise RequestError(f"more than {limit} inputs or outputs")
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise InvalidTensor(f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs")
-    inputs = []
-    for place, given in enumerate(message.inputs):
-        parameters = _parameters(given.parameters)
-        data = raw[place] if raw else _contents(given)
-        if raw and given.HasField("contents"):
-            raise InvalidTensor(f"input {quoted(given.name)}: both contents and raw_input_contents")
-        if any(dimension < 0 for dimension in given.shape):
-            raise InvalidTensor(f"input {quoted(given.name)}: its shape must hold integers of at least 0")
-        inputs.append(Tensor(given.name, given.datatype, tuple(given.shape), data, parameters))
-    wanted = [protocol.Wanted(output.name, _parameters(output.parameters)) for output in message.outputs]
-    return protocol.InferRequest(
-        message.model_name,
-        protocol.version_of(message.model_version, message.model_name),
-        inputs,
-        wanted,
-        _parameters(message.parameters),
-    )
-
-
-def _contents(given: Any) -> Any:
-    """The values of an input (InferInputTensor) that came in its `contents`."""
-    name = _CONTENTS.get(given.datatype)
-    if name is None:
-        return ()  # `protocol` refuses the datatype
-    others = [field.name for field, _ in given.contents.ListFields() if field.name != name]
-    if others:
-        raise InvalidTensor(f"input {quoted(given.name)}: {given.datatype} data belongs in {name}, not in {others[0]}")
-    return getattr(given.contents, name)
-
-
-def _parameters(given: Any) -> dict[str, Scalar]:
-    """A map of InferParameter. Raises RequestError for one without a value."""
-    found: dict[str, Scalar] = {}
-    for name, parameter in given.items():
-        kind = parameter.WhichOneof("parameter_choice")
-        if kind is None:
-            raise RequestError(f"parameter {quoted(name)} has no value")
-        found[name] = getattr(parameter, kind)
-    return found
-
-
-def _response(request_id: str, answer: protocol.InferAnswer) -> Any:
-    """`answer` as ModelInferResponse; always raw, as the clients expect."""
-    response = service_pb2.ModelInferResponse(
-        model_name=answer.model.name,
-        model_version=str(answer.model.version),
-        id=request_id,
-        outputs=[
-            {"name": output.name, "datatype": output.datatype, "shape": output.shape} for output in answer.outputs
-        ],
-        raw_output_contents=[output.raw() for output in answer.outputs],
-    )
-    _set(response.parameters, answer.parameters)
-    return response
-
-
-def _set(field: Any, parameters: Mapping[str, Scalar]) -> None:
-    for name, value in parameters.items():
-        if isinstance(value, bool):
-            field[name].bool_param = value
-        elif isinstance(value, int):
-            field[name].int64_param = value
-        elif isinstance(value, float):
-            field[name].double_param = value
-        else:
-            field[name].string_param = value

@@ -88,7 +88,7 @@ CHANGED: dict[str, str] = {
     "infer: an unknown output": _OUTPUTS,
     "infer: *": _MODE,
     "gRPC ModelInfer: an unknown output": _OUTPUTS,
-    "gRPC ModelInfer: *": _MODE,
+    "gRPC ModelInfer: *": f"{_MODE}; doubles once more as text",
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
     "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; 429; /v2, the "

@@ -21,7 +21,7 @@ from server.http import page
 from server.http.front import routes_of
 from server.http.metrics_port import create_metrics
 from server.oip import rest
-from server.oip.grpc_front import SERVICE, GrpcFront
+from server.oip.grpc_front import HEALTH_CHECK, SERVICE, STANDARD, GrpcFront
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
@@ -74,7 +74,7 @@ NOTHING = {
     "/redoc": "predict",
     "/admin/nothing": "admin",
 }
-GRPC_OPEN = {"ServerLive", "ServerReady"}
+GRPC_OPEN = {"ServerLive", "ServerReady", HEALTH_CHECK}
 FILLED = {"{model}": "awnet", "{version}": "1", "{name}": "awnet", "{file}": "page.js"}
 
 
@@ -210,10 +210,10 @@ def called(small: Small) -> Iterator[Caught]:
 ALL_CALLS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
 
 
-@pytest.mark.parametrize("name", ALL_CALLS)
+@pytest.mark.parametrize("name", [*ALL_CALLS, *STANDARD])
 def test_who_may_call_what(called: Caught, name: str) -> None:
     """The same over gRPC, in metadata, before the message is looked at; calls that are not served, too."""
-    method = f"/{SERVICE}/{name}"
+    method = name if name in STANDARD else f"/{SERVICE}/{name}"
     spoilt = b"\xff" * 8
     without = called.status(method, (), spoilt)
     right = called.status(method, (("authorization", f"Bearer {key('predict')}"),), spoilt)
@@ -233,13 +233,6 @@ def test_who_may_call_what(called: Caught, name: str) -> None:
     for scope in ("nothing", "signals", "metrics", "admin"):
         metadata = (("authorization", f"Bearer {key(scope)}"),)
         assert called.status(method, metadata, spoilt) == grpc.StatusCode.PERMISSION_DENIED
-
-
-def test_nothing_lists_the_services_of_grpc(called: Caught) -> None:
-    """There is no reflection, with whatever key."""
-    metadata = (("authorization", f"Bearer {key('admin')}"),)
-    for method in ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Check"):
-        assert called.status(method, metadata) == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_key_has_its_own_default_mode(tmp_path: Path) -> None:

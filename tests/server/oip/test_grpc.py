@@ -168,6 +168,8 @@ def test_values_and_parameters_are_those_of_http(served: Served) -> None:
         values = [v.decode() for v in got.ravel()] if output["datatype"] == "BYTES" else got.ravel().tolist()
         assert values == output["data"], output["name"]
     parameters = {name: getattr(p, p.WhichOneof("parameter_choice")) for name, p in answer.parameters.items()}
+    doubles = json.loads(parameters.pop("doubles"))
+    assert doubles == {name: value for name, value in parameters.items() if isinstance(value, float)}
     assert parameters == plain["parameters"]
 
 
