@@ -24,8 +24,11 @@ COPY examples/*.png examples/
 COPY LICENSE LICENSE
 # Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. What never runs goes:
 # tests of packages, the runtime's tools for making models and its library for programs in C, and pip, which nobody who
-# gets in should find. Readable by any user whatever the checkout's umask was.
+# gets in should find. Of the model the latest version stays, as in the wheel. Readable by any user whatever the
+# checkout's umask was.
 RUN /opt/awnet/bin/python -m compileall -q --invalidation-mode unchecked-hash awnet domain server \
+    && /opt/awnet/bin/python -c "import pathlib, shutil; found = pathlib.Path('model_repository/awnet').glob('[0-9]*'); \
+    [shutil.rmtree(old) for old in sorted(found, key=lambda folder: int(folder.name))[:-1]]" \
     && find /opt/awnet -path '*/site-packages/*/tests' -type d -prune -exec rm -r {} + \
     && rm -r /opt/awnet/lib/python3*/site-packages/onnxruntime/transformers \
     /opt/awnet/lib/python3*/site-packages/onnxruntime/quantization \

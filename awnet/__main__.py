@@ -85,6 +85,12 @@ def _audit(arguments: Sequence[str]) -> object:
     return audit_checkpoint(arguments)
 
 
+def _completion(arguments: Sequence[str]) -> object:
+    from .command.completion import main as complete
+
+    return complete(arguments, {name: command.about for name, command in COMMANDS.items()}, main)
+
+
 COMMANDS = {
     "serve": Command("serve models over HTTP, and over gRPC where it is asked for", _serve),
     "keys": Command("make, list, replace and revoke API keys", _keys),
@@ -95,6 +101,7 @@ COMMANDS = {
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),
     "export": Command("make one ONNX file of a checkpoint, proven against torch", _export, "export"),
+    "completion": Command("a script that completes all this in bash, zsh or fish", _completion),
 }
 
 

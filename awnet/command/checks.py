@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from domain import __version__
+from server.access.keys import Keys, read_file
 from server.core.bundled import EXAMPLES
 from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.engines.repository import Repository
@@ -23,7 +24,7 @@ from server.errors import AWNetError
 from server.listening import listen
 from server.process import certificates_of
 from server.settings import Settings
-from server.tls import EXPIRES_SOON_SECONDS
+from server.tls import EXPIRES_SOON_SECONDS, Certificates
 
 from ..local import Local, StartError
 
@@ -34,6 +35,7 @@ EXTRAS = {
     "signing": ("cryptography",),
 }
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
+WARN_DAYS = 14  # of a certificate
 DESCRIPTORS_ASIDE = 64  # files, sockets and pipes of a server beside its clients' connections
 
 
@@ -52,6 +54,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield from libraries()
     yield descriptors(settings)
     yield from ports(settings)
+    yield from access(settings)
     yield from tls(settings)
     if settings.engine == "embedded":
         yield from repository(settings)
@@ -60,7 +63,7 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> Check:
     """Cores that may be used, and the vector instructions that ONNX Runtime and Pillow look for."""
-    name, flags = platform.processor() or platform.machine(), set[str]()
+    name, flags = platform.machine(), set[str]()
     if info.is_file():
         fields = {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in info.open())}
         name = fields.get("model name", name)
@@ -151,6 +154,29 @@ def tls(settings: Settings) -> Iterator[Check]:
             f"{settings.tls_certificate}: {left / 86_400:.0f} days left" if left > 0 else "the certificate has expired"
         )
         yield Check("ok" if left > EXPIRES_SOON_SECONDS else "warn", "tls", told)
+
+
+def access(settings: Settings) -> Iterator[Check]:
+    """The file of API keys and the certificate, where the settings name them, and who is let in without keys."""
+    if settings.api_keys is not None:
+        try:
+            text, mode = read_file(settings.api_keys)
+            count = len(Keys.parse(text).entries)
+            loose = bool(mode & (stat.S_IROTH | stat.S_IWOTH))
+            told = f"{count} names in {settings.api_keys}" + ("; every user of this machine reads it" if loose else "")
+            yield Check("warn" if loose else "ok", "keys", told)
+        except AWNetError as error:
+            yield Check("fail", "keys", error.detail)
+    elif settings.host not in ("127.0.0.1", "::1", "localhost"):
+        yield Check("warn", "keys", f"{settings.host} is reached from elsewhere, and nobody needs a key (--api-keys)")
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        try:
+            certificate = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca).current
+            days = (certificate.not_after - time.time()) / 86_400
+            told = f"{settings.tls_certificate} is valid for {days:.0f} days more"
+            yield Check("ok" if days > WARN_DAYS else "warn" if days > 0 else "fail", "certificate", told)
+        except AWNetError as error:
+            yield Check("fail", "certificate", error.detail)
 
 
 def repository(settings: Settings) -> Iterator[Check]:

@@ -1,0 +1,113 @@
+"""`awnet doctor`: what would keep a server from serving is told before one is started."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from awnet.__main__ import main
+from awnet.command import checks
+from server.settings import Settings
+from tests.server.tiny import publish
+
+QUIET = ["--port", "0", "--admin-port", "none"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return publish(tmp_path / "models")
+
+
+def doctor(
+    repository: Path, *options: str, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, dict[str, tuple[str, str]]]:
+    """(status, what was checked -> (state, what was found))."""
+    status = main(["doctor", "--repository", str(repository), *options])
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    return status, {about: (state, found) for state, about, found in rows}
+
+
+def test_a_machine_that_can_serve_passes_every_check(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, told = doctor(repository, *QUIET, capsys=capsys)
+    assert status == 0 and {state for state, _ in told.values()} <= {"ok", "warn"}
+    named = {"awnet", "processor", "runtime", "libraries", "extras", "descriptors", "port", "repository", "permissions"}
+    assert named | {"model"} == set(told)
+    assert "golden values hold" in told["model"][1] and "onnxruntime" in told["runtime"][1]
+
+
+def test_what_is_in_the_way_is_named_and_fails(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A port that is taken, a broken model, a wrong file of keys: status 1, and the other checks go on."""
+    model = repository / "awnet/1/model.onnx"
+    model.write_bytes(model.read_bytes()[:-1])
+    (tmp_path / "keys.toml").write_text("[keys.shop]\nsha256 = 'none'\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [
+            "--port",
+            str(taken.getsockname()[1]),
+            "--admin-port",
+            "none",
+            "--api-keys",
+            str(tmp_path / "keys.toml"),
+        ]
+        status, told = doctor(repository, *options, capsys=capsys)
+    assert status == 1
+    assert {about for about, (state, _) in told.items() if state == "fail"} == {"port", "keys", "model"}
+    assert "its manifest says" in told["model"][1]
+
+
+def test_what_others_may_change_or_read_is_warned_of(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings fail nothing."""
+    (repository / "awnet/1/model.onnx").chmod(0o666)
+    keys = tmp_path / "keys.toml"
+    keys.write_text("")
+    keys.chmod(0o644)
+    status, told = doctor(repository, *QUIET, "--api-keys", str(keys), capsys=capsys)
+    assert status == 0
+    assert told["permissions"][0] == "warn" and "model.onnx can be written by every user" in told["permissions"][1]
+    assert told["keys"][0] == "warn"
+    _, told = doctor(repository, *QUIET, "--host", "0.0.0.0", capsys=capsys)
+    assert told["keys"] == ("warn", "0.0.0.0 is reached from elsewhere, and nobody needs a key (--api-keys)")
+
+
+def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(publish(tmp_path / "other", name="other"), tmp_path / "others")
+    for folder in ("empty", "others", "nowhere"):
+        status, told = doctor(tmp_path / folder, *QUIET, capsys=capsys)
+        assert status == 1 and told["repository"][0] == told["model"][0] == "fail"
+
+
+def test_settings_that_cannot_be_read_are_told_as_the_server_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--engine", "tritn"]) == 2
+    assert capsys.readouterr().err.startswith("setting engine (AWNET_ENGINE): ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "state", "said"),
+    [("flags : fpu avx2 fma", "ok", "avx2 fma"), ("flags : fpu sse", "warn", "no vector instructions")],
+)
+def test_a_processor_without_wide_vectors_is_warned_of(
+    flags: str, state: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(f"model name : A processor\n{flags}\n\nmodel name : A processor\n{flags}\n")
+    check = checks.processor(tmp_path / "cpuinfo")
+    assert check.state == state and check.found.startswith("A processor, ") and check.found.endswith(said)
+
+
+def test_two_runtimes_that_overwrite_each_other_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`onnxruntime` and `onnxruntime-gpu` bring the same files, and whichever came last is run."""
+    monkeypatch.setattr(checks, "version", lambda name: "1.31.1")
+    (runtime, *_) = checks.libraries()
+    assert runtime.state == "warn" and "both write the same files" in runtime.found
+
+
+def test_fewer_descriptors_than_connections_are_warned_of() -> None:
+    assert checks.descriptors(Settings(max_connections=65_536)).state == "warn"  # type: ignore[call-arg]
