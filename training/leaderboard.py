@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from domain.shares import wilson
+
 from . import files
-from .evaluation.detection import wilson
 from .evaluation.natural import worst_kind
 from .evaluation.points_report import FPRS, LEAST_CLEAN, RULE, percent
 from .evaluation.report import table

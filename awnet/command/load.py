@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from domain import __version__
+from domain.shares import wilson
 from server.core.bundled import EXAMPLES
 from server.core.cpu_limits import usable_cores
 
@@ -22,7 +23,6 @@ from ..client.predictor import AsyncPredictor
 from ..client.results import Result
 from .answerers import Open
 from .images import Image, images
-from .rates import interval
 
 TWIN = "-adversarial"  # as the page pairs the examples
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -138,9 +138,9 @@ def report(load: Load, url: str | None) -> dict[str, Any]:
 
 def _rate(verdicts: Counter[str], flagged: Sequence[str]) -> dict[str, float]:
     """The share of images with one of these verdicts, and its interval."""
-    hits, of = sum(verdicts[verdict] for verdict in flagged), verdicts.total()
-    low, high = interval(hits, of)
-    return {"flagged": hits, "share": hits / of, "low": low, "high": high}
+    hits = sum(verdicts[verdict] for verdict in flagged)
+    share, low, high = wilson(hits, verdicts.total())
+    return {"flagged": hits, "share": share, "low": low, "high": high}
 
 
 def told(document: dict[str, Any]) -> str:

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from domain.ranges import pristine_ranges
+from domain.shares import wilson
 from domain.statistics import STATISTICS, measure
 from server.core.domains import RATE_POINTS, locate, read_domains
 from server.core.images import Traits
-
-from .rates import interval
 
 NAME = "site"
 AS_IT_IS, JPEG, HALF = "as it is", "jpeg", "half size"
@@ -127,7 +126,7 @@ def quantile(fpr: float) -> Any:
 
 def uncertain(ordered: NDArray[np.float64], fpr: float) -> list[float]:
     """[low, high] of a threshold: the scores between which it lies for as many other pictures, nearly always."""
-    low, high = interval(fpr * len(ordered), len(ordered))
+    _, low, high = wilson(fpr * len(ordered), len(ordered))
     return [quantile(high)(ordered), quantile(low)(ordered)]
 
 
@@ -147,7 +146,7 @@ def flagged(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]
             one.score > getattr(applied.thresholds, point).score
             for one, (applied, _) in zip(seen, located, strict=True)
         )
-        found[point] = [over / len(seen), *interval(over, len(seen))]
+        found[point] = wilson(over, len(seen))
     return found
 
 

@@ -13,13 +13,13 @@ import onnxruntime as ort
 from tqdm import tqdm
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
+from domain.shares import wilson
 
 from . import black_box
 from .image_sets import ImageSet
 from .model_file import OUTSIDE, ModelFile, Served
 
 RADII = (2, 4, 8, 16)  # levels of 8 bits
-NORMAL_QUANTILE = 1.959964
 
 Part = dict[str, Any]
 
@@ -123,11 +123,7 @@ def _median(values: npt.NDArray[Any]) -> float | None:
 
 def share(bits: npt.NDArray[np.bool_]) -> list[float]:
     """The share of true ones with its 95 % Wilson interval: [value, low, high]."""
-    n, value = len(bits), float(bits.mean())
-    z = NORMAL_QUANTILE
-    middle, half = value + z * z / (2 * n), z * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return [round(value, 6), round(max(0.0, float(low)), 6), round(min(1.0, float(high)), 6)]
+    return [round(value, 6) for value in wilson(int(bits.sum()), len(bits))]
 
 
 def auroc(natural: npt.NDArray[np.float64], adversarial: npt.NDArray[np.float64]) -> float:

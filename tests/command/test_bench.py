@@ -11,7 +11,6 @@ import pytest
 from awnet.__main__ import main
 from awnet.command import load
 from awnet.command.load import Load, Picture, report, told
-from awnet.command.rates import interval
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
 
@@ -59,15 +58,6 @@ def test_what_cannot_be_measured_is_told_in_one_line(
     assert main(["bench", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("hits", "of", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 100, 0.0215, 0.1118), (0, 0, 0.0, 1.0)],
-)
-def test_intervals_are_wilsons(hits: int, of: int, low: float, high: float) -> None:
-    """Checked against published values: of 0 of 10, the upper end is z^2 / (n + z^2)."""
-    assert interval(hits, of) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_quantiles_are_values_that_were_measured() -> None:

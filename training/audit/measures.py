@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from ..evaluation.detection import wilson
+from domain.shares import wilson
 
 Floats = NDArray[np.float64]
 REACH = 12.0  # log-odds that a histogram of scores shows; what lies beyond is in the outermost bins
 
 
 def interval(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many images, see `detection.wilson`."""
+    """The 95 % interval of a share of so many images, see `shares.wilson`."""
     _, low, high = wilson(round(share * images), images)
     return low, high
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from domain.ranges import REACH, Ranges, Statistics, pool_ranges, pristine_ranges
+from domain.shares import wilson
 from domain.statistics import STATISTICS, measure
 
 from ..attacks.ascent import Budget, Model
@@ -27,7 +28,7 @@ from ..attacks.pgd import pgd_sat
 from ..checkpoint import Calibration, Domain
 from ..data import Split, to_bytes, to_pixels
 from ..network import ADVERSARIAL, DetectingNetwork
-from .detection import FPRS, calibrate, histogram, threshold_at, wilson
+from .detection import FPRS, calibrate, histogram, threshold_at
 from .pictures import changed
 from .probability import PRIOR, ScoreMap, fit_score_map
 

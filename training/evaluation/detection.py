@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -63,16 +62,6 @@ def bootstrap(
     ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def wilson(hits: int, n: int, level: float = 0.95) -> list[float]:
-    """[share, low, high] of `hits` among n, the interval being Wilson's; ValueError for n = 0."""
-    if n < 1:
-        raise ValueError("a share needs at least one image")
-    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]
 
 
 def histogram(scores: Tensor, bins: int = 50) -> tuple[list[float], list[int]]:

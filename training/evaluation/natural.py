@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
+from domain.shares import wilson
 
 from ..checkpoint import Calibration
 from ..network import DetectingNetwork
 from .calibration import Sample, assigned
-from .detection import wilson
 from .pictures import PICTURES, changed
 
 
@@ -74,7 +74,7 @@ def row(group: str, strengths: Mapping[int, Mapping[float, Tensor]]) -> dict[str
 
 
 def share(flags: Tensor) -> list[float]:
-    """[share, low, high] of bool [n], see `detection.wilson`."""
+    """[share, low, high] of bool [n], see `shares.wilson`."""
     return wilson(int(flags.sum()), len(flags))
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from domain.corruptions import CORRUPTIONS
+from domain.shares import wilson
 
 from ..checkpoint import Domain
 from .calibration import LEAST_OF_A_KIND, OPERATING_POINTS, Sample, assigned
-from .detection import threshold_at, wilson
+from .detection import threshold_at
 
 MOST_FLAGGED = 0.1  # of a judging kind of natural images, over the adversarial threshold
 Kinds = Mapping[tuple[str, int], Sample]  # (kind, strength), strength 0 where there is none

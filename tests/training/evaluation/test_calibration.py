@@ -11,6 +11,7 @@ import torch
 
 from domain.corruptions import CORRUPTIONS
 from domain.ranges import LOW_ENDS, REACH, pool_ranges, pristine_ranges
+from domain.shares import wilson
 from domain.statistics import STATISTICS, outside
 from export import contract
 from training import checkpoint
@@ -28,7 +29,6 @@ from training.evaluation.calibration import (
     rates_of,
     statistics_of,
 )
-from training.evaluation.detection import wilson
 from training.evaluation.pictures import changed
 from training.evaluation.probability import brier, expected_calibration_error, fit_score_map
 
@@ -49,17 +49,6 @@ def of_colours(values: list[float]) -> np.ndarray:
     statistics = np.zeros((len(values), len(STATISTICS)))
     statistics[:, STATISTICS.index("colours")] = values
     return statistics
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    """5 of 10 and 0 of 10; it never leaves [0, 1] and always holds the share."""
-    assert wilson(5, 10) == pytest.approx([0.5, 0.2366, 0.7634], abs=1e-4)
-    assert wilson(0, 10) == pytest.approx([0.0, 0.0, 0.2775], abs=1e-4)
-    for hits in (0, 1, 999, 1000):
-        share, low, high = wilson(hits, 1000)
-        assert 0 <= low <= share <= high <= 1
-    with pytest.raises(ValueError, match="at least one image"):
-        wilson(0, 0)
 
 
 def test_brier_counts_both_sides_alike() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from domain.shares import wilson
 from tests.training.evaluation.test_calibration import a_domain, of_colours
 from training.evaluation.calibration import Sample
 from training.evaluation.calibration_report import tolerance_table
-from training.evaluation.detection import wilson
 from training.evaluation.tolerance import MOST_FLAGGED, chosen, compared, most_flagged, of_group, served, tolerant
 
 scored = torch.linspace(0, 1, 101)[1:]  # 100 of them, 0.01 to 1
