@@ -76,13 +76,17 @@ def _train(arguments: Sequence[str]) -> object:
 
 def _audit(arguments: Sequence[str]) -> object:
     """Of a checkpoint with torch, or of a model file without: by the option that names the one or the other."""
-    if any(argument.split("=")[0] == "--model" for argument in arguments):
+    if _of_a_file(arguments):
         from export.audit.__main__ import main as audit_file
 
         return audit_file(arguments)
     from training.audit.__main__ import main as audit_checkpoint
 
     return audit_checkpoint(arguments)
+
+
+def _of_a_file(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] == "--model" for argument in arguments)
 
 
 def _completion(arguments: Sequence[str]) -> object:
@@ -151,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if command.extra is None or missing in OURS:
             raise
-        print(f"awnet {name} needs {missing}: {install(command.extra)}", file=sys.stderr)
+        extra = "audit" if name == "audit" and _of_a_file(rest) else command.extra
+        print(f"awnet {name} needs {missing}: {install(extra)}", file=sys.stderr)
         return 2
     return status if isinstance(status, int) else 0
 

@@ -25,7 +25,7 @@ from server.settings import Settings
 from ..client.local import LocalSettings
 from ..local import Local
 from . import site
-from .images import Image, images
+from .images import Image, images, shown
 from .site import KINDS, Seen
 from .versions import VersionError, contract_of, publish, with_contract
 
@@ -157,7 +157,7 @@ def told(document: dict[str, Any]) -> str:
     """The report for people."""
     lines = [
         f"{document['pictures']} different honest pictures; {len(document['unread'])} could not be read",
-        *(f"  {name}: {why}" for name, why in list(document["unread"].items())[:5]),
+        *(shown(f"  {name}: {why}") for name, why in list(document["unread"].items())[:5]),
     ]
     for point, made in document["thresholds"].items():
         lines.append(f"{point:<12}score over {made['score']:.6g} ({made['low']:.6g} to {made['high']:.6g})")

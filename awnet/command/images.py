@@ -69,9 +69,11 @@ def _folder(path: str) -> Iterator[Image]:
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
-            if name.lower().endswith(SUFFIXES):
+            inside = os.path.join(folder, name)
+            # Nobody waits for a FIFO that lies there; a link that leads nowhere is told.
+            if name.lower().endswith(SUFFIXES) and (os.path.isfile(inside) or os.path.islink(inside)):
                 empty = False
-                yield from _file(os.path.join(folder, name))
+                yield from _file(inside)
     if empty:
         raise PathError(f"{path} holds no image ({', '.join(SUFFIXES)})")
 
@@ -120,6 +122,11 @@ def _bounded(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
     return data
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: names in an archive are those of whoever made it, and may hold escape sequences."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _text(path: str) -> str:

@@ -45,7 +45,7 @@ COLUMNS: dict[str, tuple[tuple[str | int, ...], type]] = {
     "mode": (("mode",), str),
 }
 
-_TEXT = {True: "true", False: "false"}  # as in JSON
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that spreadsheets run
 
 Line = dict[str, Any]
 
@@ -179,11 +179,16 @@ def _write(f: IO[bytes], suffix: str, lines: Iterator[Line]) -> None:
         text = _Encoding(f)
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows(
-            [_TEXT.get(value, value) if isinstance(value, bool) else value for value in row(line)] for line in lines
-        )
+        table.writerows([_cell(value) for value in row(line)] for line in lines)
     else:
         _write_parquet(f, lines)
+
+
+def _cell(value: Any) -> Any:
+    """As it stands in a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA else value
 
 
 class _Encoding:

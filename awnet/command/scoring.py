@@ -15,7 +15,7 @@ from ..client.images import Encoded
 from ..client.predictor import AsyncPredictor
 from ..local import StartError
 from .answerers import Open
-from .images import Image
+from .images import Image, shown
 from .results import Line, Results, encoded
 
 PROGRESS_SECONDS = 0.2
@@ -65,7 +65,7 @@ class Scoring:
             self._clear()
             begun = bool(self._counts)
             more = "; --resume goes on here" if begun and self._results is not None else ""
-            print(f"{error}{more}", file=sys.stderr)
+            print(shown(f"{error}{more}"), file=sys.stderr)
             return 1 if begun else 2
         if self._results is not None:
             self._results.finish([image.name for image in self._images])
@@ -120,7 +120,8 @@ class Scoring:
         elif "error" in line:
             self._counts["failed"] += 1
             self._clear()
-            print(f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}", file=sys.stderr)
+            told = f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}"
+            print(shown(told), file=sys.stderr)
         else:
             self._counts[line.get("adversarial", {}).get("verdict", "answered")] += 1
         if line is not None and self._results is not None:

@@ -94,6 +94,17 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(
     assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in ("torch", "onnx")}
 
 
+def test_an_audit_of_a_file_alone_asks_for_its_own_small_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not for torch, which it does without."""
+    for module in [m for m in sys.modules if m.partition(".")[0] == "export"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert main(["audit", "--model=model.onnx"]) == 2
+    assert capsys.readouterr().err == f"awnet audit needs tqdm: {install('audit')}\n"
+
+
 def test_a_module_of_ours_that_is_missing_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken package must not read as one that lacks an extra."""
     monkeypatch.setitem(sys.modules, "training.train", None)

@@ -8,6 +8,7 @@ import fcntl
 import http.server
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -273,6 +274,30 @@ def test_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert main(["predict", str(folder), "--out", str(out)]) == 0
     assert files(out) == [f'{folder}/a\\xff\n".png']
+
+
+def test_names_of_an_archive_reach_neither_a_terminal_nor_a_spreadsheet_as_orders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are whoever's who made it: escape sequences are not printed, formulas are text in a CSV file."""
+    packed, out = tmp_path / "a.zip", tmp_path / "out.csv"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("\x1b[2Jbad.png", b"none")
+    assert main(["predict", str(packed), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "?[2Jbad.png" in said
+    folder = Path("=1+1")
+    with contextlib.chdir(tmp_path):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(encoded(noise(24, 24)))
+        assert main(["predict", "=1+1", "--out", "formula.csv"]) == 0
+    assert (tmp_path / "formula.csv").read_text("utf-8").splitlines()[1].startswith("'=1+1/a.png,")
+
+
+def test_nobody_waits_for_a_pipe_that_lies_among_images(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(photos / "pipe.png")
+    assert main(["predict", str(photos), "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert not any(name.endswith("pipe.png") for name in files(tmp_path / "out.jsonl"))
 
 
 class _Moody(http.server.BaseHTTPRequestHandler):
