@@ -30,6 +30,7 @@ class Bench:
 
     Attributes:
         folder: for logs and copies; emptied afterwards.
+        requests, soak_seconds: of the soak, whichever is over first.
         triton_venv: an environment with the real Triton.
     """
 
@@ -39,6 +40,8 @@ class Bench:
     kills: int = 20
     seconds: float = 60.0
     rounds: int = 5
+    requests: int = 100_000
+    soak_seconds: float = 600.0
     triton_venv: Path = ROOT / ".venv-triton"
 
 
@@ -231,9 +234,11 @@ async def overload(bench: Bench) -> Result:
             await asyncio.sleep(span)
         peak = full.counts()["ok"] / (full.samples[-1].ended - full.samples[0].begun)
         alone = quantile([s.ended - s.begun for s in lone.samples], 0.99)
+        alone_p50 = quantile([s.ended - s.begun for s in lone.samples], 0.5)
         budget = capacity / peak
         result.figures = {
             "peak_per_second": round(peak, 1),
+            "uncontended_p50_ms": _ms(alone_p50),
             "uncontended_p99_ms": _ms(alone),
             "queue_budget_ms": _ms(budget),
         }
@@ -246,12 +251,14 @@ async def overload(bench: Bench) -> Result:
             refused = [s for s in burst.samples if s.outcome == "503"]
             goodput = len(good) / bench.seconds
             accepted = quantile([s.ended - s.begun for s in good], 0.99)
+            median = quantile([s.ended - s.begun for s in good], 0.5)
             rejected = quantile([s.ended - s.begun for s in refused], 0.99)
             other = {k: v for k, v in burst.counts().items() if k not in ("ok", "503")}
             result.figures[f"{factor}x"] = {
                 "offered_per_second": round(factor * peak, 1),
                 "outcomes": dict(burst.counts()),
                 "goodput_per_second": round(goodput, 1),
+                "accepted_p50_ms": _ms(median),
                 "accepted_p99_ms": _ms(accepted),
                 "rejected_p50_ms": _ms(quantile([s.ended - s.begun for s in refused], 0.5)),
                 "rejected_p99_ms": _ms(rejected),
@@ -265,7 +272,11 @@ async def overload(bench: Bench) -> Result:
                 f"{_ms(accepted)} ms",
                 accepted <= limit,
             )
-            result.goal(f"{factor}x: rejects p99 < 50 ms", f"{_ms(rejected)} ms", rejected < 0.05)
+            result.goal(
+                f"{factor}x: rejects' p99 at most a tenth of the accepted p50",
+                f"{_ms(rejected)} of {_ms(median)} ms",
+                rejected <= median / 10,
+            )
             result.goal(f"{factor}x: nothing but 200 and 503", other or "nothing else", not other)
         await asyncio.sleep(1)
         begun = time.monotonic()

@@ -28,10 +28,12 @@ from .core.answers import Answers
 from .core.bundled import model_repository
 from .core.modes import Mode
 from .core.policy import POLICIES, At, Policies, Policy, Unsure
+from .core.regular_files import read_regular
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import SETTINGS, option, renamed, variable
 
 PREFIX = "AWNET_"
+MAX_CONFIG_BYTES = 1 << 20
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
 Seconds = Annotated[float, Field(le=86_400)]  # what is longer than a day is a slip, and no timer takes any number
@@ -461,7 +463,7 @@ def file_of(given: Mapping[str, Any]) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, as they would stand in variables. Raises ValueError."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = tomllib.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except OSError as error:
         raise ValueError(f"config {path}: {error.strerror}") from None
     except ValueError as error:  # of TOML, or of UTF-8

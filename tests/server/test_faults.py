@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import markdown
+from benchmarks.faults import SCENARIOS, markdown
 from benchmarks.harness import bad_models
 from benchmarks.harness.exchange import exposition
 from benchmarks.harness.load import Load, quantile
-from benchmarks.scenarios import SCENARIOS, Result
+from benchmarks.scenarios import Result
 from server.engines.repository import Repository
 from tests.server.tiny import ROOT
 
@@ -112,6 +112,8 @@ def test_a_missed_goal_is_printed_as_missed() -> None:
     page = markdown({"rolling": ran, "triton-kill": {"machine": {}, "not_run": "no triton"}})
     assert "| 0 failed requests | 3 of 100 | **missed** |" in page
     assert "Not run: no triton." in page
+    assert "| [rolling](#rolling) | 0 of 1 |" in page
+    assert "| [triton-kill](#triton-kill) | not run |" in page
 
 
 def test_a_quantile_is_one_of_the_samples() -> None:

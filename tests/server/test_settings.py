@@ -123,6 +123,9 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(
 def test_a_file_that_is_not_there_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(tmp_path / "none.toml")]) == 2
     assert capsys.readouterr().err == f"config {tmp_path / 'none.toml'}: No such file or directory\n"
+    os.mkfifo(tmp_path / "fifo.toml")
+    assert main(["--config", str(tmp_path / "fifo.toml")]) == 2
+    assert capsys.readouterr().err == f"config {tmp_path / 'fifo.toml'}: it is no regular file\n"
 
 
 def test_a_worker_has_its_supervisors_settings_whatever_becomes_of_the_file(file: Path) -> None:
