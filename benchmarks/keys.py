@@ -1,7 +1,8 @@
-"""What it costs a request that the server asks who sends it: with no file of keys, and with files of some to many.
+"""What it costs a request that the server asks who sends it, and bounds how much: with no file of keys, with files of
+some to many; behind proxies; with a rate and a share of the queue, and without.
 
-Each measurement is the CPU time of many calls of `Access.identify` and `Caller.require` for a request with the headers
-of an ordinary client; the cases take turns, figures are medians and quartiles over the rounds.
+Each measurement is the CPU time of many calls for a request with the headers of an ordinary client; the cases take
+turns, figures are medians and quartiles over the rounds.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from hashlib import sha256
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from server.access.access import Access
+from server.access.addresses import TrustedProxies, client_of
+from server.access.caller import Rate
+from server.access.rates import QueueShares, Rates
 from server.errors import Unauthorized
 from server.settings import Settings
 
@@ -48,6 +53,7 @@ def main() -> int:
             name: asking(access, key) for name, (access, key) in known.items()
         }
         cases["100 keys, a wrong one sent"] = asking(known["100 keys"][0], made(10_000))
+        cases |= bounding()
         samples: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(options.rounds):
             for name, ask in cases.items():
@@ -56,7 +62,7 @@ def main() -> int:
                     ask()
                 samples[name].append(1e6 * (time.process_time() - begun) / CALLS)
     found = {
-        "what": "CPU time of naming the caller of a request, microseconds: quartiles",
+        "what": "CPU time of naming and bounding the caller of a request, microseconds: quartiles",
         "machine": facts,
         "rounds": options.rounds,
         "microseconds": {name: statistics.quantiles(values, n=4) for name, values in samples.items()},
@@ -97,16 +103,40 @@ def asking(access: Access, key: bytes) -> Callable[[], None]:
     return ask
 
 
+def bounding() -> dict[str, Callable[[], None]]:
+    """Where the client is, and what is left of its rate and of its share of the queue."""
+    direct, behind = TrustedProxies(), TrustedProxies([ip_network("10.0.0.0/8")])
+    chain = [*HEADERS, (b"x-forwarded-for", b"9.9.9.9, 1.1.1.1, 10.0.0.2")]
+    unbounded, bounded = Rates(None), Rates(Rate(1e6, 10**6))
+    whole, part = QueueShares(256, 1.0), QueueShares(256, 0.5)
+
+    def holding(shares: QueueShares) -> Callable[[], None]:
+        def hold() -> None:
+            with shares.hold("1.1.1.1", 1):
+                pass
+
+        return hold
+
+    return {
+        "address, no proxy trusted": lambda: client_of(direct.client("1.1.1.1", HEADERS)) and None,
+        "address behind two trusted proxies": lambda: client_of(behind.client("10.0.0.1", chain)) and None,
+        "no rate": lambda: unbounded.charge("1.1.1.1", None),
+        "rate": lambda: bounded.charge("1.1.1.1", None),
+        "no share of the queue": holding(whole),
+        "share of the queue": holding(part),
+    }
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
     lines = [
-        "# What asking for a key costs",
+        "# What knowing and bounding a client costs",
         "",
-        f"{found['machine']['cpu']}, load {found['machine']['load_before'][0]:.1f} at the start, {found['rounds']} "
-        f"rounds of {CALLS} calls. CPU time of naming the caller of one request, median and quartiles. Made by "
-        "`python -m benchmarks.keys`.",
+        f"{found['machine']['cpu']}, load {found['machine']['load_before'][0]:.1f} at the start, {found['rounds']} rounds of "
+        f"{CALLS} calls. CPU time for one request, median and quartiles: first of naming its caller by a file of keys, "
+        "then of its address, its rate and its share of the queue. Made by `python -m benchmarks.keys`.",
         "",
-        "| file of keys | microseconds |",
+        "| what | microseconds |",
         "|---|---|",
     ]
     for name, (low, median, high) in found["microseconds"].items():
