@@ -132,9 +132,9 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# What knowing and bounding a client costs",
         "",
-        f"{found['machine']['cpu']}, load {found['machine']['load_before'][0]:.1f} at the start, {found['rounds']} rounds of "
-        f"{CALLS} calls. CPU time for one request, median and quartiles: first of naming its caller by a file of keys, "
-        "then of its address, its rate and its share of the queue. Made by `python -m benchmarks.keys`.",
+        f"{found['machine']['cpu']}, load {found['machine']['load_before'][0]:.1f} at the start, {found['rounds']} "
+        f"rounds of {CALLS} calls. CPU time for one request, median and quartiles: first of naming its caller by a "
+        "file of keys, then of its address, its rate and its share of the queue. Made by `python -m benchmarks.keys`.",
         "",
         "| what | microseconds |",
         "|---|---|",
