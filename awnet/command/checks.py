@@ -22,7 +22,6 @@ from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.engines.repository import Repository
 from server.errors import AWNetError
 from server.listening import listen
-from server.process import certificates_of
 from server.settings import Settings
 from server.tls import EXPIRES_SOON_SECONDS, Certificates
 
@@ -35,14 +34,16 @@ EXTRAS = {
     "signing": ("cryptography",),
 }
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
-WARN_DAYS = 14  # of a certificate
 DESCRIPTORS_ASIDE = 64  # files, sockets and pipes of a server beside its clients' connections
+
+
+State = Literal["ok", "warn", "fail"]
 
 
 class Check(NamedTuple):
     """One line of the report; `warn` may be lived with, `fail` keeps a server from serving."""
 
-    state: Literal["ok", "warn", "fail"]
+    state: State
     about: str
     found: str
 
@@ -55,7 +56,6 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield descriptors(settings)
     yield from ports(settings)
     yield from access(settings)
-    yield from tls(settings)
     if settings.engine == "embedded":
         yield from repository(settings)
     yield model(settings)
@@ -141,21 +141,6 @@ def ports(settings: Settings) -> Iterator[Check]:
             yield Check("fail", name, error.detail)
 
 
-def tls(settings: Settings) -> Iterator[Check]:
-    """Whether the certificate and its key load, and until when it is valid."""
-    try:
-        certificates = certificates_of(settings)
-    except AWNetError as error:
-        yield Check("fail", "tls", error.detail)
-        return
-    if certificates is not None:
-        left = certificates.current.not_after - time.time()
-        told = (
-            f"{settings.tls_certificate}: {left / 86_400:.0f} days left" if left > 0 else "the certificate has expired"
-        )
-        yield Check("ok" if left > EXPIRES_SOON_SECONDS else "warn", "tls", told)
-
-
 def access(settings: Settings) -> Iterator[Check]:
     """The file of API keys and the certificate, where the settings name them, and who is let in without keys."""
     if settings.api_keys is not None:
@@ -172,9 +157,10 @@ def access(settings: Settings) -> Iterator[Check]:
     if settings.tls_certificate is not None and settings.tls_key is not None:
         try:
             certificate = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca).current
-            days = (certificate.not_after - time.time()) / 86_400
-            told = f"{settings.tls_certificate} is valid for {days:.0f} days more"
-            yield Check("ok" if days > WARN_DAYS else "warn" if days > 0 else "fail", "certificate", told)
+            left = certificate.not_after - time.time()
+            told = f"{settings.tls_certificate} is valid for {left / 86_400:.0f} days more"
+            state: State = "ok" if left > EXPIRES_SOON_SECONDS else "warn" if left > 0 else "fail"
+            yield Check(state, "certificate", told if left > 0 else f"{settings.tls_certificate} has expired")
         except AWNetError as error:
             yield Check("fail", "certificate", error.detail)
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from awnet.command.checks import Check, tls
+from awnet.command.checks import Check, access
 from server.settings import Settings
 from tests.server.http.one_port import certificate
 
 
 def found(chain: Path, key: Path) -> Check:
-    (check,) = tls(Settings(tls_certificate=chain, tls_key=key))
+    (check,) = access(Settings(tls_certificate=chain, tls_key=key))
     return check
 
 
-@pytest.mark.parametrize(("days", "state"), [(90, "ok"), (3, "warn"), (-1, "warn")])
+@pytest.mark.parametrize(("days", "state"), [(90, "ok"), (3, "warn"), (-1, "fail")])
 def test_the_doctor_says_how_long_a_certificate_is_valid(tmp_path: Path, days: float, state: str) -> None:
-    """A server starts with an expired one, and no client trusts it."""
+    """Of an expired one that no client trusts it."""
     check = found(*certificate(tmp_path, days=days))
     assert check.state == state and ("expired" in check.found) == (days < 0)
 
@@ -31,4 +31,4 @@ def test_the_doctor_finds_a_certificate_that_keeps_a_server_from_starting(tmp_pa
 
 
 def test_the_doctor_says_nothing_of_tls_where_there_is_none() -> None:
-    assert list(tls(Settings())) == []
+    assert list(access(Settings())) == []
