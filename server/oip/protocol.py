@@ -13,14 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .. import __version__, errors
 from ..access.caller import Caller
-from ..core.answers import level
 from ..core.engine import Model, Terms
 from ..core.images import EncodedImage, ImageInput, PixelArray
-from ..core.policy import APPLIED
 from ..core.version import parse_version
 from ..errors import (
     AWNetError,
@@ -35,7 +31,7 @@ from ..errors import (
     UnsupportedMedia,
 )
 from ..service import Outcome, Service
-from .outputs import MAPPED, ON_REQUEST, SIGNALS, check, is_told, unnamed
+from .outputs import MAPPED, ON_REQUEST, SIGNALS, check, is_told, maps_scores, output_of, specifications, unnamed
 from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
 
 NAME = "awnet-server"
@@ -104,7 +100,7 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
     check(names, service.caller)
     with service.lease(request.model, request.version, mode) as lease:
         mapped = [name for name in names if name in MAPPED]
-        if mapped and not _maps_scores(lease.model):
+        if mapped and not maps_scores(lease.model):
             raise InvalidTensor(f"{quoted(lease.model.name)} has no output {mapped[0]!r}: its contract maps no scores")
         images = _images(service, request.inputs, lease.model.contract.preprocessing.size)
         try:
@@ -115,7 +111,7 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
     if rejected:
         raise _rejection(outcome, rejected, request.inputs[0].name)
     parameters = _about(outcome, service.settings.prior, service.caller)
-    return InferAnswer(outcome.model, [_output(name, outcome) for name in names], parameters)
+    return InferAnswer(outcome.model, [output_of(name, outcome) for name in names], parameters)
 
 
 def most_values(service: Service) -> int:
@@ -141,20 +137,21 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """What a model takes and gives. Of the two inputs a request has exactly one. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
-    inputs, outputs = _specifications(model, service.caller)
     return {
         "name": name,
         "versions": [str(number) for number in sorted(service.models.loaded()[name])],
         "platform": PLATFORM,
-        "inputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in inputs],
-        "outputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in outputs],
+        "inputs": [{"name": n, "datatype": datatype, "shape": shape} for n, datatype, shape in _inputs(model)],
+        "outputs": [
+            {"name": n, "datatype": datatype, "shape": shape}
+            for n, datatype, shape in specifications(model, service.caller)
+        ],
     }
 
 
 def model_config(service: Service, name: str, version: int | None) -> dict[str, Any]:
     """The same as Triton's model configuration. `max_batch_size` 0: shapes are whole. Raises UnknownModel, NotReady."""
     model = find(service, name, version)
-    inputs, outputs = _specifications(model, service.caller)
 
     def kind(datatype: str) -> str:
         return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
@@ -164,9 +161,13 @@ def model_config(service: Service, name: str, version: int | None) -> dict[str, 
         "platform": PLATFORM,
         "max_batch_size": 0,
         "input": [
-            {"name": n, "data_type": kind(datatype), "dims": shape, "optional": True} for n, datatype, shape in inputs
+            {"name": n, "data_type": kind(datatype), "dims": shape, "optional": True}
+            for n, datatype, shape in _inputs(model)
         ],
-        "output": [{"name": n, "data_type": kind(datatype), "dims": shape} for n, datatype, shape in outputs],
+        "output": [
+            {"name": n, "data_type": kind(datatype), "dims": shape}
+            for n, datatype, shape in specifications(model, service.caller)
+        ],
     }
 
 
@@ -201,31 +202,10 @@ def find(service: Service, name: str, version: int | None) -> Model:
     return versions[version]
 
 
-_Specification = tuple[str, str, list[int]]
-
-
-def _specifications(model: Model, caller: Caller) -> tuple[list[_Specification], list[_Specification]]:
-    """(name, datatype, shape) of inputs, and of the outputs that the caller is told; -1 is the number of images."""
+def _inputs(model: Model) -> list[tuple[str, str, list[int]]]:
+    """(name, datatype, shape) of the inputs; -1 is the number of images."""
     size = model.contract.preprocessing.size
-    inputs = [(IMAGE, "UINT8", [-1, 3, size, size]), (IMAGE_BYTES, "BYTES", [-1])]
-    outputs: list[_Specification] = [
-        ("logits", "FP32", [-1, len(model.contract.labels)]),
-        ("p_type", "FP32", [-1, 2]),
-        ("omega", "FP32", [-1, model.contract.omega_channels]),
-        ("score", "FP32", [-1]),
-        ("verdict", "BYTES", [-1]),
-        ("label", "BYTES", [-1]),
-        ("calibrated", "BOOL", [-1]),
-        ("probability", "FP32", [-1]),
-        ("domain", "BYTES", [-1]),
-        ("why", "BYTES", [-1]),
-        ("thresholds", "FP64", [-1, 2]),
-        ("decision", "BYTES", [-1]),
-        ("score_level", "BYTES", [-1]),
-        ("probability_level", "BYTES", [-1]),
-    ]
-    mapped = _maps_scores(model)
-    return inputs, [output for output in outputs if is_told(output[0], caller) and (mapped or output[0] not in MAPPED)]
+    return [(IMAGE, "UINT8", [-1, 3, size, size]), (IMAGE_BYTES, "BYTES", [-1])]
 
 
 def _terms(service: Service, parameters: Mapping[str, Scalar], max_seconds: float) -> Terms:
@@ -325,52 +305,6 @@ def _rejection(outcome: Outcome, rejected: Sequence[int], name: str) -> ImageRej
     return ImageRejected(f"input {name!r}, {elements}: rejected, {outcome.reasons(rejected)}", image=rejected[0])
 
 
-def _maps_scores(model: Model) -> bool:
-    """Whether its contract says what a score means as a probability."""
-    return all(domain.score_map is not None for domain in model.contract.domains)
-
-
-def _output(name: str, outcome: Outcome) -> Output:
-    signals, judgements = outcome.signals, outcome.judgements
-    rows = len(judgements)
-    if name in SIGNALS:
-        values = getattr(signals, name)
-        if name == "logits" and (abstained := outcome.withheld("abstain")):
-            values = values.copy()
-            values[abstained] = np.nan
-        return Output(name, "FP32", values.shape, values)
-    if name == "score":
-        return Output(name, "FP32", (rows,), signals.p_type[:, 0])
-    if name == "calibrated":
-        return Output(name, "BOOL", (rows,), np.array([judged.calibrated for judged in judgements], np.bool_))
-    if name == "probability":
-        return Output(name, "FP32", (rows,), np.array([judged.probability for judged in judgements], np.float32))
-    if name in ("score_level", "probability_level"):
-        given = [judged.score if name == "score_level" else judged.probability or 0.0 for judged in judgements]
-        return Output(name, "BYTES", (rows,), [level(value).encode() for value in given])
-    if name == "thresholds":
-        # In double precision, as the verdict compares them.
-        applied = [
-            (t.suspicious.score, t.adversarial.score) for t in (judged.applied.thresholds for judged in judgements)
-        ]
-        return Output(name, "FP64", (rows, 2), np.array(applied, np.float64))
-    if name == "verdict":
-        return Output(name, "BYTES", (rows,), [judged.verdict.encode() for judged in judgements])
-    if name == "domain":
-        names = [judged.applied.name if judged.calibrated else "" for judged in judgements]
-        return Output(name, "BYTES", (rows,), [found.encode() for found in names])
-    if name == "why":
-        return Output(name, "BYTES", (rows,), [(judged.why or "").encode() for judged in judgements])
-    if name == "decision":
-        # Nobody can tell from an answer that they are observed.
-        told = outcome.decisions if outcome.policy in APPLIED else ["answered"] * rows
-        return Output(name, "BYTES", (rows,), [decision.encode() for decision in told])
-    labels, best = outcome.model.contract.labels, signals.logits.argmax(axis=1).tolist()
-    abstained = outcome.withheld("abstain")
-    named = [b"" if row in abstained else labels[best[row]].encode() for row in range(rows)]
-    return Output(name, "BYTES", (rows,), named)
-
-
 def _about(outcome: Outcome, prior: float, caller: Caller) -> dict[str, Scalar]:
     """The response parameters: what the verdicts were measured by, and which file gave them in which mode.
 
@@ -386,7 +320,7 @@ def _about(outcome: Outcome, prior: float, caller: Caller) -> dict[str, Scalar]:
             found["threshold_adversarial"] = thresholds.adversarial.score
         found["target_fpr_suspicious"] = thresholds.suspicious.fpr
         found["target_fpr_adversarial"] = thresholds.adversarial.fpr
-        if _maps_scores(outcome.model):
+        if maps_scores(outcome.model):
             found["prior"] = prior
     found["calibrated"] = all(judged.calibrated for judged in judgements)
     if outcome.repeats is not None:

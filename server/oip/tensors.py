@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidTensor
 
+Values = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.bool_] | list[bytes]  # of an output
 Scalar = bool | int | float | str  # what a `parameters` object of the protocol may hold
 LENGTH_BYTES = 4  # of one element of a BYTES tensor, before its bytes
 MAX_QUOTE = 40  # of a client's own text in an error message
@@ -45,7 +46,7 @@ class Output:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.bool_] | list[bytes]
+    values: Values
 
     def raw(self) -> bytes:
         """Row-major, little-endian; an element of BYTES has its length before it, 4 bytes."""
