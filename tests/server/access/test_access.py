@@ -285,8 +285,10 @@ def become_a_folder(path: Path) -> None:
 def test_a_file_that_has_gone_or_is_wrong_keeps_the_keys(watched: Watched, harm: Callable[[Path], None]) -> None:
     """Said and counted once, however often it is looked at; a good file is taken again, also the same one."""
     harm(watched.path)
+    before = len(os.listdir("/dev/fd"))
     for _ in range(3):
         watched.access.check()
+    assert len(os.listdir("/dev/fd")) == before
     assert watched.names() == {"shop"}
     assert watched.reads == ["refused"]
     assert len([line for line in watched.log.messages if "the keys from before stay" in line]) == 1

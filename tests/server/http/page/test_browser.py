@@ -389,6 +389,7 @@ def test_an_image_that_a_policy_withholds_has_no_class_and_the_page_says_why(
         assert "attacked.png: adversarial, score 0.9020; no class." in page.get_by_role("status").text_content()
         assert serious(page) == []
         choose(page, image("scaled.png", 0.2, (64, 64)))
+        soon(classes).to_have_count(1, timeout=PATIENCE_MS)
         soon(classes).to_contain_text("an image that no threshold speaks for", timeout=PATIENCE_MS)
         page.locator("#model").select_option(label="strict, version 1")
         problem = page.get_by_role("alert")
