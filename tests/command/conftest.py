@@ -17,6 +17,13 @@ from tests.repository import ROOT, tracked
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands warn of variables that are no settings, as those are that name the suite's own data."""
+    for name in [name for name in os.environ if name.startswith("AWNET_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def wheel(process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built of the files that belong to the repository, in a copy: setuptools leaves build/ and *.egg-info behind."""
