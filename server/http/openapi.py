@@ -203,6 +203,15 @@ HEADERS = {
 }
 
 
+FORM = """<form action="predict" method="post" enctype="multipart/form-data">
+<label>Images to try
+<input type="file" name="image" accept="image/png,image/jpeg,image/webp" multiple required></label>
+<button>Ask</button>
+</form>"""
+KEYED = """<p>Here a key is needed, which a form cannot send:
+<code>curl -H "Authorization: Bearer KEY" -F image=@FILE .../predict</code></p>"""
+
+
 def html(openapi: Mapping[str, Any]) -> str:
     """The page for an OpenAPI document. Addresses in it are relative, so that a prefix of a proxy does no harm."""
     title = escape(openapi["info"]["title"])
@@ -212,9 +221,7 @@ def html(openapi: Mapping[str, Any]) -> str:
         f"<style>{STYLE}</style>\n<main>\n<h1>{title}: HTTP interface</h1>\n"
         f"<p>{escape(openapi['info'].get('description', ''))}</p>\n"
         '<p>For programs: <a href="openapi.json">openapi.json</a>.</p>\n'
-        '<form action="predict" method="post" enctype="multipart/form-data">\n'
-        '<label>Images to try <input type="file" name="image" accept="image/png,image/jpeg,image/webp" '
-        "multiple required></label>\n<button>Ask</button>\n</form>"
+        + (KEYED if "securitySchemes" in openapi["components"] else FORM)
     ]
     for path, methods in sorted(openapi["paths"].items(), key=lambda item: item[0] != "/predict"):
         for method in (method for method in methods if method != "servers"):

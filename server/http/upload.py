@@ -22,6 +22,8 @@ from ..errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMe
 RAW_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "application/octet-stream", "")
 JSON_TYPE = "application/json"
 FIELD = "image"
+# Unicode's categories of controls, directions of writing, private and unassigned characters, and ends of lines.
+UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 MAX_NAME = 128  # characters of a file name
 INLINE_BYTES = 64 << 10  # JSON of more is read on another thread than the event loop's
 MAX_OTHER_FIELDS = 8
@@ -78,7 +80,7 @@ async def uploads(content_type: str, body: bytes, max_images: int) -> list[Uploa
 def shown_name(name: str) -> str | None:
     """A file name of a client's, fit to be shown: its last part, in one line of visible characters, not too long."""
     last = name.replace("\\", "/").rpartition("/")[2]
-    visible = "".join("_" if unicodedata.category(c)[0] == "C" else c for c in last[: 4 * MAX_NAME])
+    visible = "".join("_" if unicodedata.category(c) in UNSHOWN else c for c in last[: 4 * MAX_NAME])
     return visible.strip()[:MAX_NAME] or None
 
 

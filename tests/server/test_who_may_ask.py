@@ -264,6 +264,7 @@ def test_the_documents_say_what_a_key_is_for(small: Small) -> None:
             assert scopes == (set() if needed is None else {needed})
             assert ("401" in operation["responses"]) == bool(scopes)
     page = ask(small, "GET", "/docs", "predict")[2].decode()
+    assert "<form" not in page and "Authorization: Bearer KEY" in page  # a form sends no header
     assert page.count("Needs a key with the scope <code>metrics</code>") == 1
 
 

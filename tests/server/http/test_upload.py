@@ -225,6 +225,7 @@ def test_other_fields_beside_the_image_are_ignored() -> None:
         ("folder/", None),
         ("  ", None),
         ("a\0b\x1b[31m\u202egnp.exe", "a_b_[31m_gnp.exe"),
+        ("one\u2028two\u2029\ud800.png", "one_two__.png"),
         ("x" * 3000, "x" * 128),
         ("\u00fc.png", "\u00fc.png"),
     ],
