@@ -365,6 +365,8 @@ def test_other_versions_and_tunnels_are_not_spoken(strict: Running) -> None:
 
 def test_broken_framing_is_counted_and_does_not_flood_the_log(strict: Running) -> None:
     """One line each in the request log, where that is on, and none elsewhere."""
+    strict.http.get("/nothing", headers={"x-request-id": "before-them"})
+    eventually(lambda: "before-them" in strict.text())  # and with it whatever was asked before
     lines = len(strict.text().splitlines())
     for _ in range(50):
         exchange(strict.port, b"nonsense\r\n\r\n")
