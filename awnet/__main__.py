@@ -100,7 +100,7 @@ COMMANDS = {
     "keys": Command("make, list, replace and revoke API keys", _keys),
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "bench": Command("measure latency under load, and what the detector flags", _bench),
-    "calibrate": Command("thresholds for honest pictures of your own, as a new version", _calibrate),
+    "calibrate": Command("thresholds for natural images of your own, as a new version", _calibrate),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),

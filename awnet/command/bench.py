@@ -1,4 +1,4 @@
-"""`awnet bench`: how fast answers come under load, and what the detector makes of clean and of attacked images.
+"""`awnet bench`: how fast answers come under load, and what the detector makes of natural and of adversarial images.
 
 The images are asked about again and again for --seconds, --concurrency of them at a time. Latency is from the request
 to its answer, as the caller sees it. Rates are over the images, each counted once: TPR is the share of --adversarial
@@ -21,7 +21,7 @@ from .server_options import add_server
 EXAMPLES = """examples:
   awnet bench                                                   the bundled examples, in this process
   awnet bench --url http://127.0.0.1:8000 --concurrency 32
-  awnet bench --clean photos --adversarial attacked --out bench.json
+  awnet bench --clean photos --adversarial twins --out bench.json
 
 exit status: 0 measured, 1 some requests had no answer, 2 nothing was measured, 130 interrupted
 """
@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add_server(made)
-    add("--clean", nargs="+", default=[], metavar="PATH", help="images that nobody attacked; as in awnet predict")
-    add("--adversarial", nargs="+", default=[], metavar="PATH", help="images that were attacked")
+    add("--clean", nargs="+", default=[], metavar="PATH", help="natural images; as in awnet predict")
+    add("--adversarial", nargs="+", default=[], metavar="PATH", help="adversarial images")
     add("--seconds", type=float, default=10.0, help="how long to ask (default: 10); every image is asked about once")
     add("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default: 8)")
     add("--out", type=Path, metavar="FILE", help="the report as JSON (default: only printed)")
@@ -73,8 +73,8 @@ def _bench(given: argparse.Namespace) -> int:
 
     opened = answerer(given, Retries(attempts=1))  # a refusal is a result here
     named = given.clean or given.adversarial
-    pictures = read(given.clean, given.adversarial) if named else examples()
-    load = Load(pictures, given.seconds, given.concurrency)
+    labelled = read(given.clean, given.adversarial) if named else examples()
+    load = Load(labelled, given.seconds, given.concurrency)
     try:
         asyncio.run(load.run(opened))
     except (Error, StartError) as error:

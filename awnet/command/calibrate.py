@@ -1,10 +1,10 @@
-"""`awnet calibrate MODEL.onnx PICTURES...`: thresholds for honest pictures of your own, as a new version of the model.
+"""`awnet calibrate MODEL.onnx IMAGES...`: thresholds for natural images of your own, as a new version of the model.
 
-The pictures must be ones that nobody attacked, such as those that the server is to judge, 250 or more. Half of them set
+The images must be ones that nobody attacked, such as those that the server is to judge, 250 or more. Half of them set
 a domain, "site", which goes before the model's own: its ranges say which images it speaks for, its thresholds flag as
-many honest ones as the model promises (5 % and 1 %), also as JPEG and at half their size. The other half says what is
+many natural ones as the model promises (5 % and 1 %), also as JPEG and at half their size. The other half says what is
 flagged, before and after, with 95 % intervals. Weights, other domains and everything else stay as they are. Whoever can
-slip attacked images among the pictures raises the thresholds, so look at where they come from.
+slip adversarial images among the images raises the thresholds, so look at where they come from.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 EXAMPLES = """examples:
   awnet calibrate model_repository/awnet/3/model.onnx photos
-  awnet calibrate model.onnx photos --adversarial attacked
+  awnet calibrate model.onnx photos --adversarial twins
   awnet calibrate model.onnx photos --repository /srv/models --name awnet --report site.json
 
-exit status: 0 published, 1 some pictures could not be read, and the others were taken, 2 nothing was published
+exit status: 0 published, 1 some images could not be read, and the others were taken, 2 nothing was published
 """
 
 
@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("model", type=Path, metavar="MODEL.onnx", help="a model file with a contract, as `awnet export` writes it")
-    add("pictures", nargs="+", metavar="PICTURES", help="folders, files, patterns, ZIP archives of honest pictures")
-    add("--adversarial", nargs="+", default=[], metavar="PATH", help="attacked pictures: how many are flagged then")
+    add("images", nargs="+", metavar="IMAGES", help="folders, files, patterns, ZIP archives of natural images")
+    add("--adversarial", nargs="+", default=[], metavar="PATH", help="adversarial images: how many are flagged then")
     add(
         "--repository",
         type=Path,
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--name", default="awnet", help="name of the model there (default: %(default)s)")
     add("--report", type=Path, metavar="FILE", help="what was measured as JSON (default: only printed)")
-    add("--concurrency", type=int, default=8, metavar="N", help="pictures under way at a time (default: 8)")
+    add("--concurrency", type=int, default=8, metavar="N", help="images under way at a time (default: 8)")
     return made
 
 

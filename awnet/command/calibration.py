@@ -1,4 +1,4 @@
-"""Scores honest pictures by a model in this process, and publishes that with a domain for them; see `calibrate`."""
+"""Scores natural images by a model in this process, and publishes that with a domain for them; see `calibrate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .images import Image, images, shown
 from .site import KINDS, Seen
 from .versions import VersionError, contract_of, publish, with_contract
 
-PROGRESS_EVERY = 25  # pictures
+PROGRESS_EVERY = 25  # images
 
 Variants = Callable[[bytes], Iterator[tuple[str, bytes]]]
 
@@ -39,7 +39,7 @@ class Task:
     """What is calibrated on what, and where it goes; see the options of `calibrate`."""
 
     model: Path
-    pictures: Sequence[str]
+    images: Sequence[str]
     adversarial: Sequence[str]
     repository: Path
     name: str
@@ -51,25 +51,25 @@ async def calibrate(task: Task) -> dict[str, Any]:
     """Calibrate, publish and write the report; returns it. Nothing is published where anything is raised.
 
     Raises:
-        ValueError: of the pictures, the model or the name; AWNetError, StartError: of the model; OSError.
+        ValueError: of the images, the model or the name; AWNetError, StartError: of the model; OSError.
     """
     if not MODEL_NAME.fullmatch(task.name):
         raise VersionError(f"--name {task.name!r} is no model name")
     data = await asyncio.to_thread(task.model.read_bytes)
     contract = contract_of(data)
-    honest, hostile = images(task.pictures), images(task.adversarial)
+    natural, hostile = images(task.images), images(task.adversarial)
     async with Local(_settings(task.model)) as local:
-        seen, unread = await observe(local, honest, site.variants, task.concurrency)
-        attacked, unread_too = await observe(local, hostile, site.alone, task.concurrency)
+        seen, unread = await observe(local, natural, site.variants, task.concurrency)
+        adversarial, unread_too = await observe(local, hostile, site.alone, task.concurrency)
     added = site.domain(seen, contract)
-    groups = {kind: site.checked(seen, kind) for kind in KINDS} | ({"attacked": attacked} if attacked else {})
+    groups = {kind: site.checked(seen, kind) for kind in KINDS} | ({"adversarial": adversarial} if adversarial else {})
     before, after = (
         {name: site.flagged(group, these) for name, group in groups.items()}
         for these in (contract, site.with_site(contract, added))
     )
     made = site.with_site(contract, {**added, "rates": site.rates(after)})
     sha256 = hashlib.sha256(data).hexdigest()
-    about = {"model_sha256": sha256, "pictures": len({one.picture for one in seen}), "awnet": __version__}
+    about = {"model_sha256": sha256, "images": len({one.digest for one in seen}), "awnet": __version__}
     made["provenance"] = {**contract.get("provenance", {}), "site": about}
     finished = with_contract(data, made)
     await proven(finished)
@@ -77,7 +77,7 @@ async def calibrate(task: Task) -> dict[str, Any]:
     document = {
         "from": {"file": str(task.model), "sha256": sha256},
         "published": str(folder),
-        "pictures": about["pictures"],
+        "images": about["images"],
         "unread": unread | unread_too,
         "thresholds": {point: _threshold(seen, added["thresholds"][point]) for point in RATE_POINTS},
         "flagged": {name: {"before": before[name], "after": after[name]} for name in groups},
@@ -88,9 +88,9 @@ async def calibrate(task: Task) -> dict[str, Any]:
 
 
 async def observe(
-    local: Local, pictures: Sequence[Image], variants: Variants, concurrency: int
+    local: Local, given: Sequence[Image], variants: Variants, concurrency: int
 ) -> tuple[list[Seen], dict[str, str]]:
-    """Every different picture in each of its variants, in their order; name -> why, of those that cannot be read."""
+    """Every different image in each of its variants, in their order; name -> why, of those that cannot be read."""
     room, done = asyncio.Semaphore(concurrency), 0
     known: set[str] = set()
     unread: dict[str, str] = {}
@@ -100,35 +100,35 @@ async def observe(
         async with room:
             try:
                 data = await asyncio.to_thread(image.read)
-                picture = hashlib.sha256(data).hexdigest()
-                if picture in known:
+                digest = hashlib.sha256(data).hexdigest()
+                if digest in known:
                     return []
-                known.add(picture)
+                known.add(digest)
                 encoded = await asyncio.to_thread(lambda: list(variants(data)))
-                found = [await _score(local, kind, one, picture) for kind, one in encoded]
+                found = [await _score(local, kind, one, digest) for kind, one in encoded]
             except (OSError, ValueError, AWNetError) as error:
                 unread[image.name] = str(error)
                 return []
             finally:
                 done += 1
-                if sys.stderr.isatty() and (done % PROGRESS_EVERY == 0 or done == len(pictures)):
-                    end = "\n" if done == len(pictures) else ""
-                    print(f"\r{done} of {len(pictures)} pictures", end=end, file=sys.stderr, flush=True)
+                if sys.stderr.isatty() and (done % PROGRESS_EVERY == 0 or done == len(given)):
+                    end = "\n" if done == len(given) else ""
+                    print(f"\r{done} of {len(given)}images", end=end, file=sys.stderr, flush=True)
             return found
 
-    parts = await asyncio.gather(*(look(image) for image in pictures))
+    parts = await asyncio.gather(*(look(image) for image in given))
     return [one for part in parts for one in part], unread
 
 
-async def _score(local: Local, kind: str, data: bytes, picture: str) -> Seen:
+async def _score(local: Local, kind: str, data: bytes, digest: str) -> Seen:
     """Raises AWNetError."""
     service = local.service
     image = EncodedImage(data, service.limits)
     with service.lease() as lease:
         outcome = await service.run(lease, [image], service.terms())
     assert image.decoded is not None
-    corner = await asyncio.to_thread(site.corner, image.decoded.pixels, picture)
-    return Seen(picture, kind, float(outcome.signals.p_type[0, 0]), image.traits, corner)
+    corner = await asyncio.to_thread(site.corner, image.decoded.pixels, digest)
+    return Seen(digest, kind, float(outcome.signals.p_type[0, 0]), image.traits, corner)
 
 
 async def proven(model: bytes) -> None:
@@ -156,7 +156,7 @@ def _threshold(seen: Sequence[Seen], made: dict[str, float]) -> dict[str, Any]:
 def told(document: dict[str, Any]) -> str:
     """The report for people."""
     lines = [
-        f"{document['pictures']} different honest pictures; {len(document['unread'])} could not be read",
+        f"{document['images']} different natural images; {len(document['unread'])} could not be read",
         *(shown(f"  {name}: {why}") for name, why in list(document["unread"].items())[:5]),
     ]
     for point, made in document["thresholds"].items():
@@ -167,7 +167,7 @@ def told(document: dict[str, Any]) -> str:
                 f"{100 * row[point][0]:.1f} % ({100 * row[point][1]:.1f} to {100 * row[point][2]:.1f}) {point}"
                 for point in RATE_POINTS
             )
-            lines.append(f"{kind:<10} {when:<7} {shares}, {row['calibrated']} of {row['pictures']} calibrated")
+            lines.append(f"{kind:<10} {when:<7} {shares}, {row['calibrated']} of {row['images']} calibrated")
     lines.append(
         f"published: {document['published']}, unsigned: `python -m export.sign` signs it where servers ask for that"
     )

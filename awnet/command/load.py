@@ -29,7 +29,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 RATES = {"suspicious": ("suspicious", "adversarial"), "adversarial": ("adversarial",)}
 
 
-class Picture(NamedTuple):
+class LabelledImage(NamedTuple):
     """An encoded image, and whether it was attacked."""
 
     name: str
@@ -38,17 +38,17 @@ class Picture(NamedTuple):
 
 
 class Load:
-    """Asks about `pictures` in turn, each at least once, until so many seconds are over.
+    """Asks about the `labelled` images in turn, each at least once, until so many seconds are over.
 
     Attributes:
         seconds: what was measured, from the first request to the last answer.
         latencies: seconds of each answered request.
         failures: reason -> requests that it ended.
-        verdicts: place among the pictures -> its first result.
+        verdicts: place among them -> its first result.
     """
 
-    def __init__(self, pictures: Sequence[Picture], seconds: float, concurrency: int) -> None:
-        self.pictures = pictures
+    def __init__(self, labelled: Sequence[LabelledImage], seconds: float, concurrency: int) -> None:
+        self.labelled = labelled
         self.concurrency = concurrency
         self.seconds = 0.0
         self.latencies: list[float] = []
@@ -69,19 +69,19 @@ class Load:
     async def _first(self, predictor: AsyncPredictor) -> None:
         """Warms up, and finds out that there is nobody."""
         try:
-            await predictor.answer([_sent(self.pictures[0])], None, {})
+            await predictor.answer([_sent(self.labelled[0])], None, {})
         except (AccessError, AnswerError, NotServedError, TransportError):
             raise
         except Error:
             pass  # counted where it is measured
 
     async def _ask(self, predictor: AsyncPredictor) -> None:
-        while self._next < len(self.pictures) or time.perf_counter() < self._until:
-            place = self._next % len(self.pictures)
+        while self._next < len(self.labelled) or time.perf_counter() < self._until:
+            place = self._next % len(self.labelled)
             self._next += 1
             begun = time.perf_counter()
             try:
-                (result,) = await predictor.answer([_sent(self.pictures[place])], None, {})
+                (result,) = await predictor.answer([_sent(self.labelled[place])], None, {})
             except Error as error:
                 self.failures[error.title if isinstance(error, ProblemError) else type(error).__name__] += 1
                 if isinstance(error, TransportError):
@@ -91,17 +91,17 @@ class Load:
             self.verdicts.setdefault(place, result)
 
 
-def read(clean: Sequence[str], adversarial: Sequence[str]) -> list[Picture]:
+def read(clean: Sequence[str], adversarial: Sequence[str]) -> list[LabelledImage]:
     """The images of these paths. Raises ValueError."""
     found = [(image, False) for image in images(clean)] + [(image, True) for image in images(adversarial)]
-    return [Picture(image.name, _bytes(image), attacked) for image, attacked in found]
+    return [LabelledImage(image.name, _bytes(image), attacked) for image, attacked in found]
 
 
-def examples() -> list[Picture]:
+def examples() -> list[LabelledImage]:
     """The bundled examples, clean ones and their twins. Raises ValueError."""
-    return [Picture(p.name, p.read_bytes(), p.stem.endswith(TWIN)) for p in sorted(EXAMPLES.glob("*.png"))] or read(
-        [str(EXAMPLES)], []
-    )
+    return [
+        LabelledImage(p.name, p.read_bytes(), p.stem.endswith(TWIN)) for p in sorted(EXAMPLES.glob("*.png"))
+    ] or read([str(EXAMPLES)], [])
 
 
 def report(load: Load, url: str | None) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def report(load: Load, url: str | None) -> dict[str, Any]:
         else None,
     }
     for name, attacked in (("clean", False), ("adversarial", True)):
-        results = [r for place, r in load.verdicts.items() if r.ok and load.pictures[place].attacked == attacked]
+        results = [r for place, r in load.verdicts.items() if r.ok and load.labelled[place].attacked == attacked]
         if results:
             verdicts = Counter(str(result.verdict) for result in results)
             document[name] = {
@@ -172,8 +172,8 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-def _sent(picture: Picture) -> Encoded:
-    return Encoded(picture.data, picture.name)
+def _sent(image: LabelledImage) -> Encoded:
+    return Encoded(image.data, image.name)
 
 
 def _bytes(image: Image) -> bytes:

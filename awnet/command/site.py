@@ -1,7 +1,7 @@
-"""A domain of one's own: thresholds and ranges drawn from honest pictures, and what they flag on others.
+"""A domain of one's own: thresholds and ranges drawn from natural images, and what they flag on others.
 
-Half of the pictures, by the hash of their bytes, set the ranges and thresholds; the other half says what they flag.
-Each picture counts as it is, as a JPEG of quality 75, and at half its size: pictures that arrive are re-encoded and
+Half of the images, by the hash of their bytes, set the ranges and thresholds; the other half says what they flag.
+Each image counts as it is, as a JPEG of quality 75, and at half its size: images that arrive are re-encoded and
 scaled on the way. A threshold is that of the kind which needs the highest, so that no kind is flagged more often than
 the rate says.
 """
@@ -29,19 +29,19 @@ AS_IT_IS, JPEG, HALF = "as it is", "jpeg", "half size"
 KINDS = (AS_IT_IS, JPEG, HALF)
 JPEG_QUALITY = 75
 BALL = 8  # grey levels that an attack may move a pixel by; the ranges hold its corners, or attacks would leave them
-LEAST = 99  # pictures of a half: the largest of fewer is no threshold for 1 %
+LEAST = 99  # images of a half: the largest of fewer is no threshold for 1 %
 BINS = 50
 
 
 class SiteError(ValueError):
-    """Nothing can be calibrated on these pictures."""
+    """Nothing can be calibrated on these images."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model makes of one picture in one of its `KINDS`: score, traits, and statistics in the ball's corner."""
+    """What a model makes of one image in one of its `KINDS`: score, traits, and statistics in the ball's corner."""
 
-    picture: str
+    digest: str
     kind: str
     score: float
     traits: Traits
@@ -49,28 +49,28 @@ class Seen:
 
     @property
     def checks(self) -> bool:
-        """Of the half that says what is flagged: a coin that the picture's hash throws."""
-        return int(self.picture[:8], 16) % 2 == 1
+        """Of the half that says what is flagged: a coin that the image's hash throws."""
+        return int(self.digest[:8], 16) % 2 == 1
 
 
 def alone(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """A picture in the one kind in which it came."""
+    """An image in the one kind in which it came."""
     yield AS_IT_IS, data
 
 
 def variants(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """(kind, encoded) of one picture. Raises OSError where Pillow cannot read it."""
+    """(kind, encoded) of one image. Raises OSError where Pillow cannot read it."""
     yield AS_IT_IS, data
     with Image.open(io.BytesIO(data)) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
-    yield JPEG, _encoded(picture, "JPEG", quality=JPEG_QUALITY)
-    half = (max(8, picture.width // 2), max(8, picture.height // 2))
-    yield HALF, _encoded(picture.resize(half, Image.Resampling.BILINEAR), "PNG")
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    yield JPEG, _encoded(image, "JPEG", quality=JPEG_QUALITY)
+    half = (max(8, image.width // 2), max(8, image.height // 2))
+    yield HALF, _encoded(image.resize(half, Image.Resampling.BILINEAR), "PNG")
 
 
-def corner(pixels: NDArray[np.uint8], picture: str) -> dict[str, float]:
-    """Statistics of pixels [3,S,S] moved to a random corner of the ball, the same one for the same picture."""
-    signs = np.random.default_rng(int(picture[:16], 16)).choice(np.array([-BALL, BALL], np.int16), pixels.shape)
+def corner(pixels: NDArray[np.uint8], digest: str) -> dict[str, float]:
+    """Statistics of pixels [3,S,S] moved to a random corner of the ball, the same one for the same image."""
+    signs = np.random.default_rng(int(digest[:16], 16)).choice(np.array([-BALL, BALL], np.int16), pixels.shape)
     return measure(np.clip(pixels.astype(np.int16) + signs, 0, 255).astype(np.uint8))
 
 
@@ -83,15 +83,15 @@ def domain(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
     """The domain as JSON, without its rates, for a model with this contract.
 
     Raises:
-        SiteError: too few pictures, or a contract without domains.
+        SiteError: too few images, or a contract without domains.
     """
     if contract["schema_version"] < 2:
         raise SiteError("the model's contract is of schema 1, without domains: export its checkpoint again")
     fitted = usable([one for one in seen if not one.checks])
-    for half, pictures in (("calibrate on", fitted), ("check on", usable([one for one in seen if one.checks]))):
-        count = len({one.picture for one in pictures})
+    for half, images in (("calibrate on", fitted), ("check on", usable([one for one in seen if one.checks]))):
+        count = len({one.digest for one in images})
         if count < LEAST:
-            raise SiteError(f"{count} different pictures to {half}; {LEAST} are needed, so give at least 250 in all")
+            raise SiteError(f"{count} different images to {half}; {LEAST} are needed, so give at least 250 in all")
     fprs = {point: contract["thresholds"][point]["fpr"] for point in RATE_POINTS}
     scores = {kind: np.sort([one.score for one in fitted if one.kind == kind]) for kind in KINDS}
     thresholds = {point: {"score": max(map(quantile(fpr), scores.values())), "fpr": fpr} for point, fpr in fprs.items()}
@@ -100,10 +100,10 @@ def domain(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
     counts, edges = np.histogram(np.concatenate(list(scores.values())), BINS, (0.0, 1.0))
     return {
         "name": NAME,
-        "about": "honest pictures of this site, also as JPEG and at half their size",
+        "about": "natural images of this site, also as JPEG and at half their size",
         "ranges": {name: list(ends) for name, ends in pristine_ranges(rows, [corners]).items()},
         "thresholds": thresholds,
-        "images": len({one.picture for one in fitted}),
+        "images": len({one.digest for one in fitted}),
         "kinds": list(KINDS),
         "score_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "score_map": _map_of(fitted, contract),
@@ -112,7 +112,7 @@ def domain(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _map_of(fitted: Sequence[Seen], contract: Mapping[str, Any]) -> Any:
-    """The score map of the domain that most pictures lay in before: honest pictures alone cannot make one."""
+    """The score map of the domain that most images lay in before: natural images alone cannot make one."""
     domains = read_domains(contract["domains"])
     before = [locate(domains, one.traits)[0].name for one in fitted]
     name = max(set(before), key=before.count)
@@ -125,7 +125,7 @@ def quantile(fpr: float) -> Any:
 
 
 def uncertain(ordered: NDArray[np.float64], fpr: float) -> list[float]:
-    """[low, high] of a threshold: the scores between which it lies for as many other pictures, nearly always."""
+    """[low, high] of a threshold: the scores between which it lies for as many other images, nearly always."""
     _, low, high = wilson(fpr * len(ordered), len(ordered))
     return [quantile(high)(ordered), quantile(low)(ordered)]
 
@@ -136,11 +136,11 @@ def with_site(contract: Mapping[str, Any], site: Mapping[str, Any]) -> dict[str,
 
 
 def flagged(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
-    """What a contract says of pictures: how many, how many it speaks for, and the share that is flagged at each
+    """What a contract says of images: how many, how many it speaks for, and the share that is flagged at each
     operating point as [share, low, high]."""
     domains = read_domains(contract["domains"])
     located = [locate(domains, one.traits) for one in seen]
-    found: dict[str, Any] = {"pictures": len(seen), "calibrated": sum(why is None for _, why in located)}
+    found: dict[str, Any] = {"images": len(seen), "calibrated": sum(why is None for _, why in located)}
     for point in RATE_POINTS:
         over = sum(
             one.score > getattr(applied.thresholds, point).score
@@ -164,7 +164,7 @@ def rates(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     held = io.BytesIO()
-    picture.save(held, kind, **options)
+    image.save(held, kind, **options)
     return held.getvalue()

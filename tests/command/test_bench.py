@@ -10,7 +10,7 @@ import pytest
 
 from awnet.__main__ import main
 from awnet.command import load
-from awnet.command.load import Load, Picture, report, told
+from awnet.command.load import LabelledImage, Load, report, told
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_measured_is_told_in_one_line(
 
 def test_quantiles_are_values_that_were_measured() -> None:
     """The 99th of 100 is not the largest, and one latency is all of them."""
-    made = Load([Picture("a", b"", False)], 1.0, 1)
+    made = Load([LabelledImage("a", b"", False)], 1.0, 1)
     made.seconds, made.latencies = 2.0, [n / 1000 for n in range(100, 0, -1)]
     assert report(made, None)["latency_ms"] == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
     made.latencies = [0.004]

@@ -1,4 +1,4 @@
-"""`awnet calibrate`: thresholds for pictures of one's own, in a version that a server takes."""
+"""`awnet calibrate`: thresholds for images of one's own, in a version that a server takes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.repository import ROOT
 from tests.server.tiny import graph, publish
 
 MODEL = max((ROOT / "model_repository/awnet").glob("*/model.onnx"), key=lambda path: int(path.parent.name))
-PICTURES = 260
+PHOTOS = 260
 
 
 def photo(seed: int) -> bytes:
-    """A cut-out of an example, sharpened: honest, and often flagged by the bundled model."""
+    """A cut-out of an example, sharpened: natural, and often flagged by the bundled model."""
     rng = np.random.default_rng(seed)
     drawn = [Image.open(path).convert("RGB") for path in sorted((ROOT / "examples").glob("*[a-z].png"))]
     chosen = drawn[seed % len(drawn)].resize((96, 96), Image.Resampling.BICUBIC)
@@ -41,32 +41,32 @@ def photo(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed in range(PICTURES):
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(PHOTOS):
         (folder / f"{seed:03}.png").write_bytes(photo(seed))
     return folder
 
 
 @pytest.fixture(scope="module")
-def calibrated(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the calibrated version, and the report beside it."""
     folder = tmp_path_factory.mktemp("calibrated")
-    arguments = [str(MODEL), str(pictures), "--adversarial", str(ROOT / "examples/ship-adversarial.png")]
+    arguments = [str(MODEL), str(photos), "--adversarial", str(ROOT / "examples/ship-adversarial.png")]
     given = ["--repository", str(folder / "models"), "--report", str(folder / "report.json")]
     assert main(["calibrate", *arguments, *given]) == 0
     return folder
 
 
 @pytest.mark.slow
-def test_honest_pictures_are_flagged_as_often_as_was_promised(calibrated: Path) -> None:
+def test_natural_images_are_flagged_as_often_as_was_promised(calibrated: Path) -> None:
     """On the half that set no threshold, in every kind: the rates' own intervals reach down to 5 and 1 per cent."""
     report = json.loads((calibrated / "report.json").read_text("utf-8"))
-    assert set(report["flagged"]) == {*site.KINDS, "attacked"} and report["pictures"] == PICTURES
+    assert set(report["flagged"]) == {*site.KINDS, "adversarial"} and report["images"] == PHOTOS
     for kind in site.KINDS:
         after = report["flagged"][kind]["after"]
         assert after["suspicious"][1] <= 0.05 and after["adversarial"][1] <= 0.01
-        assert after["calibrated"] >= 0.97 * after["pictures"]
+        assert after["calibrated"] >= 0.97 * after["images"]
     before = report["flagged"][site.AS_IT_IS]["before"]
     assert before["suspicious"][0] > 0.2 > report["flagged"][site.AS_IT_IS]["after"]["suspicious"][0]
     for made in report["thresholds"].values():
@@ -74,9 +74,7 @@ def test_honest_pictures_are_flagged_as_often_as_was_promised(calibrated: Path) 
 
 
 @pytest.mark.slow
-def test_the_version_differs_in_its_domains_alone_and_is_served(
-    calibrated: Path, tmp_path: Path, pictures: Path
-) -> None:
+def test_the_version_differs_in_its_domains_alone_and_is_served(calibrated: Path, tmp_path: Path, photos: Path) -> None:
     """Weights, golden values and the other domains are the model's own; the site's domain comes first."""
     made = calibrated / "models/awnet/1/model.onnx"
     old, new = (onnx.load(path) for path in (MODEL, made))
@@ -87,29 +85,29 @@ def test_the_version_differs_in_its_domains_alone_and_is_served(
     assert parse(json.dumps(now)).domains[0].rates["fpr_worst"]["kind"] in (site.JPEG, site.HALF)
     out = tmp_path / "out.jsonl"
     given = ["--repository", str(calibrated / "models"), "--out", str(out)]
-    assert main(["predict", str(pictures / "000.png"), *given]) == 0
+    assert main(["predict", str(photos / "000.png"), *given]) == 0
     assert json.loads(out.read_text("utf-8"))["adversarial"]["domain"] == "site"
 
 
 @pytest.mark.slow
 def test_calibrated_again_the_site_is_replaced_and_versions_are_never_overwritten(
-    calibrated: Path, pictures: Path
+    calibrated: Path, photos: Path
 ) -> None:
     made = calibrated / "models/awnet/1/model.onnx"
     before = made.read_bytes()
-    assert main(["calibrate", str(made), str(pictures), "--repository", str(calibrated / "models")]) == 0
+    assert main(["calibrate", str(made), str(photos), "--repository", str(calibrated / "models")]) == 0
     assert made.read_bytes() == before
     names = [part["name"] for part in contract_of((calibrated / "models/awnet/2/model.onnx").read_bytes())["domains"]]
     assert names.count("site") == 1 and names[0] == "site"
 
 
-@pytest.mark.parametrize("what", ["few", "no onnx", "no contract", "schema 1", "name", "nowhere", "no pictures"])
+@pytest.mark.parametrize("what", ["few", "no onnx", "no contract", "schema 1", "name", "nowhere", "no images"])
 def test_what_cannot_be_calibrated_is_told_in_one_line_and_nothing_is_written(
-    what: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
     few.mkdir()
-    for path in sorted(pictures.iterdir())[:20]:
+    for path in sorted(photos.iterdir())[:20]:
         shutil.copy(path, few)
     model, name, paths = MODEL, "awnet", few
     if what == "no onnx":
@@ -124,7 +122,7 @@ def test_what_cannot_be_calibrated_is_told_in_one_line_and_nothing_is_written(
         name = "../up"
     elif what == "nowhere":
         model = tmp_path / "nowhere.onnx"
-    elif what == "no pictures":
+    elif what == "no images":
         paths = tmp_path / "none"
     out = tmp_path / "models"
     assert main(["calibrate", str(model), str(paths), "--repository", str(out), "--name", name]) == 2
@@ -133,11 +131,11 @@ def test_what_cannot_be_calibrated_is_told_in_one_line_and_nothing_is_written(
 
 
 @pytest.mark.slow
-def test_tritons_configuration_tells_of_the_new_version_too(tmp_path: Path, pictures: Path) -> None:
+def test_tritons_configuration_tells_of_the_new_version_too(tmp_path: Path, photos: Path) -> None:
     """As if the exporter had written it: contract and hash of each version."""
     repository = tmp_path / "models"
     export_publish(MODEL.read_bytes(), repository)
-    assert main(["calibrate", str(MODEL), str(pictures), "--repository", str(repository)]) == 0
+    assert main(["calibrate", str(MODEL), str(photos), "--repository", str(repository)]) == 0
     written = (repository / "awnet/config.pbtxt").read_text("utf-8")
     made = (repository / "awnet/2/model.onnx").read_bytes()
     folder = export_publish(made, tmp_path / "again", version=2)
@@ -151,14 +149,14 @@ def test_tritons_configuration_tells_of_the_new_version_too(tmp_path: Path, pict
     ("scores", "fpr", "threshold"), [(99, 0.01, 98), (99, 0.05, 94), (199, 0.01, 197), (10, 0.01, 9)]
 )
 def test_a_threshold_is_the_conformal_quantile(scores: int, fpr: float, threshold: int) -> None:
-    """The k-th least of n, k the least whole number of at least (n + 1)(1 - fpr): then a further picture lies over it
+    """The k-th least of n, k the least whole number of at least (n + 1)(1 - fpr): then a further image lies over it
     with probability at most fpr."""
     assert site.quantile(fpr)(np.arange(scores, dtype=float)) == threshold
 
 
 def test_the_halves_do_not_depend_on_order_or_name() -> None:
-    """A coin that the picture's own bytes throw, so that a copy never sits in both."""
-    pictures = [sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(400)]
-    halves = [{site.Seen(one, kind, 0.0, Traits({}), {}).checks for kind in site.KINDS} for one in pictures]
+    """A coin that the image's own bytes throw, so that a copy never sits in both."""
+    digests = [sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(400)]
+    halves = [{site.Seen(one, kind, 0.0, Traits({}), {}).checks for kind in site.KINDS} for one in digests]
     assert all(len(half) == 1 for half in halves)
     assert 150 < sum(True in half for half in halves) < 250
