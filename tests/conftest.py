@@ -13,6 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest_plugins = ["tests.marks", "tests.reaper"]
 
 
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs warn of variables that are no settings, as those are that name the suite's own data."""
+    for name in [name for name in os.environ if name.startswith("AWNET_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated AW-Net of width 4 as `best.pt`."""

@@ -18,10 +18,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands warn of variables that are no settings, as those are that name the suite's own data."""
-    for name in [name for name in os.environ if name.startswith("AWNET_")]:
-        monkeypatch.delenv(name)
+def quiet(no_variables: None) -> None:
+    """Commands read the settings."""
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,9 @@ def test_a_server_that_all_may_ask_says_so_once(
         (["--admin-hosts", "admin:8002"], "admin:8002"),
     ],
 )
-def test_settings_that_do_not_fit_are_said_in_one_line(tmp_path: Path, given: list[str], said: str) -> None:
+def test_settings_that_do_not_fit_are_said_in_one_line(
+    no_variables: None, tmp_path: Path, given: list[str], said: str
+) -> None:
     """Status 2, before anything is opened."""
     chain, _ = certificate(tmp_path)
     command = [sys.executable, "-m", "server", *(part.format(chain=chain) for part in given)]

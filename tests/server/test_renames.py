@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -27,11 +26,7 @@ VALUES = {"access_log": ("true", True), "golden_canary_seconds": ("2.5", 2.5)}
 MODEL = Model("awnet", 1, "f" * 64, parse(json.dumps(contract_of(graph()))))
 OPENMETRICS = "application/openmetrics-text"
 
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AWNET_")]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("no_variables")
 
 
 @pytest.mark.parametrize("old", SETTINGS)

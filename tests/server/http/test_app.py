@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -352,10 +351,10 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-def test_settings_come_from_the_environment_and_wrong_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment_and_wrong_ones_are_refused(
+    no_variables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """AWNET_ before each name; a value that makes no sense stops the start."""
-    for name in [name for name in os.environ if name.startswith("AWNET_")]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("AWNET_PORT", "9000")
     monkeypatch.setenv("AWNET_DATA_DIR", "/data")  # the tests' own, none of the server's
     assert Settings().port == 9000
