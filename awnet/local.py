@@ -12,7 +12,8 @@ from server.http.app import PublicFront, create_app
 from server.process import make_service
 from server.settings import Settings
 
-log = logging.getLogger("awnet")
+# What goes wrong is raised, or is an answer; whoever sets logging up hears of it, too.
+logging.getLogger("awnet").addHandler(logging.NullHandler())
 
 # What protects a server from its clients has nothing to do where the only client is this process.
 ALONE = {
@@ -64,8 +65,6 @@ class Local:
             raise StartError(f"{error.title}: {error.detail}") from None
         self.service = service
         self._app: PublicFront = create_app(service)
-        self._log_level = log.level
-        log.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised, or is an answer
         await service.start()
         if service.failure is not None:
             await self.__aexit__()
@@ -74,7 +73,6 @@ class Local:
 
     async def __aexit__(self, *_: object) -> None:
         await self.service.stop()
-        log.setLevel(self._log_level)
 
     async def predict(self, body: bytes, query: str = "", headers: Mapping[str, str] | None = None) -> Reply:
         """The answer to `POST /predict?QUERY` with an encoded image, or a form, as its body."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -175,12 +176,12 @@ def test_an_image_that_is_blamed_is_left_out_and_the_others_are_asked_again() ->
     """Of a server that refuses a whole request for one image."""
 
     def second(asked: Asked) -> Reply:
-        if b"bad" in asked.body:
+        if b"spoilt" in asked.body:
             return problem(422, "undecodable-image", image=1)
         return answer(*[result()] * asked.body.count(b'; name="image"'))
 
     with fake(second) as server, awnet.Client(server.url) as client:
-        got = list(client.predict_many([b"1", b"bad", b"2"]))
+        got = list(client.predict_many([b"1", b"spoilt", b"2"]))
     assert [one.label for one in got] == ["ship", None, "ship"]
     assert isinstance(got[1].error, awnet.ImageError)
 
@@ -449,6 +450,22 @@ def test_a_model_in_this_process_takes_nothing_from_the_environment(
         assert local.model()["prior"] == 0.01
     with pytest.raises(ValueError, match="prior"):
         awnet.load(repository, prior=2)
+
+
+@pytest.mark.process
+def test_models_in_this_process_leave_logging_as_it_is(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has set logging up hears of them; whoever has not, does not."""
+    logger = logging.getLogger("awnet")
+    level = logger.level
+    with caplog.at_level(logging.INFO, "awnet"):
+        first, second = awnet.load(repository, threads=1), awnet.load(repository, threads=1)
+    first.close()
+    second.close()
+    assert logger.level == level
+    assert any(record.getMessage().startswith("ready: awnet") for record in caplog.records)
+    program = f"import awnet; awnet.load({str(repository)!r}, threads=1).close()"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout + run.stderr == ""
 
 
 @pytest.mark.process
