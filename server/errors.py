@@ -168,6 +168,12 @@ class ImageRejected(RequestError):
     slug, title = "image-rejected", "Image rejected"
 
 
+class NoMessage(RequestError):
+    """A call of gRPC whose client has nothing more to say."""
+
+    slug, title = "no-message", "No message"
+
+
 class TooSoon(RequestError):
     """The same request is answered later.
 

@@ -28,6 +28,7 @@ from ..errors import (
     DeadlineExceeded,
     Forbidden,
     ImageRejected,
+    NoMessage,
     NotFound,
     QueueFull,
     QueueShareTaken,
@@ -85,10 +86,6 @@ INFER = service_pb2.ModelInferRequest
 def code_of(error: AWNetError) -> grpc.StatusCode:
     """The gRPC status of `error`: the line of its nearest ancestor in `CODES`."""
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
-
-
-class NoMessage(RequestError):  # noqa: N818 - as in `errors`
-    """The client has nothing more to say."""
 
 
 class Calls:
