@@ -234,6 +234,17 @@ def test_fields_that_are_left_out_are_none_and_unknown_ones_are_kept() -> None:
     assert got.raw["new"] == [1]
 
 
+def test_levels_stand_in_the_place_of_numbers() -> None:
+    """As a key that may not see the numbers is told them."""
+    told = {
+        "predictions": [{"class_id": 1, "label": "cat", "probability_level": "high"}],
+        "adversarial": {"score_level": "very-low", "probability_level": None, "verdict": "clean"},
+    }
+    with fake(answer(told)) as server, awnet.Client(server.url) as client:
+        got = client.predict(b"x")
+    assert (got.confidence, got.score, got.probability) == ("high", "very-low", None)
+
+
 def test_a_request_says_what_its_client_was_told() -> None:
     """Key, model, mode and so on of the client, unless the call says otherwise; the key stands nowhere else."""
     key = "awnet_" + "k" * 43
