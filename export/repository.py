@@ -12,7 +12,6 @@ that also describes a version not there yet; the next publication sweeps up.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from .files import alone_in, replace, sync, write
-from .layout import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    METADATA_KEY,
-    MODEL_FILE,
-    NAME,
-    STAGING,
-    VERSION,
-    manifest,
-    numbered,
-    quoted,
-    versions,
-)
+from .layout import CONFIG_FILE, METADATA_KEY, MODEL_FILE, NAME, VERSION, quoted, versions
+from .publication import add_version
 
 TRITON_TYPES = {TensorProto.UINT8: "TYPE_UINT8", TensorProto.FLOAT: "TYPE_FP32"}
 MAX_BATCH = 64
@@ -63,28 +50,13 @@ def publish(model: bytes, repository: Path, *, name: str = "awnet", version: int
     """
     check_free(repository, name=name, version=version)
     home = repository / name
-    home.mkdir(parents=True, exist_ok=True)
-    with alone_in(home):
-        for stale in home.glob(f"{STAGING}*"):
-            shutil.rmtree(stale)
-        check_free(repository, name=name, version=version)  # again: another exporter may have been here
-        existing = versions(home)
-        taken = numbered(home)
-        version = version or max(taken, default=0) + 1
-        target = home / str(version)
-        described = {v: describe((home / str(v) / MODEL_FILE).read_bytes()) for v in existing}
-        described[version] = describe(model)
-        config = triton_config(name, described)
 
-        staging = home / f"{STAGING}{version}"
-        staging.mkdir()
-        write(staging / MODEL_FILE, model)
-        write(staging / MANIFEST_FILE, manifest(model, name, version))
-        sync(staging)
-        replace(home / CONFIG_FILE, config.encode())
-        staging.rename(target)
-        sync(home)
-    return target
+    def config(number: int) -> bytes:
+        check_free(repository, name=name, version=number)  # again: another exporter may have been here
+        described = {v: describe((home / str(v) / MODEL_FILE).read_bytes()) for v in versions(home)}
+        return triton_config(name, described | {number: describe(model)}).encode()
+
+    return add_version(model, home, config, version)
 
 
 def check_free(repository: Path, *, name: str, version: int | None) -> None:

@@ -5,14 +5,14 @@ Neither a runtime nor the library onnx is needed: the contract is a string in th
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.files import alone_in, replace, sync, write
-from export.layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, STAGING, manifest, numbered, quoted
+from export.layout import CONFIG_FILE, METADATA_KEY, quoted
+from export.publication import add_version
 from server.engines.onnx_wire import Field, encoded, fields
 
 METADATA_PROPS = 14  # of ModelProto; its entries have a key (1) and a value (2)
@@ -51,29 +51,20 @@ def publish(model: bytes, repository: Path, name: str) -> Path:
     Triton's config.pbtxt, where there is one, gets the new version's contract and hash. Raises OSError.
     """
     home = repository / name
-    home.mkdir(parents=True, exist_ok=True)
-    with alone_in(home):
-        version = max(numbered(home), default=0) + 1
-        staging = home / f"{STAGING}{version}"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        document = manifest(model, name, version)
-        write(staging / MODEL_FILE, model)
-        write(staging / MANIFEST_FILE, document)
-        sync(staging)
-        config = home / CONFIG_FILE
-        if config.is_file():
-            sha256 = json.loads(document)["files"][MODEL_FILE]["sha256"]
-            text = json.dumps(contract_of(model), ensure_ascii=False, separators=(",", ":"))
-            added = "".join(
-                f'parameters {{ key: "{key}.{version}" value {{ string_value: {quoted(value)} }} }}\n'
-                for key, value in (("contract", text), ("sha256", sha256))
-            )
-            begun = [line for line in config.read_text("utf-8").splitlines(True) if f'.{version}" value' not in line]
-            replace(config, ("".join(begun) + added).encode())
-        staging.rename(home / str(version))
-        sync(home)
-    return home / str(version)
+
+    def config(version: int) -> bytes | None:
+        path = home / CONFIG_FILE
+        if not path.is_file():
+            return None
+        text = json.dumps(contract_of(model), ensure_ascii=False, separators=(",", ":"))
+        begun = [line for line in path.read_text("utf-8").splitlines(True) if f'.{version}" value' not in line]
+        added = [
+            f'parameters {{ key: "{key}.{version}" value {{ string_value: {quoted(value)} }} }}\n'
+            for key, value in (("contract", text), ("sha256", hashlib.sha256(model).hexdigest()))
+        ]
+        return "".join(begun + added).encode()
+
+    return add_version(model, home, config)
 
 
 def _metadata(model: bytes) -> list[tuple[Field, dict[int, bytes]]]:
