@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")
 
     query_guard: Literal["off", "observe", "flag", "slow"] = Field(
-        "observe",
+        "off",
         description="What is done about a client that asks about nearly the same image too often: 'observe' counts "
         "and logs it, 'flag' tells it in its answers, 'slow' lets those answers wait or refuses them.",
     )
