@@ -22,7 +22,7 @@ from server.settings import Settings
 from ..local import Local, StartError
 from .errors import LoadError, refusal
 from .loop import LoopThread
-from .predictor import PREDICT, AsyncPredictor, Options, Predictor
+from .predictor import PREDICT, AsyncPredictor, Options, Predictor, SignalsLevel
 
 TIMEOUT_SECONDS = 60.0
 
@@ -57,7 +57,7 @@ def load(
     prior: float = 0.01,
     timeout: float = TIMEOUT_SECONDS,
     top_k: int | None = None,
-    signals: Literal["none", "summary", "all"] | None = None,
+    signals: SignalsLevel | None = None,
 ) -> LocalModel:
     """A model to be asked in this process, with the answers that a server gives; its golden self-test has passed.
 

@@ -7,13 +7,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from .errors import AnswerError, DeadlineError, ProblemError, TransportError, refusal
 from .loop import LoopThread
-from .predictor import PREDICT, AsyncPredictor, Options, Predictor
+from .predictor import PREDICT, AsyncPredictor, Options, Predictor, SignalsLevel
 from .retries import Budget, Retries, retry_after
 
 URL = "http://127.0.0.1:8000"
@@ -41,7 +41,7 @@ class AsyncClient(AsyncPredictor):
         version: int | str | None = None,
         mode: str | None = None,
         top_k: int | None = None,
-        signals: Literal["none", "summary", "all"] | None = None,
+        signals: SignalsLevel | None = None,
         verify: Any = True,
     ) -> None:
         super().__init__(Options(top_k, signals, model, version, mode), timeout)
@@ -155,7 +155,7 @@ class Client(Predictor):
         version: int | str | None = None,
         mode: str | None = None,
         top_k: int | None = None,
-        signals: Literal["none", "summary", "all"] | None = None,
+        signals: SignalsLevel | None = None,
         verify: Any = True,
     ) -> None:
         inner = AsyncClient(

@@ -27,13 +27,15 @@ BATCH, CONCURRENCY = 8, 2
 READY_SECONDS = 2.0
 PREDICT = "predict"
 
+SignalsLevel = Literal["none", "summary", "all"]
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a request says beside its images; None leaves it to the server. docs/api.md has each of them."""
 
     top_k: int | None = None
-    signals: Literal["none", "summary", "all"] | None = None
+    signals: SignalsLevel | None = None
     model: str | None = None
     version: int | str | None = None
     mode: str | None = None

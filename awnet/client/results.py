@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import AnswerError, Error, problem_error
 
-Level = float | str  # a number, or its level, such as 'very-low', where the key may not see numbers
+NumberOrLevel = float | str  # a number, or its level, such as 'very-low', where the key may not see numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Prediction:
 
     class_id: int
     label: str
-    probability: Level | None
+    probability: NumberOrLevel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Result:
     name: str | None = None
     predictions: tuple[Prediction, ...] = ()
     verdict: str | None = None
-    score: Level | None = None
-    probability: Level | None = None
+    score: NumberOrLevel | None = None
+    probability: NumberOrLevel | None = None
     prior: float | None = None
     calibrated: bool | None = None
     why: str | None = None
@@ -115,7 +115,7 @@ class Result:
         return self.predictions[0].label if self.predictions else None
 
     @property
-    def confidence(self) -> Level | None:
+    def confidence(self) -> NumberOrLevel | None:
         """Its probability."""
         return self.predictions[0].probability if self.predictions else None
 
@@ -172,9 +172,9 @@ def _result(result: Mapping[str, Any], name: str | None, common: Mapping[str, An
     )
 
 
-def _level(given: Mapping[str, Any], name: str) -> Level | None:
+def _level(given: Mapping[str, Any], name: str) -> NumberOrLevel | None:
     """A number, or for callers who are told levels, the level that it lies in."""
-    value: Level | None = given.get(name, given.get(f"{name}_level"))
+    value: NumberOrLevel | None = given.get(name, given.get(f"{name}_level"))
     return value
 
 

@@ -125,16 +125,13 @@ def descriptors(settings: Settings) -> Check:
 
 def ports(settings: Settings) -> Iterator[Check]:
     """Whether each address can be bound."""
-    for name, host, port in (
-        ("port", settings.host, settings.port),
-        ("admin-port", settings.admin_host, settings.admin_port),
-        ("metrics-port", settings.metrics_host, settings.metrics_port),
-        ("grpc-port", settings.host, settings.grpc_port),
-    ):
-        if port is None:
-            continue
+    wanted = list(settings.http_ports.values())
+    if settings.grpc_port is not None:
+        wanted.append((settings.host, settings.grpc_port, "--grpc-port"))
+    for host, port, option in wanted:
+        name = option.removeprefix("--")
         try:
-            for tried in listen(host, port, f"--{name}"):
+            for tried in listen(host, port, option):
                 tried.close()
             yield Check("ok", name, f"{host}:{port} is free")
         except AWNetError as error:

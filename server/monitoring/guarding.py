@@ -20,7 +20,7 @@ from .clients import TopClients
 from .metrics import Metrics
 from .request import KEY, UNKNOWN, ObservedRequest
 
-Answer = Literal["observe", "flag", "slow"]
+Reaction = Literal["observe", "flag", "slow"]
 
 log = logging.getLogger("awnet.guard")
 
@@ -29,13 +29,13 @@ class Guarding:
     """The query guard of one process, with its metrics and log.
 
     Args:
-        answer: `observe` tells nobody outside, `flag` the client, `slow` lets it wait as well.
+        reaction: `observe` tells nobody outside, `flag` the client, `slow` lets it wait as well.
         images, seconds: see `QueryGuard`.
         clients: hashes addresses for the log.
     """
 
-    def __init__(self, answer: Answer, images: int, seconds: float, metrics: Metrics, clients: TopClients) -> None:
-        self._answer = answer
+    def __init__(self, reaction: Reaction, images: int, seconds: float, metrics: Metrics, clients: TopClients) -> None:
+        self._reaction = reaction
         self._guard = QueryGuard(images, seconds, self._tell)
         self._metrics = metrics
         self._clients = clients
@@ -44,7 +44,7 @@ class Guarding:
     @property
     def tells(self) -> bool:
         """Whether clients hear what it found."""
-        return self._answer != "observe"
+        return self._reaction != "observe"
 
     def look(self, request: ObservedRequest | None, images: Sequence[NDArray[np.uint8]]) -> list[Repeats]:
         """Count the images [3,S,S] of a request that was answered."""
@@ -55,7 +55,7 @@ class Guarding:
 
     async def hold(self, request: ObservedRequest | None, found: Sequence[Repeats], deadline: float) -> None:
         """Wait as long as its client has to, holding nothing but the request. Raises RepeatedQueries."""
-        if self._answer == "slow":
+        if self._reaction == "slow":
             seconds = self._guard.delay(request.client if request else UNKNOWN, found, time.monotonic(), deadline)
             if seconds:
                 await asyncio.sleep(seconds)

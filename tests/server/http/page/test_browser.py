@@ -370,34 +370,40 @@ def test_axe_finds_nothing_serious(visit: Visit, image: Image, tmp_path: Path, s
     assert serious(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_image_that_a_policy_withholds_has_no_class_and_the_page_says_why(
-    visit: Visit, tmp_path: Path, image: Image, scheme: str
-) -> None:
-    """Beside one that is answered: the verdict is there, the class is not. What is rejected is a problem in words."""
-    repository = publish(publish(tmp_path / "repository"), name="strict")
+@pytest.fixture(scope="module")
+def withholding(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Abstains, and rejects where the model `strict` is asked."""
+    repository = publish(publish(tmp_path_factory.mktemp("repository")), name="strict")
     running = Running(repository, models="strict", policy="abstain", policies="strict=reject")
     try:
         running.wait_ready()
-        page = visit(expected=REFUSED, url=running.url, color_scheme=scheme)
-        choose(page, image("clean.png", 0.2), image("attacked.png", 0.9))
-        classes = page.locator(".classes")
-        assert (classes.count(), page.locator(".classes .best").count()) == (2, 1)
-        said = "No class: this server gives none to an image whose verdict is adversarial."
-        assert said in classes.nth(1).inner_text()
-        assert page.locator(".verdict.adversarial .score").count() == 1
-        assert "attacked.png: adversarial, score 0.9020; no class." in page.get_by_role("status").text_content()
-        assert serious(page) == []
-        choose(page, image("scaled.png", 0.2, (64, 64)))
-        soon(classes).to_have_count(1, timeout=PATIENCE_MS)
-        soon(classes).to_contain_text("an image that no threshold speaks for", timeout=PATIENCE_MS)
-        page.locator("#model").select_option(label="strict, version 1")
-        problem = page.get_by_role("alert")
-        soon(problem).to_contain_text("does not answer images like this one", timeout=PATIENCE_MS)
-        assert "no threshold speaks for it (resized)" in problem.inner_text()
-        assert serious(page) == []
+        yield running
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_image_that_a_policy_withholds_has_no_class_and_the_page_says_why(
+    visit: Visit, withholding: Running, image: Image, scheme: str
+) -> None:
+    """Beside one that is answered: the verdict is there, the class is not. What is rejected is a problem in words."""
+    page = visit(expected=REFUSED, url=withholding.url, color_scheme=scheme)
+    choose(page, image("clean.png", 0.2), image("attacked.png", 0.9))
+    classes = page.locator(".classes")
+    assert (classes.count(), page.locator(".classes .best").count()) == (2, 1)
+    said = "No class: this server gives none to an image whose verdict is adversarial."
+    assert said in classes.nth(1).inner_text()
+    assert page.locator(".verdict.adversarial .score").count() == 1
+    assert "attacked.png: adversarial, score 0.9020; no class." in page.get_by_role("status").text_content()
+    assert serious(page) == []
+    choose(page, image("scaled.png", 0.2, (64, 64)))
+    soon(classes).to_have_count(1, timeout=PATIENCE_MS)
+    soon(classes).to_contain_text("an image that no threshold speaks for", timeout=PATIENCE_MS)
+    page.locator("#model").select_option(label="strict, version 1")
+    problem = page.get_by_role("alert")
+    soon(problem).to_contain_text("does not answer images like this one", timeout=PATIENCE_MS)
+    assert "no threshold speaks for it (resized)" in problem.inner_text()
+    assert serious(page) == []
 
 
 def test_the_strip_counts_what_was_just_judged_until_it_is_paused(visit: Visit, image: Image) -> None:
