@@ -24,6 +24,8 @@ ALONE = {
     "tls_key": None,
     "tls_client_ca": None,
     "api_keys": None,
+    "requests_per_second": 0.0,
+    "queue_share": 1.0,
     "query_guard": "off",
     "page": False,
     "poll_seconds": 0.0,

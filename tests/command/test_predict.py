@@ -83,6 +83,14 @@ def test_answers_are_those_of_a_server_to_the_byte(
         server.stop()
 
 
+def test_bounds_of_a_servers_clients_are_none_of_a_command(photos: Path, tmp_path: Path) -> None:
+    """The same file of settings serves and scores: who asks for a folder is not one client of many."""
+    config, out = tmp_path / "server.toml", tmp_path / "out.jsonl"
+    config.write_text("requests_per_second = 0.01\nqueue_share = 0.001\n", "utf-8")
+    assert main(["predict", str(photos), "--out", str(out), "--config", str(config)]) == 0
+    assert len(lines(out)) == 6
+
+
 def test_paths_are_files_folders_patterns_and_archives_in_a_stable_order(photos: Path, tmp_path: Path) -> None:
     """In the order of the paths, by name within each, each image once; of folders only what ends like an image."""
     packed = tmp_path / "packed.zip"
