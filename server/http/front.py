@@ -100,7 +100,13 @@ class Front(ABC):
         """Answer one request, or raise the error to answer with."""
 
     async def _route(self, scope: Scope, exchange: Exchange, request: ObservedRequest) -> None:
-        """Let `routes` answer; the request belongs to the template that they find."""
+        """Let `routes` answer; the request belongs to the template that they find.
+
+        The router's patterns end in `$`, which fits before a line end, too: `/metrics\\n` would be found as `/metrics`,
+        and need another scope than that.
+        """
+        if scope["path"].endswith("\n"):
+            raise NotFound("there is nothing at this path")
         try:
             await self._routes(scope, exchange.receive, exchange.forward)
         finally:

@@ -71,6 +71,8 @@ NOTHING = {
     "/page/../metrics": "predict",
     "/PREDICT": "predict",
     "//metrics": "predict",
+    "/metrics\n": "predict",
+    "/v2/health/live\n": "predict",
     "/redoc": "predict",
     "/admin/nothing": "admin",
 }
@@ -134,6 +136,15 @@ def test_who_may_ask_for_what(small: Small, template: str, needed: str | None, m
             told = json.loads(body)
             detail = told["error"] if path.startswith("/v2") and "health" not in path else told["detail"]
             assert len(detail) < 100 and "secret" not in detail
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics\n", "/model\n", "/docs\n", "/v2/health/live\n", "/admin/models\n", "/page/model.json\n"]
+)
+def test_a_line_end_behind_a_path_finds_nothing(small: Small, path: str) -> None:
+    """Also where the router would take it: what a path needs is known by the whole of it."""
+    status, _, body = ask(small, "GET", path, "admin" if path.startswith("/admin") else "predict")
+    assert status == 404, body[:100]
 
 
 @pytest.mark.parametrize("method", METHODS)
