@@ -28,6 +28,7 @@ exit status: 0 measured, 1 some requests had no answer, 2 nothing was measured, 
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of `awnet bench`."""
     made = argparse.ArgumentParser(
         "awnet bench",
         description=__doc__,

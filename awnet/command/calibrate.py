@@ -25,6 +25,7 @@ exit status: 0 published, 1 some images could not be read, and the others were t
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of `awnet calibrate`."""
     made = argparse.ArgumentParser(
         "awnet calibrate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -31,6 +31,7 @@ exit status: 0 all images were answered, 1 some were not, 2 nothing was begun, 1
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of `awnet predict`."""
     made = argparse.ArgumentParser(
         "awnet predict",
         description=__doc__,
