@@ -97,7 +97,7 @@ def cost(scratch: Path, images: Pixels, rounds: int) -> dict[str, Any]:
     for turn in range(10):
         begun = time.thread_time()
         for n, image in enumerate(images):
-            guard.look(f"client-{n % 20}", [image ^ np.uint8(turn)], "", float(n))
+            guard.look(f"client-{n % 20}", [guard.fingerprints.of(image ^ np.uint8(turn))], "", float(n))
         spent.append((time.thread_time() - begun) / len(images))
     (script := scratch / "post.lua").write_bytes(_script([png(image) for image in images[:200]]))
     samples: dict[int, dict[str, list[dict[str, float]]]] = {}

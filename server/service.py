@@ -439,6 +439,8 @@ class Service:
                 images = [image for place, image in enumerate(images) if place not in refused]
                 if not images:
                     raise refused[min(refused)]
+        if self._guarding is not None:
+            images = self._guarding.watched(images)
         signals = await lease.infer(images, terms)
         if waited:
             queued = signals.queue_seconds + max(0.0, waited - decoded)
@@ -449,8 +451,8 @@ class Service:
         self, guarding: Guarding, outcome: Outcome, images: Sequence[ImageInput], terms: Terms
     ) -> Outcome:
         """The answer once the query guard lets it go. Only now: the pixels of small images are had in the engine."""
-        request, size = CURRENT.get(), outcome.model.contract.preprocessing.size
-        found = guarding.look(request, [image.pixels(size) for image in images])
+        request = CURRENT.get()
+        found = guarding.look(request, images)
         await guarding.hold(request, found, terms.deadline)
         return replace(outcome, repeats=found) if guarding.tells else outcome
 

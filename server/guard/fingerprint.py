@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.images import ImageInput, Traits
+
 SIDE = 32  # larger images are looked at in this size
 LEVELS = 48.0  # of 256 that a quantised step spans
 RANGES = 32
@@ -91,6 +93,32 @@ class Fingerprints:
         ordered.sort()
         least = ordered[ordered[:-1].searchsorted(_FIRST)]
         return np.where(least <= _LAST, (least ^ least >> 11).astype(np.uint8), own)
+
+
+class Watched:
+    """An image of a request whose fingerprint is made where its pixels are: in the threads of the engine."""
+
+    __slots__ = ("_fingerprint", "_fingerprints", "_image")
+
+    def __init__(self, image: ImageInput, fingerprints: Fingerprints) -> None:
+        self._image = image
+        self._fingerprints = fingerprints
+        self._fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        assert self._fingerprint is not None, "pixels() comes first"
+        return self._fingerprint
+
+    @property
+    def traits(self) -> Traits:
+        return self._image.traits
+
+    def pixels(self, size: int) -> NDArray[np.uint8]:
+        pixels = self._image.pixels(size)
+        if self._fingerprint is None:
+            self._fingerprint = self._fingerprints.of(pixels)
+        return pixels
 
 
 def _perceptual(grey: NDArray[np.float32], exact: int) -> int:

@@ -13,11 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import RepeatedQueries
-from .fingerprint import Fingerprints
+from .fingerprint import Fingerprint, Fingerprints
 from .window import Exemplar, Window
 
 Who = Literal["client", "all"]
@@ -82,7 +79,7 @@ class QueryGuard:
         self._images = images
         self._seconds = seconds
         self._tell = tell
-        self._fingerprints = Fingerprints()
+        self.fingerprints = Fingerprints()
         self._all = Window(ALL_EXEMPLARS, seconds, ALL_SHARE, sketches=False)
         self._clients: OrderedDict[str, _Client] = OrderedDict()  # those without evidence, the last seen at the end
         self._suspects: OrderedDict[str, _Client] = OrderedDict()
@@ -91,18 +88,17 @@ class QueryGuard:
         """Clients that are remembered."""
         return len(self._clients) + len(self._suspects)
 
-    def look(self, client: str, images: Sequence[NDArray[np.uint8]], request_id: str, now: float) -> list[Repeats]:
+    def look(self, client: str, images: Sequence[Fingerprint], request_id: str, now: float) -> list[Repeats]:
         """Count the images of one request.
 
         Args:
             client: whose they are.
-            images: [3,S,S] each, as the model sees them.
+            images: made by `fingerprints` of what the model sees.
             now: seconds that never go back.
         """
         one = self._known(client, now)
         found = []
-        for pixels in images:
-            image = self._fingerprints.of(pixels)
+        for image in images:
             own = one.window.add(image, one.number, request_id, now)
             of_all = self._all.add(image, one.number, request_id, now)
             count = own.count

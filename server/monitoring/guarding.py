@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from ..core.images import ImageInput
+from ..guard.fingerprint import Watched
 from ..guard.guard import Event, QueryGuard, Repeats
 from .clients import TopClients
 from .metrics import Metrics
@@ -46,10 +46,15 @@ class Guarding:
         """Whether clients hear what it found."""
         return self._reaction != "observe"
 
-    def look(self, request: ObservedRequest | None, images: Sequence[NDArray[np.uint8]]) -> list[Repeats]:
-        """Count the images [3,S,S] of a request that was answered."""
-        request_id = request.id if request else ""
-        found = self._guard.look(request.client if request else UNKNOWN, images, request_id, time.monotonic())
+    def watched(self, images: Sequence[ImageInput]) -> list[Watched]:
+        """`images` for the engine; `look` afterwards."""
+        return [Watched(image, self._guard.fingerprints) for image in images]
+
+    def look(self, request: ObservedRequest | None, images: Sequence[ImageInput]) -> list[Repeats]:
+        """Count the images of a request that was answered, as `watched` made them."""
+        prints = [image.fingerprint for image in images if isinstance(image, Watched)]
+        request_id, client = (request.id, request.client) if request else ("", UNKNOWN)
+        found = self._guard.look(client, prints, request_id, time.monotonic())
         self._metrics.guarded(found)
         return found
 

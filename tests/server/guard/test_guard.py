@@ -29,7 +29,8 @@ def guarded() -> tuple[QueryGuard, list[Event]]:
 
 def sent(guard: QueryGuard, client: str, images: list[Pixels], now: float = 0.0, step: float = 1.0) -> list[Repeats]:
     """One image a request, the n-th at `now + n * step` under the id `client-n`."""
-    return [guard.look(client, [image], f"{client}-{n}", now + n * step)[0] for n, image in enumerate(images)]
+    prints = [guard.fingerprints.of(image) for image in images]
+    return [guard.look(client, [one], f"{client}-{n}", now + n * step)[0] for n, one in enumerate(prints)]
 
 
 def test_a_client_that_asks_about_variants_of_one_image_is_found_after_the_limit() -> None:
@@ -59,7 +60,7 @@ def test_images_between_hide_nothing() -> None:
     guard, _ = guarded()
     others = iter(range(1, 100_000))
     for n, image in enumerate(variants(0, LIMIT + 1)):
-        [found] = guard.look("a", [image], "", float(n))
+        [found] = sent(guard, "a", [image], float(n))
         if n:  # from the second on others were like it, and those that were alone go first
             sent(guard, "a", [picture(next(others)) for _ in range(rules.CLIENT_EXEMPLARS + 10)], float(n), 0.0)
     assert found.repeated
@@ -71,7 +72,7 @@ def test_evidence_is_of_one_client_and_nobody_hears_of_anothers() -> None:
     many = 4 * LIMIT + 2
     for n, image in enumerate(variants(0, many)):
         sent(guard, f"client-{n % 8}", [image], float(n))
-    [found] = guard.look("victim", [picture(0)], "", float(many))
+    [found] = sent(guard, "victim", [picture(0)], float(many))
     assert found == Repeats(1, False)
     [event] = events
     assert event.client is None
@@ -106,7 +107,7 @@ def test_memory_is_bounded_and_many_strangers_drive_no_evidence_out() -> None:
     guard, _ = guarded()
     sent(guard, "attacker", variants(0, LIMIT))
     for n in range(3 * rules.MAX_CLIENTS):
-        guard.look(f"stranger-{n}", [picture(1 + n % 50)], "", 100.0)
+        sent(guard, f"stranger-{n}", [picture(1 + n % 50)], 100.0)
     assert len(guard) <= rules.MAX_CLIENTS
     assert sent(guard, "attacker", variants(0, 1, LIMIT), 101.0)[0].repeated
 
