@@ -52,7 +52,7 @@ from .tensors import quoted
 
 log = logging.getLogger("awnet")
 
-SERVICE = "inference.GRPCInferenceService"
+SERVICE = grpc_standard.INFERENCE
 REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 RETRY_AFTER = "retry-after"  # seconds, in the trailing metadata
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome

@@ -12,7 +12,9 @@ import pytest
 from server.core.contract import parse
 from server.core.engine import Model, Signals
 from server.core.verdict import Judgement
+from server.http.app import NEEDED
 from server.monitoring.request_log import QUIET_ROUTES, Record, RequestLog, configure
+from server.oip.grpc_front import OPEN, SERVICE
 from tests.server.tiny import contract_of, graph
 
 EMPTY = np.zeros((0, 1), np.float32)
@@ -73,6 +75,12 @@ def test_health_checks_and_scrapes_are_quiet(written: tuple[RequestLog, io.Strin
     for status in (200, 503):
         log.write(Record("r", route, "GET", status))
     assert stream.getvalue() == ""
+
+
+def test_probes_of_every_front_end_are_quiet() -> None:
+    """Who may be asked without a key is asked all the time."""
+    calls = {name if name.startswith("/") else f"/{SERVICE}/{name}" for name in OPEN}
+    assert calls | {route for route, scope in NEEDED.items() if scope is None} <= QUIET_ROUTES
 
 
 def test_a_refusal_on_a_quiet_route_is_a_line(written: tuple[RequestLog, io.StringIO]) -> None:
