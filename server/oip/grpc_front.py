@@ -12,7 +12,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -334,21 +334,18 @@ def _handlers(service: Service, calls: Calls) -> Any:
             call = partial(_answer, service, calls, method.name, getattr(service_pb2, method.input_type.name))
             handlers[method.name] = grpc.stream_unary_rpc_method_handler(call)
             continue
-        refuse = partial(_unserved, service, method.name)
-        if method.client_streaming:
-            handlers[method.name] = grpc.stream_stream_rpc_method_handler(refuse)
-        else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(refuse)
+        refuse = partial(_unserved, service, calls, method.name)
+        handlers[method.name] = grpc.stream_stream_rpc_method_handler(refuse)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
 def _standard_handlers(service: Service, calls: Calls) -> Iterator[Any]:
     """Those of gRPC's own services. `Watch` of health is not served: clients then do without."""
     check = partial(_answer, service, calls, HEALTH_CHECK, grpc_standard.HealthCheckRequest)
-    watch = partial(_unserved, service, "Watch")
+    watch = partial(_unserved, service, calls, "Watch")
     health = {
         "Check": grpc.stream_unary_rpc_method_handler(check),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch),
+        "Watch": grpc.stream_stream_rpc_method_handler(watch),
     }
     yield grpc.method_handlers_generic_handler(grpc_standard.HEALTH, health)
     for path, package in REFLECT.items():
@@ -413,14 +410,15 @@ def _read(kind: Any, body: bytes, values: int) -> Any:
     return _InferCall(message.id, infer_request(message)) if infers else message
 
 
-async def _unserved(service: Service, name: str, messages: Any, context: Any) -> None:
+async def _unserved(service: Service, calls: Calls, name: str, messages: Any, context: Any) -> None:
+    """A call of the protocol that is not served: admitted, counted and bounded like one that is."""
     with _observed(service, name, context) as request:
-        if hasattr(messages, "__aiter__"):
-            # A client whose first message of a stream meets a closed call sees its own failure to send, not the status.
-            async for _ in messages:
-                break
         try:
             _admit(service, name, request, context)
+            # A client whose first message of a stream meets a closed call sees its own failure to send, not the status.
+            with calls.one(request.client), suppress(NoMessage):
+                async with calls.message(request.client, context, service.settings.body_seconds):
+                    pass
             raise NotFound("this extension of the protocol is not served here")
         except AWNetError as error:
             await _refuse(request, error, context)

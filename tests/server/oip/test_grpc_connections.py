@@ -109,6 +109,29 @@ def test_a_message_that_comes_byte_by_byte_is_given_up(served: Served) -> None:
     served.run(go)
 
 
+UNSERVED = ("/inference.GRPCInferenceService/ModelStreamInfer", "/inference.GRPCInferenceService/RepositoryIndex")
+
+
+@pytest.mark.parametrize("route", [*UNSERVED, "/grpc.health.v1.Health/Watch"])
+def test_a_call_that_is_not_served_has_the_bounds_of_one_that_is(tmp_path: Path, route: str) -> None:
+    """Counted before its message is there, and given up where none comes: silent ones cannot be opened without end."""
+    few = Served(Small(tmp_path, body_seconds=1.0, grpc_max_calls=4))
+
+    async def go(connection: Connection) -> None:
+        streams = range(1, 9, 2)
+        for stream in streams:
+            connection.writer.write(frame(HEADERS, END_HEADERS, stream, request_headers(route)))
+        await until(lambda: len([1 for flags, _ in connection.of(HEADERS) if flags & END_STREAM]) == len(streams))
+        counted = generate_latest(few.small.metrics.registry).decode()
+        # Three quarters are one client's.
+        assert 'awnet_rejections_total{reason="too-many-calls"} 1.0' in counted
+        assert 'awnet_rejections_total{reason="request-timeout"} 3.0' in counted
+
+    few.run(go)
+    few.small.run(few.front.stop(0))
+    few.small.close()
+
+
 def test_who_pings_all_the_time_is_hung_up_on(served: Served) -> None:
     """Each ping is work; the reason is told. Others are served beside it."""
 
