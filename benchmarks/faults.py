@@ -145,6 +145,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", "; ".join(figures) + "." if figures else ""]
         nested = {key: value for key, value in entry["figures"].items() if isinstance(value, dict)}
         lines += [f"- {key}: {_plain(value)}" for key, value in nested.items()]
+        lines += ["", entry["note"]] if "note" in entry else []
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -28,6 +28,7 @@ def main() -> int:
     add_image(parser)
     add_rounds(parser, [1, 8, 32])
     parser.add_argument("--before", type=Path, required=True, help="another checkout")
+    parser.add_argument("--version", default="latest", help="of the model, where the newest are not the same [latest]")
     parser.add_argument("--after", type=Path, default=report.ROOT, help="[this one]")
     report.add_out(parser, "paired")
     options = parser.parse_args()
@@ -43,6 +44,7 @@ def main() -> int:
         for name, folder in folders.items():
             port = free_port()
             command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
+            command += ["--version", options.version]
             process = stack.enter_context(Process(command, scratch / name, folder=folder))
             process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
             wrk(port, 2, 1.0, script)

@@ -26,13 +26,14 @@ from .hostile import ask, kinds
 from .scenarios import Bench, Front, Result
 
 CROWD = 500  # slow clients, and as many silent ones
-LEAST_SAMPLES = 8  # of memory, for a slope
+WINDOWS = 12  # of the time; the least memory of each is what a slope is put through
+SLOW = ("WebP, transparent", "19 scans", "16 bits", "in a form")  # honest work of seconds, which would be all there is
 
 
 async def kill_worker(bench: Bench) -> Result:
     """SIGKILL to one of two workers behind one port, again and again; the supervisor replaces it."""
     result = Result(
-        f"kill -9 of one of two workers, {bench.kills} times, in turns; 8 callers, 4 keep their connection; in "
+        f"kill -9 of one of two workers, {bench.kills} times; 8 callers, 4 keep their connection; in "
         "flight is what had begun when the process was gone"
     )
     flying, failed, backs = [], [], []
@@ -45,11 +46,11 @@ async def kill_worker(bench: Bench) -> Result:
         await seconds_until(both, 60, front)
         async with loaded(front.port, keeping=4, opening=4, pause=0.1) as load:
             await asyncio.sleep(1)
-            for turn in range(bench.kills):
-                workers = sorted(_children(front.pid))
+            for _ in range(bench.kills):
+                oldest = min(_children(front.pid))
                 first, begun = len(load.samples), time.monotonic()
-                os.kill(workers[turn % 2], signal.SIGKILL)
-                while workers[turn % 2] in _children(front.pid):
+                os.kill(oldest, signal.SIGKILL)
+                while oldest in _children(front.pid):
                     await asyncio.sleep(0.001)
                 gone = time.monotonic()
                 await asyncio.sleep(0.1)
@@ -74,7 +75,7 @@ async def kill_worker(bench: Bench) -> Result:
 
 
 def _children(pid: int) -> list[int]:
-    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split())]
+    return [int(found) for path in Path(f"/proc/{pid}/task").glob("*/children") for found in path.read_text().split()]
 
 
 def spread(samples: Sequence[Sample], since: float = 0.0, until: float = float("inf")) -> dict[str, Any]:
@@ -164,8 +165,8 @@ class _Leaking(Front):
 async def soak(bench: Bench) -> Result:
     """Requests of good and hostile clients for long, and whether memory grows; a leaking server as the control."""
     result = Result(
-        f"at most {bench.requests:,} requests in {bench.soak_seconds:g} s, a tenth of them hostile; memory of server "
-        "and decoding processes; then a server that keeps 100 kB of each request"
+        f"at most {bench.requests:,} requests in {bench.soak_seconds:g} s, a tenth of them hostile; memory of the "
+        "server's process; then a server that keeps 100 kB of each request"
     )
     for name, kind, share in (("server", Front, 1.0), ("leaking control", _Leaking, 0.15)):
         with kind(bench.folder, repository=bench.repository) as front:
@@ -190,11 +191,18 @@ async def soak(bench: Bench) -> Result:
 
 
 async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
-    hostile = [kind for kind in kinds() if len(kind.body) < 200_000 and "megapixels" not in kind.name]
+    hostile = [kind for kind in kinds() if not any(slow in kind.name for slow in SLOW)]
     good = [post(image, keep=False) for image in IMAGES]
     outcomes: Counter[str] = Counter()
     memory: list[tuple[int, float, int]] = []  # (requests, MB, descriptors)
-    end, every = time.monotonic() + seconds, max(200, requests // 200)
+    decoders: list[float] = []  # MB, which come and go with hostile images
+    end = time.monotonic() + seconds
+
+    async def look() -> None:
+        while True:
+            memory.append((outcomes.total(), rss_mb(front.pid), len(os.listdir(f"/proc/{front.pid}/fd"))))
+            decoders.append(sum(map(rss_mb, _children(front.pid))))
+            await asyncio.sleep(seconds / 200)
 
     async def caller(number: int) -> None:
         turn = number
@@ -208,28 +216,25 @@ async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
                 outcomes[str(status)] += 1
             except (OSError, EOFError, TimeoutError) as error:
                 outcomes[type(error).__name__] += 1
-            if outcomes.total() // every >= len(memory):
-                memory.append((outcomes.total(), _whole_rss(front.pid), len(os.listdir(f"/proc/{front.pid}/fd"))))
 
+    looking = asyncio.create_task(look())
     await asyncio.gather(*(caller(number) for number in range(8)))
+    looking.cancel()
     warm = [sample for sample in memory if sample[0] >= outcomes.total() / 5]
-    slope = 0.0
-    if len(warm) >= LEAST_SAMPLES:
-        slope = statistics.linear_regression([n for n, _, _ in warm], [mb for _, mb, _ in warm]).slope * 1000
+    # Bodies of megabytes come and go; what stays is below them.
+    size = max(1, len(warm) // WINDOWS)
+    floor = [min(warm[at : at + size], key=lambda sample: sample[1]) for at in range(0, len(warm), size)]
+    slope = statistics.linear_regression([n for n, _, _ in floor], [mb for _, mb, _ in floor]).slope * 1000
     bad = {k: n for k, n in outcomes.items() if k.split()[-1] in ("500", "closed") or not k.split()[-1].isdigit()}
     return {
         "requests": outcomes.total(),
         "outcomes": dict(outcomes),
         "bad": bad,
         "mb_per_1000": round(slope, 4),
-        "mb": [round(mb, 1) for _, mb, _ in warm[:: max(1, len(warm) // 10)]],
+        "mb": [round(mb, 1) for _, mb, _ in floor],
+        "decoders_mb_at_most": round(max(decoders), 1),
         "descriptors": [warm[0][2], warm[-1][2]],
     }
-
-
-def _whole_rss(pid: int) -> float:
-    """Of a process and its children, MB."""
-    return rss_mb(pid) + sum(map(rss_mb, _children(pid)))
 
 
 SERVER_FAULTS: dict[str, tuple[Callable[[Bench], Awaitable[Result]], Sequence[str]]] = {

@@ -14,9 +14,12 @@ import pytest
 
 from benchmarks.harness.dead_mount import dead_mount, possible
 from server.engines.disk import Disk
+from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.repository import Mark, Repository
 from server.errors import Unavailable
+from tests.server.small import service_over, started
 from tests.server.tiny import ROOT, Running, encoded, noise, publish
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 COUNTED = 'awnet_reloads_total{model="awnet",result="unavailable"} 2'
 needs_root = pytest.mark.skipif(not possible(), reason="a dead mount needs root and /dev/fuse")
@@ -61,6 +64,44 @@ def test_the_end_of_the_process_waits_for_no_file() -> None:
     program = "import asyncio, threading; from server.engines.disk import Disk\n"
     program += "async def go(): asyncio.create_task(Disk(60).call(threading.Event().wait)); await asyncio.sleep(0.1)\n"
     subprocess.run([sys.executable, "-c", program + "asyncio.run(go())"], cwd=ROOT, timeout=50, check=True)
+
+
+class Blocked(Repository):
+    """A repository on a mount that answers while `there` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.there = threading.Event()
+        self.there.set()
+
+    def fingerprint(self) -> tuple[Mark, ...]:
+        self.there.wait()
+        return super().fingerprint()
+
+
+def test_a_reload_says_that_the_repository_does_not_answer_and_what_is_open_stays(tmp_path: Path) -> None:
+    """As `unavailable`, which is tried again at every look; once it answers, what is new is taken."""
+    repository = Blocked(publish(tmp_path))
+
+    async def go() -> None:
+        service = service_over(EmbeddedEngine(repository, threads=1, repository_seconds=0.05))
+        async with started(service):
+            await until(lambda: service.ready)
+            repository.there.clear()
+            for _ in range(2):
+                (change,) = (await service.models.reload())["changes"]
+                assert (change["result"], change["version"]) == ("unavailable", "")
+                assert service.ready
+            repository.there.set()
+            publish(tmp_path, "2", seed=2)
+
+            async def taken() -> bool:
+                await service.models.reload()
+                return service.models.latest().version == 2
+
+            await until(taken)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
 
 
 @needs_root
