@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from .renames import SETTINGS, option, variable
-from .settings import Settings, file_of, unknown_variables
+from .settings import Settings
+from .sources import file_of, unknown_variables
 
 
 class SettingsError(ValueError):
@@ -50,7 +51,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsError: values that are none, a file that cannot be read, or a setting that has two names.
     """
-    for warning in unknown_variables(os.environ):
+    for warning in unknown_variables(os.environ, Settings.model_fields):
         print(warning, file=sys.stderr)
     known = {name: value for name, value in given.items() if name in Settings.model_fields or name in SETTINGS}
     try:

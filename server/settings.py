@@ -1,4 +1,4 @@
-"""Every setting of the server. Nothing else reads the environment.
+"""Every setting of the server. Nothing else reads the environment; `sources` does it for them.
 
 A setting `max_batch` is the option `--max-batch`, the variable `AWNET_MAX_BATCH` and a line of the file that `config`
 names; the option wins over the variable, the variable over the file.
@@ -7,18 +7,13 @@ names; the option wins over the variable, the variable over the file.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -28,19 +23,13 @@ from .core.answers import Answers
 from .core.bundled import model_repository
 from .core.modes import Mode
 from .core.policy import POLICIES, At, Policies, Policy, Unsure
-from .core.regular_files import read_regular
 from .core.version import MODEL_NAME, WHAT, parse_version
-from .renames import SETTINGS, option, renamed, variable
+from .renames import option, renamed
+from .sources import PREFIX, Variables, file_of, read
 
-PREFIX = "AWNET_"
-MAX_CONFIG_BYTES = 1 << 20
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
 Seconds = Annotated[float, Field(le=86_400)]  # what is longer than a day is a slip, and no timer takes any number
-
-# What Kubernetes sets in every pod for a Service that is called awnet, or awnet-grpc, in Docker's old way.
-_LINK = re.compile(r"AWNET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
-_LINKED = re.compile(r"(tcp|udp|sctp)://")
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _HOST_NAME = re.compile(r"\[?[0-9A-Fa-f:.]+\]?|[A-Za-z0-9._-]+")
@@ -286,10 +275,10 @@ class Settings(BaseSettings):
         given = renamed(init_settings(), option)
         # A worker is given every setting by its supervisor, and reads no file again, which may have changed.
         path = None if settings_cls.model_fields.keys() <= given.keys() else file_of(given)
-        told = {} if path is None else _read(path)
+        told = {} if path is None else read(path, settings_cls.model_fields)
         return (
             InitSettingsSource(settings_cls, given),
-            _Variables(settings_cls, given),
+            Variables(settings_cls, given),
             InitSettingsSource(settings_cls, told),
         )
 
@@ -438,66 +427,3 @@ def _names(value: str) -> list[str]:
 
 def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     return tuple(ipaddress.ip_network(part) for part in _names(text))
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A warning for each variable that begins like one of ours and is none, with the nearest name where one is near."""
-    known = [variable(name) for name in (*Settings.model_fields, *SETTINGS)]
-    warnings = []
-    for name, value in environment.items():
-        given = name.upper()
-        linked = _LINK.fullmatch(given) and (given not in known or _LINKED.match(value))
-        if not given.startswith(PREFIX) or given in known or linked:
-            continue
-        near = get_close_matches(given, known, 1, 0.8)
-        warnings.append(f"warning: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))
-    return warnings
-
-
-def file_of(given: Mapping[str, Any]) -> Path | None:
-    """The file of settings that options, or else the variable, name."""
-    named = given.get("config", os.environ.get(variable("config")))
-    return None if named in (None, "", "none") else Path(named)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, as they would stand in variables. Raises ValueError."""
-    try:
-        document = tomllib.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise ValueError(f"config {path}: {error.strerror}") from None
-    except ValueError as error:  # of TOML, or of UTF-8
-        raise ValueError(f"config {path}: {error}") from None
-    known = {*Settings.model_fields, *SETTINGS} - {"config"}
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        if name not in known:
-            near = get_close_matches(name, known, 1, 0.6)
-            raise ValueError(f"config {path}: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))
-        if not isinstance(value, str | int | float):
-            raise ValueError(f"config {path}: {name} must be text, a number, true or false")
-        optional = type(None) in get_args(Settings.model_fields[SETTINGS.get(name, name)].annotation)
-        found[name] = None if optional and value == "none" else str(value)
-    return renamed(found, lambda name: f"{name} in {path}")
-
-
-class _Variables(EnvSettingsSource):
-    """`AWNET_*`, under new names and old ones, without the links of Kubernetes' Services.
-
-    What `given` holds is not looked up: an option wins over a variable.
-    """
-
-    def __init__(self, settings_cls: type[BaseSettings], given: Mapping[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._given = given
-
-    def __call__(self) -> dict[str, Any]:
-        found = {
-            name: value
-            for name, value in super().__call__().items()
-            if not (name.endswith("port") and isinstance(value, str) and _LINKED.match(value))
-        }
-        old = {
-            name: self.env_vars.get(variable(name).lower()) for name in SETTINGS if SETTINGS[name] not in self._given
-        }
-        return renamed(found | {name: value for name, value in old.items() if value is not None}, variable)

@@ -133,6 +133,7 @@ LIBRARIES = {
     "server.renames": set(),
     "server.service": set(),
     "server.settings": {"pydantic", "pydantic_settings"},
+    "server.sources": {"pydantic", "pydantic_settings"},
     "server.access": {"pydantic"},
     "server.tls": set(),
     "server.core": {"numpy"},

@@ -146,7 +146,8 @@ def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
 @pytest.mark.process
 def test_a_signing_key_that_cannot_be_read_ends_the_process(repository: Path) -> None:
     """It does not go on without checking."""
-    done = call("-m", "server", "--repository", str(repository), "--port", "0", "--signing-key", "absent.pem")
+    options = ("--port", "0", "--admin-port", "none", "--signing-key", "absent.pem")
+    done = call("-m", "server", "--repository", str(repository), *options)
     assert done.returncode == 1
     assert "absent.pem" in done.stderr
     assert "Traceback" not in done.stderr
