@@ -152,6 +152,8 @@ def defined() -> dict[str, set[str]]:
                     names.add(node.id)
                 elif isinstance(node, ast.ImportFrom) and path == "awnet/__init__.py":
                     names.update(alias.name for alias in node.names)  # the names of a library are where it is imported
+                elif isinstance(node, ast.Constant) and re.fullmatch(r"awnet\.\w+", str(node.value)):
+                    found.setdefault("awnet", set()).add(node.value.partition(".")[2])  # the name of a logger
             for start in range(len(parts)):
                 found.setdefault(".".join(parts[start:]), set()).update(names)
     return found
