@@ -45,7 +45,7 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..service import Service
 from ..tls import Certificate, Certificates
-from . import grpc_standard, protocol, wire
+from . import grpc_server, grpc_standard, protocol, wire
 from .grpc_calls import Calls
 from .grpc_messages import infer_request, infer_response
 from .tensors import quoted
@@ -115,8 +115,10 @@ class GrpcFront:
     async def start(self) -> int:
         """Listen. Returns the port. Raises StartupError where the address cannot be had."""
         settings = self._service.settings
-        self._server = grpc.aio.server(
-            options=[
+        calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
+        self._server = grpc_server.server(
+            _handlers(self._service, calls),
+            [
                 # Also the limit of what a compressed message unfolds to; a test sends one.
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -135,13 +137,10 @@ class GrpcFront:
                 # Or a fast client's windows grow to megabytes, and buffers of that size stay with the allocator.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
-            ]
+            ],
         )
-        calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
         routes = (*(f"/{SERVICE}/{name}" for name in SERVED), HEALTH_CHECK)
         self._service.metrics.expect((route, METHOD) for route in routes)
-        handlers = (_handlers(self._service, calls), *_standard_handlers(self._service, calls))
-        self._server.add_generic_rpc_handlers(handlers)
         try:
             if self._certificates is None:
                 port = self._server.add_insecure_port(self._address)
@@ -252,37 +251,30 @@ STANDARD = (HEALTH_CHECK, *REFLECT)  # the calls of gRPC's own services
 MAX_REFLECTED = 64  # questions on one stream
 
 
-def _handlers(service: Service, calls: Calls) -> Any:
-    """Handlers of all methods that tritonclient's description of the service has; those not in `SERVED` say so.
+def _handlers(service: Service, calls: Calls) -> dict[str, Any]:
+    """Handlers by path, of all methods in tritonclient's description of the service: those not in `SERVED` say so.
 
     All are handlers of streams, which is the same on the wire: so that a message is read here, within a time.
     They take and give bytes. With the generated servicer a message that is no protobuf would be INTERNAL with a
-    trace in the log, for every client who cares to send one.
+    trace in the log, for every client who cares to send one. Of gRPC's own services `Watch` of health is not served:
+    clients then do without.
     """
-    handlers = {}
+    kinds: dict[str, Any] = {HEALTH_CHECK: grpc_standard.HealthCheckRequest}
+    unserved = {f"/{grpc_standard.HEALTH}/Watch": "Watch"}
     for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         if method.name in SERVED:
-            call = partial(_answer, service, calls, method.name, getattr(service_pb2, method.input_type.name))
-            handlers[method.name] = grpc.stream_unary_rpc_method_handler(call)
-            continue
-        refuse = partial(_unserved, service, calls, method.name)
-        handlers[method.name] = grpc.stream_stream_rpc_method_handler(refuse)
-    return grpc.method_handlers_generic_handler(SERVICE, handlers)
-
-
-def _standard_handlers(service: Service, calls: Calls) -> Iterator[Any]:
-    """Those of gRPC's own services. `Watch` of health is not served: clients then do without."""
-    check = partial(_answer, service, calls, HEALTH_CHECK, grpc_standard.HealthCheckRequest)
-    watch = partial(_unserved, service, calls, "Watch")
-    health = {
-        "Check": grpc.stream_unary_rpc_method_handler(check),
-        "Watch": grpc.stream_stream_rpc_method_handler(watch),
+            kinds[method.name] = getattr(service_pb2, method.input_type.name)
+        else:
+            unserved[f"/{SERVICE}/{method.name}"] = method.name
+    one, many = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+    return {
+        **{
+            name if name == HEALTH_CHECK else f"/{SERVICE}/{name}": one(partial(_answer, service, calls, name, kind))
+            for name, kind in kinds.items()
+        },
+        **{path: many(partial(_unserved, service, calls, name)) for path, name in unserved.items()},
+        **{path: many(partial(_reflect, service, calls, path, package)) for path, package in REFLECT.items()},
     }
-    yield grpc.method_handlers_generic_handler(grpc_standard.HEALTH, health)
-    for path, package in REFLECT.items():
-        reflected = partial(_reflect, service, calls, path, package)
-        handler = {"ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(reflected)}
-        yield grpc.method_handlers_generic_handler(path.split("/")[1], handler)
 
 
 async def _reflect(service: Service, calls: Calls, path: str, package: str, messages: Any, context: Any) -> None:

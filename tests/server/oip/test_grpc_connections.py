@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
-def request_headers(path: str) -> bytes:
+def request_headers(path: str | bytes, metadata: Mapping[str, bytes] | None = None) -> bytes:
     """Of a gRPC call: HPACK literals without indexing."""
-    given = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a"}
-    given |= {"content-type": "application/grpc", "te": "trailers"}
+    path = path.encode() if isinstance(path, str) else path
+    given = {":method": b"POST", ":scheme": b"http", ":path": path, ":authority": b"a"}
+    given |= {"content-type": b"application/grpc", "te": b"trailers", **(metadata or {})}
     return b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in given.items()
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value for name, value in given.items()
     )
 
 
@@ -107,6 +107,39 @@ def test_a_message_that_comes_byte_by_byte_is_given_up(served: Served) -> None:
         assert counted in generate_latest(served.small.metrics.registry).decode()
 
     served.run(go)
+
+
+NOT_UTF8 = b"\xff"
+
+
+@pytest.mark.parametrize("path", [ROUTE.encode() + NOT_UTF8, b"/" + NOT_UTF8, b"/\xed\xa0\x80/a", b"/nothing"])
+def test_a_method_whose_name_is_no_text_is_unimplemented(served: Served, path: bytes) -> None:
+    """And the server serves on: the library's own loop ends with such a name, for everybody and for good."""
+
+    async def go(connection: Connection) -> None:
+        connection.writer.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, request_headers(path)))
+        await until(lambda: bool(connection.of(HEADERS)))
+        assert any(b"grpc-status\x0212" in payload for _, payload in connection.of(HEADERS))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert (await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=30)).live
+
+    served.run(go)
+
+
+@pytest.mark.parametrize("name", ["x-request-id", "x-api-key", "authorization", "x-forwarded-for", "other"])
+def test_metadata_that_is_no_text_is_no_line_of_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """It may hold a key, and a stranger sends as many as they like."""
+
+    async def go(connection: Connection) -> None:
+        given = request_headers(ROUTE, {name: b"secret" + NOT_UTF8})
+        connection.writer.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, given))
+        await until(lambda: bool(connection.of(HEADERS)))
+
+    served.run(go)
+    assert not [line for line in caplog.messages if "secret" in line]
 
 
 UNSERVED = ("/inference.GRPCInferenceService/ModelStreamInfer", "/inference.GRPCInferenceService/RepositoryIndex")

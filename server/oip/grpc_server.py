@@ -1,0 +1,62 @@
+"""grpc.aio's server, without the one call that ends it.
+
+Its loop decodes the name of the method of each call as UTF-8, and where that fails, which takes one byte of a stranger,
+the whole server shuts down for good (grpcio 1.85, `_server_main_loop`). Here the names of all methods are registered,
+so that the library matches them by their bytes, and of any other call the name is never looked at.
+
+It also logs a line and a trace for each value of metadata that is no UTF-8, which may hold a key: those are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+
+import grpc
+from grpc._cython import cygrpc
+from grpc.aio import _server
+
+NOT_UTF8 = "Invalid encoding on"  # what grpcio logs of such a value begins so
+
+
+def server(methods: Mapping[str, grpc.RpcMethodHandler], options: Iterable[tuple[str, int]]) -> grpc.aio.Server:
+    """A server of these methods, by their paths; any other is UNIMPLEMENTED."""
+    logging.getLogger(cygrpc.__name__).addFilter(_is_no_value)
+    return _Server(methods, options)
+
+
+def _is_no_value(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NOT_UTF8)
+
+
+class _Server(_server.Server):  # type: ignore[misc]
+    """As grpc.aio makes one, but for what takes the calls."""
+
+    def __init__(self, methods: Mapping[str, grpc.RpcMethodHandler], options: Iterable[tuple[str, int]]) -> None:
+        self._loop = cygrpc.get_working_loop()
+        self._server = _Taker(self._loop, None, (), None, tuple(options), None)
+        self._server.take(dict(methods))
+
+
+class _Taker(cygrpc.AioServer):  # type: ignore[misc]
+    """Takes the calls of each method in a task of its own; what serves one is grpcio's."""
+
+    def take(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
+        self.add_registered_method_handlers(methods)
+        self._resolver = cygrpc._MethodResolver([], methods)
+        self._served: set[asyncio.Task[None]] = set()  # or nobody would hold them
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Task[None]:
+        """What grpcio's loop awaits: here it ends only where no more calls can be taken."""
+        return asyncio.get_running_loop().create_task(self._take(method))
+
+    async def _take(self, method: bytes | None) -> None:
+        """Serve the calls of a method as they come; of any that is not registered where `method` is None."""
+        loop, name = asyncio.get_running_loop(), (method or b"").decode()
+        while True:
+            call = await (self._request_call() if method is None else self._request_registered_call(method))
+            answer = cygrpc._handle_rpc(name, self._resolver, (), call, loop, False)
+            task = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, name))
+            self._served.add(task)
+            task.add_done_callback(self._served.discard)
