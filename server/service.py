@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from .access.access import Access, KeysRead
 from .access.addresses import TrustedProxies
@@ -20,11 +20,10 @@ from .access.rates import QueueShares, Rates, default_rate
 from .core.cpu_limits import usable_cores
 from .core.decode_pool import DecodePool
 from .core.decoding import Decoding
-from .core.engine import Engine, Model, Priority, Signals, Terms
+from .core.engine import Engine, Priority, Signals, Terms
 from .core.images import EncodedImage, ImageInput, Limits
 from .core.modes import Mode
-from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
-from .core.verdict import Judgement, judge_image
+from .core.verdict import judge_image
 from .errors import (
     AWNetError,
     EngineFault,
@@ -36,7 +35,7 @@ from .errors import (
     UnknownMode,
     UnknownModel,
 )
-from .guard.guard import Repeats
+from .fleet import Fleet, SingleProcess
 from .listening import is_loopback
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
@@ -47,6 +46,7 @@ from .monitoring.metrics import Metrics
 from .monitoring.request import CURRENT, UNKNOWN, ObservedRequest, Requests
 from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
+from .outcome import Outcome
 from .settings import Settings
 from .versions.events import Broadcast
 from .versions.models import Models
@@ -56,70 +56,6 @@ log = logging.getLogger("awnet")
 
 # Memory of a process that decodes: its libraries and code tables, and several copies of the largest image.
 DECODER_BYTES, DECODER_BYTES_PER_PIXEL = 1 << 30, 16
-
-CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The engine's answer in `mode`, one judgement and one decision an image, in their order.
-
-    Attributes:
-        decisions: those of `policy`; a front end carries out what `withheld` says.
-        repeats: what the query guard says of each image, where clients are to hear it.
-        refused: by their place in the request, images that could not be decoded; everything else leaves them out.
-    """
-
-    model: Model
-    mode: Mode
-    signals: Signals
-    judgements: list[Judgement]
-    policy: Policy
-    decisions: list[Decision]
-    repeats: Sequence[Repeats] | None = None
-    refused: Mapping[int, AWNetError] = field(default_factory=dict)
-
-    def withheld(self, policy: Policy) -> list[int]:
-        """The images that `policy` withholds from the client: none where the request has another policy."""
-        if policy != self.policy or policy not in APPLIED:
-            return []
-        return [n for n, decision in enumerate(self.decisions) if decision in WITHHELD]
-
-    def reasons(self, withheld: Sequence[int]) -> str:
-        """Why these images are withheld, as the end of a sentence."""
-        return "; ".join(dict.fromkeys(reason(self.judgements[n], self.decisions[n]) for n in withheld))
-
-
-class Fleet(Protocol):
-    """All processes behind one port, as the service of one of them sees them."""
-
-    def loaded(self) -> None:
-        """The models of this process have passed the self-test."""
-
-    async def counted(self, here: Counted) -> Counted:
-        """The counts of all processes, where this one has counted `here`. Raises LinkLost."""
-
-    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
-        """An operator's call, carried out in every process; `here` does so in this one. Raises what it raises."""
-
-    async def stop(self) -> None:
-        """This process ends: it has answered its last request."""
-
-
-class SingleProcess:
-    """A `Fleet` of this process alone."""
-
-    def loaded(self) -> None:
-        """No other process waits for it."""
-
-    async def counted(self, here: Counted) -> Counted:
-        return here
-
-    async def operate(self, here: CarryOut, do: str, given: Sequence[Any]) -> dict[str, Any]:
-        return await here(do, given)
-
-    async def stop(self) -> None:
-        """No other process needs the last counts."""
 
 
 class Service:

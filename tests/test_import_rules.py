@@ -132,6 +132,8 @@ LIBRARIES = {
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),
+    "server.outcome": set(),
+    "server.fleet": set(),
     "server.settings": {"pydantic", "pydantic_settings"},
     "server.sources": {"pydantic", "pydantic_settings"},
     "server.access": {"pydantic"},

@@ -9,7 +9,7 @@ from ..core.images import EncodedImage
 from ..core.policy import APPLIED
 from ..errors import problem
 from ..monitoring.request import ObservedRequest
-from ..service import Outcome
+from ..outcome import Outcome
 from .query import Query
 from .schemas import results
 from .told import told

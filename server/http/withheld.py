@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.policy import APPLIED
 from ..errors import ImageRejected, problem
-from ..service import Outcome
+from ..outcome import Outcome
 
 
 def withheld(

@@ -14,7 +14,7 @@ from ..core.engine import OUTPUTS, Model
 from ..core.policy import APPLIED
 from ..core.verdict import Judgement
 from ..errors import Forbidden
-from ..service import Outcome
+from ..outcome import Outcome
 from .tensors import Output, Values
 
 

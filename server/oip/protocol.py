@@ -30,7 +30,8 @@ from ..errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from ..service import Outcome, Service
+from ..outcome import Outcome
+from ..service import Service
 from .outputs import MAPPED, ON_REQUEST, SIGNALS, check, is_told, maps_scores, output_of, specifications, unnamed
 from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
 

@@ -18,9 +18,10 @@ from itertools import count
 from typing import Any
 
 from ..errors import LinkLost, NotReady, StartupError
+from ..fleet import CarryOut
 from ..monitoring.exposition import Counted, counted_by_all
 from ..monitoring.snapshot import Snapshot, Total
-from ..service import CarryOut, Service
+from ..service import Service
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, error_of, received
 from .load_table import LoadTable
 
@@ -28,7 +29,7 @@ log = logging.getLogger("awnet")
 
 
 class Member:
-    """This process as one of several workers: a `service.Fleet` whose other processes are behind the supervisor.
+    """This process as one of several workers: a `fleet.Fleet` whose other processes are behind the supervisor.
 
     Args:
         connected: socket to the supervisor.
