@@ -29,13 +29,13 @@ class Command(NamedTuple):
 def _serve(arguments: Sequence[str]) -> object:
     from server.__main__ import main
 
-    return main(list(arguments))
+    return main(list(arguments), "awnet serve")
 
 
 def _keys(arguments: Sequence[str]) -> object:
     from server.keys import main
 
-    return main(arguments)
+    return main(arguments, "awnet keys")
 
 
 def _predict(arguments: Sequence[str]) -> object:

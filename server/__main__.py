@@ -7,9 +7,10 @@ import signal
 import sys
 
 from .core.programs import program
-from .options import SettingsError, add_settings, settings_of
+from .options import SettingsError, add_settings, only_known, settings_of
 from .settings import Settings
 
+CALLED = "python -m server"
 EXAMPLES = """examples:
   python -m server                                   serve model_repository/awnet on 127.0.0.1:8000
   python -m server --host 0.0.0.0 --port 9000        listen on all addresses
@@ -22,12 +23,16 @@ EXAMPLES = """examples:
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop. Returns the exit status: 0, or 1 if the model cannot be served, 2 for bad settings."""
+def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
+    """Serve until told to stop. Returns the exit status: 0, or 1 if the model cannot be served, 2 for bad settings.
+
+    Args:
+        called: how whoever asks calls this program.
+    """
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload before there is anything to reload must not kill
     try:
-        settings = read_settings(arguments)
+        settings = read_settings(arguments, called)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -41,17 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     return serve(settings)
 
 
-def read_settings(arguments: list[str] | None = None) -> Settings:
+def read_settings(arguments: list[str] | None = None, called: str = CALLED) -> Settings:
     """The settings of `arguments` (default: the command line); see `options.settings_of`. Raises SettingsError."""
     parser = argparse.ArgumentParser(
-        prog="python -m server",
+        prog=called,
+        usage="%(prog)s [--config FILE] [--port PORT] ...   (--help lists every option)",
         description="Serve an AW-Net over HTTP. Every option is also a variable: --max-batch is AWNET_MAX_BATCH, and a "
         "line of the file that --config names: max_batch = 8.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace(CALLED, called),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser)
-    return settings_of(vars(parser.parse_args(arguments)))
+    given, rest = parser.parse_known_args(arguments)
+    only_known(rest)
+    return settings_of(vars(given))
 
 
 if __name__ == "__main__":

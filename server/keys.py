@@ -18,20 +18,26 @@ from .access.caller import SCOPES, Scope
 from .errors import StartupError
 from .options import SettingsError, settings_of
 
+CALLED = "python -m server.keys"
 EXAMPLES = """examples:
   python -m server.keys new shop --scopes predict             a key that may ask for predictions
   python -m server.keys new ops --scopes predict,signals,metrics,admin --expires 2027-01-01
   python -m server.keys list
   python -m server.keys replace shop                          another key, valid beside the last one
   python -m server.keys revoke shop
-  python -m server --api-keys keys.toml                       a server that asks for them
+
+a server that asks for them: --api-keys keys.toml
 """
 DEFAULT = Path("keys.toml")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 where nothing was changed."""
-    given = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, called: str = CALLED) -> int:
+    """Returns the exit status: 0, or 2 where nothing was changed.
+
+    Args:
+        called: how whoever asks calls this program.
+    """
+    given = _parser(called).parse_args(arguments)
     try:
         path = given.file or settings_of({}).api_keys or DEFAULT
         if given.command == "list":
@@ -50,15 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(key)
-    print(f"its hash is in {path}; the key itself is shown this once", file=sys.stderr)
+    print(f"its hash is in {path}, which --api-keys takes; the key itself is shown this once", file=sys.stderr)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(called: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m server.keys",
+        prog=called,
         description="API keys: make, list, replace and revoke them in the file that AWNET_API_KEYS names.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace(CALLED, called),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

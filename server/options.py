@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
@@ -60,13 +60,23 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         lines = []
         for found in error.errors():
             name = ".".join(str(part) for part in found["loc"])
+            said = found["msg"].removeprefix("Value error, ")  # pydantic's, before a sentence of ours
             if not name:  # several of them do not fit together
-                lines.append(f"settings: {found['msg']}")
+                lines.append(f"settings: {said}")
                 continue
-            lines.append(f"setting {name} ({_source(name, known)}): {found['msg']}{_nearest(name, found['input'])}")
+            lines.append(f"setting {name} ({_source(name, known)}): {said}{_nearest(name, found['input'])}")
         raise SettingsError("\n".join(lines)) from None
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def only_known(rest: Sequence[str]) -> None:
+    """Raises SettingsError, with the nearest option, where a parser with `add_settings` left something over."""
+    if rest:
+        given = rest[0].partition("=")[0]
+        near = get_close_matches(given, map(option, Settings.model_fields), 1)
+        meant = f"{near[0]} is meant?" if near else "--help lists them"
+        raise SettingsError(f"{given} is no option: {meant}")
 
 
 def choices(name: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from .predictor import PREDICT, AsyncPredictor, Options, Predictor, SignalsLevel
 from .retries import Budget, Retries, retry_after
 
 URL = "http://127.0.0.1:8000"
+UNKNOWN_ISSUER = "CERTIFICATE_VERIFY_FAILED"
 TIMEOUT_SECONDS = 10.0  # as AWNET_TIMEOUT_SECONDS
 MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 32
@@ -115,7 +116,8 @@ class AsyncClient(AsyncPredictor):
             finally:
                 await reply.aclose()
         except httpx.TransportError as error:
-            raise TransportError(f"{self._url}: {error or type(error).__name__}") from None
+            hint = "; SSL_CERT_FILE names a file of other authorities" if UNKNOWN_ISSUER in str(error) else ""
+            raise TransportError(f"{self._url}: {error or type(error).__name__}{hint}") from None
         except httpx.HTTPError as error:  # an encoding that is none
             raise AnswerError(f"{self._url}: {error}") from None
         if reply.status_code >= 400:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = """examples:
-  awnet calibrate model_repository/awnet/3/model.onnx photos
+  awnet calibrate model_repository/awnet/4/model.onnx photos
   awnet calibrate model.onnx photos --adversarial twins
   awnet calibrate model.onnx photos --repository /srv/models --name awnet --report site.json
 

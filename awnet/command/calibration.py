@@ -55,6 +55,8 @@ async def calibrate(task: Task) -> dict[str, Any]:
     """
     if not MODEL_NAME.fullmatch(task.name):
         raise VersionError(f"--name {task.name!r} is no model name")
+    if task.model.is_dir():
+        raise VersionError(f"{task.model} is a folder; the model file comes first, then the images")
     data = await asyncio.to_thread(task.model.read_bytes)
     contract = contract_of(data)
     natural, hostile = images(task.images), images(task.adversarial)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict
+from http import HTTPStatus
 
 from ..client.errors import TYPE_PREFIX, AccessError, AnswerError, DeadlineError, Error, ProblemError, TransportError
 from ..client.images import Encoded
@@ -105,7 +106,8 @@ class Scoring:
         try:
             (result,) = await predictor.answer([Encoded(body, image.name)], None, {})
         except (AccessError, AnswerError, TransportError) as error:  # every other image would meet it as well
-            raise StopError(str(error)) from None
+            keyless = isinstance(error, AccessError) and error.status == HTTPStatus.UNAUTHORIZED
+            raise StopError(f"{error}{'; --key takes one' if keyless else ''}") from None
         except (ProblemError, DeadlineError) as error:
             return {**line, "error": problem(error)}
         if result.error is not None:

@@ -192,7 +192,7 @@ h3 { margin: 1.25rem 0 .25rem; font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; }
 td { border-top: 1px solid #8885; padding: .35rem .75rem .35rem 0; vertical-align: top; }
 code { font-size: .95em; }
-td:first-child { white-space: nowrap; }
+td:first-child { overflow-wrap: anywhere; min-width: 7rem; }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"

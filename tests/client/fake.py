@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def problem(status: int, slug: str, retry_after: str | None = None, **more: Any)
 
 
 @contextmanager
-def fake(*script: Reply | str | Callable[[Asked], Reply]) -> Iterator[Fake]:
+def fake(*script: Reply | str | Callable[[Asked], Reply], tls: ssl.SSLContext | None = None) -> Iterator[Fake]:
     """A server that gives these answers, one a request; the last one again and again."""
     left, lock = list(script), threading.Lock()
 
@@ -122,7 +123,9 @@ def fake(*script: Reply | str | Callable[[Asked], Reply]) -> Iterator[Fake]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    found = Fake(f"http://127.0.0.1:{server.server_address[1]}")
+    if tls is not None:  # the handshake is the handler's
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    found = Fake(f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}")
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield found

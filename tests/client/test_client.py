@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from PIL import Image
 import awnet
 from awnet.client.images import Encoded, encode
 from tests.client.fake import Asked, Reply, answer, fake, problem, result
+from tests.server.http.one_port import certificate
 from tests.server.tiny import LABELS, OMEGA, ROOT, Running, encoded, noise, plain, publish
 
 
@@ -184,6 +186,22 @@ def test_an_image_that_is_blamed_is_left_out_and_the_others_are_asked_again() ->
         got = list(client.predict_many([b"1", b"spoilt", b"2"]))
     assert [one.label for one in got] == ["ship", None, "ship"]
     assert isinstance(got[1].error, awnet.ImageError)
+
+
+def test_a_certificate_of_nobody_known_says_how_to_name_its_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the variable that it names is read."""
+    chain, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    with fake(answer(result()), tls=context) as server:
+        once = awnet.Client(server.url, retries=awnet.Retries(attempts=1))
+        with once as client, pytest.raises(awnet.TransportError, match="SSL_CERT_FILE names"):
+            client.predict(b"x")
+        monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+        with awnet.Client(server.url) as client:
+            assert client.predict(b"x").ok
 
 
 def test_what_no_image_can_mend_ends_the_loop() -> None:

@@ -101,7 +101,9 @@ def test_calibrated_again_the_site_is_replaced_and_versions_are_never_overwritte
     assert names.count("site") == 1 and names[0] == "site"
 
 
-@pytest.mark.parametrize("what", ["few", "no onnx", "no contract", "schema 1", "name", "nowhere", "no images"])
+@pytest.mark.parametrize(
+    "what", ["few", "no onnx", "no contract", "schema 1", "name", "folder", "nowhere", "no images"]
+)
 def test_what_cannot_be_calibrated_is_told_in_one_line_and_nothing_is_written(
     what: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +122,8 @@ def test_what_cannot_be_calibrated_is_told_in_one_line_and_nothing_is_written(
         model = publish(tmp_path / "tiny") / "awnet/1/model.onnx"
     elif what == "name":
         name = "../up"
+    elif what == "folder":
+        model = tmp_path
     elif what == "nowhere":
         model = tmp_path / "nowhere.onnx"
     elif what == "no images":

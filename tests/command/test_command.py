@@ -75,6 +75,20 @@ def test_a_command_that_is_none_is_told_the_nearest(given: str, meant: str, caps
     assert line.startswith(f"awnet: {given} is no command") and meant in line
 
 
+@pytest.mark.parametrize(("name", "other"), [("serve", "python -m server"), ("keys", "python -m server.keys")])
+def test_a_program_calls_itself_as_it_was_called(name: str, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its usage and in its examples, so that what is copied from there runs."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    ours = capsys.readouterr().out
+    assert ours.startswith(f"usage: awnet {name} ") and f"  awnet {name} " in ours.partition("examples:")[2]
+    assert other not in ours
+    module = import_module("server.__main__" if name == "serve" else "server.keys")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    assert capsys.readouterr().out.replace(other, f"awnet {name}") == ours
+
+
 def test_without_a_command_the_usage_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr()
@@ -128,10 +142,12 @@ def test_a_command_hands_its_options_over(command: str, program: str, capsys: py
     """It refuses what the program refuses, in the same words."""
     said = []
     for run in (lambda: main([command, "--no-such-option"]), lambda: import_module(program).main(["--no-such-option"])):
-        with pytest.raises(SystemExit) as refused:
-            run()
-        said.append(capsys.readouterr().err)
-        assert refused.value.code == 2
+        try:
+            status = run()
+        except SystemExit as refused:
+            status = refused.code
+        assert status == 2
+        said.append(capsys.readouterr().err.replace("python -m server.keys", "awnet keys"))
     assert said[0] == said[1] != ""
 
 

@@ -162,7 +162,15 @@ def test_a_policy_that_no_model_would_follow_is_refused(
     """A slip in a name would leave a model open that was meant to be guarded."""
     assert main(["--policies", given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"setting policies (AWNET_POLICIES): Value error, {said}"
+    assert line == f"setting policies (AWNET_POLICIES): {said}"
+
+
+def test_an_option_that_is_none_is_told_the_nearest_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not all the others."""
+    for given, meant in ((["--prot", "9"], "--prot is no option: --port is meant?"), (["x"], "x is no option: --help")):
+        assert main(given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(meant)
 
 
 def test_each_model_has_the_policy_that_the_settings_give_it() -> None:

@@ -334,6 +334,13 @@ def test_a_file_name_is_only_ever_text(visit: Visit) -> None:
     assert page.locator(".verdict b").count() == 1  # the score
 
 
+@pytest.mark.parametrize("width", [360, 820])
+def test_nothing_of_the_interfaces_page_sticks_out_sideways(visit: Visit, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 740})
+    page.goto(page.url.rstrip("/") + "/docs")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.parametrize("width", [360, 320, 820])
 def test_nothing_sticks_out_sideways(visit: Visit, image: Image, width: int) -> None:
     """Neither the page nor a card scrolls sideways, with answers, on a telephone."""
