@@ -27,6 +27,7 @@ from .core.verdict import judge_image
 from .errors import (
     AWNetError,
     EngineFault,
+    Forbidden,
     NotReady,
     QueueFull,
     QueueShareTaken,
@@ -276,13 +277,13 @@ class Service:
             headers, query: see `Access.identify`.
 
         Raises:
-            Unauthorized, Forbidden: it may not ask; charged to the address where nobody knows the key.
-            RateLimited: it asks too often. Metrics and admin calls have no rate.
+            Unauthorized, Forbidden: it may not ask; charged all the same, to the address where nobody knows the key.
+            RateLimited: it asks too often. Metrics and admin calls of those who may ask have no rate.
         """
         try:
             request.caller = self.access.identify(headers, query)
             request.caller.require(needed)
-        except Unauthorized:
+        except (Unauthorized, Forbidden):
             self._rates.charge(request.client, request.caller.rate)
             raise
         if needed in ("predict", "signals"):

@@ -66,7 +66,7 @@ class Allowance(BaseModel):
     mode: Mode | None = None
     policy: Policy | None = None
     requests_per_second: float | None = Field(default=None, gt=0, strict=True)
-    burst: int | None = Field(default=None, ge=1, strict=True)
+    burst: int | None = Field(default=None, ge=1, le=1_000_000, strict=True)
     queue_share: float | None = Field(default=None, gt=0, le=1, strict=True)
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ class Keys:
             given = _File.model_validate(tomllib.loads(text))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join("".join(str(part).split()) for part in first["loc"])  # names are whatever the file says
             raise StartupError(_SECRET.sub("...", f"the file of keys: {where}: {first['msg']}")) from None
         except (ValueError, RecursionError) as error:
             raise StartupError(_SECRET.sub("...", f"the file of keys is no TOML: {error}")) from None

@@ -140,6 +140,19 @@ def test_keys_have_rates_and_shares_of_their_own_and_unknown_ones_cost_their_add
         made.close()
 
 
+@pytest.mark.parametrize("path", ["/predict", "/model", "/metrics", "/nothing", "/admin/models"])
+def test_a_key_that_may_not_ask_is_charged_for_asking(tmp_path: Path, path: str) -> None:
+    """Whichever scope is lacking, or it would ask as often as it likes; other keys of that address are not charged."""
+    keys = write(tmp_path / "keys.toml", table("nothing", []), table("other", ["predict"]))
+    made = Limited(tmp_path / "models", api_keys=keys, requests_per_second=0.01, request_burst=2)
+    try:
+        bearer = f"Bearer {key('nothing')}"
+        assert [made.status("POST", path, b"", authorization=bearer) for _ in range(4)] == [403, 403, 429, 429]
+        assert made.status("GET", "/model", b"", authorization=f"Bearer {key('other')}") == 200
+    finally:
+        made.close()
+
+
 def test_a_client_with_its_share_of_the_queue_is_refused_and_others_are_not(tmp_path: Path) -> None:
     """While its images run; afterwards it is answered again. gRPC and HTTP share the count."""
     made = Small(tmp_path, queue_share=0.25)  # two of eight
