@@ -1,7 +1,7 @@
 """grpc.aio's server, without the one call that ends it.
 
 Its loop decodes the name of the method of each call as UTF-8, and where that fails, which takes one byte of a stranger,
-the whole server shuts down for good (grpcio 1.85, `_server_main_loop`). Here the names of all methods are registered,
+the whole server shuts down for good (grpcio 1.85). Here the names of all methods are registered,
 so that the library matches them by their bytes, and of any other call the name is never looked at.
 
 It also logs a line and a trace for each value of metadata that is no UTF-8, which may hold a key: those are left out.

@@ -14,6 +14,7 @@ import pytest
 import awnet
 from awnet.client.retries import Budget, retry_after
 from tests.client.fake import CUT, Fake, Reply, answer, fake, problem, result
+from tests.waiting import until
 
 QUICK = awnet.Retries(first_seconds=0.001)
 
@@ -166,8 +167,7 @@ def test_an_async_call_that_is_cancelled_stops_trying() -> None:
     async def cancelled() -> None:
         async with awnet.AsyncClient(server.url) as client:
             call = asyncio.create_task(client.predict(b"x", timeout=30))
-            while not server.asked:
-                await asyncio.sleep(0.01)
+            await until(lambda: bool(server.asked))
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

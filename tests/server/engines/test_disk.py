@@ -51,8 +51,7 @@ def test_a_call_that_does_not_return_is_given_up_and_none_follows_until_it_has()
                 await disk.call(int)
         assert threading.active_count() == threads + 1
         there.set()
-        while threading.active_count() > threads:
-            await asyncio.sleep(0.001)
+        await until(lambda: threading.active_count() <= threads)
         assert await disk.call(int) == 0
 
     asyncio.run(go())

@@ -101,10 +101,13 @@ def test_a_message_that_comes_byte_by_byte_is_given_up(served: Served) -> None:
         write(
             frame(HEADERS, END_HEADERS, 1, request_headers(ROUTE)) + frame(DATA, 0, 1, b"\0" + struct.pack(">I", 3000))
         )
-        while not any(flags & END_STREAM for flags, _ in connection.of(HEADERS)):
+
+        def ended() -> bool:
             write(frame(DATA, 0, 1, b"\x0a"))
-            await asyncio.sleep(0.02)
-        assert counted in generate_latest(served.small.metrics.registry).decode()
+            return any(flags & END_STREAM for flags, _ in connection.of(HEADERS))
+
+        await until(ended)
+        await until(lambda: counted in generate_latest(served.small.metrics.registry).decode())
 
     served.run(go)
 
@@ -169,9 +172,11 @@ def test_who_pings_all_the_time_is_hung_up_on(served: Served) -> None:
     """Each ping is work; the reason is told. Others are served beside it."""
 
     async def go(connection: Connection) -> None:
-        while not connection.of(GOAWAY):
+        def hung_up() -> bool:
             connection.writer.write(frame(PING, 0, 0, bytes(8)) * 10)
-            await asyncio.sleep(0.01)
+            return bool(connection.of(GOAWAY))
+
+        await until(hung_up)
         (told,) = {int.from_bytes(payload[4:8], "big") for _, payload in connection.of(GOAWAY)}
         assert told == ENHANCE_YOUR_CALM
         await until(lambda: connection.closed)
