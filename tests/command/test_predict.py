@@ -391,7 +391,10 @@ def test_a_server_that_refuses_the_key_is_not_asked_for_every_image(
     assert "no such key" in said and ("--key takes one" in said) == (status == 401)
 
 
-def test_where_nobody_answers_nothing_is_begun(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nobody_answers_nothing_is_begun(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("awnet.command.answerers.PATIENCE", Retries(attempts=2, first_seconds=0.0))
     url = f"http://127.0.0.1:{free_port()}"
     assert main(["predict", str(photos), "--url", url]) == 2
     assert capsys.readouterr().err.startswith(f"{url}")
