@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import glob
 import io
+import lzma
 import os
+import struct
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,17 @@ from typing import NamedTuple
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of what is taken out of folders and archives
 STDIN = "-"
 MAX_BYTES = 64 << 20  # of one image; an archive must not fill the memory
+# What `zipfile` raises of broken archives, of encrypted ones, and of those that it does not know how to read.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class PathError(ValueError):
@@ -96,8 +110,8 @@ def _file(path: str) -> Iterator[Image]:
 def _archive(name: str, source: str | io.BytesIO) -> Iterator[Image]:
     try:
         archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile:
-        raise PathError(f"{name} is no ZIP archive") from None
+    except BROKEN:
+        raise PathError(f"{name} is no ZIP archive that can be read") from None
     members = [info for info in archive.infolist() if info.filename.lower().endswith(SUFFIXES)]
     if not members:
         raise PathError(f"{name} holds no image ({', '.join(SUFFIXES)})")
@@ -108,8 +122,7 @@ def _archive(name: str, source: str | io.BytesIO) -> Iterator[Image]:
             try:
                 with lock, archive.open(member) as f:
                     return _bounded(f.read(MAX_BYTES + 1))
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-                # RuntimeError: encrypted; NotImplementedError: a way of compression that Python does not know
+            except BROKEN as error:
                 raise ValueError(str(error) or "broken archive") from None
 
         return read

@@ -45,7 +45,8 @@ COLUMNS: dict[str, tuple[tuple[str | int, ...], type]] = {
     "mode": (("mode",), str),
 }
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that spreadsheets run
+# What a cell begins with that spreadsheets run; some take the wide forms for the same.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 Line = dict[str, Any]
 

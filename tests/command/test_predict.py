@@ -294,12 +294,53 @@ def test_names_of_an_archive_reach_neither_a_terminal_nor_a_spreadsheet_as_order
     assert main(["predict", str(packed), "--out", str(out)]) == 1
     said = capsys.readouterr().err
     assert "\x1b" not in said and "?[2Jbad.png" in said
-    folder = Path("=1+1")
-    with contextlib.chdir(tmp_path):
+    for number, name in enumerate(("=1+1", "\uff1d1+1")):
+        folder = tmp_path / name
         folder.mkdir()
         (folder / "a.png").write_bytes(encoded(noise(24, 24)))
-        assert main(["predict", "=1+1", "--out", "formula.csv"]) == 0
-    assert (tmp_path / "formula.csv").read_text("utf-8").splitlines()[1].startswith("'=1+1/a.png,")
+        with contextlib.chdir(tmp_path):
+            assert main(["predict", name, "--out", f"{number}.csv"]) == 0
+        assert (tmp_path / f"{number}.csv").read_text("utf-8").splitlines()[1].startswith(f"'{name}/a.png,")
+
+
+@pytest.mark.parametrize(
+    ("compression", "at", "broken"),
+    [
+        (zipfile.ZIP_DEFLATED, 35, b"\xff" * 10),
+        (zipfile.ZIP_BZIP2, 35, b"\xff" * 10),
+        (zipfile.ZIP_LZMA, 60, b"\xa5" * 30),
+        (zipfile.ZIP_LZMA, 37, b"\0\0"),  # the length of its properties
+    ],
+)
+def test_a_broken_file_in_an_archive_stops_none_of_the_others(
+    compression: int, at: int, broken: bytes, tmp_path: Path
+) -> None:
+    """However it was packed: each way of packing has errors of its own."""
+    packed, out = tmp_path / "a.zip", tmp_path / "out.jsonl"
+    with zipfile.ZipFile(packed, "w", compression) as archive:
+        archive.writestr("a.png", encoded(noise(24, 24)))
+        archive.writestr("b.png", encoded(noise(24, 24)))
+    data = packed.read_bytes()
+    packed.write_bytes(data[:at] + broken + data[at + len(broken) :])
+    assert main(["predict", str(packed), "--out", str(out)]) == 1
+    assert ["error" in line for line in lines(out)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("at", "broken"), [(6, b"\xff"), (8, b"\0\x08"), (30, b"\xff\xff")], ids=["version", "name", "extra"]
+)
+def test_an_archive_whose_directory_is_broken_is_told_by_its_name(
+    at: int, broken: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, whatever is wrong with it."""
+    packed = tmp_path / "a.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("\xff.png", encoded(noise(24, 24)))
+    data = packed.read_bytes().replace("\xff".encode(), b"\xff\xff")
+    begin = data.index(b"PK\1\2") + at
+    packed.write_bytes(data[:begin] + broken + data[begin + len(broken) :])
+    assert main(["predict", str(packed)]) == 2
+    assert capsys.readouterr().err == f"{packed} is no ZIP archive that can be read\n"
 
 
 def test_nobody_waits_for_a_pipe_that_lies_among_images(photos: Path, tmp_path: Path) -> None:
