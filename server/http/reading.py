@@ -223,12 +223,16 @@ class RequestReader:
             path = raw_path.decode("ascii")
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             raise MalformedRequest("the request's target is no path") from None
+        headers = self._headers
+        if url.host is not None:  # RFC 9112, 3.2.2: the host of such a target counts, not the header's
+            host = b"[%s]" % url.host if b":" in url.host else url.host
+            headers = [(b"host", host), *(header for header in headers if header[0] != b"host")]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
             "root_path": "",
-            "headers": self._headers,
+            "headers": headers,
             "method": method,
             "path": unquote(path) if "%" in path else path,
             "raw_path": raw_path,
