@@ -14,6 +14,7 @@ from .errors import StartupError
 log = logging.getLogger("awnet")
 
 BACKLOG = 2048
+HOSTS = {"--admin-port": "--admin-host", "--metrics-port": "--metrics-host"}  # the others share --host
 _ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
@@ -67,9 +68,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _refused(host: str, port: int, option: str, error: OSError) -> StartupError:
-    hint = ", or 'none'" if option != "--port" else ""
     what = option.removeprefix("--").replace("-", " ")
-    return StartupError(f"the {what} {host}:{port} cannot be had ({error.strerror}): name another {option}{hint}")
+    if isinstance(error, socket.gaierror) or error.errno in _ABSENT:  # the address is at fault, not the port
+        another = HOSTS.get(option, "--host")
+    else:
+        another = option if option == "--port" else f"{option}, or 'none'"
+    return StartupError(f"the {what} {host}:{port} cannot be had ({error.strerror}): name another {another}")
 
 
 def _bound(family: int, kind: int, protocol: int, address: Any, alone: bool) -> socket.socket:

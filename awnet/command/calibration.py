@@ -173,4 +173,5 @@ def told(document: dict[str, Any]) -> str:
     lines.append(
         f"published: {document['published']}, unsigned: `python -m export.sign` signs it where servers ask for that"
     )
+    lines.append(f"`awnet serve --repository {Path(document['published']).parent.parent}` serves it")
     return "\n".join(lines)

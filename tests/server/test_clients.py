@@ -13,6 +13,8 @@ import httpx
 import pytest
 
 from benchmarks.harness.processes import Process, free_port
+from server.errors import StartupError
+from server.listening import bind
 from tests.server.tiny import CALL, ROOT, Running, encoded, noise, publish
 from tests.waiting import eventually
 
@@ -46,6 +48,16 @@ def test_a_port_in_use_is_said_before_a_model_is_looked_at(which: str, tmp_path:
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "INFO" not in line]
     assert f"127.0.0.1:{ports[which]} cannot be had" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "another"),
+    [("--port", "--host"), ("--admin-port", "--admin-host"), ("--metrics-port", "--metrics-host")],
+)
+def test_an_address_that_is_not_this_machines_is_not_blamed_on_its_port(option: str, another: str) -> None:
+    """192.0.2.1 is nobody's (RFC 5737)."""
+    with pytest.raises(StartupError, match=rf"192\.0\.2\.1:0 cannot be had .*: name another {another}$"):
+        bind("192.0.2.1", 0, option)
 
 
 @pytest.mark.process
