@@ -25,6 +25,7 @@ else:
 
 _ADDRESS = re.compile(r"(?:https?|ftp|data):", re.IGNORECASE)
 _UNFIT = re.compile(r'[\x00-\x1f\x7f"\\/]')
+MAX_BYTES = 64 << 20  # of a file that is read: a device has no end
 MAX_NAME = 120  # characters of a file's name that are sent
 
 
@@ -64,10 +65,14 @@ def encode(image: ImageLike) -> Encoded:
         if _ADDRESS.match(path):
             raise InputError("an address is not fetched: fetch it yourself, and give the bytes")
         try:
-            return Encoded(Path(path).read_bytes(), path)
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"{path[:200]!r} cannot be read: {reason}") from error
+        if len(data) > MAX_BYTES:
+            raise InputError(f"{path[:200]!r} cannot be read: it is larger than {MAX_BYTES >> 20} MiB")
+        return Encoded(data, path)
     if isinstance(image, bytes | bytearray | memoryview):
         return Encoded(bytes(image))
     pillow, numpy = sys.modules.get("PIL.Image"), sys.modules.get("numpy")  # who has such an object has imported it

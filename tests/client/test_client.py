@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import awnet
-from awnet.client.images import Encoded, encode
+from awnet.client.images import MAX_BYTES, Encoded, encode
 from tests.client.fake import Asked, Reply, answer, fake, problem, result
 from tests.server.http.one_port import certificate
 from tests.server.tiny import LABELS, OMEGA, ROOT, Running, encoded, noise, plain, publish
@@ -107,6 +107,18 @@ def test_what_is_no_image_is_refused_here(image: Any, sentence: str) -> None:
     """Before anything is sent; the sentence says what to give."""
     with pytest.raises(awnet.InputError, match=sentence):
         encode(image)
+
+
+def test_a_file_is_not_read_without_end(tmp_path: Path) -> None:
+    """A device has none, and a path may be somebody else's."""
+    endless = tmp_path / "a.png"
+    with endless.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(awnet.InputError, match="larger than 64 MiB"):
+        encode(endless)
+    with endless.open("wb") as file:
+        file.truncate(MAX_BYTES)
+    assert len(encode(endless).data) == MAX_BYTES
 
 
 def test_pixels_become_a_png_of_the_same_pixels() -> None:
