@@ -203,14 +203,14 @@ def test_an_image_that_is_blamed_is_left_out_and_the_others_are_asked_again() ->
 def test_a_certificate_of_nobody_known_says_how_to_name_its_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the variable that it names is read."""
+    """At once, and the variable that it names is read."""
     chain, key = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, key)
     with fake(answer(result()), tls=context) as server:
-        once = awnet.Client(server.url, retries=awnet.Retries(attempts=1))
-        with once as client, pytest.raises(awnet.TransportError, match="SSL_CERT_FILE names"):
+        with awnet.Client(server.url) as client, pytest.raises(awnet.TransportError, match="SSL_CERT_FILE names"):
             client.predict(b"x")
+        assert server.connections == 1
         monkeypatch.setenv("SSL_CERT_FILE", str(chain))
         with awnet.Client(server.url) as client:
             assert client.predict(b"x").ok
