@@ -93,7 +93,8 @@ class AsyncClient(AsyncPredictor):
             except (TransportError, ProblemError) as error:
                 last = error
             after = None
-            if isinstance(last, TransportError) and UNKNOWN_ISSUER in str(last):  # a second handshake shows the same certificate
+            # A second handshake shows the same certificate.
+            if isinstance(last, TransportError) and UNKNOWN_ISSUER in str(last):
                 raise last
             if isinstance(last, ProblemError):
                 if last.status not in AGAIN:
