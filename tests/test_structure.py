@@ -80,7 +80,7 @@ def test_an_image_and_a_batch_are_followed_through_the_house() -> None:
     first, second = hops.counted(ROOT), hops.counted(ROOT)
     assert first == second
     image, batch = first[hops.IMAGE], first[hops.BATCH]
-    assert {name.partition(":")[2] for name in image["functions"]} >= {"judge", "decode", "results", "encoded_images"}
+    assert {name.partition(":")[2] for name in image["functions"]} >= {"judge", "decode", "results", "uploads"}
     assert {name.partition(":")[2] for name in batch["functions"]} >= {
         "Run.step",
         "train_step",
