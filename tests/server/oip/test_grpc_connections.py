@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.oip.grpc_front import GrpcFront
+from tests.repository import ROOT
 from tests.server.small import Small
 from tests.waiting import until
 
@@ -143,6 +147,34 @@ def test_metadata_that_is_no_text_is_no_line_of_the_log(
 
     served.run(go)
     assert not [line for line in caplog.messages if "secret" in line]
+
+
+A_SERVER = """
+import asyncio
+from server.oip.grpc_front import grpc
+async def main():
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes.fromhex(HEX))
+    assert b"te" in await asyncio.wait_for(reader.readuntil(b"metadata"), 30)  # the status says it
+    await server.stop(0)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+def test_a_header_that_grpc_cannot_read_is_no_line_on_standard_error() -> None:
+    """Its core would write one for each, past the log that drops what nobody reads."""
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"")
+    sent += frame(HEADERS, END_HEADERS | END_STREAM, 1, request_headers(ROUTE, {"te": NOT_UTF8}))
+    program = A_SERVER.replace("HEX", repr(sent.hex()))
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 UNSERVED = ("/inference.GRPCInferenceService/ModelStreamInfer", "/inference.GRPCInferenceService/RepositoryIndex")
