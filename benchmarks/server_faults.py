@@ -16,12 +16,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from .harness.exchange import exchange, post, seconds_until
 from .harness.load import IMAGES, Sample, loaded, quantile
-from .harness.processes import rss_mb
+from .harness.processes import children, rss_mb
 from .hostile import ask, kinds
 from .scenarios import Bench, Front, Result
 
@@ -47,10 +46,10 @@ async def kill_worker(bench: Bench) -> Result:
         async with loaded(front.port, keeping=4, opening=4, pause=0.1) as load:
             await asyncio.sleep(1)
             for _ in range(bench.kills):
-                oldest = min(_children(front.pid))
+                oldest = min(children(front.pid))
                 first, begun = len(load.samples), time.monotonic()
                 os.kill(oldest, signal.SIGKILL)
-                while oldest in _children(front.pid):
+                while oldest in children(front.pid):
                     await asyncio.sleep(0.001)
                 gone = time.monotonic()
                 await asyncio.sleep(0.1)
@@ -72,10 +71,6 @@ async def kill_worker(bench: Bench) -> Result:
     result.goal("errors <= in flight, every time", f"{sum(failed)} errors, {sum(flying)} in flight", surplus == 0)
     result.goal("no wrong answer", outcomes["wrong"], outcomes["wrong"] == 0)
     return result
-
-
-def _children(pid: int) -> list[int]:
-    return [int(found) for path in Path(f"/proc/{pid}/task").glob("*/children") for found in path.read_text().split()]
 
 
 def spread(samples: Sequence[Sample], since: float = 0.0, until: float = float("inf")) -> dict[str, Any]:
@@ -201,7 +196,7 @@ async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
     async def look() -> None:
         while True:
             memory.append((outcomes.total(), rss_mb(front.pid), len(os.listdir(f"/proc/{front.pid}/fd"))))
-            decoders.append(sum(map(rss_mb, _children(front.pid))))
+            decoders.append(sum(map(rss_mb, children(front.pid))))
             await asyncio.sleep(seconds / 200)
 
     async def caller(number: int) -> None:

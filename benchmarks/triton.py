@@ -21,7 +21,7 @@ from typing import Any
 
 from .harness import report
 from .harness.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
-from .harness.processes import Server, Triton, rss_mb
+from .harness.processes import Server, Triton, children, rss_mb
 from .harness.prometheus import scraped
 from .harness.report import ROOT
 
@@ -112,8 +112,7 @@ def descendants(pid: int) -> list[int]:
     """Every process below `pid`: the program that runs Triton, Triton, its Python stub."""
     found, at = [pid], 0
     while at < len(found):
-        for task in Path(f"/proc/{found[at]}/task").glob("*/children"):
-            found += [int(child) for child in task.read_text().split()]
+        found += children(found[at])
         at += 1
     return found
 

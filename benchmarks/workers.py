@@ -24,7 +24,7 @@ from typing import Any
 
 from .harness import report
 from .harness.closed_loop import add_model, add_rounds, chosen, lua, medians, rotated, uploaded, wrk
-from .harness.processes import Server
+from .harness.processes import Server, children
 from .harness.prometheus import scraped
 
 EXAMPLES = """examples:
@@ -142,10 +142,6 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
             for thread in threads:
                 thread.join()
     return found | {"answered": counts["answered"]}
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def memory(pid: int, kind: str) -> float:
