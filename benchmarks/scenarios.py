@@ -318,7 +318,9 @@ async def reload(bench: Bench) -> Result:
     )
     repository = bench.folder / "reload-repository"
     shutil.rmtree(repository, ignore_errors=True)
-    shutil.copytree(bench.repository, repository)
+    latest = max((bench.repository / "awnet").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    (repository / "awnet").mkdir(parents=True)
+    bad_models.publish(repository / "awnet", 1, (latest / "model.onnx").read_bytes())
     with Front(bench.folder, repository=repository, poll_seconds=0.5) as front:
         await front.until_ready()
         async with loaded(front.port, keeping=2, opening=2) as load, watching(front) as unready:

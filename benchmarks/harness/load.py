@@ -119,6 +119,9 @@ class Load:
         self.flying += 1
         try:
             async with asyncio.timeout(self.seconds):
+                if link is not None and link[0].at_eof():  # closed since the last answer: clients open another one
+                    link[1].close()
+                    link = None
                 if link is None:
                     link = await asyncio.open_connection("127.0.0.1", self.port)
                 link[1].write(post(self.images[which], keep))
