@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 from .harness.exchange import exchange, post, seconds_until
@@ -218,8 +219,10 @@ async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
     warm = [sample for sample in memory if sample[0] >= outcomes.total() / 5]
     # Bodies of megabytes come and go; what stays is below them.
     size = max(1, len(warm) // WINDOWS)
-    floor = [min(warm[at : at + size], key=lambda sample: sample[1]) for at in range(0, len(warm), size)]
-    slope = statistics.linear_regression([n for n, _, _ in floor], [mb for _, mb, _ in floor]).slope * 1000
+    floor = [min(warm[at : at + size], key=lambda sample: sample[1]) for at in range(0, len(warm) - size + 1, size)]
+    # The median of all pairs (Theil and Sen): one step, as an allocator takes, is no slope.
+    pairs = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(floor, 2) if b[0] > a[0]]
+    slope = 1000 * statistics.median(pairs)
     bad = {k: n for k, n in outcomes.items() if k.split()[-1] in ("500", "closed") or not k.split()[-1].isdigit()}
     return {
         "requests": outcomes.total(),
