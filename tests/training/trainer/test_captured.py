@@ -207,7 +207,10 @@ def test_a_run_of_captured_steps_is_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     for part in ("network", "ema_network"):
         for key, value in captured[part].items():
             assert torch.equal(resumed[part][key], value), key
-            torch.testing.assert_close(value, plain[part][key], rtol=1e-2, atol=1e-4, msg=key)  # the fused optimiser
+            # The fused optimiser and, without AVX-512, other roundings, which steps amplify: 0.02 were seen. A learning
+            # rate of 0.09 in place of 0.1 is off by more than 1 somewhere.
+            off = (value - plain[part][key]).float().norm() / plain[part][key].float().norm().clamp(min=1e-2)
+            assert off < 0.1, (key, float(off))
     assert [row["adv"] for row in resumed["history"]] == [row["adv"] for row in captured["history"]]
     assert json.loads((tmp_path / "captured" / "history.json").read_text())["recipe"]["runtime"]["cuda_graphs"]
 
