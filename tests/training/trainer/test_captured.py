@@ -181,7 +181,8 @@ def test_a_run_of_captured_steps_is_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_text(
         '[network]\nkind = "static"\narch = "resnet18"\nwidth = 4\n[objective]\nname = "pgd_at"\n'
         "[attack]\neps = 1e-5\nstep = 1e-5\nsteps = 1\n"  # nothing hangs on the sign of a gradient
-        "[optim]\nepochs = 2\nbatch_size = 8\nema = 0.5\n[validate]\nimages = 8\nattack_steps = 0\n"
+        "[optim]\nepochs = 2\nbatch_size = 8\nlr = 0.02\nema = 0.5\n"  # larger steps amplify roundings of other CPUs
+        "[validate]\nimages = 8\nattack_steps = 0\n"
     )
     data = images()
 
@@ -207,10 +208,7 @@ def test_a_run_of_captured_steps_is_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     for part in ("network", "ema_network"):
         for key, value in captured[part].items():
             assert torch.equal(resumed[part][key], value), key
-            # The fused optimiser and, without AVX-512, other roundings, which steps amplify: 0.02 were seen. A learning
-            # rate of 0.09 in place of 0.1 is off by more than 1 somewhere.
-            off = (value - plain[part][key]).float().norm() / plain[part][key].float().norm().clamp(min=1e-2)
-            assert off < 0.1, (key, float(off))
+            torch.testing.assert_close(value, plain[part][key], rtol=1e-2, atol=1e-4, msg=key)  # the fused optimiser
     assert [row["adv"] for row in resumed["history"]] == [row["adv"] for row in captured["history"]]
     assert json.loads((tmp_path / "captured" / "history.json").read_text())["recipe"]["runtime"]["cuda_graphs"]
 
