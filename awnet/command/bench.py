@@ -1,9 +1,11 @@
 """`awnet bench`: how fast answers come under load, and what the detector makes of natural and of adversarial images.
 
 The images are asked about again and again for --seconds, --concurrency of them at a time. Latency is from the request
-to its answer, as the caller sees it. Rates are over the images, each counted once: TPR is the share of --adversarial
-that is flagged, FPR that of --clean, at both operating points, with 95 % intervals (Wilson). Without --clean and
---adversarial the images are the bundled examples, eleven pairs: they say that things work, and little about rates.
+to its answer, as the caller sees it. With --rate they come so many a second, answered or not, as clients do that know
+nothing of each other: latency is then from the moment at which a request was due. Rates are over the images, each
+counted once: TPR is the share of --adversarial that is flagged, FPR that of --clean, at both operating points, with
+95 % intervals (Wilson). Without --clean and --adversarial the images are the bundled examples, eleven pairs: they say
+that things work, and little about rates.
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ from pathlib import Path
 
 from server.options import SettingsError, add_settings
 
+from .arrivals import KINDS
 from .server_options import add_server
+
+CLOSED, OPEN = 8, 32  # requests under way at a time
+MAX_RATE = 100_000
 
 EXAMPLES = """examples:
   awnet bench                                                   the bundled examples, in this process
   awnet bench --url http://127.0.0.1:8000 --concurrency 32
+  awnet bench --url http://127.0.0.1:8000 --rate 200            does it keep up with 200 a second, and at what p99?
   awnet bench --clean photos --adversarial twins --out bench.json
 
 exit status: 0 measured, 1 some requests had no answer, 2 nothing was measured, 130 interrupted
@@ -41,7 +48,14 @@ def parser() -> argparse.ArgumentParser:
     add("--clean", nargs="+", default=[], metavar="PATH", help="natural images; as in awnet predict")
     add("--adversarial", nargs="+", default=[], metavar="PATH", help="adversarial images")
     add("--seconds", type=float, default=10.0, help="how long to ask (default: 10); every image is asked about once")
-    add("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default: 8)")
+    add(
+        "--concurrency",
+        type=int,
+        metavar="N",
+        help=f"most requests under way at a time (default: {CLOSED}; with --rate: {OPEN})",
+    )
+    add("--rate", type=float, metavar="R", help="an open loop: R requests a second on average")
+    add("--arrivals", choices=KINDS, default="poisson", help="with --rate: how they come (default: poisson)")
     add("--out", type=Path, metavar="FILE", help="the report as JSON (default: only printed)")
     add_settings(made, hidden=True)
     return made
@@ -62,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _bench(given: argparse.Namespace) -> int:
     """Raises ValueError where nothing can be begun."""
+    if given.concurrency is None:
+        given.concurrency = CLOSED if given.rate is None else OPEN
+    if given.rate is not None and not 0 < given.rate <= MAX_RATE:
+        raise SettingsError(f"--rate must be above 0 and at most {MAX_RATE:,}")
     if given.concurrency < 1 or not 0 < given.seconds <= 86_400:
         raise SettingsError("--concurrency must be at least 1, --seconds above 0 and at most a day")
     import orjson
@@ -70,12 +88,13 @@ def _bench(given: argparse.Namespace) -> int:
     from ..client.retries import Retries
     from ..local import StartError
     from .answerers import answerer
-    from .load import Load, examples, read, report, told
+    from .load import Load, Pace, examples, read, report, told
 
     opened = answerer(given, Retries(attempts=1))  # a refusal is a result here
     named = given.clean or given.adversarial
     labelled = read(given.clean, given.adversarial) if named else examples()
-    load = Load(labelled, given.seconds, given.concurrency)
+    pace = None if given.rate is None else Pace(given.rate, given.arrivals)
+    load = Load(labelled, given.seconds, given.concurrency, pace)
     try:
         asyncio.run(load.run(opened))
     except (Error, StartError) as error:

@@ -8,8 +8,8 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from domain import __version__
@@ -22,10 +22,12 @@ from ..client.images import Encoded
 from ..client.predictor import AsyncPredictor
 from ..client.results import Result
 from .answerers import Open
+from .arrivals import Arrivals, arrivals
 from .images import Image, images
 
 TWIN = "-adversarial"  # as the page pairs the examples
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+LATE_MS = 20.0  # requests that are sent so much later than they were due are told of
 RATES = {"suspicious": ("suspicious", "adversarial"), "adversarial": ("adversarial",)}
 
 
@@ -37,21 +39,41 @@ class LabelledImage(NamedTuple):
     attacked: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """An open loop: requests come `rate` a second, whether or not earlier ones are answered."""
+
+    rate: float
+    arrivals: Arrivals
+
+
 class Load:
     """Asks about the `labelled` images in turn, each at least once, until so many seconds are over.
+
+    Without a pace it is a closed loop: `concurrency` clients, each of which asks again once it is answered. With one,
+    latencies count from the moment at which a request was due, so that those that a stalled server (or this client)
+    keeps from being sent are as slow as they would have been: leaving them out is called coordinated omission.
+
+    Args:
+        concurrency: most requests under way at a time.
 
     Attributes:
         seconds: what was measured, from the first request to the last answer.
         latencies: seconds of each answered request.
+        delays: seconds by which each request of an open loop was sent late.
         failures: reason -> requests that it ended.
         verdicts: place among them -> its first result.
     """
 
-    def __init__(self, labelled: Sequence[LabelledImage], seconds: float, concurrency: int) -> None:
+    def __init__(
+        self, labelled: Sequence[LabelledImage], seconds: float, concurrency: int, pace: Pace | None = None
+    ) -> None:
         self.labelled = labelled
         self.concurrency = concurrency
+        self.pace = pace
         self.seconds = 0.0
         self.latencies: list[float] = []
+        self.delays: list[float] = []
         self.failures: Counter[str] = Counter()
         self.verdicts: dict[int, Result] = {}
         self._asked_seconds = seconds
@@ -62,8 +84,11 @@ class Load:
         async with await opened() as predictor:
             await self._first(predictor)
             begun = time.perf_counter()
-            self._until = begun + self._asked_seconds
-            await asyncio.gather(*(self._ask(predictor) for _ in range(self.concurrency)))
+            if self.pace is None:
+                self._until = begun + self._asked_seconds
+                await asyncio.gather(*(self._ask_again(predictor) for _ in range(self.concurrency)))
+            else:
+                await self._ask_when_due(predictor, arrivals(self.pace.arrivals, self.pace.rate, self._asked_seconds))
             self.seconds = time.perf_counter() - begun
 
     async def _first(self, predictor: AsyncPredictor) -> None:
@@ -75,20 +100,41 @@ class Load:
         except Error:
             pass  # counted where it is measured
 
-    async def _ask(self, predictor: AsyncPredictor) -> None:
+    async def _ask_again(self, predictor: AsyncPredictor) -> None:
         while self._next < len(self.labelled) or time.perf_counter() < self._until:
-            place = self._next % len(self.labelled)
-            self._next += 1
-            begun = time.perf_counter()
+            if not await self._ask(predictor, time.perf_counter()):
+                await asyncio.sleep(0.05)  # a server that is gone is not asked a million times
+
+    async def _ask_when_due(self, predictor: AsyncPredictor, due: Iterator[float]) -> None:
+        begun = time.perf_counter()
+        room = asyncio.Semaphore(self.concurrency)
+
+        async def ask(when: float) -> None:
             try:
-                (result,) = await predictor.answer([_sent(self.labelled[place])], None, {})
-            except Error as error:
-                self.failures[error.title if isinstance(error, ProblemError) else type(error).__name__] += 1
-                if isinstance(error, TransportError):
-                    await asyncio.sleep(0.05)  # a server that is gone is not asked a million times
-                continue
-            self.latencies.append(time.perf_counter() - begun)
-            self.verdicts.setdefault(place, result)
+                self.delays.append(time.perf_counter() - when)
+                await self._ask(predictor, when)
+            finally:
+                room.release()
+
+        async with asyncio.TaskGroup() as requests:
+            for when in due:
+                if (early := begun + when - time.perf_counter()) > 0:
+                    await asyncio.sleep(early)
+                await room.acquire()
+                requests.create_task(ask(begun + when))
+
+    async def _ask(self, predictor: AsyncPredictor, since: float) -> bool:
+        """One request, with its latency since then; returns whether anybody is there."""
+        place = self._next % len(self.labelled)
+        self._next += 1
+        try:
+            (result,) = await predictor.answer([_sent(self.labelled[place])], None, {})
+        except Error as error:
+            self.failures[error.title if isinstance(error, ProblemError) else type(error).__name__] += 1
+            return not isinstance(error, TransportError)
+        self.latencies.append(time.perf_counter() - since)
+        self.verdicts.setdefault(place, result)
+        return True
 
 
 def read(clean: Sequence[str], adversarial: Sequence[str]) -> list[LabelledImage]:
@@ -106,7 +152,7 @@ def examples() -> list[LabelledImage]:
 
 def report(load: Load, url: str | None) -> dict[str, Any]:
     """What was measured: milliseconds, shares, counts."""
-    latencies = sorted(load.latencies)
+    latencies, delays = sorted(load.latencies), sorted(load.delays)
     model = next((result.model for result in load.verdicts.values() if result.model is not None), None)
     document: dict[str, Any] = {
         "awnet": __version__,
@@ -115,12 +161,16 @@ def report(load: Load, url: str | None) -> dict[str, Any]:
         "machine": {"python": platform.python_version(), "cores": usable_cores(), "load": list(os.getloadavg())},
         "seconds": round(load.seconds, 3),
         "concurrency": load.concurrency,
+        "pace": None if load.pace is None else asdict(load.pace),
         "answered": len(latencies),
         "failed": dict(load.failures),
         "images_per_second": round(len(latencies) / load.seconds, 2) if load.seconds else None,
         "latency_ms": {name: round(1000 * _quantile(latencies, q), 3) for name, q in QUANTILES.items()}
         | {"max": round(1000 * latencies[-1], 3)}
         if latencies
+        else None,
+        "sent_late_ms": {name: round(1000 * _quantile(delays, q), 3) for name, q in QUANTILES.items()}
+        if delays
         else None,
     }
     for name, attacked in (("clean", False), ("adversarial", True)):
@@ -147,12 +197,20 @@ def told(document: dict[str, Any]) -> str:
     """The report for people."""
     model, latency = document["model"], document["latency_ms"]
     who = "nobody answered" if model is None else f"{model['name']} version {model['version']}"
+    pace, late = document["pace"], document["sent_late_ms"]
+    loop = f"{pace['rate']:g} requests a second ({pace['arrivals']}), at most " if pace else ""
+    loop += f"{document['concurrency']} requests at a time"
     lines = [
-        f"{who}, {document['asked']}, {document['concurrency']} requests at a time for {document['seconds']:.1f} s",
+        f"{who}, {document['asked']}, {loop} for {document['seconds']:.1f} s",
         f"answered  {document['answered']}, {document['images_per_second']} images a second",
     ]
     if latency:
         lines.append("latency   " + ", ".join(f"{name} {value:.1f} ms" for name, value in latency.items()))
+    if late and late["p99"] > LATE_MS:
+        lines.append(
+            f"late      p50 {late['p50']:.1f} ms, p99 {late['p99']:.1f} ms after they were due, and counted: "
+            "the server or this client does not keep up"
+        )
     if document["failed"]:
         lines.append("failed    " + ", ".join(f"{count} {why}" for why, count in document["failed"].items()))
     for name, rate in (("clean", "fpr"), ("adversarial", "tpr")):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import shutil
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from awnet.__main__ import main
+from awnet.client.results import Result
 from awnet.command import load
-from awnet.command.load import LabelledImage, Load, report, told
+from awnet.command.arrivals import KINDS, Arrivals, arrivals
+from awnet.command.load import LabelledImage, Load, Pace, report, told
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
 
@@ -47,6 +54,8 @@ def test_folders_of_ones_own_are_measured(tmp_path: Path, capsys: pytest.Capture
     [
         (["--seconds", "0"], "--concurrency must be at least 1, --seconds above 0"),
         (["--concurrency", "0"], "--concurrency must be at least 1"),
+        (["--rate", "0"], "--rate must be above 0"),
+        (["--rate", "nan"], "--rate must be above 0"),
         (["--clean", "nowhere"], "nowhere: no such file or folder"),
         (["--repository", "nowhere"], "Startup failed: awnet cannot be served"),
         (["--url", f"http://127.0.0.1:{free_port()}"], "http://127.0.0.1:"),
@@ -74,3 +83,59 @@ def test_without_examples_a_bench_needs_images(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(load, "EXAMPLES", tmp_path)
     with pytest.raises(ValueError, match="holds no image"):
         load.examples()
+
+
+def test_an_open_loop_counts_the_time_in_which_it_could_not_ask() -> None:
+    """A server stalls once: a closed loop has one slow answer, an open one each request that was due meanwhile."""
+
+    class Stalls:
+        """Answers at once, but for one stall that nobody passes."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+            self.lock = asyncio.Lock()
+
+        async def __aenter__(self) -> Stalls:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def answer(self, images: Sequence[object], timeout: float | None, options: object) -> list[Result]:
+            async with self.lock:
+                self.asked += 1
+                await asyncio.sleep(0.8 if self.asked == 20 else 0.001)
+            return [Result()]
+
+    def slow(pace: Pace | None) -> tuple[int, int]:
+        made = Load([LabelledImage("a", b"", False)], 2.0, 1, pace)
+
+        async def opened() -> Any:
+            return Stalls()
+
+        asyncio.run(made.run(opened))
+        return sum(latency > 0.3 for latency in made.latencies), len(made.latencies)
+
+    assert slow(None)[0] == 1
+    late, answered = slow(Pace(100.0, "constant"))
+    assert answered == 200 and 40 <= late <= 80  # due within 0.5 of the 0.8 s, at 100 a second
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrivals_come_at_the_rate_that_was_asked_for(kind: Arrivals) -> None:
+    """On average, in order, within the time; a Poisson process has gaps as long as exponential ones."""
+    times = list(arrivals(kind, 200.0, 50.0))
+    assert times == sorted(times) and times[0] >= 0 and times[-1] < 50
+    assert abs(len(times) - 10_000) <= (400 if kind == "poisson" else 0)  # four standard deviations
+    gaps = [after - before for before, after in pairwise(times)]
+    long = sum(gap > 3 / 200 for gap in gaps) / len(gaps)
+    assert {"constant": long == 0, "poisson": abs(long - math.exp(-3)) < 0.01, "bursts": long < 0.01}[kind]
+
+
+def test_a_rate_is_measured_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", "--seconds", "1", "--rate", "30", "--arrivals", "constant", "--out", str(out)]) == 0
+    document = json.loads(out.read_text("utf-8"))
+    assert document["pace"] == {"rate": 30.0, "arrivals": "constant"} and document["answered"] == 30
+    assert set(document["sent_late_ms"]) == {"p50", "p90", "p99"}
+    assert "30 requests a second (constant), at most 32 requests at a time" in capsys.readouterr().out
