@@ -26,6 +26,7 @@ ALONE = {
     "api_keys": None,
     "requests_per_second": 0.0,
     "queue_share": 1.0,
+    "answers": "exact",
     "query_guard": "off",
     "page": False,
     "poll_seconds": 0.0,

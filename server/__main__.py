@@ -20,11 +20,14 @@ EXAMPLES = """examples:
   python -m server --config server.toml              and a line of a file: max_batch = 8
 
   curl -F image=@image.png http://127.0.0.1:8000/predict
+
+exit status: 0 it was told to stop, 1 the model cannot be served or the server failed,
+2 a setting, a port or a file that a setting names cannot be used
 """
 
 
 def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
-    """Serve until told to stop. Returns the exit status: 0, or 1 if the model cannot be served, 2 for bad settings.
+    """Serve until told to stop. Returns the exit status, as EXAMPLES says.
 
     Args:
         called: how whoever asks calls this program.
@@ -51,8 +54,8 @@ def read_settings(arguments: list[str] | None = None, called: str = CALLED) -> S
     parser = argparse.ArgumentParser(
         prog=called,
         usage="%(prog)s [--config FILE] [--port PORT] ...   (--help lists every option)",
-        description="Serve an AW-Net over HTTP. Every option is also a variable: --max-batch is AWNET_MAX_BATCH, and a "
-        "line of the file that --config names: max_batch = 8.",
+        description="Serve an AW-Net over HTTP.\nEvery option is also a variable, --max-batch is AWNET_MAX_BATCH, "
+        "and a line of the\nfile that --config names, max_batch = 8. An option without a default is off.",
         epilog=EXAMPLES.replace(CALLED, called),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,13 +7,52 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from .renames import SETTINGS, option, variable
 from .settings import Settings
 from .sources import file_of, unknown_variables
+
+# In `--help` a group begins with this setting, in the order of `Settings`, and goes to the next.
+GROUPS = {
+    "config": "where settings come from",
+    "host": "ports",
+    "tls_certificate": "TLS, and pages of other origins",
+    "engine": "models",
+    "golden_probe_seconds": "the model repository",
+    "api_keys": "who may ask, and what is told",
+    "requests_per_second": "rates",
+    "prior": "verdicts and policies",
+    "timeout_seconds": "time and batches",
+    "triton_urls": "Triton",
+    "trusted_proxies": "proxies",
+    "max_connections": "connections",
+    "max_body_bytes": "images",
+    "workers": "processes and threads",
+    "query_guard": "query guard",
+    "page": "page, shutdown and logs",
+}
+# What a value is called where the type and the name of its setting do not say it.
+_METAVARS = {
+    "admin_hosts": "NAME,...",
+    "cors_origins": "ORIGIN,...",
+    "repository": "PATH",
+    "model": "NAME",
+    "models": "NAME,...",
+    "canary": "VERSION:SHARE",
+    "shadow": "VERSION",
+    "queue_share": "SHARE",
+    "prior": "SHARE",
+    "policies": "MODEL=POLICY,...",
+    "triton_urls": "HOST:PORT,...",
+    "triton_metadata": "KEY=VALUE,...",
+    "trusted_proxies": "ADDRESS,...",
+}
+_UNITS = ("SECONDS", "MS", "BYTES", "PIXELS", "PORT")
 
 
 class SettingsError(ValueError):
@@ -26,18 +65,42 @@ def add_settings(parser: argparse.ArgumentParser, *, hidden: bool = False) -> No
     Args:
         hidden: leave them out of `--help`.
     """
+    group: Any = parser
     for name, now in [*((name, name) for name in Settings.model_fields), *SETTINGS.items()]:
-        field, chosen = Settings.model_fields[now], choices(now)
-        default = field.get_default(call_default_factory=True)
-        described = argparse.SUPPRESS if hidden or name != now else f"{field.description} [{default}]"
+        field, former = Settings.model_fields[now], name != now
+        if name in GROUPS and not hidden:
+            group = parser.add_argument_group(GROUPS[name])
+        described = argparse.SUPPRESS if hidden or former else f"{field.description}{_default(field)}"
         given: dict[str, Any] = {"default": argparse.SUPPRESS, "help": described}
         if field.annotation is bool:
             given["action"] = argparse.BooleanOptionalAction
         else:
             if type(None) in get_args(field.annotation):
                 given["type"] = lambda text: None if text == "none" else text
-            given["metavar"] = f"{{{','.join(chosen)}}}" if chosen else name.rpartition("_")[2].upper()
-        parser.add_argument(option(name), **given)
+            given["metavar"] = _metavar(now, field)
+        group.add_argument(option(name), **given)
+
+
+def _default(field: FieldInfo) -> str:
+    """The default in words; nothing where it is nothing."""
+    default = field.get_default(call_default_factory=True)
+    if default is None or default == "":
+        return ""
+    if isinstance(default, bool):
+        return f" (default: {'on' if default else 'off'})"
+    return f" (default: {default:g})" if isinstance(default, float) else f" (default: {default})"
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    """What `--help` calls a value."""
+    if chosen := choices(name):
+        return f"{{{','.join(chosen)}}}"
+    types, last = {field.annotation, *get_args(field.annotation)}, name.rpartition("_")[2].upper()
+    if name in _METAVARS:
+        return _METAVARS[name]
+    if Path in types:
+        return "FILE"
+    return "N" if {int, float} & types and last not in _UNITS else last
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:

@@ -280,7 +280,7 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
         service = make_service(settings, assignment)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
-        return 1
+        return 2
     server = Server(service, sockets, certificates) if assignment is None else Worker(service, assignment, certificates)
     # What is alive now stays alive; leaving it out of collections keeps their pauses short.
     gc.collect()

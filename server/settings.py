@@ -275,11 +275,11 @@ class Settings(BaseSettings):
         given = renamed(init_settings(), option)
         # A worker is given every setting by its supervisor, and reads no file again, which may have changed.
         path = None if settings_cls.model_fields.keys() <= given.keys() else file_of(given)
-        told = {} if path is None else read(path, settings_cls.model_fields)
+        in_file = {} if path is None else read(path, settings_cls.model_fields)
         return (
             InitSettingsSource(settings_cls, given),
             Variables(settings_cls, given),
-            InitSettingsSource(settings_cls, told),
+            InitSettingsSource(settings_cls, in_file),
         )
 
     @field_validator("version")
@@ -302,13 +302,13 @@ class Settings(BaseSettings):
     def _policies(cls, value: str, given: ValidationInfo) -> str:
         # A slip in a name would leave that model without its policy.
         served = {given.data.get("model"), *_names(given.data.get("models", ""))}
-        named = [part.partition("=") for part in _names(value)]
-        for name, _, policy in named:
+        named = _pairs(value)
+        for name, policy in named:
             if policy not in POLICIES:
                 raise ValueError(f"must be MODEL=POLICY, separated by commas, with one of {', '.join(POLICIES)}")
             if name not in served:
                 raise ValueError(f"{name!r} is not served")
-        if len({name for name, _, _ in named}) < len(named):
+        if len(dict(named)) < len(named):
             raise ValueError("names a model twice")
         return value
 
@@ -371,8 +371,7 @@ class Settings(BaseSettings):
     @property
     def decides(self) -> Policies:
         """What is decided of images that the detector flags or is unsure of."""
-        own = {name: policy for name, _, policy in (part.partition("=") for part in _names(self.policies))}
-        return Policies(self.policy, cast(dict[str, Policy], own), self.policy_at, self.unsure)
+        return Policies(self.policy, cast(dict[str, Policy], dict(_pairs(self.policies))), self.policy_at, self.unsure)
 
     @property
     def http_ports(self) -> dict[str, tuple[str, int, str]]:
@@ -423,6 +422,11 @@ class Settings(BaseSettings):
 def _names(value: str) -> list[str]:
     """The parts of a list separated by commas."""
     return [name for name in (part.strip() for part in value.split(",")) if name]
+
+
+def _pairs(value: str) -> list[tuple[str, str]]:
+    """NAME and VALUE of each NAME=VALUE of a list separated by commas; VALUE is empty where there is no `=`."""
+    return [(name, value) for name, _, value in (part.partition("=") for part in _names(value))]
 
 
 def _networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -19,6 +19,9 @@ from .renames import SETTINGS, renamed, variable
 PREFIX = "AWNET_"
 MAX_CONFIG_BYTES = 1 << 20
 
+# Read by the other programs of this project: tests, benchmarks and the compose file.
+OTHERS = frozenset({"AWNET_DATA_DIR", "AWNET_RESNET56", "AWNET_REQUIRE", "AWNET_TRITON_VENV", "AWNET_PUBLISH"})
+
 # What Kubernetes sets in every pod for a Service that is called awnet, or awnet-grpc, in Docker's old way.
 _LINK = re.compile(r"AWNET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
 _LINKED = re.compile(r"(tcp|udp|sctp)://")
@@ -35,7 +38,7 @@ def unknown_variables(environment: Mapping[str, str], fields: Iterable[str]) -> 
     for name, value in environment.items():
         given = name.upper()
         linked = _LINK.fullmatch(given) and (given not in known or _LINKED.match(value))
-        if not given.startswith(PREFIX) or given in known or linked:
+        if not given.startswith(PREFIX) or given in known or given in OTHERS or linked:
             continue
         near = get_close_matches(given, known, 1, 0.8)
         warnings.append(f"warning: {name} is no setting" + (f": {near[0]} is meant?" if near else ""))

@@ -123,7 +123,7 @@ LIBRARIES = {
     "domain": {"PIL", "numpy", "scipy"},
     "awnet.__main__": set(),
     "awnet.local": set(),
-    "awnet.command": {"PIL", "httpx", "numpy", "onnxruntime", "orjson", "pyarrow"},
+    "awnet.command": {"PIL", "numpy", "onnxruntime", "orjson", "pyarrow"},
     "server.__main__": set(),
     "server.errors": set(),
     "server.listening": set(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import struct
 import sys
 import zlib
@@ -65,7 +66,9 @@ def encode(image: ImageLike) -> Encoded:
         if _ADDRESS.match(path):
             raise InputError("an address is not fetched: fetch it yourself, and give the bytes")
         try:
-            with Path(path).open("rb") as file:
+            with open(path, "rb", opener=_never_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("it is neither a file nor a link to one")
                 data = file.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -92,6 +95,11 @@ def encode(image: ImageLike) -> Encoded:
         raise InputError("the file is open as text: open it with 'rb'")
     name = getattr(image, "name", None)
     return Encoded(data, name if isinstance(name, str) else None)
+
+
+def _never_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but for a pipe without a writer, which that waits for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _of_pillow(image: Image) -> bytes:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -22,7 +20,7 @@ from server.settings import Settings
 from ..local import Local, StartError
 from .errors import LoadError, refusal
 from .loop import LoopThread
-from .predictor import PREDICT, AsyncPredictor, Options, Predictor, SignalsLevel
+from .predictor import AsyncPredictor, Options, Predictor, Request, SignalsLevel
 
 TIMEOUT_SECONDS = 60.0
 
@@ -121,18 +119,9 @@ class _AsyncLocal(AsyncPredictor):
     async def aclose(self) -> None:
         await self._local.__aexit__()
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        timeout: float,
-        kind: str | None = None,
-        body: bytes = b"",
-    ) -> Any:
-        left = {"timeout_ms": str(max(1, math.ceil(1000 * timeout)))} if path == PREDICT else {}
-        headers = {} if kind is None else {"content-type": kind}
-        reply = await self._local.ask(method, f"/{path}", body, urlencode({**query, **left}), headers)
+    async def _ask(self, asked: Request, timeout: float) -> Any:
+        query = urlencode(asked.parameters(timeout))
+        reply = await self._local.ask(asked.method, f"/{asked.path}", asked.body, query, asked.headers)
         if reply.status != 200:
             raise refusal(reply.status, reply.body, None, None)
         return json.loads(reply.body)

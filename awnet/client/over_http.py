@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 import json
-import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
 
 import httpx
 
 from .errors import AnswerError, DeadlineError, ProblemError, TransportError, refusal
 from .loop import LoopThread
-from .predictor import PREDICT, AsyncPredictor, Options, Predictor, SignalsLevel
+from .predictor import PREDICT, AsyncPredictor, Options, Predictor, Request, SignalsLevel
 from .retries import Budget, Retries, retry_after
 
 URL = "http://127.0.0.1:8000"
@@ -25,7 +26,21 @@ AGAIN = (429, 503)  # what may be different later; 504 says that it takes too lo
 AGAIN_PATHS = (PREDICT, "model")  # readiness is asked for as it is now
 DEFAULT_RETRIES = Retries()
 
+WRITTEN = "write http://HOST:PORT or https://HOST, with the path before it if any, and an IPv6 address in brackets"
 _KEY = re.compile(r"[!-~]{1,512}")
+
+
+P = ParamSpec("P")
+Init = Callable[Concatenate[Any, P], None]
+
+
+def _parameters_of(init: Init[P]) -> Callable[[Callable[..., None]], Init[P]]:
+    """Gives a constructor the parameters of another, for whoever reads or checks calls of it."""
+
+    def give(wrapper: Callable[..., None]) -> Init[P]:
+        return functools.wraps(init, assigned=())(wrapper)
+
+    return give
 
 
 class AsyncClient(AsyncPredictor):
@@ -46,7 +61,7 @@ class AsyncClient(AsyncPredictor):
         verify: Any = True,
     ) -> None:
         super().__init__(Options(top_k, signals, model, version, mode), timeout)
-        self._url = _base(url)
+        self._url = address(url)
         self._retries = retries
         self._budget = Budget(retries)
         headers = {"accept": "application/json"}
@@ -65,24 +80,16 @@ class AsyncClient(AsyncPredictor):
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        timeout: float,
-        kind: str | None = None,
-        body: bytes = b"",
-    ) -> Any:
+    async def _ask(self, asked: Request, timeout: float) -> Any:
         """As `AsyncPredictor._ask`; `timeout` is for all attempts and the waits between them."""
         clock = asyncio.get_running_loop().time
         deadline, last = clock() + timeout, None
-        attempts = self._retries.attempts if path in AGAIN_PATHS else 1
-        headers = {} if kind is None else {"content-type": kind}
+        attempts = self._retries.attempts if asked.path in AGAIN_PATHS else 1
         for tried in range(1, attempts + 1):
-            # The server need not go on with what nobody waits for any more.
-            left = {"timeout_ms": str(max(1, math.ceil(1000 * (deadline - clock()))))} if path == PREDICT else {}
-            request = self._http.build_request(method, path, params={**query, **left}, headers=headers, content=body)
+            parameters = asked.parameters(deadline - clock())
+            request = self._http.build_request(
+                asked.method, asked.path, params=parameters, headers=asked.headers, content=asked.body
+            )
             try:
                 async with asyncio.timeout_at(deadline):
                     answer = await self._try(request)
@@ -138,7 +145,7 @@ class Client(Predictor):
     """A client of a running server. It keeps its connections: make one and use it, from as many threads as you like.
 
     Args:
-        url: of the server, with the path that a proxy may put before it.
+        url: of the server, with the path that a proxy may put before it; `HOST:PORT` is enough on this machine.
         key: an API key, for servers that want one; sent as `Authorization: Bearer KEY`.
         timeout: seconds that a call may take, all tries and the waits between them.
         retries: when to try again what met 429, 503 or a connection that failed.
@@ -149,41 +156,31 @@ class Client(Predictor):
         ValueError: of the arguments; nothing is connected yet.
     """
 
-    def __init__(
-        self,
-        url: str = URL,
-        *,
-        key: str | None = None,
-        timeout: float = TIMEOUT_SECONDS,
-        retries: Retries = DEFAULT_RETRIES,
-        model: str | None = None,
-        version: int | str | None = None,
-        mode: str | None = None,
-        top_k: int | None = None,
-        signals: SignalsLevel | None = None,
-        verify: Any = True,
-    ) -> None:
-        inner = AsyncClient(
-            url,
-            key=key,
-            timeout=timeout,
-            retries=retries,
-            model=model,
-            version=version,
-            mode=mode,
-            top_k=top_k,
-            signals=signals,
-            verify=verify,
-        )
-        super().__init__(inner, LoopThread("awnet-client"))
+    @_parameters_of(AsyncClient.__init__)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(AsyncClient(*args, **options), LoopThread("awnet-client"))
 
 
-def _base(url: str) -> httpx.URL:
-    """The server's address. Raises ValueError."""
+def address(url: str) -> httpx.URL:
+    """The server's address. Without a scheme it is `http://`, on this machine only. Raises ValueError."""
+    if "@" in url:  # not repeated: it may be a password
+        raise ValueError("an address names no user and no password; an API key is given apart")
+    spelt = url if "://" in url else f"http://{url}"
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx.URL(spelt)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is no address: {error}") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query or parsed.fragment:
-        raise ValueError("the address of a server is http://HOST:PORT or https://HOST, and the path before it if any")
+        raise ValueError(f"{url!r} is no address ({error}): {WRITTEN}") from None
+    named = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 1) < 1 << 16
+    if not named or parsed.query or parsed.fragment:
+        raise ValueError(f"{url!r} is no address of a server: {WRITTEN}")
+    if spelt is not url and not on_this_machine(parsed):  # what is sent there, a key too, others might read
+        raise ValueError(f"{url!r} has no scheme: write https://{url}, or http://{url} without encryption")
     return parsed
+
+
+def on_this_machine(url: httpx.URL) -> bool:
+    """Whether nobody else on the network sees what is sent there."""
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        return url.host == "localhost"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import httpx
 
@@ -44,6 +45,32 @@ class Options:
     def given(self) -> dict[str, str]:
         """Those that are given, as the parameters of a query."""
         return {name: str(value) for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+
+class Request(NamedTuple):
+    """What is asked of a server's application.
+
+    Attributes:
+        path: below the server's address.
+        query: its parameters.
+        kind: content type of `body`; None without one.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    kind: str | None = None
+    body: bytes = b""
+
+    def parameters(self, seconds: float) -> dict[str, str]:
+        """The query, with the time that is left: a server need not go on with what nobody waits for any more."""
+        left = {"timeout_ms": str(max(1, math.ceil(1000 * seconds)))} if self.path == PREDICT else {}
+        return {**self.query, **left}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The content type."""
+        return {} if self.kind is None else {"content-type": self.kind}
 
 
 class AsyncPredictor(ABC):
@@ -100,7 +127,7 @@ class AsyncPredictor(ABC):
         asked = replace(self._options, **options)
         kind, body = _body(images)
         try:
-            document = await self._ask("POST", PREDICT, asked.given(), seconds, kind, body)
+            document = await self._ask(Request("POST", PREDICT, asked.given(), kind, body), seconds)
         except UnavailableError as error:
             if error.slug == "deadline-exceeded":  # the server's clock was first
                 raise DeadlineError(f"no answer within {seconds:g} seconds: {error.detail}") from error
@@ -116,7 +143,7 @@ class AsyncPredictor(ABC):
     async def ready(self) -> bool:
         """As `Predictor.ready`."""
         try:
-            await self._ask("GET", "v2/health/ready", {}, min(READY_SECONDS, self._timeout))
+            await self._ask(Request("GET", "v2/health/ready", {}), min(READY_SECONDS, self._timeout))
         except Error:
             return False
         return True
@@ -125,7 +152,7 @@ class AsyncPredictor(ABC):
         """As `Predictor.model`."""
         name, version = name or self._options.model, version or self._options.version
         query = {key: str(value) for key, value in (("name", name), ("version", version)) if value is not None}
-        described = await self._ask("GET", "model", query, self._timeout)
+        described = await self._ask(Request("GET", "model", query), self._timeout)
         if not isinstance(described, dict):
             raise AnswerError("the answer is not one of /model")
         return described
@@ -143,16 +170,8 @@ class AsyncPredictor(ABC):
         await self.aclose()
 
     @abstractmethod
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        timeout: float,
-        kind: str | None = None,
-        body: bytes = b"",
-    ) -> Any:
-        """The JSON that is answered to a request with a body of this content type. Raises an `Error`."""
+    async def _ask(self, asked: Request, timeout: float) -> Any:
+        """The JSON that is answered within `timeout` seconds. Raises an `Error`."""
 
 
 class Predictor:

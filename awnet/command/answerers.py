@@ -8,14 +8,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from server.listening import is_loopback
 from server.options import SettingsError, settings_of
 from server.settings import Settings
 
 from ..client.local import opened
-from ..client.over_http import AsyncClient
+from ..client.over_http import AsyncClient, address, on_this_machine
 from ..client.predictor import AsyncPredictor, Options
 from ..client.retries import Retries
 
@@ -59,9 +56,9 @@ def answerer(given: argparse.Namespace, retries: Retries | None = None, **option
 
 
 def in_the_open(url: str) -> bool:
-    """Whether others on the network can read what is sent there."""
-    parsed = httpx.URL(url)
-    return parsed.scheme != "https" and not is_loopback(parsed.host)
+    """Whether others on the network can read what is sent there. Raises ValueError where it is no address."""
+    parsed = address(url)
+    return parsed.scheme != "https" and not on_this_machine(parsed)
 
 
 def _key(given: str | None) -> str | None:

@@ -6,6 +6,7 @@ import glob
 import io
 import lzma
 import os
+import stat
 import struct
 import sys
 import threading
@@ -13,11 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from server.core.regular_files import open_regular, read_regular
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of what is taken out of folders and archives
 STDIN = "-"
 MAX_BYTES = 64 << 20  # of one image; an archive must not fill the memory
+MAX_STDIN_BYTES = 1 << 30
 # What `zipfile` raises of broken archives, of encrypted ones, and of those that it does not know how to read.
 BROKEN = (
     zipfile.BadZipFile,
@@ -59,28 +63,39 @@ def images(paths: Sequence[str]) -> list[Image]:
 
 def _of(path: str) -> Iterator[Image]:
     if path == STDIN:
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+        if len(data) > MAX_STDIN_BYTES:
+            raise PathError(f"standard input has more than {MAX_STDIN_BYTES >> 20} MiB: name the files")
         if zipfile.is_zipfile(io.BytesIO(data)):
             yield from _archive(STDIN, io.BytesIO(data))
         else:
             yield Image(STDIN, lambda: data)
-    elif os.path.isdir(path):
-        yield from _folder(path)
-    elif os.path.exists(path):
-        yield from _file(path)
-    elif glob.has_magic(path):
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if not glob.has_magic(path):
+            raise PathError(f"{path}: no such file or folder") from None
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
-            raise PathError(f"{path} matches nothing")
+            raise PathError(f"{path} matches nothing") from None
         for match in matches:
             yield from _folder(match) if os.path.isdir(match) else _file(match)
+    except (OSError, ValueError) as error:
+        raise PathError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     else:
-        raise PathError(f"{path}: no such file or folder")
+        if stat.S_ISDIR(mode):
+            yield from _folder(path)
+        elif stat.S_ISREG(mode):
+            yield from _file(path)
+        else:  # a pipe may wait for ever, and a device has no end
+            raise PathError(f"{path} is neither a file nor a folder; {STDIN} reads standard input")
 
 
 def _folder(path: str) -> Iterator[Image]:
     empty = True
-    for folder, folders, files in os.walk(path):
+    closed: list[OSError] = []
+    for folder, folders, files in os.walk(path, onerror=closed.append):
         folders.sort()
         for name in sorted(files):
             inside = os.path.join(folder, name)
@@ -88,26 +103,35 @@ def _folder(path: str) -> Iterator[Image]:
             if name.lower().endswith(SUFFIXES) and (os.path.isfile(inside) or os.path.islink(inside)):
                 empty = False
                 yield from _file(inside)
+    for error in closed:
+        if error.filename == path:
+            raise PathError(f"{path}: {error.strerror}")
+        empty = False
+        yield Image(f"{_text(error.filename)}/", _failing(error))
     if empty:
         raise PathError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+
+
+def _failing(error: OSError) -> Callable[[], bytes]:
+    """Raises `error`: a folder that may not be listed is one that cannot be read, and is not passed over."""
+
+    def read() -> bytes:
+        raise error
+
+    return read
 
 
 def _file(path: str) -> Iterator[Image]:
     if path.lower().endswith(".zip"):
         try:
-            yield from _archive(path, path)
+            yield from _archive(path, open_regular(Path(path)))
         except OSError as error:
             raise PathError(f"{path}: {error.strerror}") from None
         return
-
-    def read() -> bytes:
-        with Path(path).open("rb") as f:
-            return _bounded(f.read(MAX_BYTES + 1))
-
-    yield Image(_text(path), read)
+    yield Image(_text(path), lambda: _bounded(read_regular(Path(path), MAX_BYTES)))
 
 
-def _archive(name: str, source: str | io.BytesIO) -> Iterator[Image]:
+def _archive(name: str, source: BinaryIO) -> Iterator[Image]:
     try:
         archive = zipfile.ZipFile(source)
     except BROKEN:

@@ -37,12 +37,12 @@ from ..settings import Settings
 from . import openapi, page, upload
 from .cors import Cors
 from .description import described
+from .disclosure import check
 from .exchange import Exchange
 from .front import Front, routes_of
 from .metrics_port import METRICS, scrape
 from .predict import document
 from .query import parse_model_query, parse_query
-from .told import check
 
 PREDICT, OIP, HEALTH = "/predict", "/v2", "/v2/health/"
 PAGE_FILE = f"{page.PREFIX}{{file}}"

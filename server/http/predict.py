@@ -10,9 +10,9 @@ from ..core.policy import APPLIED
 from ..errors import problem
 from ..monitoring.request import ObservedRequest
 from ..outcome import Outcome
+from .disclosure import disclosed
 from .query import Query
 from .schemas import results
-from .told import told
 from .withheld import withheld
 
 
@@ -40,7 +40,7 @@ def document(
     """
     decoded = {place: image.decoded for place, image in enumerate(images) if image.decoded is not None}
     answers = withheld(outcome, results(outcome, list(decoded.values()), query, prior), list(decoded), request.id)
-    found = dict(zip(decoded, told(answers, request.caller.answers), strict=True))
+    found = dict(zip(decoded, disclosed(answers, request.caller.answers), strict=True))
     found |= {place: {"problem": problem(error, request.id)} for place, error in outcome.refused.items()}
     model, signals = outcome.model, outcome.signals
     return {

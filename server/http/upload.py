@@ -11,6 +11,7 @@ import asyncio
 import binascii
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -27,6 +28,7 @@ UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 MAX_NAME = 128  # characters of a file name
 INLINE_BYTES = 64 << 10  # JSON of more is read on another thread than the event loop's
 MAX_OTHER_FIELDS = 8
+MAX_FIELD_SHOWN = 40  # characters of their names
 EMPTY_FILES = 8  # inputs in which nothing was chosen
 OTHER_FIELD_BYTES = 64 << 10
 PART_HEADER_BYTES = 4 << 10
@@ -137,7 +139,8 @@ def _files(boundary: bytes, body: bytes, max_images: int) -> list[Upload]:
     # More than are allowed are not cut up before they are refused: one part, the end, and what stands behind it.
     pieces = body[start + len(delimiter) - 2 :].split(delimiter, max_images + MAX_OTHER_FIELDS + EMPTY_FILES + 2)
     files: list[Upload] = []
-    others, other_bytes, empty = 0, 0, 0
+    others: list[str] = []
+    other_bytes, empty = 0, 0
     for piece in pieces:
         if piece.startswith(b"--"):
             break
@@ -156,14 +159,21 @@ def _files(boundary: bytes, body: bytes, max_images: int) -> list[Upload]:
             if len(files) > max_images:
                 raise TooManyImages(f"more than {max_images} images in one request")
         else:
-            others, other_bytes = others + 1, other_bytes + len(piece)
-            if others > MAX_OTHER_FIELDS or other_bytes > OTHER_FIELD_BYTES:
+            others.append(name)
+            other_bytes += len(piece)
+            if len(others) > MAX_OTHER_FIELDS or other_bytes > OTHER_FIELD_BYTES:
                 raise MalformedUpload("too many or too large fields other than 'image'")
     else:
         raise MalformedUpload("the body is cut: its closing boundary is missing")
     if not files:
-        raise MissingImage("there is no file in the field 'image'")
+        raise MissingImage(f"there is no file in the field 'image'{_instead(others)}")
     return files
+
+
+def _instead(others: Sequence[str]) -> str:
+    """The fields that there are in place of the right one, in words fit to be shown."""
+    names = dict.fromkeys(repr((shown_name(name) or "")[:MAX_FIELD_SHOWN]) for name in others)
+    return f": the form has {', '.join(names)}" if names else ""
 
 
 def _disposition(headers: bytes) -> tuple[str, str | None]:

@@ -42,8 +42,8 @@ def _labels(outcome: Outcome) -> Values:
 
 def _decisions(outcome: Outcome) -> Values:
     # Nobody can tell from an answer that they are observed.
-    told = outcome.decisions if outcome.policy in APPLIED else ["answered"] * len(outcome.decisions)
-    return [decision.encode() for decision in told]
+    decisions = outcome.decisions if outcome.policy in APPLIED else ["answered"] * len(outcome.decisions)
+    return [decision.encode() for decision in decisions]
 
 
 def _thresholds(outcome: Outcome) -> Values:

@@ -59,7 +59,7 @@ def supervise(settings: Settings, command: Sequence[str]) -> int:
     log_to_stderr(settings.log_level, "supervisor %(name)s")
     if not hasattr(os, "memfd_create"):
         log.critical("several workers need Linux; one process serves everywhere (--workers 1)")
-        return 1
+        return 2
     return asyncio.run(Supervisor(settings, command).run())
 
 
@@ -112,7 +112,7 @@ class Supervisor:
                 self._grpc = reserve_shared(settings.host, settings.grpc_port)
         except AWNetError as error:
             log.critical("%s: %s", error.title, error.detail)
-            return 1
+            return 2
         threads = [settings.threads or share_of(usable_cores(), self._count, n) for n in range(self._count)]
         log.info("%d workers, threads of each: %s", self._count, ", ".join(map(str, threads)))
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -95,6 +96,7 @@ def test_an_image_may_be_given_in_many_ways(client: awnet.Client, tmp_path: Path
         ("nothing/there.png", "No such file"),
         ("a\0b", "null"),
         (".", "directory"),
+        ("/dev/zero", "neither a file nor a link to one"),
         (3, "builtins.int is no image"),
         (None, "NoneType is no image"),
         (io.StringIO("a"), "'rb'"),
@@ -119,6 +121,13 @@ def test_a_file_is_not_read_without_end(tmp_path: Path) -> None:
     with endless.open("wb") as file:
         file.truncate(MAX_BYTES)
     assert len(encode(endless).data) == MAX_BYTES
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    """Opening one waits for its other end, which may never come."""
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(awnet.InputError, match="neither a file nor a link to one"):
+        encode(tmp_path / "a.png")
 
 
 def test_pixels_become_a_png_of_the_same_pixels() -> None:
@@ -292,9 +301,55 @@ def test_a_request_says_what_its_client_was_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("127.0.0.1:8000", "http://127.0.0.1:8000/predict"),
+        ("localhost:8000/", "http://localhost:8000/predict"),
+        ("[::1]:8000/a/prefix", "http://[::1]:8000/a/prefix/predict"),
+        ("http://scores.example/a/prefix/", "http://scores.example/a/prefix/predict"),
+        ("https://[2001:db8::1]", "https://[2001:db8::1]/predict"),
+    ],
+)
+def test_an_address_is_taken_as_it_is_mostly_written(given: str, asked: str) -> None:
+    """Without a scheme on this machine, with a slash at its end or none, below the prefix of a proxy, of IPv6."""
+    with awnet.Client(given) as client:
+        assert isinstance(client._inner, awnet.AsyncClient)
+        assert str(client._inner._http.build_request("POST", "predict").url) == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("scores.example:8000", "write https://scores.example:8000, or http://scores.example:8000 without encryption"),
+        ("10.0.0.7", "write https://10.0.0.7, or http://10.0.0.7 without encryption"),
+        ("::1", "an IPv6 address in brackets"),
+        ("htp://scores.example", "write http://HOST:PORT or https://HOST"),
+        ("https://user:secret@scores.example", "no user and no password"),
+    ],
+)
+def test_an_address_that_cannot_be_used_says_what_to_write(given: str, said: str) -> None:
+    """To another machine nothing is sent in the open unless that is asked for; a password is not repeated."""
+    with pytest.raises(ValueError, match=re.escape(said)) as raised:
+        awnet.Client(given)
+    assert "secret" not in str(raised.value)
+
+
+def test_the_names_are_those_of_the_client_and_of_nothing_else() -> None:
+    """Whichever way they are looked for; they are listed in one place."""
+    names: dict[str, Any] = {}
+    exec("from awnet import *", names)
+    assert names.keys() - {"__builtins__"} == set(awnet.__all__) <= set(dir(awnet))
+    assert list(inspect.signature(awnet.Client).parameters) == list(inspect.signature(awnet.AsyncClient).parameters)
+    with pytest.raises(AttributeError, match="no attribute 'Klient'"):
+        awnet.Klient  # noqa: B018
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
-        {"url": "127.0.0.1:8000"},
+        {"url": "scores.example:8000"},
+        {"url": "::1"},
+        {"url": "127.0.0.1:99999"},
         {"url": "ftp://a"},
         {"url": "http://user:password@a"},
         {"url": "http://a/?x=1"},

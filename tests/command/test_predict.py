@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import pytest
 from awnet.__main__ import main
 from awnet.client.retries import Retries
 from awnet.command.answerers import in_the_open
+from awnet.command.images import PathError, images
 from awnet.command.results import COLUMNS
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
@@ -86,9 +88,9 @@ def test_answers_are_those_of_a_server_to_the_byte(
 def test_bounds_of_a_servers_clients_are_none_of_a_command(photos: Path, tmp_path: Path) -> None:
     """The same file of settings serves and scores: who asks for a folder is not one client of many."""
     config, out = tmp_path / "server.toml", tmp_path / "out.jsonl"
-    config.write_text("requests_per_second = 0.01\nqueue_share = 0.001\n", "utf-8")
+    config.write_text('requests_per_second = 0.01\nqueue_share = 0.001\nanswers = "verdict"\n', "utf-8")
     assert main(["predict", str(photos), "--out", str(out), "--config", str(config)]) == 0
-    assert len(lines(out)) == 6
+    assert [isinstance(line["adversarial"]["score"], float) for line in lines(out)] == 6 * [True]  # type: ignore[index]
 
 
 def test_paths_are_files_folders_patterns_and_archives_in_a_stable_order(photos: Path, tmp_path: Path) -> None:
@@ -152,7 +154,12 @@ def test_a_bad_file_is_told_by_name_and_stops_none_of_the_others(
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["*.gif"], "*.gif matches nothing"),
-        (["."], ". holds no image"),
+        (["empty"], "empty holds no image"),
+        (["/dev/zero"], "/dev/zero is neither a file nor a folder; - reads standard input"),
+        (["a.png", "pipe.png"], "pipe.png is neither a file nor a folder"),
+        (["pipe.zip"], "pipe.zip is neither a file nor a folder"),
+        (["*.zip"], "pipe.zip: it is no regular file"),
+        (["a\0b"], "a\0b: embedded null byte"),
         (["broken.zip"], "broken.zip is no ZIP archive"),
         (["a.png", "--out", "a.txt"], "--out a.txt: the name must end in .jsonl, .csv, .parquet"),
         (["a.png", "--out", "there.csv"], "there.csv is there already"),
@@ -160,7 +167,7 @@ def test_a_bad_file_is_told_by_name_and_stops_none_of_the_others(
         (["a.png", "--resume"], "--resume needs the --out"),
         (["a.png", "--top-k", "0"], "--concurrency and --top-k must be at least 1"),
         (["a.png", "--key", "x"], "--key is for the server of --url"),
-        (["a.png", "--url", "ftp://x"], "the address of a server is http://HOST:PORT"),
+        (["a.png", "--url", "ftp://x"], "'ftp://x' is no address of a server: write http://HOST:PORT"),
         (["a.png", "--url", "http://x", "--key", "@none"], "--key @none: No such file or directory"),
         (["a.png", "--url", "http://x", "--threads", "2"], "--threads is a setting of the server"),
         (["a.png", "--mode", "robsut"], "setting mode (AWNET_MODE)"),
@@ -178,6 +185,11 @@ def test_what_cannot_be_begun_is_told_in_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.zip").write_bytes(b"PK")
     (tmp_path / "there.csv").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    if "zip" in arguments[0] and arguments[0] != "broken.zip":
+        (tmp_path / "broken.zip").unlink()
+        os.mkfifo(tmp_path / "pipe.zip")
     if arguments[0] == "a.png":
         (tmp_path / "a.png").write_bytes(encoded(noise(24, 24)))
     before = {path.name for path in tmp_path.iterdir()}
@@ -341,6 +353,46 @@ def test_an_archive_whose_directory_is_broken_is_told_by_its_name(
     packed.write_bytes(data[:begin] + broken + data[begin + len(broken) :])
     assert main(["predict", str(packed)]) == 2
     assert capsys.readouterr().err == f"{packed} is no ZIP archive that can be read\n"
+
+
+def test_standard_input_has_an_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`awnet predict - < /dev/zero` fills no memory."""
+    monkeypatch.setattr("awnet.command.images.MAX_STDIN_BYTES", 1 << 20)
+    with Path("/dev/zero").open() as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        assert main(["predict", "-"]) == 2
+    assert capsys.readouterr().err == "standard input has more than 1 MiB: name the files\n"
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Somebody whom the modes of files bind, as root they do not bind."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_not_passed_over() -> None:
+    """Of a folder that is named nothing is begun; one below it fails as an image does, and stops none of the others."""
+    with tempfile.TemporaryDirectory() as made:
+        (closed := Path(made, "photos", "closed")).mkdir(parents=True)
+        (Path(made, "photos", "a.png")).write_bytes(b"image")
+        Path(made).chmod(0o755)
+        closed.chmod(0)
+        with nobody():
+            found = images([f"{made}/photos"])
+            with pytest.raises(PathError, match="closed: Permission denied"):
+                images([str(closed)])
+            with pytest.raises(PathError, match=r"closed/a\.png: Permission denied"):
+                images([f"{closed}/a.png"])
+        closed.chmod(0o700)
+    assert [image.name for image in found] == [f"{made}/photos/a.png", f"{closed}/"]
+    with pytest.raises(PermissionError):
+        found[1].read()
 
 
 def test_nobody_waits_for_a_pipe_that_lies_among_images(photos: Path, tmp_path: Path) -> None:

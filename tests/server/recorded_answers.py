@@ -80,6 +80,7 @@ CHANGED: dict[str, str] = {
     "predict: no content type": "a raw image needs none: its bytes are recognised",
     "predict: half a jpeg": "what a file lacks is found before it is decoded",
     "predict: json": "JSON with base64 is taken",
+    "predict: no field image": "the fields that the form has are named",
     "predict: an empty file": "a bad image leaves its problem in the place of its result, and others are answered",
     "predict: *": "an answer names its mode, the image's domain or why it has none, and P(attacked) at a prior; "
     "palettes are not calibrated; ?mode=; results have the names of their files; a bad image of several leaves its "

@@ -45,7 +45,7 @@ def test_a_port_in_use_is_said_before_a_model_is_looked_at(which: str, tmp_path:
         environment |= {f"AWNET_{name.upper()}": value for name, value in ports.items()}
         command = [sys.executable, "-m", "server", "--repository", str(tmp_path)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "INFO" not in line]
     assert f"127.0.0.1:{ports[which]} cannot be had" in line
 

@@ -137,7 +137,7 @@ def test_an_admin_port_in_use_ends_the_process(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = call("-m", "server", "--repository", str(repository), "--port", "0", "--admin-port", port)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"127.0.0.1:{port}" in done.stderr
     assert "another --admin-port, or 'none'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -148,7 +148,7 @@ def test_a_signing_key_that_cannot_be_read_ends_the_process(repository: Path) ->
     """It does not go on without checking."""
     options = ("--port", "0", "--admin-port", "none", "--signing-key", "absent.pem")
     done = call("-m", "server", "--repository", str(repository), *options)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "absent.pem" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -403,7 +403,7 @@ def test_an_address_in_use_ends_the_process(repository: Path) -> None:
         done = call(
             "-m", "server", "--repository", str(repository), "--port", str(running.port), "--admin-port", "none"
         )
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "in use" in done.stderr
     finally:
         running.stop()

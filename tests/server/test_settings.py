@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
 
 from server.__main__ import main, read_settings
-from server.options import choices
+from server.options import GROUPS, choices
 from server.renames import option, variable
 from server.settings import Settings
+from server.sources import OTHERS
+from tests.repository import tracked
 
 NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
 
@@ -52,6 +55,20 @@ def test_an_unknown_variable_is_told_with_the_nearest_name(
     monkeypatch.setenv(given, "3")
     assert read_settings([]) == Settings()
     assert capsys.readouterr().err.splitlines() == [said]
+
+
+def test_variables_of_our_other_programs_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that any file here reads, and no more."""
+    read = re.compile(r"""environ(?:\.get\(|\[)"(AWNET_\w+)"|\$\{(AWNET_PUBLISH)\b|= "(AWNET_TRITON_VENV)\"""")
+    found = {name for path in tracked() if path.suffix in (".py", ".yaml") for name in read.findall(path.read_text())}
+    named = {name for names in found for name in names if name}
+    assert named - {variable(name) for name in Settings.model_fields} == OTHERS
+    for name in OTHERS:
+        monkeypatch.setenv(name, "3")
+    read_settings([])
+    assert capsys.readouterr().err == ""
 
 
 def test_the_links_of_kubernetes_services_are_no_settings(
@@ -145,6 +162,21 @@ def test_the_help_names_every_choice_and_a_wrong_one_is_told_the_nearest(capsys:
         assert main([option(name), given]) == 2
         (near,) = get_close_matches(given.lower(), choices(name), 1)
         assert capsys.readouterr().err.endswith(f": {near} is meant?\n")
+
+
+def test_the_help_is_in_groups_and_says_what_a_value_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each setting in one of them; no `None`, no word that names nothing."""
+    assert next(iter(Settings.model_fields)) in GROUPS and GROUPS.keys() <= Settings.model_fields.keys()
+    with pytest.raises(SystemExit):
+        read_settings(["--help"])
+    said = capsys.readouterr().out
+    assert "None" not in said and "[]" not in said
+    assert said.count("  --") >= len(Settings.model_fields)
+    options = said.partition("options:")[2].split("\n\n")[0]
+    assert options.strip() == "-h, --help            show this help message and exit"
+    for line in ("--tls-client-ca FILE", "--max-connections-per-client N", "--body-seconds SECONDS", "--prior SHARE"):
+        assert f"  {line}" in said
+    assert "(default: 127.0.0.1)" in said and "(default: 0.6)" in said and "(default: off)" in said
 
 
 @pytest.mark.parametrize(

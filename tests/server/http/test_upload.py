@@ -211,6 +211,21 @@ def test_empty_inputs_alone_are_no_image() -> None:
             encoded_images(FORM, EMPTY_INPUT * count + b"--X--\r\n", 8)
 
 
+def test_a_wrong_name_of_the_field_is_told_beside_the_right_one() -> None:
+    """`curl -F file=@a.png` is answered with what to change; a name is shown in one line, and not at any length."""
+    named = [
+        part(disposition=f'form-data; name="{name}"; filename="a.png"') for name in ("file", "a\tb", "file", "x" * 99)
+    ]
+    for parts, said in (
+        (named[:1], "there is no file in the field 'image': the form has 'file'"),
+        (named, f"there is no file in the field 'image': the form has 'file', 'a_b', '{'x' * 40}'"),
+        ([], "there is no file in the field 'image'"),
+    ):
+        with pytest.raises(MissingImage) as raised:
+            taken(FORM, form(*parts), 8)
+        assert raised.value.detail == said
+
+
 def test_other_fields_beside_the_image_are_ignored() -> None:
     """A form may carry a note or a token."""
     assert encoded_images(FORM, form(part(b"n", 'form-data; name="note"'), part(b"one")), 8) == [b"one"]

@@ -389,7 +389,7 @@ def test_a_grpc_port_in_use_ends_the_process(repository: Path) -> None:
         other.listen()
         server = Running(repository, grpc_port=other.getsockname()[1])
         try:
-            assert server.popen.wait(60) == 1
+            assert server.popen.wait(60) == 2
             assert "in use" in server.text()
         finally:
             server.popen.kill()

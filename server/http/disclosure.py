@@ -1,4 +1,4 @@
-"""What is left of the results of /predict for callers who are told levels or verdicts: see `core.answers`."""
+"""What of the results of /predict a caller is told: levels or verdicts in place of scores; see `core.answers`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check(query: Query, caller: Caller) -> None:
         raise Forbidden("only the most probable class is told to this caller, whose answers are 'verdict'")
 
 
-def told(results: list[dict[str, Any]], answers: Answers) -> list[dict[str, Any]]:
+def disclosed(results: list[dict[str, Any]], answers: Answers) -> list[dict[str, Any]]:
     """`results` as somebody with these `answers` is told them."""
     if answers == "exact":
         return results
