@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import StartupError
@@ -57,6 +57,39 @@ def listen(host: str, port: int, option: str) -> list[socket.socket]:
     except OSError as error:  # another process has bound the same address, and listened first
         raise _refused(host, port, option, error) from None
     return bound
+
+
+def listens(listening: socket.socket) -> bool:
+    """Whether connections can still come to the socket: it is open, and listening."""
+    try:
+        return bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+class PortWatch:
+    """Whether the ports of this process take connections; logs when one takes none any more, and when it does again.
+
+    Attributes:
+        troubled: names of those that take none, as they were when last looked at.
+    """
+
+    def __init__(self) -> None:
+        self._ports: dict[str, Callable[[], str | None]] = {}
+        self.troubled: frozenset[str] = frozenset()
+
+    def add(self, name: str, trouble: Callable[[], str | None]) -> None:
+        """Watch a port; `trouble` says what is wrong with it, None where nothing is."""
+        self._ports[name] = trouble
+
+    def look(self) -> None:
+        """Look at each."""
+        found = {name: why for name, trouble in self._ports.items() if (why := trouble()) is not None}
+        for name in found.keys() - self.troubled:
+            log.error("not ready: the %s port takes no connections: %s", name, found[name])
+        for name in self.troubled - found.keys():
+            log.warning("the %s port takes connections again", name)
+        self.troubled = frozenset(found)
 
 
 def is_loopback(host: str) -> bool:

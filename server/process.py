@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ from .workers.member import Assignment, receive_assignment
 if TYPE_CHECKING:
     from .oip.grpc_front import GrpcFront
 
+TICKS_A_SECOND = 10  # of uvicorn's main loop
 LEAVING_MARGIN_SECONDS = 2.0  # after drain and shutdown, before a process that is stuck is ended
 
 log = logging.getLogger("awnet")
@@ -104,6 +106,10 @@ class Port(uvicorn.Server):
         await self._acceptor.end()
         await super().shutdown([])
 
+    def trouble(self) -> str | None:
+        """Why it takes no connections any more, if so."""
+        return self._acceptor.trouble()
+
     async def _listening(self) -> None:
         """The server runs: take connections."""
         self._acceptor.begin()
@@ -135,6 +141,7 @@ class Server(Port):
         self._loading: asyncio.Task[None] | None = None
         self._leave_at: float | None = None
         self._grpc: GrpcFront | None = None
+        service.ports.add("public", self.trouble)
         self._beside: dict[_PortBeside, asyncio.Task[None]] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -163,6 +170,8 @@ class Server(Port):
         left = self._leave_at is not None and time.monotonic() >= self._leave_at
         if left or self._service.failure is not None:
             self.should_exit = True
+        if counter % TICKS_A_SECOND == 0:
+            self._service.ports.look()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -197,7 +206,8 @@ class Server(Port):
                 if purpose in self._sockets:
                     sockets = self._sockets[purpose]
                     port = _PortBeside(create(self._service), sockets, settings, self._certificates)
-                    self._beside[port] = asyncio.create_task(port.serve())
+                    self._beside[port] = served = asyncio.create_task(port.serve())
+                    self._service.ports.add(purpose, partial(_trouble, port, served))
             if settings.grpc_port is not None:
                 # Imported only here: tritonclient and grpc cost 26 MB.
                 from .oip.grpc_front import GrpcFront
@@ -205,6 +215,7 @@ class Server(Port):
                 front = GrpcFront(self._service, settings.host, settings.grpc_port, shared, self._certificates)
                 await front.start()
                 self._grpc = front
+                self._service.ports.add("gRPC", front.trouble)
         except AWNetError as error:
             self._service.fail(error)
 
@@ -250,6 +261,14 @@ class _PortBeside(Port):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _trouble(port: Port, served: asyncio.Task[None]) -> str | None:
+    """Why a port beside takes no connections, if so."""
+    if not served.done():
+        return port.trouble()
+    error = None if served.cancelled() else served.exception()
+    return f"its server has ended ({type(error).__name__ if error else 'nobody asked it to'})"
 
 
 def open_ports(settings: Settings) -> dict[str, list[socket.socket]]:

@@ -37,7 +37,7 @@ from .errors import (
     UnknownModel,
 )
 from .fleet import Fleet, SingleProcess
-from .listening import is_loopback
+from .listening import PortWatch, is_loopback
 from .monitoring.detection import Monitor
 from .monitoring.detection_metrics import report
 from .monitoring.exposition import Counted, exposition, snapshot
@@ -75,6 +75,7 @@ class Service:
     Attributes:
         access: who asks; front ends set the `caller` of each request by it.
         models: the open versions and their roles.
+        ports: those of this process, on which readiness hangs.
         proxies: those that may name a request's client.
         requests: counts and logs each request of the front ends.
         verdict_history: verdicts of the last minutes, for the page.
@@ -106,6 +107,7 @@ class Service:
         self._rates = rates or Rates(default_rate(settings))
         self._shares = QueueShares(settings.queue_capacity, settings.queue_share)
         self.requests = Requests(metrics, monitor.clients)
+        self.ports = PortWatch()
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.decoding = Decoding(
             DecodePool(
@@ -161,8 +163,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Readiness: the models have passed the self-test, the engine is up, the process is not draining."""
-        return self.models.ready and self.engine.up() and not self.draining
+        """Readiness: the models have passed the self-test, the engine is up, ports listen, nothing is draining."""
+        return self.models.ready and self.engine.up() and not self.draining and not self.ports.troubled
 
     async def start(self) -> None:
         """Open and prove the models, then be ready; a failure is logged and kept as `failure`."""

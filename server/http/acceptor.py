@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from ..listening import listens
+
 log = logging.getLogger("awnet")
 
 SETTLE_SECONDS = 1.0  # at the end, for connections that were taken and say nothing yet
@@ -79,6 +81,10 @@ class Acceptor:
             await asyncio.wait(self._taken, timeout=SETTLE_SECONDS)
         for task in self._taken:
             task.cancel()
+
+    def trouble(self) -> str | None:
+        """Why no connection can come any more; None where one can, or will."""
+        return None if all(map(listens, self._listening)) else "its socket does not listen"
 
     def post(self) -> None:
         """Tell the other processes how many connections this one has, once it takes any."""

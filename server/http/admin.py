@@ -14,7 +14,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 
 from ..access.addresses import parse_address
 from ..access.caller import Scope as KeyScope
@@ -96,7 +96,7 @@ def create_admin(service: Service) -> AdminFront:
 class AdminFront(Front):
     """The routes of the admin port."""
 
-    def __init__(self, routes: ASGIApp, service: Service) -> None:
+    def __init__(self, routes: Routes, service: Service) -> None:
         super().__init__(routes, service)
         settings = service.settings
         self._hosts = {_plain(name) for name in ("localhost", settings.admin_host, *settings.admin_names)}

@@ -155,7 +155,7 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
 class PublicFront(Front):
     """`/predict`, the Open Inference Protocol and the page by hand; `routes` have everything else."""
 
-    def __init__(self, routes: ASGIApp, service: Service) -> None:
+    def __init__(self, routes: FastAPI, service: Service) -> None:
         settings = service.settings
         super().__init__(routes, service, Cors(settings.origins) if settings.origins else None)
         self._page = (
@@ -174,6 +174,16 @@ class PublicFront(Front):
         if self._page is not None and path in self._page.files:
             return None
         return needed(path)
+
+    def _template(self, scope: Scope) -> str:
+        path = scope["path"]
+        if path == PREDICT:
+            return PREDICT
+        if _is_oip(path):
+            return rest.route(path) or OTHER
+        if self._page is not None and path in (page.MODELS, page.RECENT):
+            return PAGE_FILE
+        return super()._template(scope)
 
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest

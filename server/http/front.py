@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..access.caller import Scope as KeyScope
@@ -37,7 +37,7 @@ class Front(ABC):
         proxies: those that may name a request's client.
     """
 
-    def __init__(self, routes: ASGIApp, service: Service, cors: Cors | None = None) -> None:
+    def __init__(self, routes: Starlette, service: Service, cors: Cors | None = None) -> None:
         self._routes = routes
         self._cors = cors
         self._service = service
@@ -70,6 +70,8 @@ class Front(ABC):
                 pass
             except Exception as error:
                 refusal = request.refused(_named(error))
+                if request.route == OTHER:
+                    request.routed(self._template(asked))
                 if request.status:
                     raise  # half a response is out: only closing the connection shows the client that it failed
                 await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
@@ -98,6 +100,14 @@ class Front(ABC):
         self, scope: Scope, headers: Mapping[bytes, bytes], exchange: Exchange, request: ObservedRequest
     ) -> None:
         """Answer one request, or raise the error to answer with."""
+
+    def _template(self, scope: Scope) -> str:
+        """The route that a request is for which was refused before it was routed; OTHER where there is none."""
+        if not scope["path"].endswith("\n"):
+            for route in self._routes.routes:
+                if route.matches(scope)[0] is not Match.NONE:
+                    return str(getattr(route, "path", OTHER))
+        return OTHER
 
     async def _route(self, scope: Scope, exchange: Exchange, request: ObservedRequest) -> None:
         """Let `routes` answer; the request belongs to the template that they find.

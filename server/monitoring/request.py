@@ -87,6 +87,11 @@ class ObservedRequest:
         """Since it came in."""
         return time.perf_counter() - self._started
 
+    @property
+    def route(self) -> str:
+        """The template it belongs to; OTHER while that is not known."""
+        return self._record.route
+
     def routed(self, route: str) -> None:
         """It belongs to `route`, a template and never a path."""
         self._record.route = route

@@ -31,6 +31,7 @@ QUIET_ROUTES = frozenset(
         "/inference.GRPCInferenceService/ServerLive",
         "/inference.GRPCInferenceService/ServerReady",
         "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
     }
 )
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import traceback
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 
 from ..errors import (
     AWNetError,
@@ -39,20 +36,19 @@ from ..errors import (
     Unauthorized,
     Unavailable,
     UnknownModel,
-    UnknownService,
 )
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..service import Service
-from ..tls import Certificate, Certificates
+from ..tls import Certificates
 from . import grpc_server, grpc_standard, protocol, wire
+from .grpc_answers import ANSWERS, HEALTH_CHECK, HEALTH_WATCH, INFER, SERVED, SERVICE, InferCall, health
 from .grpc_calls import Calls
-from .grpc_messages import infer_request, infer_response
-from .tensors import quoted
+from .grpc_messages import infer_request
+from .grpc_probe import Probe
 
 log = logging.getLogger("awnet")
 
-SERVICE = grpc_standard.INFERENCE
 REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 RETRY_AFTER = "retry-after"  # seconds, in the trailing metadata
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
@@ -79,8 +75,6 @@ CODES: dict[type[AWNetError], grpc.StatusCode] = {
     RequestTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-
-INFER = service_pb2.ModelInferRequest
 
 
 def code_of(error: AWNetError) -> grpc.StatusCode:
@@ -109,15 +103,20 @@ class GrpcFront:
         self._service = service
         self._certificates = certificates
         self._shared = shared
+        self._host = host
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._server: grpc.aio.Server | None = None
+        self._server: grpc_server.AnyServer | None = None
+        self._probe: Probe | None = None
+        self._probing: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Listen. Returns the port. Raises StartupError where the address cannot be had."""
         settings = self._service.settings
         calls = Calls(settings.grpc_max_calls, settings.max_held_bytes, settings.max_body_bytes)
+        unknown = grpc.stream_stream_rpc_method_handler(partial(_unknown, self._service))
         self._server = grpc_server.server(
             _handlers(self._service, calls),
+            unknown,
             [
                 # Also the limit of what a compressed message unfolds to; a test sends one.
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -139,115 +138,73 @@ class GrpcFront:
                 ("grpc.experimental.tcp_max_read_chunk_size", 64 << 10),
             ],
         )
-        routes = (*(f"/{SERVICE}/{name}" for name in SERVED), HEALTH_CHECK)
+        routes = (*(f"/{SERVICE}/{name}" for name in SERVED), HEALTH_CHECK, HEALTH_WATCH)
         self._service.metrics.expect((route, METHOD) for route in routes)
         try:
             if self._certificates is None:
                 port = self._server.add_insecure_port(self._address)
             else:
-                port = self._server.add_secure_port(self._address, _credentials(self._certificates))
+                port = self._server.add_secure_port(self._address, grpc_server.credentials(self._certificates))
         except RuntimeError:
             port = 0
         if not port:
             raise StartupError(f"cannot listen on {self._address} for gRPC: the address is in use or not ours")
         await self._server.start()
         log.info("listening for gRPC on port %d", port)
+        self._probe = Probe(self._host, port, self._certificates is not None)
+        self._probing = asyncio.create_task(self._probe.run())
         return int(port)
+
+    def trouble(self) -> str | None:
+        """Why it takes no calls any more; None while it does, or has not begun."""
+        if self._server is None or self._probe is None:
+            return None
+        return self._probe.failure if self._server.takes_calls else "its server has ended"
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, answer those in flight for at most `grace` seconds, then cancel them."""
+        if self._probing is not None:
+            self._probing.cancel()
         if self._server is not None:
             await self._server.stop(grace)
 
 
-def _credentials(certificates: Certificates) -> Any:
-    """Credentials that follow the certificate's files: gRPC asks at each handshake."""
+async def _watch(service: Service, calls: Calls, watchers: Calls, messages: Any, context: Any) -> None:
+    """One stream of a service's health: what it is, and each change of it, until the server drains.
 
-    def configuration(certificate: Certificate) -> Any:
-        pairs = [(certificate.key, certificate.chain)]
-        return grpc.ssl_server_certificate_configuration(pairs, certificate.client_ca)
-
-    used = certificates.current
-
-    def fetch() -> Any:
-        nonlocal used
-        found = certificates.current
-        if found is used:
-            return None  # the same as before
-        used = found
-        return configuration(found)
-
-    return grpc.dynamic_ssl_server_credentials(configuration(used), fetch, used.client_ca is not None)
-
-
-async def _server_live(service: Service, message: Any, context: Any) -> Any:
-    return service_pb2.ServerLiveResponse(live=True)
-
-
-async def _server_ready(service: Service, message: Any, context: Any) -> Any:
-    return service_pb2.ServerReadyResponse(ready=service.ready)
+    As the protocol has it, a service that is not there is SERVICE_UNKNOWN and no error. Watchers stay for long, so they
+    are bounded beside the calls, and not among them.
+    """
+    with _observed(service, HEALTH_WATCH, context) as request:
+        try:
+            _admit(service, HEALTH_WATCH, request, context)
+            with watchers.one(request.client):
+                async with calls.message(request.client, context, service.settings.body_seconds) as body:
+                    known = _read(grpc_standard.HealthCheckRequest, body, 0).service in ("", SERVICE)
+                request.answered(200)
+                told = None
+                while not service.draining or told is None:
+                    told = await _tell(context, told, health(service) if known else grpc_standard.SERVICE_UNKNOWN)
+                    await asyncio.sleep(WATCH_SECONDS)
+                if known:
+                    await _tell(context, told, grpc_standard.NOT_SERVING)
+        except Exception as error:
+            await _refuse(request, error, context)
 
 
-async def _server_metadata(service: Service, message: Any, context: Any) -> Any:
-    return service_pb2.ServerMetadataResponse(**protocol.server_metadata())
+async def _tell(context: Any, told: int | None, status: int) -> int:
+    """Send `status` where it is not what was told; what is told now."""
+    if status != told:
+        await context.write(grpc_standard.HealthCheckResponse(status=status).SerializeToString())
+    return status
 
 
-async def _model_ready(service: Service, message: Any, context: Any) -> Any:
-    try:
-        ready = protocol.model_ready(service, message.name, protocol.version_of(message.version, message.name))
-    except UnknownModel:
-        ready = False  # a probe wants yes or no; over HTTP the client makes the same of a 404
-    return service_pb2.ModelReadyResponse(ready=ready)
-
-
-async def _model_metadata(service: Service, message: Any, context: Any) -> Any:
-    found = protocol.model_metadata(service, message.name, protocol.version_of(message.version, message.name))
-    return service_pb2.ModelMetadataResponse(**found)
-
-
-async def _model_config(service: Service, message: Any, context: Any) -> Any:
-    found = protocol.model_config(service, message.name, protocol.version_of(message.version, message.name))
-    return service_pb2.ModelConfigResponse(config=json_format.ParseDict(found, model_config_pb2.ModelConfig()))
-
-
-class _InferCall(NamedTuple):
-    """A ModelInferRequest, translated."""
-
-    id: str
-    request: protocol.InferRequest
-
-
-async def _model_infer(service: Service, message: _InferCall, context: Any) -> Any:
-    left = context.time_remaining()
-    answer = await protocol.infer(service, message.request, math.inf if left is None else left)
-    return infer_response(message.id, answer)
-
-
-SERVED: dict[str, Callable[[Service, Any, Any], Awaitable[Any]]] = {
-    "ServerLive": _server_live,
-    "ServerReady": _server_ready,
-    "ServerMetadata": _server_metadata,
-    "ModelReady": _model_ready,
-    "ModelMetadata": _model_metadata,
-    "ModelConfig": _model_config,
-    "ModelInfer": _model_infer,
-}
-
-
-async def _health_check(service: Service, message: Any, context: Any) -> Any:
-    if message.service not in ("", SERVICE):
-        raise UnknownService(f"there is no service {quoted(message.service)} here")
-    status = grpc_standard.SERVING if service.ready else grpc_standard.NOT_SERVING
-    return grpc_standard.HealthCheckResponse(status=status)
-
-
-HEALTH_CHECK = f"/{grpc_standard.HEALTH}/Check"
+WATCH_SECONDS = 0.25  # how soon a change is told
 REFLECT = {f"/{name}/ServerReflectionInfo": name.rpartition(".")[0] for name in grpc_standard.REFLECTIONS}
-_ANSWERS = SERVED | {HEALTH_CHECK: _health_check}
 
 # Calls that everybody may make; all others need the scope "predict".
-OPEN = frozenset({"ServerLive", "ServerReady", HEALTH_CHECK})
-STANDARD = (HEALTH_CHECK, *REFLECT)  # the calls of gRPC's own services
+OPEN = frozenset({"ServerLive", "ServerReady", HEALTH_CHECK, HEALTH_WATCH})
+STANDARD = (HEALTH_CHECK, HEALTH_WATCH, *REFLECT)  # the calls of gRPC's own services
 MAX_REFLECTED = 64  # questions on one stream
 
 
@@ -256,11 +213,10 @@ def _handlers(service: Service, calls: Calls) -> dict[str, Any]:
 
     All are handlers of streams, which is the same on the wire: so that a message is read here, within a time.
     They take and give bytes. With the generated servicer a message that is no protobuf would be INTERNAL with a
-    trace in the log, for every client who cares to send one. Of gRPC's own services `Watch` of health is not served:
-    clients then do without.
+    trace in the log, for every client who cares to send one.
     """
     kinds: dict[str, Any] = {HEALTH_CHECK: grpc_standard.HealthCheckRequest}
-    unserved = {f"/{grpc_standard.HEALTH}/Watch": "Watch"}
+    unserved: dict[str, str] = {}
     for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         if method.name in SERVED:
             kinds[method.name] = getattr(service_pb2, method.input_type.name)
@@ -273,6 +229,7 @@ def _handlers(service: Service, calls: Calls) -> dict[str, Any]:
             for name, kind in kinds.items()
         },
         **{path: many(partial(_unserved, service, calls, name)) for path, name in unserved.items()},
+        HEALTH_WATCH: many(partial(_watch, service, calls, calls.beside())),
         **{path: many(partial(_reflect, service, calls, path, package)) for path, package in REFLECT.items()},
     }
 
@@ -309,7 +266,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
                         message = await asyncio.to_thread(_read, kind, body, values)
                     else:
                         message = _read(kind, body, values)
-                    response: bytes = (await _ANSWERS[name](service, message, context)).SerializeToString()
+                    response: bytes = (await ANSWERS[name](service, message, context)).SerializeToString()
             request.answered(200)
             return response
         except Exception as error:
@@ -319,7 +276,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
 
 
 def _read(kind: Any, body: bytes, values: int) -> Any:
-    """The message of a call; a ModelInferRequest as `_InferCall`. Raises RequestError, InvalidTensor.
+    """The message of a call; a ModelInferRequest as `InferCall`. Raises RequestError, InvalidTensor.
 
     Args:
         values: that the images of a request can need.
@@ -330,7 +287,7 @@ def _read(kind: Any, body: bytes, values: int) -> Any:
         message = kind.FromString(body)
     except DecodeError:
         raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
-    return _InferCall(message.id, infer_request(message)) if infers else message
+    return InferCall(message.id, infer_request(message)) if infers else message
 
 
 async def _unserved(service: Service, calls: Calls, name: str, messages: Any, context: Any) -> None:
@@ -343,6 +300,19 @@ async def _unserved(service: Service, calls: Calls, name: str, messages: Any, co
                 async with calls.message(request.client, context, service.settings.body_seconds):
                     pass
             raise NotFound("this extension of the protocol is not served here")
+        except AWNetError as error:
+            await _refuse(request, error, context)
+
+
+async def _unknown(service: Service, messages: Any, context: Any) -> None:
+    """A call of a method that nobody has heard of: admitted, counted and logged like a path of HTTP that is not there.
+
+    Its message is not read.
+    """
+    with _observed(service, OTHER, context) as request:
+        try:
+            _admit(service, OTHER, request, context)
+            raise NotFound("there is no such method here")
         except AWNetError as error:
             await _refuse(request, error, context)
 
@@ -361,7 +331,7 @@ def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
     """The call, to be counted and logged. Its id goes back in the trailing metadata, as in a header over HTTP."""
     metadata, client = context.invocation_metadata() or (), _address(context.peer())
     given = next((value for key, value in metadata if key == REQUEST_ID), "")
-    route = f"/{SERVICE}/{name}" if name in SERVED else name if name == HEALTH_CHECK else OTHER
+    route = f"/{SERVICE}/{name}" if name in SERVED else name if name in (HEALTH_CHECK, HEALTH_WATCH) else OTHER
     if client is not None and service.proxies:
         client = service.proxies.client(
             client, ((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))

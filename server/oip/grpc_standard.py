@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 HEALTH = "grpc.health.v1.Health"
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 INFERENCE = "inference.GRPCInferenceService"
-SERVING, NOT_SERVING = 1, 2
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 NOT_FOUND, UNIMPLEMENTED = 5, 12  # codes of an ErrorResponse
 
 _Field = descriptor_pb2.FieldDescriptorProto

@@ -215,6 +215,22 @@ def test_grpc_tells_and_takes_request_ids_and_logs_reasons_as_http_does(called: 
     }
 
 
+def test_a_method_of_grpc_that_nobody_knows_is_counted_and_logged(called: Called) -> None:
+    """As a path of HTTP where there is nothing; under no name that a stranger chose."""
+
+    async def go() -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{called.port}") as channel:
+            return await channel.unary_unary("/no.such.Service/Method")(b"", timeout=60).code()
+
+    code, line, moved = called.observed.of(lambda: called.observed.small.run(go()))
+    assert code == grpc.StatusCode.UNIMPLEMENTED
+    assert (line["route"], line["method"], line["status"], line["reason"]) == ("other", "GRPC", 404, "not-found")
+    assert moved == {
+        'awnet_rejections_total{reason="not-found"}': 1,
+        'awnet_requests_total{code="404",method="GRPC",route="other"}': 1,
+    }
+
+
 def test_an_unforeseen_fault_of_grpc_is_counted_as_one(called: Called) -> None:
     """As over HTTP."""
     message = service_pb2.ModelInferRequest(

@@ -21,7 +21,7 @@ from server.http import page
 from server.http.front import routes_of
 from server.http.metrics_port import create_metrics
 from server.oip import rest
-from server.oip.grpc_front import HEALTH_CHECK, SERVICE, STANDARD, GrpcFront
+from server.oip.grpc_front import HEALTH_CHECK, HEALTH_WATCH, SERVICE, STANDARD, GrpcFront
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
@@ -76,7 +76,13 @@ NOTHING = {
     "/redoc": "predict",
     "/admin/nothing": "admin",
 }
-GRPC_OPEN = {"ServerLive", "ServerReady", HEALTH_CHECK}
+# The route of a path that is not its own template.
+ROUTES = {
+    "/page/model.json": "/page/{file}",
+    "/page/recent.json": "/page/{file}",
+    "/v2/models/secret": "/v2/models/{model}",
+}
+GRPC_OPEN = {"ServerLive", "ServerReady", HEALTH_CHECK, HEALTH_WATCH}
 FILLED = {"{model}": "awnet", "{version}": "1", "{name}": "awnet", "{file}": "page.js"}
 
 
@@ -136,6 +142,26 @@ def test_who_may_ask_for_what(small: Small, template: str, needed: str | None, m
             told = json.loads(body)
             detail = told["error"] if path.startswith("/v2") and "health" not in path else told["detail"]
             assert len(detail) < 100 and "secret" not in detail
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(("template", "needed"), [*NEEDED.items(), *NOTHING.items()])
+def test_a_refusal_is_counted_under_the_route_that_was_meant(
+    small: Small, template: str, needed: str | None, method: str
+) -> None:
+    """So that who reads the counters sees what strangers try; where there is nothing, `other` as ever."""
+    if needed is None:
+        return
+    known = ROUTES.get(template, "other" if template in NOTHING else template)
+
+    def counted(code: int) -> float:
+        labels = {"route": known, "method": method, "code": str(code)}
+        return small.metrics.registry.get_sample_value("awnet_requests_total", labels) or 0
+
+    for code, name in ((401, None), (403, "nothing")):
+        before = counted(code)
+        assert ask(small, method, filled(template), name)[0] == code
+        assert counted(code) == before + 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tritonclient.grpc import service_pb2
 
 from server.oip import grpc_front, grpc_standard
-from server.oip.grpc_front import HEALTH_CHECK, GrpcFront
+from server.oip.grpc_front import HEALTH_CHECK, HEALTH_WATCH, GrpcFront
 from server.oip.grpc_messages import DOUBLES
 from server.oip.grpc_standard import HEALTH, INFERENCE, REFLECTIONS, HealthCheckRequest, HealthCheckResponse
 from tests.server.small import Small
@@ -86,23 +87,90 @@ def test_health_is_readiness(served: Served, service: str) -> None:
 
 
 def test_the_health_of_a_service_that_is_not_there_is_not_found(served: Served) -> None:
-    """As the protocol says; and watching is not served, which clients take as an answer."""
+    """As the protocol says."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         served.health("other")
     assert (refused.value.code(), "'other'" in str(refused.value.details())) == (Status.NOT_FOUND, True)
 
-    async def watch(channel: Any) -> None:
-        async for _ in channel.unary_stream(f"/{HEALTH}/Watch")(b"", timeout=60):
-            pass
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        served.call(watch)
-    assert refused.value.code() == Status.UNIMPLEMENTED
+def watching(channel: Any, service: str = "") -> Any:
+    kinds = {
+        "request_serializer": HealthCheckRequest.SerializeToString,
+        "response_deserializer": HealthCheckResponse.FromString,
+    }
+    return channel.unary_stream(HEALTH_WATCH, **kinds)(HealthCheckRequest(service=service), timeout=60)
+
+
+def test_who_watches_health_is_told_each_change(served: Served) -> None:
+    """What it is now, at once, and then what it becomes; a service that is not there may come, and is no error."""
+
+    async def go(channel: Any) -> list[int]:
+        watched, unknown = watching(channel), watching(channel, "other")
+        told = [(await unknown.read()).status, (await watched.read()).status]
+        for reachable in (False, True):
+            served.small.engine.reachable = reachable
+            told.append((await watched.read()).status)
+        return told
+
+    serving, not_serving = grpc_standard.SERVING, grpc_standard.NOT_SERVING
+    assert served.call(go) == [grpc_standard.SERVICE_UNKNOWN, serving, not_serving, serving]
+
+
+def test_watching_ends_where_the_server_drains(tmp_path: Path) -> None:
+    """After it was told: so nobody is held until the end, and balancers send nothing more."""
+    draining = Served(Small(tmp_path))
+
+    async def go(channel: Any) -> list[int]:
+        watched = watching(channel)
+        told = [(await watched.read()).status]
+        draining.small.service.drain()
+        while (answer := await watched.read()) is not grpc.aio.EOF:
+            told.append(answer.status)
+        return told
+
+    try:
+        assert draining.call(go) == [grpc_standard.SERVING, grpc_standard.NOT_SERVING]
+    finally:
+        draining.small.run(draining.front.stop(0))
+        draining.small.close()
+
+
+def test_watchers_are_bounded_and_take_no_calls_place(tmp_path: Path) -> None:
+    """Three quarters of as many as calls are one client's; whoever goes makes room, and calls are answered beside."""
+    few = Served(Small(tmp_path, grpc_max_calls=4))
+
+    async def go(channel: Any) -> tuple[Any, int]:
+        held = [watching(channel) for _ in range(3)]
+        assert {(await one.read()).status for one in held} == {grpc_standard.SERVING}
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{few.port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as another:
+            fourth = await watching(another).code()
+            check = another.unary_unary(HEALTH_CHECK, response_deserializer=HealthCheckResponse.FromString)
+            beside = (await check(b"", timeout=60)).status
+            held[0].cancel()
+            await until_watched(another)
+        return fourth, beside
+
+    async def until_watched(channel: Any) -> None:
+        while True:
+            try:
+                assert (await watching(channel).read()).status == grpc_standard.SERVING
+            except grpc.aio.AioRpcError as full:
+                assert full.code() == Status.RESOURCE_EXHAUSTED
+            else:
+                return
+
+    try:
+        assert few.call(go) == (Status.RESOURCE_EXHAUSTED, grpc_standard.SERVING)
+    finally:
+        few.small.run(few.front.stop(0))
+        few.small.close()
 
 
 def test_health_needs_no_key(served: Served) -> None:
     """A probe has none; reflection is for those who may ask."""
-    assert HEALTH_CHECK in grpc_front.OPEN
+    assert {HEALTH_CHECK, HEALTH_WATCH} <= grpc_front.OPEN
     assert not set(grpc_front.REFLECT) & grpc_front.OPEN
 
 
