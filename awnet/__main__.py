@@ -56,6 +56,12 @@ def _calibrate(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _verify_log(arguments: Sequence[str]) -> object:
+    from .command.verify_log import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> object:
     from .command.doctor import main
 
@@ -101,6 +107,7 @@ COMMANDS = {
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "bench": Command("measure latency under load, and what the detector flags", _bench),
     "calibrate": Command("thresholds for natural images of your own, as a new version", _calibrate),
+    "verify-log": Command("check that the journal of findings is as it was written", _verify_log),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),
     "audit": Command("attack a checkpoint (--ckpt), or a model file alone (--model)", _audit, "training"),

@@ -16,6 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from server.core.decode_pool import DecoderEnd
 from server.core.policy import POLICIES
 from server.core.verdict import VERDICTS
+from server.findings.finding import ACTIVITIES, KINDS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
@@ -28,6 +29,7 @@ BEGIN, END = "<!-- made by python -m deploy.document_metrics -->", "<!-- end -->
 
 # Every label comes from a closed set; this says which.
 LABELS = {
+    "activity": "of a finding: " + ", ".join(f"`{activity}`" for activity in ACTIVITIES),
     "about": "`class` or `verdict`",
     "address": "a Triton from `AWNET_TRITON_URLS`",
     "block": "a block of the network, from the contract: `blocks.0` and so on",
@@ -36,6 +38,7 @@ LABELS = {
     "decision": "`answered`, `withheld`; `answered-unsure`, `withheld-unsure` where no threshold speaks for the image",
     "domain": "a domain of the contract, such as `pristine`",
     "expected": "the verdict that a golden image must get: " + ", ".join(f"`{verdict}`" for verdict in VERDICTS),
+    "kind": "of a finding: " + ", ".join(f"`{kind}`" for kind in KINDS),
     "method": "HTTP method; `GRPC`; anything else is `other`",
     "mode": "an operating mode that the version has: `auto`, `robust` or `natural`",
     "model": "a configured model",

@@ -34,6 +34,7 @@ GROUPS = {
     "max_body_bytes": "images",
     "workers": "processes and threads",
     "query_guard": "query guard",
+    "findings_dir": "findings",
     "page": "page, shutdown and logs",
 }
 # What a value is called where the type and the name of its setting do not say it.
@@ -41,6 +42,7 @@ _METAVARS = {
     "admin_hosts": "NAME,...",
     "cors_origins": "ORIGIN,...",
     "repository": "PATH",
+    "findings_dir": "DIR",
     "model": "NAME",
     "models": "NAME,...",
     "canary": "VERSION:SHARE",

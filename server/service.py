@@ -44,6 +44,7 @@ from .monitoring.exposition import Counted, exposition, snapshot
 from .monitoring.golden_probe import GoldenProbes
 from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
+from .monitoring.reporting import Reporting
 from .monitoring.request import CURRENT, UNKNOWN, ObservedRequest, Requests
 from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
@@ -70,7 +71,7 @@ class Service:
         rates: shared with them; default: those of this process alone.
 
     Raises:
-        StartupError: see `Access`.
+        StartupError: see `Access`; or findings cannot be written.
 
     Attributes:
         access: who asks; front ends set the `caller` of each request by it.
@@ -134,6 +135,7 @@ class Service:
             mode=settings.mode,
         )
         self.verdict_history = VerdictHistory()
+        self._reporting = Reporting.of(settings, metrics, monitor)
         self._guarding = (
             None
             if settings.query_guard == "off"
@@ -143,6 +145,7 @@ class Service:
                 settings.query_guard_seconds,
                 metrics,
                 monitor.clients,
+                None if self._reporting is None else self._reporting.repeated,
             )
         )
         self._draining = False
@@ -170,6 +173,8 @@ class Service:
         """Open and prove the models, then be ready; a failure is logged and kept as `failure`."""
         begun = time.perf_counter()
         self.access.watch()
+        if self._reporting is not None:
+            self._reporting.start()
         try:
             await self.models.start()
         except AWNetError as error:
@@ -190,7 +195,8 @@ class Service:
         self._fleet.loaded()
         every = self.settings.golden_probe_seconds
         if every and not self.draining:
-            probes = GoldenProbes(self.monitor, self._open, self.limits, every)
+            missed = None if self._reporting is None else self._reporting.missed
+            probes = GoldenProbes(self.monitor, self._open, self.limits, every, missed)
             self._probing = asyncio.create_task(probes.run())
         if self.settings.poll_seconds and not self.draining:
             self._polling = asyncio.create_task(self.models.poll(self.settings.poll_seconds))
@@ -222,6 +228,8 @@ class Service:
                 await asyncio.wait([task])
         await self._fleet.stop()  # before the counts of closed versions go
         await self.decoding.pool.close()
+        if self._reporting is not None:
+            await asyncio.to_thread(self._reporting.stop)
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -331,6 +339,7 @@ class Service:
             self._rates.charge(client, caller.rate, len(images) - 1, before=1)
         refused: dict[int, AWNetError] = {}
         apart = refused if each and len(images) > 1 else None
+        files = [] if self._reporting is None else self._reporting.files(images)
         with self._shares.hold(client, len(images), caller.queue_share):
             signals, images = await self._signals(lease, images, terms, client, apart)
         if not signals.finite():
@@ -349,6 +358,11 @@ class Service:
         self.verdict_history.add(judged.verdict for judged in judgements)
         outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions, refused=refused)
         self._monitor_answer(outcome)
+        if self._reporting is not None:
+            answered = [file for place, file in enumerate(files) if place not in refused]
+            self._reporting.answered(
+                *(request, model, lease.mode, judgements, policy, decisions, images, answered),
+            )
         return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
 
     async def _signals(

@@ -243,6 +243,18 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="In so long; the query guard looks back at least that and at most twice as far."
     )
 
+    findings_dir: Path | None = Field(
+        None, description="Folder for findings as OCSF events, the journal; 'none' writes none."
+    )
+    findings_at: At = Field("adversarial", description="Least verdict that is a finding.")
+    findings_window_seconds: Seconds = Field(
+        60.0, ge=1, description="A finding that goes on is told of once in so long, and closed after a quiet one."
+    )
+    findings_keep_bytes: int = Field(
+        256 << 20, ge=32 << 20, description="Most bytes of the journal of each worker; the oldest files go first."
+    )
+    findings_keep_days: float = Field(90.0, gt=0, le=36_500, description="Longest time that they are kept.")
+
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
         75,

@@ -96,12 +96,14 @@ class GoldenProbes:
         leases: of the versions that answer users at this moment, each in one of its modes by the number of the turn.
         limits: of images, as for users.
         every: seconds between two images of a version, over 0.
+        missed: called with the version, its mode and the right verdict where an answer was wrong.
     """
 
     monitor: Monitor
     leases: Callable[[int], Iterable[AbstractContextManager[Answering]]]
     limits: Limits = field(default_factory=Limits)
     every: float = 10.0
+    missed: Callable[[Model, Mode, Verdict], None] | None = None
     _sets: dict[str, list[GoldenProbe]] = field(default_factory=dict)
     _turn: int = 0
 
@@ -151,4 +153,6 @@ class GoldenProbes:
                 answering.mode,
                 probe.expected,
             )
+            if self.missed is not None:
+                self.missed(answering.model, answering.mode, probe.expected)
         self.monitor.of(answering.model).golden_probe(probe.expected, result)

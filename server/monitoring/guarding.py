@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import orjson
@@ -32,13 +32,23 @@ class Guarding:
         reaction: `observe` tells nobody outside, `flag` the client, `slow` lets it wait as well.
         images, seconds: see `QueryGuard`.
         clients: hashes addresses for the log.
+        report: called with each event, too.
     """
 
-    def __init__(self, reaction: Reaction, images: int, seconds: float, metrics: Metrics, clients: TopClients) -> None:
+    def __init__(
+        self,
+        reaction: Reaction,
+        images: int,
+        seconds: float,
+        metrics: Metrics,
+        clients: TopClients,
+        report: Callable[[Event], None] | None = None,
+    ) -> None:
         self._reaction = reaction
         self._guard = QueryGuard(images, seconds, self._tell)
         self._metrics = metrics
         self._clients = clients
+        self._report = report
         self._limit = images
 
     @property
@@ -86,3 +96,5 @@ class Guarding:
             "last_request_id": event.last_id,
         }
         log.warning("%s", orjson.dumps(line).decode())
+        if self._report is not None:
+            self._report(event)

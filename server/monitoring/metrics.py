@@ -30,6 +30,7 @@ from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
+from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
 from ..guard.guard import WHO, Repeats, Who
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
@@ -150,6 +151,18 @@ class Metrics(Events):
             registry=registry,
         )
         self._guard_events = {who: events.labels(who) for who in WHO}
+        self._findings = Counter(
+            "awnet_findings",
+            "Events of findings, which are put together from what one client did: create, update, close.",
+            ["kind", "activity"],
+            registry=registry,
+        )
+        self._findings_lost = Counter(
+            "awnet_findings_lost",
+            "What should have been in a finding, or a finding's event, and found no room: too much at once, or a disk "
+            "that takes nothing.",
+            registry=registry,
+        )
         self._reloads = Counter(
             "awnet_reloads",
             "Attempts to take a version: loaded, refused, unavailable (tried again), absent; unchanged where a "
@@ -345,6 +358,20 @@ class Metrics(Events):
     def guard_event(self, who: Who) -> None:
         """The query guard told of a client, or of all together."""
         self._guard_events[who].inc()
+
+    def expect_findings(self) -> None:
+        """There are findings: their events are counted from 0 on."""
+        for kind in KINDS:
+            for activity in ACTIVITIES:
+                self._findings.labels(kind, activity)
+
+    def finding(self, kind: Kind, activity: Activity) -> None:
+        """One event of a finding."""
+        self._findings.labels(kind, activity).inc()
+
+    def findings_lost(self, number: int) -> None:
+        """So many observations or events found no room."""
+        self._findings_lost.inc(number)
 
     # The engine.
 

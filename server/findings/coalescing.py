@@ -1,0 +1,98 @@
+"""Many observations to few events: a finding is told of at once, then once a window while it goes on, then closed.
+
+However many images an attacker sends, from however many addresses, the events are bounded: at most `MOST_OPEN` findings
+are open at a time, each tells no more than three times a window, and a place is free again after a quiet window only.
+Observations of a client for whom there is no place go into one finding of their kind and model that names no client.
+Time is given, never asked for.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+from .finding import Activity, Finding, Image, Observation, Subject
+
+MOST_OPEN = 256
+MOST_COUNTED = 4096  # clients that a finding without one tells apart
+
+
+@dataclass(slots=True)
+class _Open:
+    """A finding that goes on."""
+
+    id: str
+    first_time: int
+    first_request_id: str | None
+    window_ends: float
+    last_time: int = 0
+    last_request_id: str | None = None
+    detail: str = ""
+    count: int = 0
+    told: int = 0
+    image: Image | None = None
+    clients: set[tuple[str | None, str | None]] = field(default_factory=set)
+
+
+class Coalescer:
+    """The open findings of one process.
+
+    Args:
+        window: seconds, over 0.
+        most: findings that are open at a time, those without a client aside.
+    """
+
+    def __init__(self, window: float, most: int = MOST_OPEN) -> None:
+        self._window = window
+        self._most = most
+        self._open: dict[Subject, _Open] = {}
+
+    def __len__(self) -> int:
+        """Open findings."""
+        return len(self._open)
+
+    def see(self, seen: Observation, now: float) -> list[Finding]:
+        """One observation, at `now` of a clock that never goes back; the first of a finding is told at once."""
+        subject = seen.subject
+        found = self._open.get(subject)
+        if found is None and len(self._open) >= self._most:
+            subject = subject._replace(client=None, key=None)
+            found = self._open.get(subject)
+        begins = found is None
+        if found is None:
+            found = self._open[subject] = _Open(uuid.uuid4().hex, seen.time, seen.request_id, now + self._window)
+        found.last_time, found.last_request_id, found.detail = seen.time, seen.request_id, seen.detail
+        found.count += seen.count
+        if subject.client is None and subject.key is None and len(found.clients) < MOST_COUNTED:
+            found.clients.add((seen.subject.client, seen.subject.key))
+        if seen.image is not None and (found.image is None or seen.image.score > found.image.score):
+            found.image = seen.image.hashed()
+        return [self._tell(subject, found, "create", seen.time)] if begins else []
+
+    def tick(self, now: float, time: int) -> list[Finding]:
+        """What has to be told of windows that have ended by `now`; `time` is the same in UTC, milliseconds."""
+        told = []
+        for subject, found in list(self._open.items()):
+            if now < found.window_ends:
+                continue
+            found.window_ends = now + self._window
+            if found.count > found.told:
+                told.append(self._tell(subject, found, "update", time))
+            else:
+                told.append(self._tell(subject, found, "close", time))
+                del self._open[subject]
+        return told
+
+    def end(self, time: int) -> list[Finding]:
+        """The process ends: every open finding is closed, with what was not told yet."""
+        told = [self._tell(subject, found, "close", time) for subject, found in self._open.items()]
+        self._open.clear()
+        return told
+
+    def _tell(self, subject: Subject, found: _Open, activity: Activity, time: int) -> Finding:
+        new, found.told = found.count - found.told, found.count
+        return Finding(
+            *(found.id, subject, activity, time, found.first_time, found.last_time, found.count, new),
+            *(found.first_request_id, found.last_request_id, found.image, max(1, len(found.clients))),
+            found.detail,
+        )

@@ -1,0 +1,147 @@
+"""The thread that puts observations together and writes what they amount to: nobody who answers waits for a disk.
+
+A finding whose first image was answered is in the journal some milliseconds later. Its counts are written once a
+window: where the process is killed, what came since is not counted, and the next process that takes the chain closes
+the finding and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .coalescing import Coalescer
+from .finding import Activity, Finding, Kind, Observation
+from .journal import Journal
+from .ocsf import document
+from .reading import left_open
+
+TICK_SECONDS = 0.5
+SYNC_SECONDS = 1.0
+WAITING = 10_000  # observations that the thread has not taken yet
+WAITING_BYTES = 64 << 20  # of images among them
+PENDING_BYTES = 4 << 20  # of lines that a full disk does not take
+CLOSE_SECONDS = 5.0
+
+log = logging.getLogger("awnet.findings")
+
+
+class Recorder:
+    """Observations in, events in the journal out.
+
+    Args:
+        journal: for this thread alone, once `start` was called.
+        window: seconds, see `Coalescer`.
+        counted: called for each event that was written.
+        lost: called with the number of observations, or of events, that there was no room for.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        window: float,
+        counted: Callable[[Kind, Activity], None] = lambda kind, activity: None,
+        lost: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._journal = journal
+        self._coalescer = Coalescer(window)
+        self._counted, self._lost = counted, lost
+        self._queue: queue.SimpleQueue[tuple[float, Observation] | None] = queue.SimpleQueue()
+        self._bytes = 0  # of images that wait; written by both sides under the lock
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._failing = False
+        self._synced = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread = threading.Thread(target=self._run, name="findings", daemon=True)
+        self._thread.start()
+
+    def see(self, seen: Sequence[Observation]) -> None:
+        """Take these; never waits."""
+        now = time.monotonic()
+        for one in seen:
+            size = 0 if one.image is None or one.image.data is None else len(one.image.data)
+            if self._queue.qsize() >= WAITING or self._bytes + size > WAITING_BYTES:
+                self._lost(1)
+                continue
+            if size:
+                with self._lock:
+                    self._bytes += size
+            self._queue.put((now, one))
+
+    def stop(self) -> None:
+        """Close what is open and write it; the last call. Blocks for some seconds at most."""
+        if self._thread is None:
+            self._journal.close()
+            return
+        self._queue.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        self._thread = None
+
+    def _run(self) -> None:
+        self._write(list(left_open(self._journal.folder)))
+        for folder in self._journal.broken:
+            log.error("the end of %s was changed; another chain goes on, `awnet verify-log` says where", folder)
+        ticks = time.monotonic() + TICK_SECONDS
+        while True:
+            found, ends = self._wait(ticks)
+            now = time.monotonic()
+            if now >= ticks:
+                ticks = now + TICK_SECONDS
+                found += self._coalescer.tick(now, _utc())
+            if ends:
+                found += self._coalescer.end(_utc())
+            self._write([document(one) for one in found])
+            for one in found:
+                self._counted(one.subject.kind, one.activity)
+            if ends:
+                self._journal.close()
+                return
+
+    def _wait(self, until: float) -> tuple[list[Finding], bool]:
+        """What comes until then, or as soon as anything does, and whether it is the end."""
+        found: list[Finding] = []
+        try:
+            first = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return found, False
+        for given in (first, *(self._queue.get() for _ in range(self._queue.qsize()))):  # nobody else takes any
+            if given is None:
+                return found, True
+            found += self._take(*given)
+        return found, False
+
+    def _take(self, at: float, seen: Observation) -> list[Finding]:
+        told = self._coalescer.see(seen, at)
+        if seen.image is not None and seen.image.data is not None:
+            with self._lock:
+                self._bytes -= len(seen.image.data)
+        return told
+
+    def _write(self, documents: list[dict[str, Any]]) -> None:
+        if self._journal.pending_bytes > PENDING_BYTES and documents:
+            self._lost(len(documents))
+            documents = []
+        try:
+            self._journal.append(documents)
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                self._synced = time.monotonic()
+                self._journal.sync()
+        except OSError as error:
+            if not self._failing:
+                log.critical("findings cannot be written to %s: %s", self._journal.folder, error.strerror)
+            self._failing = True
+            return
+        if self._failing:
+            log.warning("findings are written again to %s", self._journal.folder)
+            self._failing = False
+
+
+def _utc() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,128 @@
+"""Reports what the detector, the query guard, the CUSUM and golden probes see as findings; see `findings`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ..core.engine import Model
+from ..core.images import EncodedImage, ImageInput
+from ..core.modes import Mode
+from ..core.policy import At, Decision, Policy
+from ..core.verdict import Judgement, Verdict
+from ..findings.finding import Image, Observation, Subject
+from ..findings.journal import Journal
+from ..findings.recorder import Recorder
+from ..guard.guard import Event
+from ..settings import Settings
+from .detection import Monitor
+from .metrics import Metrics
+from .request import KEY, ObservedRequest
+
+DAY_SECONDS = 86_400
+
+
+class Reporting:
+    """The findings of one process.
+
+    Args:
+        journal: where they are written.
+        window: seconds, see `findings.coalescing.Coalescer`.
+        at: the least verdict that is a finding.
+        metrics: counts them.
+        monitor: has the CUSUMs, and hashes addresses.
+    """
+
+    def __init__(self, journal: Journal, window: float, at: At, metrics: Metrics, monitor: Monitor) -> None:
+        metrics.expect_findings()
+        self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost)
+        self._at: At = at
+        self._flagged = {"adversarial"} if at == "adversarial" else {"adversarial", "suspicious"}
+        self._monitor = monitor
+
+    @classmethod
+    def of(cls, settings: Settings, metrics: Metrics, monitor: Monitor) -> Reporting | None:
+        """What the settings ask for; None where that is nothing. Raises StartupError."""
+        if settings.findings_dir is None:
+            return None
+        kept = settings.findings_keep_bytes, DAY_SECONDS * settings.findings_keep_days
+        journal = Journal(settings.findings_dir, *kept)
+        return cls(journal, settings.findings_window_seconds, settings.findings_at, metrics, monitor)
+
+    def start(self) -> None:
+        """Begin to write; what was seen before is kept until then."""
+        self._recorder.start()
+
+    def stop(self) -> None:
+        """Close every finding; blocks for some seconds at most."""
+        self._recorder.stop()
+
+    @staticmethod
+    def files(images: Sequence[ImageInput]) -> list[bytes | None]:
+        """The files of a request, before they are decoded and forgotten; None for tensors."""
+        return [image.data if isinstance(image, EncodedImage) else None for image in images]
+
+    def answered(
+        self,
+        request: ObservedRequest | None,
+        model: Model,
+        mode: Mode,
+        judgements: Sequence[Judgement],
+        policy: Policy,
+        decisions: Sequence[Decision],
+        images: Sequence[ImageInput],
+        files: Sequence[bytes | None],
+    ) -> None:
+        """The images of one request were judged, and the monitor has seen them; all sequences are in their order."""
+        rows = [row for row, judged in enumerate(judgements) if judged.verdict in self._flagged]
+        if not rows:
+            return
+        now = _utc()
+        request_id = None if request is None else request.id
+        which = (model.name, model.version, model.sha256)
+        client, key = self._named(None if request is None else request.client)
+        subject = Subject("image", client, key, *which)
+        seen = []
+        for row in rows:
+            judged, file = judgements[row], files[row]
+            data = images[row].pixels(model.contract.preprocessing.size).tobytes() if file is None else file
+            image = _image(judged, mode, policy, decisions[row], data)
+            seen.append(Observation(subject, now, 1, request_id, image))
+        cusum = self._monitor.of(model).cusums[self._at]
+        if cusum.raised:
+            detail = f"{self._at}, against a share of {cusum.target:g} of natural images"
+            seen.append(Observation(Subject("rate", None, None, *which), now, len(rows), request_id, detail=detail))
+        self._recorder.see(seen)
+
+    def repeated(self, event: Event) -> None:
+        """The query guard tells of a client, or of all together."""
+        of_all = f" of about {event.clients} clients" if event.client is None else ""
+        detail = f"{event.images} different ones{of_all} that are alike within {event.seconds:g} s"
+        subject = Subject("query-guard", *self._named(event.client))
+        self._recorder.see([Observation(subject, _utc(), event.images, event.last_id, detail=detail)])
+
+    def missed(self, model: Model, mode: Mode, expected: Verdict) -> None:
+        """A golden image was not answered as it must be."""
+        subject = Subject("detector", None, None, model.name, model.version, model.sha256)
+        self._recorder.see([Observation(subject, _utc(), detail=f"the last one is {expected}, in mode {mode}")])
+
+    def _named(self, client: str | None) -> tuple[str | None, str | None]:
+        """A client by its hash or the name of its key, as the request log has it."""
+        if client is None:
+            return None, None
+        if client.startswith(KEY):
+            return None, client.removeprefix(KEY)
+        return self._monitor.clients.name(client), None
+
+
+def _image(judged: Judgement, mode: Mode, policy: Policy, decision: Decision, data: bytes) -> Image:
+    thresholds = judged.applied.thresholds
+    exceeded = thresholds.adversarial if judged.verdict == "adversarial" else thresholds.suspicious
+    return Image(
+        *(mode, judged.verdict, judged.score, exceeded.score, exceeded.fpr, judged.applied.name, judged.calibrated),
+        *(judged.probability, policy, decision, data),
+    )
+
+
+def _utc() -> int:
+    return time.time_ns() // 1_000_000

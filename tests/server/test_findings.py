@@ -1,0 +1,296 @@
+"""Findings in a service and in real servers: what is reported of whom, what it costs nobody, and what a kill leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from server.core.engine import Signals
+from server.findings.chain import chains, verify
+from server.findings.reading import Event, events
+from server.http.app import create_app
+from server.monitoring.golden_probe import GoldenProbes
+from server.service import Service
+from tests.server.guard.test_guard import variants
+from tests.server.keys import key, table, write
+from tests.server.small import GatedEngine, service_over
+from tests.server.test_query_guard import Clients, png
+from tests.server.tiny import CALL, Running, encoded, noise, plain
+from tests.waiting import PATIENCE_SECONDS, eventually, until
+
+CLEAN, SUSPICIOUS, ADVERSARIAL = (encoded(plain(red)) for red in (0.2, 0.6, 0.9))
+WRITTEN_SECONDS = 1.0  # what docs/findings.md states: by then a finding is in the journal
+
+
+def written(folder: Path) -> list[Event]:
+    return [event for chain in chains(folder) for event in events(chain)]
+
+
+class Reported:
+    """A service with findings, its clients, and what the journal has."""
+
+    def __init__(self, service: Service, engine: GatedEngine, folder: Path) -> None:
+        self.service, self.engine, self.folder = service, engine, folder
+        self.clients = Clients(create_app(service))
+
+    async def first(self, kind: str = "image") -> Event:
+        """The first event of a kind, once it is there."""
+
+        def there() -> list[Event]:
+            return [event for event in written(self.folder) if event["metadata"]["event_code"] == kind]
+
+        await until(lambda: bool(there()), PATIENCE_SECONDS)
+        return there()[0]
+
+
+@asynccontextmanager
+async def reporting(repository: Path, folder: Path, **settings: Any) -> AsyncIterator[Reported]:
+    engine = GatedEngine(repository)
+    service = service_over(engine, findings_dir=folder, golden_probe_seconds=0, **settings)
+    await service.start()
+    try:
+        yield Reported(service, engine, folder)
+    finally:
+        await service.stop()
+
+
+def test_nothing_is_written_where_no_folder_is_named(repository: Path) -> None:
+    service = service_over(GatedEngine(repository))
+    assert service._reporting is None
+    names = {thread.name for thread in threading.enumerate()}
+    assert "findings" not in names
+
+
+def test_an_attacked_image_is_an_event_that_names_image_model_and_client(repository: Path, tmp_path: Path) -> None:
+    """By hashes: neither address nor image is in it. Before the service ends, and closed when it does."""
+
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            answer = await reported.clients.predict(CLEAN, ADVERSARIAL, SUSPICIOUS, address="192.0.2.7")
+            event = await reported.first()
+            name = reported.service.monitor.clients.name("192.0.2.7")
+        about, document = event["unmapped"]["awnet"], answer.json()
+        assert event["activity_name"] == "Create" and event["count"] == 1
+        assert (about["client"], about["key"]) == (name, None)
+        assert about["first_request_id"] == document["request_id"]
+        assert about["image"]["sha256"] == hashlib.sha256(ADVERSARIAL).hexdigest()
+        assert about["image"]["score"] == pytest.approx(document["results"][1]["adversarial"]["score"], rel=1e-5)
+        assert (about["image"]["threshold"], about["image"]["decision"]) == (0.77, "answered")
+        (resource,) = event["resources"]
+        assert (resource["name"], resource["uid"]) == ("awnet", document["model"]["sha256"])
+        assert [one["activity_name"] for one in written(tmp_path)] == ["Create", "Close"]
+        assert "192.0.2.7" not in json.dumps(written(tmp_path))
+
+    asyncio.run(scenario())
+
+
+def test_suspicious_images_are_findings_where_that_is_asked_for(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path, findings_at="suspicious") as reported:
+            await reported.clients.predict(CLEAN)
+            await reported.clients.predict(SUSPICIOUS)
+            event = await reported.first()
+            assert event["unmapped"]["awnet"]["image"]["verdict"] == "suspicious"
+        assert len(written(tmp_path)) == 2
+
+    asyncio.run(scenario())
+
+
+def test_the_hash_is_that_of_the_right_image_where_others_cannot_be_decoded(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            answer = await reported.clients.predict(b"no image", CLEAN, ADVERSARIAL)
+            assert answer.status_code == 200
+            event = await reported.first()
+        assert event["unmapped"]["awnet"]["image"]["sha256"] == hashlib.sha256(ADVERSARIAL).hexdigest()
+
+    asyncio.run(scenario())
+
+
+def test_a_tensor_is_known_by_the_hash_of_its_bytes(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pixels = np.full((3, 32, 32), 230, np.uint8)
+        tensor = {"name": "image", "shape": [1, 3, 32, 32], "datatype": "UINT8", "data": pixels.ravel().tolist()}
+        async with reporting(repository, tmp_path, query_guard="observe") as reported:
+            answer = await reported.clients.post("/v2/models/awnet/infer", json={"inputs": [tensor]})
+            assert answer.status_code == 200, answer.text
+            event = await reported.first()
+        assert event["unmapped"]["awnet"]["image"]["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_with_a_key_is_named_by_it(repository: Path, tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys.toml", table("shop", ["predict"]))
+
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path / "findings", api_keys=keys) as reported:
+            headers = {"authorization": f"Bearer {key('shop')}"}
+            await reported.clients.post("/predict", content=ADVERSARIAL, headers=headers)
+            about = (await reported.first())["unmapped"]["awnet"]
+        assert (about["key"], about["client"]) == ("shop", None)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_repeats_itself_is_a_finding_of_the_query_guard(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path, query_guard="observe", query_guard_images=8) as reported:
+            for pixels in variants(0, 9):
+                await reported.clients.predict(png(pixels))
+            event = await reported.first("query-guard")
+        assert event["finding_info"]["attacks"][1]["sub_technique"]["uid"] == "AML.T0043.001"
+        assert event["unmapped"]["awnet"]["client"]
+
+    asyncio.run(scenario())
+
+
+def test_a_lasting_rate_of_flagged_images_is_a_finding_of_its_own(repository: Path, tmp_path: Path) -> None:
+    """The CUSUM of one process, as /metrics has it."""
+
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            for _ in range(10):
+                await reported.clients.predict(*4 * [ADVERSARIAL])
+            event = await reported.first("rate")
+        assert event["severity"] == "High" and "more images are flagged" in event["message"]
+
+    asyncio.run(scenario())
+
+
+def test_a_detector_that_misses_a_golden_image_is_a_finding(repository: Path, tmp_path: Path) -> None:
+    def spoil(signals: Signals) -> None:
+        signals.logits[:] = signals.logits[:, ::-1]
+        signals.p_type[:] = 1 - signals.p_type
+
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            service = reported.service
+            assert service._reporting is not None
+            reported.engine.spoil = spoil
+            probes = GoldenProbes(service.monitor, service._open, missed=service._reporting.missed)
+            await probes.once()
+            event = await reported.first("detector")
+        assert event["finding_info"]["attacks"] == []
+        assert event["resources"][0]["name"] == "awnet"
+
+    asyncio.run(scenario())
+
+
+def test_events_are_counted_from_0_on(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            count = reported.service.metrics.registry.get_sample_value
+            one = {"kind": "image", "activity": "create"}
+            assert count("awnet_findings_total", one) == 0 == count("awnet_findings_lost_total")
+            await reported.clients.predict(ADVERSARIAL)
+            await until(lambda: count("awnet_findings_total", one) == 1, PATIENCE_SECONDS)
+            assert count("awnet_findings_total", {"kind": "detector", "activity": "close"}) == 0
+
+    asyncio.run(scenario())
+
+
+class Flood:
+    """Attacked images from ever new addresses; when each request was answered."""
+
+    ADDRESSES = 240  # below the most findings that are open at a time
+
+    def __init__(self, url: str) -> None:
+        self.answered: dict[str, float] = {}
+        self._number = iter(range(self.ADDRESSES))
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(url,)) for _ in range(3)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, url: str) -> None:
+        with httpx.Client(base_url=url, **CALL) as client:
+            while True:
+                with self._lock:
+                    number = next(self._number, None)
+                if number is None:
+                    return
+                headers = {"x-forwarded-for": f"198.51.100.{number}", "x-request-id": f"flood-{number}"}
+                try:
+                    answer = client.post("/predict", content=ADVERSARIAL, headers=headers)
+                except httpx.TransportError:
+                    return
+                assert answer.status_code == 200
+                self.answered[f"flood-{number}"] = time.monotonic()
+                time.sleep(0.02)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+def test_what_was_answered_a_second_before_a_kill_is_in_the_journal(
+    process: None, repository: Path, tmp_path: Path
+) -> None:
+    """`kill -9` in the middle of a flood; the next process goes on with the chain and closes what was open."""
+    settings = {"findings_dir": tmp_path, "trusted_proxies": "127.0.0.1"}
+    running = Running(repository, **settings)
+    try:
+        running.wait_ready()
+        flood = Flood(running.url)
+        eventually(lambda: len(flood.answered) >= 60, PATIENCE_SECONDS, "the flood is under way")
+        time.sleep(WRITTEN_SECONDS)
+        killed = time.monotonic()
+        running.send(signal.SIGKILL)
+        running.popen.wait()
+        flood.join()
+        due = {name for name, at in flood.answered.items() if at < killed - WRITTEN_SECONDS}
+        assert len(due) >= 60 and len(flood.answered) < Flood.ADDRESSES
+        there = {event["unmapped"]["awnet"]["first_request_id"] for event in written(tmp_path)}
+        assert due <= there
+        assert verify(chains(tmp_path)[0]).problems == []
+        begun = {event["finding_info"]["uid"] for event in written(tmp_path)}  # that of the rate among them
+        running.start()
+        running.wait_ready()
+        eventually(lambda: len(written(tmp_path)) >= 2 * len(begun), PATIENCE_SECONDS, "they are closed")
+    finally:
+        running.stop()
+    (chain,) = chains(tmp_path)
+    assert verify(chain).problems == []
+    closed = [event for event in written(tmp_path) if event["activity_name"] == "Close"]
+    assert {event["finding_info"]["uid"] for event in closed} == begun
+    assert all("its process has ended" in event["message"] for event in closed)
+
+
+def test_each_worker_has_a_chain_of_its_own(process: None, repository: Path, tmp_path: Path) -> None:
+    running = Running(repository, findings_dir=tmp_path, workers=2)
+    try:
+        running.wait_ready()
+        eventually(lambda: len(chains(tmp_path)) == 2, PATIENCE_SECONDS, "both workers have their chain")
+
+        def asked() -> bool:
+            for _ in range(10):  # each over a connection of its own: the workers share them
+                httpx.post(f"{running.url}/predict", content=ADVERSARIAL, **CALL).raise_for_status()
+            return all(verify(chain).lines for chain in chains(tmp_path))
+
+        eventually(asked, PATIENCE_SECONDS, "both have written")
+    finally:
+        running.stop()
+    assert [verify(chain).problems for chain in chains(tmp_path)] == [[], []]
+
+
+def test_a_folder_that_cannot_be_written_ends_the_start_in_one_line(
+    process: None, repository: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(encoded(noise()))
+    running = Running(repository, findings_dir=tmp_path / "file")
+    assert running.popen.wait(PATIENCE_SECONDS) == 2
+    assert "findings cannot be written to" in running.text()
+    assert "Traceback" not in running.text()
