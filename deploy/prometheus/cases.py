@@ -47,6 +47,7 @@ HEALTHY = {
     f'awnet_watched_images_total{{{MODEL},calibrated="false",verdict="suspicious"}}': "0+10x600",
     f'awnet_watched_images_total{{{MODEL},calibrated="false",verdict="adversarial"}}': "0+30x600",
     f'awnet_target_fpr_ratio{{{MODEL},verdict="adversarial"}}': "0.01+0x600",
+    f'awnet_cusum_limit{{{MODEL},verdict="adversarial"}}': "19.373+0x600",
     f'awnet_cusum_raised{{{MODEL},verdict="adversarial"}}': "0+0x600",
     f'awnet_uncalibrated_cusum_raised{{{MODEL},of="uncalibrated"}}': "0+0x600",
     f'awnet_uncalibrated_cusum_raised{{{MODEL},of="suspicious"}}': "0+0x600",
@@ -94,6 +95,17 @@ class Case(NamedTuple):
 ATTACK: dict[str, str] = {
     judged("clean"): "0+570x420 239920+520x10 245170+570x160",
     judged("adversarial"): "0+6x420 2580+60x10 3186+6x160",
+}
+# Two replicas with 2 % adversarial each for half an hour, where 1 % is what the threshold was set to flag.
+SPREAD: dict[str, str] = {
+    series.replace("a:8000", replica): values
+    for replica in ("a:8000", "b:8000")
+    for series, values in {
+        name("up"): "1+0x600",
+        judged("clean"): "0+570x200 114000+564x30 130920+570x370",
+        judged("suspicious"): "0+24x600",
+        judged("adversarial"): "0+6x200 1200+12x30 1560+6x370",
+    }.items()
 }
 # An hour in which one prediction of ten fails.
 ERRORS: dict[str, str] = {name("awnet_requests_total", 'code="503"'): "0+0x60 0+60x60 3600+0x480"}
@@ -177,6 +189,8 @@ CASES = [
         quiet=(5, 25),
         firing=(10, 19),
     ),
+    Case("AWNetReplicasCusum", SPREAD, quiet=(100, 210, 330), firing=(219, 228)),
+    Case("AWNetReplicasCusum", ATTACK, quiet=(419, 426, 440)),  # one server: its own CUSUM tells of it
     Case("AWNetAdversarialShare", ATTACK, quiet=(419, 440), pending=(423,), firing=(426,)),
     Case(
         "AWNetAdversarialShare",  # 2.5 % where the past was clean: less than three times what the threshold allows

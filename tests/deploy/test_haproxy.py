@@ -10,9 +10,11 @@ from http.client import HTTPConnection
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import httpx
 import yaml
 
 from benchmarks.scenarios import Bench, pair
+from server.core.bundled import EXAMPLES
 from server.settings import Settings
 from tests.requires import requires
 from tests.server.tiny import publish
@@ -102,6 +104,29 @@ def test_front_ends_tell_the_clients_of_haproxy_apart(tmp_path: Path) -> None:
             # A client at the front end itself cannot do as if it were haproxy.
             direct = [await asyncio.to_thread(asked, fronts[0].port, f"127.0.0.{n}", "/model") for n in (5, 2)]
             assert direct == [200, 0]
+
+    asyncio.run(scenario())
+
+
+@requires("haproxy")
+def test_what_replicas_count_adds_up_to_what_clients_asked(tmp_path: Path) -> None:
+    """Each counts its own images, for Prometheus to add; none is counted twice or lost."""
+    image = (EXAMPLES / "cat-adversarial.png").read_bytes()
+    sent = 40
+
+    def judged(port: int) -> float:
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        return sum(float(n) for n in re.findall(r"^awnet_watched_images_total{.*} (\S+)$", text, re.MULTILINE))
+
+    async def scenario() -> None:
+        async with pair(Bench(tmp_path, publish(tmp_path / "models"))) as (fronts, haproxy):
+
+            def ask() -> int:  # a connection each, as from many clients
+                return httpx.post(f"http://127.0.0.1:{haproxy.port}/predict", files={"image": image}).status_code
+
+            assert [await asyncio.to_thread(ask) for _ in range(sent)] == [200] * sent
+            counts = [await asyncio.to_thread(judged, front.port) for front in fronts]
+            assert sum(counts) == sent and all(count > 0 for count in counts)
 
     asyncio.run(scenario())
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.prometheus.cases import CASES, HEALTHY, PREDICT, RULES, Case, judge, promtool
+from deploy.prometheus.cases import CASES, HEALTHY, PREDICT, RULES, SPREAD, Case, judge, promtool
+from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
 from tests.requires import requires
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,3 +85,14 @@ def test_every_alert_says_how_urgent_it_is_and_what_happened() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
         assert rule["annotations"]["summary"], rule["alert"]
         assert rule["annotations"]["description"].endswith("."), rule["alert"]
+
+
+def test_the_replicas_cusum_is_a_log_likelihood_ratio_of_the_servers_own_kind(tmp_path: Path) -> None:
+    """The same images in one server give the same value, up to what rates blur at the edges of a minute."""
+    minutes, images, flagged = 10, 600, 12  # of each replica
+    alone = Cusum(0.01, limit_for(ALARM_IMAGES))
+    alone.add(2 * minutes * images, 2 * minutes * flagged)
+    expression = "model_version_verdict:awnet_replicas_cusum:max"
+    near = f"abs({expression} - {alone.value}) < 0.02 * {alone.value}"
+    checks = [{"expr": f"count({near})", "eval_time": "212m", "exp_samples": [{"labels": "{}", "value": 1}]}]
+    promtool(tmp_path, HEALTHY | SPREAD, checks)
