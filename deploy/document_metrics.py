@@ -20,7 +20,8 @@ from server.findings.finding import ACTIVITIES, KINDS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
-from server.monitoring.metrics import GUARD_RESULTS, Metrics
+from server.monitoring.metrics import GUARD_RESULTS, SENDING_RESULTS, Metrics
+from server.sources import SIGNALS
 from server.versions.events import ReloadResult
 from server.workers.supervisor import OWN
 
@@ -53,10 +54,13 @@ LABELS = {
     + "; of golden probes "
     + ", ".join(f"`{result}`" for result in PROBES)
     + "; of the shadow `compared`, `dropped`, `failed`; of the query guard "
-    + ", ".join(f"`{result}`" for result in GUARD_RESULTS),
+    + ", ".join(f"`{result}`" for result in GUARD_RESULTS)
+    + "; of telemetry "
+    + ", ".join(f"`{result}`" for result in SENDING_RESULTS),
     "role": "`serving`, `canary`, `shadow` or `kept`",
     "route": "a template, such as `/v2/models/{model}/infer`; what is served nowhere is `other`; "
     "seconds are those of predictions by route, and of all others as `other`",
+    "signal": "of OTLP: " + ", ".join(f"`{signal}`" for signal in SIGNALS) + "; only those that are sent",
     "stage": "`decode`, `queue` or `inference`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",

@@ -36,6 +36,7 @@ GROUPS = {
     "query_guard": "query guard",
     "findings_dir": "findings",
     "page": "page, shutdown and logs",
+    "otlp_endpoint": "OpenTelemetry",
 }
 # What a value is called where the type and the name of its setting do not say it.
 _METAVARS = {
@@ -53,6 +54,9 @@ _METAVARS = {
     "triton_urls": "HOST:PORT,...",
     "triton_metadata": "KEY=VALUE,...",
     "trusted_proxies": "ADDRESS,...",
+    "otlp_endpoint": "URL",
+    "otlp_signals": "SIGNAL,...",
+    "trace_ratio": "SHARE",
 }
 _UNITS = ("SECONDS", "MS", "BYTES", "PIXELS", "PORT")
 

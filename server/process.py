@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -27,7 +29,7 @@ from .access.rates import Rates, default_rate
 from .core.engine import Engine
 from .engines.model_file import ModelFile
 from .engines.repository import Repository
-from .errors import AWNetError, ManifestError
+from .errors import AWNetError, ManifestError, StartupError
 from .http.acceptor import Acceptor, Peers
 from .http.admin import create_admin
 from .http.admission import Admission, ConnectionLimits
@@ -42,6 +44,7 @@ from .monitoring.clients import TopClients
 from .monitoring.detection import Monitor
 from .monitoring.log_writer import WriterHandler, log_to_stderr
 from .monitoring.metrics import Metrics
+from .monitoring.request import Telemetry
 from .service import Service
 from .settings import Settings
 from .tls import Certificates
@@ -330,10 +333,36 @@ def make_service(settings: Settings, assignment: Assignment | None = None) -> Se
     models = [settings.model, *settings.further_models]
     metrics = Metrics(monitor, settings.queue_capacity, models, settings.golden_probe_seconds)
     engine = make_engine(settings, metrics)
+    telemetry = make_telemetry(settings, metrics, assignment) if settings.otlp_endpoint else None
     if assignment is None:
-        return Service(settings, engine, metrics, monitor)
+        return Service(settings, engine, metrics, monitor, telemetry=telemetry)
     rates = Rates(default_rate(settings), assignment.rates, assignment.salt)
-    return Service(settings, engine, metrics, monitor, assignment.member, rates)
+    return Service(settings, engine, metrics, monitor, assignment.member, rates, telemetry)
+
+
+def make_telemetry(settings: Settings, metrics: Metrics, assignment: Assignment | None) -> Telemetry:
+    """What sends spans elsewhere, not started. Raises StartupError."""
+    try:
+        # Imported only where it is asked for: it is an extra, and costs 20 MB.
+        from .telemetry.exporting import Exporting
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"otlp_endpoint needs the package {error.name}: install awnet-server[telemetry], or set "
+            "AWNET_OTLP_ENDPOINT to nothing"
+        ) from None
+    metrics.expect_telemetry(settings.signals)
+    salt = assignment.salt if assignment else secrets.token_bytes(16)
+    return Exporting(
+        settings.otlp_endpoint,
+        settings.signals,
+        ratio=settings.trace_ratio,
+        follow=settings.trace_parents,
+        scheme="https" if settings.tls_certificate else "http",
+        worker=assignment.member.number if assignment else None,
+        instance=hashlib.sha256(b"instance" + salt).hexdigest()[:32],  # the salt itself is nobody's to know
+        metrics_seconds=settings.otlp_metrics_seconds,
+        count=metrics.telemetry,
+    )
 
 
 def make_engine(settings: Settings, metrics: Metrics) -> Engine:

@@ -45,7 +45,7 @@ from .monitoring.golden_probe import GoldenProbes
 from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
 from .monitoring.reporting import Reporting
-from .monitoring.request import CURRENT, UNKNOWN, ObservedRequest, Requests
+from .monitoring.request import CLIENT_GONE, CURRENT, UNKNOWN, ObservedRequest, Requests, Telemetry
 from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
 from .outcome import Outcome
@@ -69,6 +69,7 @@ class Service:
         monitor: watches verdicts, scores and omega; `metrics` exports it.
         fleet: the processes behind this port; default: this one alone.
         rates: shared with them; default: those of this process alone.
+        telemetry: sends spans, metrics and log lines elsewhere, if anything does; started and stopped here.
 
     Raises:
         StartupError: see `Access`; or findings cannot be written.
@@ -91,6 +92,7 @@ class Service:
         monitor: Monitor,
         fleet: Fleet | None = None,
         rates: Rates | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -107,7 +109,8 @@ class Service:
         self.proxies = TrustedProxies(settings.trusted_networks, settings.forwarded_header)
         self._rates = rates or Rates(default_rate(settings))
         self._shares = QueueShares(settings.queue_capacity, settings.queue_share)
-        self.requests = Requests(metrics, monitor.clients)
+        self._telemetry = telemetry
+        self.requests = Requests(metrics, monitor.clients, tracing=telemetry)
         self.ports = PortWatch()
         self.limits = Limits(settings.max_pixels, settings.min_side)
         self.decoding = Decoding(
@@ -148,7 +151,7 @@ class Service:
                 None if self._reporting is None else self._reporting.repeated,
             )
         )
-        self._draining = False
+        self._draining_since: float | None = None
         self.failure: AWNetError | None = None
         self._fleet = fleet or SingleProcess()
         self._polling: asyncio.Task[None] | None = None
@@ -162,7 +165,7 @@ class Service:
     @property
     def draining(self) -> bool:
         """Readiness is off, requests are still answered."""
-        return self._draining
+        return self._draining_since is not None
 
     @property
     def ready(self) -> bool:
@@ -175,6 +178,8 @@ class Service:
         self.access.watch()
         if self._reporting is not None:
             self._reporting.start()
+        if self._telemetry is not None:
+            self._telemetry.start(self._counts)
         try:
             await self.models.start()
         except AWNetError as error:
@@ -208,7 +213,8 @@ class Service:
 
     def drain(self) -> None:
         """Turn readiness off, so that load balancers stop sending; requests are still answered."""
-        self._draining = True
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
 
     def reload_soon(self) -> None:
         """Look for new versions and keys, on the event loop's thread; asked for while one looks, it looks once more."""
@@ -226,6 +232,9 @@ class Service:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        if self._telemetry is not None:
+            settings, since = self.settings, self._draining_since or time.monotonic()
+            await self._telemetry.stop(settings.drain_seconds + settings.shutdown_seconds + since - time.monotonic())
         await self._fleet.stop()  # before the counts of closed versions go
         await self.decoding.pool.close()
         if self._reporting is not None:
@@ -241,11 +250,11 @@ class Service:
         settings = self.settings
         host = settings.host if settings.metrics_port is None else settings.metrics_host
         private = self.caller.name is not None if self.access.by_keys else is_loopback(host)
-        return exposition((await self._fleet.counted(self._counted())).families, accept, private)
+        return exposition((await self._counts()).families, accept, private)
 
     async def detection(self) -> dict[str, object]:
         """The detection report of the whole service, for the admin port. Raises LinkLost."""
-        return report(await self._fleet.counted(self._counted()))
+        return report(await self._counts())
 
     async def operate(self, do: str, *given: Any) -> dict[str, Any]:
         """Carry an admin call out in every process; see `carry_out`."""
@@ -315,7 +324,8 @@ class Service:
         """Deadline and priority of a request that begins now; its deadline is never later than the setting allows."""
         longest = self.settings.timeout_seconds
         seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
-        return Terms(time.monotonic() + seconds, priority)
+        request = CURRENT.get()
+        return Terms(time.monotonic() + seconds, priority, trace=request.trace if request else None)
 
     async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False) -> Outcome:
         """Answers, judgements and decisions; counts verdicts, decisions, scores and stages.
@@ -379,13 +389,21 @@ class Service:
             client: whose share of the decoders it is.
             refused: gets the errors of images that cannot be decoded; None: the first one ends it all.
         """
+        request = CURRENT.get()
         encoded = [image for image in images if isinstance(image, EncodedImage)]
         decoded = waited = 0.0
         if encoded:
             size = lease.model.contract.preprocessing.size
             if refused is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
                 raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
-            decoded, waited, admitted = await self.decoding.prepare(encoded, size, terms, client, refused)
+            started = time.monotonic()
+            try:
+                decoded, waited, admitted = await self.decoding.prepare(encoded, size, terms, client, refused)
+            except (AWNetError, asyncio.CancelledError) as error:
+                _note_failure("decode", started, error)
+                raise
+            if waited and request is not None and request.traced:
+                request.note("decode", {"awnet.decode.seconds": decoded}, started)
             if admitted:
                 terms = replace(terms, admitted=True)
             if refused:
@@ -394,7 +412,12 @@ class Service:
                     raise refused[min(refused)]
         if self._guarding is not None:
             images = self._guarding.watched(images)
-        signals = await lease.infer(images, terms)
+        started = time.monotonic()
+        try:
+            signals = await lease.infer(images, terms)
+        except (AWNetError, asyncio.CancelledError) as error:
+            _note_failure("engine", started, error)
+            raise
         if waited:
             queued = signals.queue_seconds + max(0.0, waited - decoded)
             signals = replace(signals, decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
@@ -430,9 +453,10 @@ class Service:
         for name in (self.settings.model, *self.settings.further_models):
             self.metrics.expect_decisions(name, {self._policies.of(name), *self.access.policies})
 
-    def _counted(self) -> Counted:
+    async def _counts(self) -> Counted:
+        """What all processes have counted. Raises LinkLost."""
         clients = self.monitor.clients
-        return Counted(self.metrics.registry, clients.top(), clients.total)
+        return await self._fleet.counted(Counted(self.metrics.registry, clients.top(), clients.total))
 
     def _open(self, turn: int) -> Iterator[Lease]:
         """Every open version, for the golden probes, each of its modes in turn."""
@@ -453,3 +477,10 @@ class Service:
                 await self.models.reload()
             except Exception:
                 log.exception("the reload failed")
+
+
+def _note_failure(stage: str, since: float, error: BaseException) -> None:
+    """The stage that ended the request now, in its trace."""
+    request = CURRENT.get()
+    if request is not None:
+        request.note(stage, {}, since, error.slug if isinstance(error, AWNetError) else CLIENT_GONE)

@@ -1,7 +1,7 @@
 """Every setting of the server. Nothing else reads the environment; `sources` does it for them.
 
 A setting `max_batch` is the option `--max-batch`, the variable `AWNET_MAX_BATCH` and a line of the file that `config`
-names; the option wins over the variable, the variable over the file.
+names; the option wins over the variable, the variable over the file, the file over the variables of OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .core.modes import Mode
 from .core.policy import POLICIES, At, Policies, Policy, Unsure
 from .core.version import MODEL_NAME, WHAT, parse_version
 from .renames import option, renamed
-from .sources import PREFIX, Variables, file_of, read
+from .sources import PREFIX, SIGNALS, Variables, file_of, opentelemetry, read
 
 SHARE = r"0|1|0?\.[0-9]+|1\.0+"
 
@@ -274,6 +274,23 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     request_log: bool = Field(False, description="Log one JSON line for each request.")
 
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/?#]+[^\s?#]*)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; "
+        "nothing is traced or sent without one.",
+    )
+    otlp_signals: str = Field(
+        "traces", description="What is sent there, separated by commas: 'traces', 'metrics', 'logs'."
+    )
+    otlp_metrics_seconds: Seconds = Field(60.0, ge=1, description="How often metrics are sent there.")
+    trace_ratio: float = Field(
+        1.0, ge=0, le=1, description="Share of requests that are traced, of those whose caller has not decided it."
+    )
+    trace_parents: bool = Field(
+        True, description="A caller that sends a traceparent decides whether its request is traced."
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -283,15 +300,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then variables, then the file; all of them also under their old names."""
+        """Arguments, then variables, then the file, all of them also under their old names; then OTEL_* variables."""
         given = renamed(init_settings(), option)
         # A worker is given every setting by its supervisor, and reads no file again, which may have changed.
-        path = None if settings_cls.model_fields.keys() <= given.keys() else file_of(given)
+        worker = settings_cls.model_fields.keys() <= given.keys()
+        path = None if worker else file_of(given)
         in_file = {} if path is None else read(path, settings_cls.model_fields)
         return (
             InitSettingsSource(settings_cls, given),
             Variables(settings_cls, given),
             InitSettingsSource(settings_cls, in_file),
+            InitSettingsSource(settings_cls, {} if worker else opentelemetry()),
         )
 
     @field_validator("version")
@@ -338,6 +357,13 @@ class Settings(BaseSettings):
         for origin in origins:
             if not _ORIGIN.fullmatch(origin) and origins != ["*"]:
                 raise ValueError(f"{origin!r} is no origin, such as https://example.org, nor '*' alone")
+        return value
+
+    @field_validator("otlp_signals")
+    @classmethod
+    def _otlp_signals(cls, value: str) -> str:
+        if not _names(value) or not set(_names(value)) <= set(SIGNALS):
+            raise ValueError(f"must be of {', '.join(SIGNALS)}, separated by commas")
         return value
 
     @field_validator("admin_hosts")
@@ -399,6 +425,11 @@ class Settings(BaseSettings):
     def protected(self) -> tuple[bool, bool]:
         """Whether ports speak TLS, and whether callers need keys."""
         return self.tls_certificate is not None, self.api_keys is not None
+
+    @property
+    def signals(self) -> list[str]:
+        """Those of `otlp_signals`."""
+        return _names(self.otlp_signals)
 
     @property
     def origins(self) -> list[str]:

@@ -92,3 +92,56 @@ class Variables(EnvSettingsSource):
             name: self.env_vars.get(variable(name).lower()) for name in SETTINGS if SETTINGS[name] not in self._given
         }
         return renamed(found | {name: value for name, value in old.items() if value is not None}, variable)
+
+
+SIGNALS = ("traces", "metrics", "logs")
+# OTEL_TRACES_SAMPLER -> share of requests, None: OTEL_TRACES_SAMPLER_ARG; and whether callers decide.
+_SAMPLERS: Mapping[str, tuple[str | None, bool]] = {
+    "always_on": ("1", False),
+    "always_off": ("0", False),
+    "traceidratio": (None, False),
+    "parentbased_always_on": ("1", True),
+    "parentbased_always_off": ("0", True),
+    "parentbased_traceidratio": (None, True),
+}
+
+
+def opentelemetry(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What OpenTelemetry's own variables say of our settings, as these would stand in variables. Raises ValueError.
+
+    Its other variables, for headers, certificates, compression, time limits and the names of the service, its exporters
+    read themselves.
+    """
+    given = {name: value.strip() for name, value in environment.items() if name.startswith("OTEL_") and value.strip()}
+    endpoint = given.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if endpoint is None or given.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return {}
+    protocol = given.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    if protocol != "http/protobuf":
+        raise ValueError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol[:40]!r} is not spoken, only http/protobuf")
+    found: dict[str, Any] = {"otlp_endpoint": endpoint}
+    sampler = given.get("OTEL_TRACES_SAMPLER")
+    if sampler is not None:
+        if sampler not in _SAMPLERS:
+            raise ValueError(f"OTEL_TRACES_SAMPLER: {sampler[:40]!r} is none of {', '.join(_SAMPLERS)}")
+        ratio, found["trace_parents"] = _SAMPLERS[sampler]
+        found["trace_ratio"] = _number("OTEL_TRACES_SAMPLER_ARG", given, "1") if ratio is None else ratio
+    if "OTEL_METRIC_EXPORT_INTERVAL" in given:
+        found["otlp_metrics_seconds"] = _number("OTEL_METRIC_EXPORT_INTERVAL", given) / 1000
+    signals = ["traces"]
+    for signal in SIGNALS:
+        exporter = given.get(f"OTEL_{signal.upper()}_EXPORTER")
+        if exporter not in (None, "otlp", "none"):
+            raise ValueError(f"OTEL_{signal.upper()}_EXPORTER: {exporter[:40]!r} is neither otlp nor none")
+        if exporter == "none" and signal in signals:
+            signals.remove(signal)
+        elif exporter == "otlp" and signal not in signals:
+            signals.append(signal)
+    return found | {"otlp_signals": ",".join(signals)} if signals else {}
+
+
+def _number(name: str, given: Mapping[str, str], default: str = "") -> float:
+    try:
+        return float(given.get(name, default))
+    except ValueError:
+        raise ValueError(f"{name}: {given[name][:40]!r} is no number") from None

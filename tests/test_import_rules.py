@@ -52,6 +52,7 @@ FORBIDDEN = {
         ("server/http/app.py", "from ..workers import member"),
         ("server/workers/member.py", "from .. import process"),
         ("server/errors.py", "from .core import images"),
+        ("server/monitoring/request.py", "from .. import telemetry"),
     ],
     "Requests know versions, versions know roles, roles know what is open": [
         ("server/versions/open_versions.py", "from . import rollout"),
@@ -65,6 +66,7 @@ FORBIDDEN = {
         ("server/renames.py", "import fastapi"),
     ],
     "Only monitoring knows Prometheus": [("server/service.py", "import prometheus_client")],
+    "Only telemetry knows OpenTelemetry": [("server/process.py", "import opentelemetry.trace")],
     "Only the engines know ONNX Runtime; only the Triton engine and the gRPC front know gRPC": [
         ("server/process.py", "import onnxruntime"),
         ("server/service.py", "import tritonclient.grpc"),
@@ -150,6 +152,7 @@ LIBRARIES = {
     "server.monitoring": {"PIL", "numpy", "orjson", "prometheus_client"},
     "server.oip": {"google", "grpc", "numpy", "orjson", "tritonclient"},
     "server.http": {"fastapi", "httptools", "numpy", "orjson", "pydantic", "starlette"},
+    "server.telemetry": {"opentelemetry", "orjson", "requests"},
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
     "export.audit": {"PIL", "numpy", "onnxruntime", "tqdm"},

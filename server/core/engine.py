@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ..errors import AWNetError, SelfTestFailed, UnknownMode
 from .contract import Contract
 from .images import ImageInput, PixelArray
 from .modes import LOGITS, Mode
+from .trace import Trace
 
 Priority = Literal["normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("normal", "low")
@@ -59,15 +60,43 @@ class Terms:
         deadline: on `time.monotonic`, after which no answer is needed. Infinite where there is none.
         priority: 'low' runs when no 'normal' image waits.
         admitted: its images have waited in a line before the engine's, and were decoded: a full queue takes them in.
+        trace: that it belongs to, handed on to an engine elsewhere.
     """
 
     deadline: float = float("inf")
     priority: Priority = "normal"
     admitted: bool = False
+    trace: Trace | None = None
 
     def remaining(self) -> float:
         """Seconds until the deadline; negative past it."""
         return self.deadline - time.monotonic()
+
+
+class Execution(NamedTuple):
+    """One execution of a model; all requests that took part in it have the same one.
+
+    Attributes:
+        started: on `time.monotonic`.
+        images: of all these requests together.
+        batch: its number in this process, from 1; 0 where it ran elsewhere.
+        span_id: that the engine elsewhere was given as the caller's, see `Trace.headers`.
+    """
+
+    started: float
+    seconds: float
+    images: int
+    batch: int = 0
+    span_id: str | None = None
+
+
+class Timeline(NamedTuple):
+    """When a request came to the engine, its images were decoded and its executions ran, on `time.monotonic`."""
+
+    arrived: float
+    decode_started: float
+    decode_ended: float
+    executions: Sequence[Execution]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +114,7 @@ class Signals:
     decode_seconds: float
     queue_seconds: float
     inference_seconds: float
+    timeline: Timeline | None = None
 
     def finite(self) -> bool:
         """False where a value is NaN or infinite: such an answer is a fault, not a verdict."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.engine import Outputs, Signals, Terms
+from ..core.engine import Execution, Outputs, Signals, Terms, Timeline
 from ..core.images import ImageInput
 from ..errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
 from .scheduling import Batch, Job, Lane, Scheduler
@@ -31,7 +32,17 @@ log = logging.getLogger("awnet.batching")
 class _Ticket(Job):
     """One request in the queue: its images, their result rows, and the future that completes with all of them."""
 
-    __slots__ = ("decode", "feed", "future", "images", "inference", "missing", "rows")
+    __slots__ = (
+        "decode",
+        "decode_ended",
+        "decode_started",
+        "executions",
+        "feed",
+        "future",
+        "images",
+        "missing",
+        "rows",
+    )
 
     def __init__(self, feed: Feed, images: Sequence[ImageInput], future: asyncio.Future[Signals], terms: Terms) -> None:
         super().__init__(feed.lane, len(images), terms.deadline, terms.priority == "low", terms.admitted)
@@ -40,21 +51,24 @@ class _Ticket(Job):
         self.images = images
         self.rows: list[tuple[Outputs, int] | None] = [None] * len(images)
         self.missing = len(images)
-        self.decode = 0.0
-        self.inference: dict[int, float] = {}  # seconds by execution: images of one request may share one
+        self.decode = 0.0  # seconds
+        self.decode_started, self.decode_ended = math.inf, 0.0
+        self.executions: dict[int, Execution] = {}  # by their numbers: images of one request may share one
 
 
 class _Piece:
     """One execution of a model: its parts, and their outputs or their common error."""
 
-    __slots__ = ("decode", "error", "outputs", "parts", "seconds")
+    __slots__ = ("decode", "error", "outputs", "parts", "seconds", "started")
 
-    def __init__(self, parts: list[tuple[_Ticket, int]], decode: list[float], error: AWNetError | None = None) -> None:
+    def __init__(
+        self, parts: list[tuple[_Ticket, int]], decode: list[tuple[float, float]], error: AWNetError | None = None
+    ) -> None:
         self.parts = parts
-        self.decode = decode  # seconds, a part each
+        self.decode = decode  # from when to when, a part each
         self.outputs: Outputs | None = None
         self.error = error
-        self.seconds = 0.0
+        self.started = self.seconds = 0.0
 
 
 class Feed:
@@ -318,15 +332,15 @@ class Batcher:
 
     def _decode(
         self, batch: Batch[_Ticket], parts: list[tuple[_Ticket, int]]
-    ) -> tuple[list[NDArray[np.uint8]], list[tuple[_Ticket, int]], list[float]]:
-        """Pixels, parts and seconds of what can be run; what cannot is posted."""
-        images, ready, seconds = [], [], []
+    ) -> tuple[list[NDArray[np.uint8]], list[tuple[_Ticket, int]], list[tuple[float, float]]]:
+        """Pixels, parts and the times of decoding of what can be run; what cannot is posted."""
+        images, ready, times = [], [], []
         for part in parts:
             ticket, index = part
             if ticket.future.done():
                 continue  # the request was given up
             error: AWNetError
-            started = time.perf_counter()
+            started = time.monotonic()
             try:
                 images.append(ticket.images[index].pixels(ticket.feed.size))
             except AWNetError as fault:
@@ -336,10 +350,10 @@ class Batcher:
                 error = AWNetError("something went wrong with this image")
             else:
                 ready.append(part)
-                seconds.append(time.perf_counter() - started)
+                times.append((started, time.monotonic()))
                 continue
-            self._post(batch, _Piece([part], [time.perf_counter() - started], error))
-        return images, ready, seconds
+            self._post(batch, _Piece([part], [(started, time.monotonic())], error))
+        return images, ready, times
 
     def _post(self, batch: Batch[_Ticket], piece: _Piece | None) -> None:
         self.loop.call_soon_threadsafe(self._deliver, batch.parts[0][0].feed, piece)
@@ -349,10 +363,14 @@ class Batcher:
     def _deliver(self, feed: Feed, piece: _Piece | None) -> None:
         if piece is not None:
             self._executions += 1
+            execution = Execution(piece.started, piece.seconds, len(piece.parts), self._executions)
             if piece.outputs is not None:
                 self._on_batch(len(piece.parts))
             for row, (ticket, index) in enumerate(piece.parts):
-                ticket.decode += piece.decode[row]
+                started, ended = piece.decode[row]
+                ticket.decode += ended - started
+                ticket.decode_started = min(ticket.decode_started, started)
+                ticket.decode_ended = max(ticket.decode_ended, ended)
                 if ticket.future.done():
                     continue
                 if piece.outputs is None:
@@ -360,7 +378,7 @@ class Batcher:
                     ticket.future.set_exception(piece.error)
                     continue
                 ticket.rows[index] = (piece.outputs, row)
-                ticket.inference[self._executions] = piece.seconds
+                ticket.executions[self._executions] = execution
                 ticket.missing -= 1
                 if not ticket.missing:
                     ticket.future.set_result(_signals(ticket))
@@ -369,20 +387,20 @@ class Batcher:
 
 
 def _execute(
-    images: list[NDArray[np.uint8]], parts: list[tuple[_Ticket, int]], decode: list[float], alone: bool
+    images: list[NDArray[np.uint8]], parts: list[tuple[_Ticket, int]], decode: list[tuple[float, float]], alone: bool
 ) -> _Piece:
     """Run the model on images that are ready."""
     run = parts[0][0].feed.run
     assert run is not None, "a feed keeps its model while anything of it runs"
     piece = _Piece(parts, decode)
-    started = time.perf_counter()
+    piece.started = time.monotonic()
     try:
         piece.outputs = run(np.stack(images), alone)
     except Exception as error:  # whatever a runtime raises: the request fails, the worker lives on
         log.exception("the model failed on a batch of %d", len(images))
         piece.error = EngineFault("the model failed on this request")
         piece.error.__cause__ = error
-    piece.seconds = time.perf_counter() - started
+    piece.seconds = time.monotonic() - piece.started
     return piece
 
 
@@ -393,8 +411,10 @@ def _signals(ticket: _Ticket) -> Signals:
         logits, p_type, omega = (output[at : at + 1] for output in outputs)
     else:
         logits, p_type, omega = (np.stack([outputs[k][at] for outputs, at in rows]) for k in range(3))
-    inference = sum(ticket.inference.values())
+    executions = list(ticket.executions.values())
+    inference = sum(execution.seconds for execution in executions)
     total = time.monotonic() - ticket.arrived
     # Several images are decoded side by side, so that the stages may add up to more than the time that passed.
     queue = max(0.0, total - ticket.decode - inference)
-    return Signals(logits, p_type, omega, ticket.decode, queue, inference)
+    timeline = Timeline(ticket.arrived, ticket.decode_started, ticket.decode_ended, executions)
+    return Signals(logits, p_type, omega, ticket.decode, queue, inference, timeline)

@@ -55,7 +55,7 @@ class Front(ABC):
         if self._cors is not None:
             send = self._cors.sending(send, headers.get(b"origin"))
             preflight = self._cors.preflight(method, headers)
-        with self._service.requests.observe(method, client, given_id) as request:
+        with self._service.requests.observe(method, client, given_id, headers=scope["headers"]) as request:
             exchange = Exchange(
                 receive, send, request, self._watcher, headers, head=method == "HEAD", close=self._service.draining
             )

@@ -66,6 +66,10 @@ class Guarding:
         request_id, client = (request.id, request.client) if request else ("", UNKNOWN)
         found = self._guard.look(client, prints, request_id, time.monotonic())
         self._metrics.guarded(found)
+        if request is not None and request.traced and any(repeats.similar > 1 for repeats in found):
+            similar = sum(repeats.similar > 1 for repeats in found)
+            repeated = sum(repeats.repeated for repeats in found)
+            request.note("awnet.query_guard", {"awnet.images.similar": similar, "awnet.images.repeated": repeated})
         return found
 
     async def hold(self, request: ObservedRequest | None, found: Sequence[Repeats], deadline: float) -> None:
@@ -73,7 +77,10 @@ class Guarding:
         if self._reaction == "slow":
             seconds = self._guard.delay(request.client if request else UNKNOWN, found, time.monotonic(), deadline)
             if seconds:
+                started = time.monotonic()
                 await asyncio.sleep(seconds)
+                if request is not None:
+                    request.note("query guard", {}, started)
 
     def _named(self, client: str | None) -> dict[str, str | None]:
         """A client as the request log names it; None is all together."""

@@ -28,6 +28,7 @@ from ..core.decode_pool import DecodePool, DecoderEnd
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
+from ..core.trace import Trace
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
@@ -43,6 +44,9 @@ PREDICTIONS = ("/predict", "/infer", "/ModelInfer")  # how the routes end whose 
 CODES_FROM_THE_START = (200, 429, 500, 503, 504)  # `increase` does not see the first of a series that begins with it
 EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
 EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
+EXEMPLAR_REQUEST_ID = (
+    55  # beside one that is longer a span's id has no room: OpenMetrics gives an exemplar 128 characters
+)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Finer where clean scores and thresholds lie; a quantile is only as exact as its bin.
@@ -54,6 +58,7 @@ _SCORES = (
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GuardResult = Literal["alone", "similar", "repeated"]
 GUARD_RESULTS: tuple[GuardResult, ...] = ("alone", "similar", "repeated")
+SENDING_RESULTS = ("sent", "failed", "dropped")
 _SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
 _DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
 _PROCESS_MODES = {
@@ -161,6 +166,12 @@ class Metrics(Events):
             "awnet_findings_lost",
             "What should have been in a finding, or a finding's event, and found no room: too much at once, or a disk "
             "that takes nothing.",
+            registry=registry,
+        )
+        self._telemetry = Counter(
+            "awnet_telemetry_items",
+            "Traces of requests, log lines and metrics for OTLP: sent, failed, or dropped where too many waited.",
+            ["signal", "result"],
             registry=registry,
         )
         self._reloads = Counter(
@@ -274,8 +285,19 @@ class Metrics(Events):
 
     # Requests.
 
-    def request(self, route: str, method: str, code: int, seconds: float, request_id: str | None = None) -> None:
-        """One answered request; `route` is a template, never a path. Some ids are kept as exemplars."""
+    def request(
+        self,
+        route: str,
+        method: str,
+        code: int,
+        seconds: float,
+        request_id: str | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        """One answered request; `route` is a template, never a path. Some ids are kept as exemplars.
+
+        Where requests are traced, each that is sampled leaves its ids, and of the others only the slow ones.
+        """
         key = (route, method if method in METHODS else OTHER, code)
         children = self._children.get(key)
         if children is None:
@@ -283,13 +305,27 @@ class Metrics(Events):
             children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(timed))
             self._children[key] = children
         children[0].inc()
-        if request_id is not None:
-            self._until_exemplar -= 1
-            if self._until_exemplar < 0 or seconds >= EXEMPLAR_SECONDS:
-                self._until_exemplar = EXEMPLAR_EVERY - 1
-                children[1].observe(seconds, {"request_id": request_id})
-                return
+        if request_id is not None and self._leaves_exemplar(seconds, trace):
+            ids = {"request_id": request_id}
+            if trace is not None and trace.sampled:
+                ids["trace_id"] = trace.trace_id
+                if len(request_id) <= EXEMPLAR_REQUEST_ID:
+                    ids["span_id"] = trace.span_id
+            children[1].observe(seconds, ids)
+            return
         children[1].observe(seconds)
+
+    def _leaves_exemplar(self, seconds: float, trace: Trace | None) -> bool:
+        if seconds >= EXEMPLAR_SECONDS:
+            self._until_exemplar = EXEMPLAR_EVERY - 1
+            return True
+        if trace is not None:
+            return trace.sampled
+        self._until_exemplar -= 1
+        if self._until_exemplar < 0:
+            self._until_exemplar = EXEMPLAR_EVERY - 1
+            return True
+        return False
 
     def expect(self, routes: Iterable[tuple[str, str]]) -> None:
         """Requests to these routes, by these methods, are counted from 0 on."""
@@ -309,6 +345,12 @@ class Metrics(Events):
         self.expect_rejections(Unauthorized, Forbidden)
         for result in get_args(KeysRead):
             self._keys_reads.labels(result)
+
+    def expect_telemetry(self, signals: Iterable[str]) -> None:
+        """What is sent by OTLP is counted from 0 on."""
+        for signal in signals:
+            for result in SENDING_RESULTS:
+                self._telemetry.labels(signal, result)
 
     def expect_decisions(self, model: str, policies: Set[Policy]) -> None:
         """Decisions of these policies on images for this model are counted from 0 on, and requests that they refuse."""
@@ -372,6 +414,10 @@ class Metrics(Events):
     def findings_lost(self, number: int) -> None:
         """So many observations or events found no room."""
         self._findings_lost.inc(number)
+
+    def telemetry(self, signal: str, result: str, items: int) -> None:
+        """What became of traces, lines or metrics that were to be sent; on any thread."""
+        self._telemetry.labels(signal, result).inc(items)
 
     # The engine.
 

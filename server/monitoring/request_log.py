@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import orjson
 
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import Decision, Policy
+from ..core.trace import Trace
 from ..core.verdict import Judgement
 
 LOGGER = "awnet.requests"
@@ -36,18 +38,35 @@ QUIET_ROUTES = frozenset(
 )
 
 
+class Note(NamedTuple):
+    """What happened to a traced request at a time, or from one to another where it has an end; on `time.monotonic`.
+
+    Attributes:
+        attributes: no image, address or key, as in a log line.
+        error: slug, where it failed.
+    """
+
+    name: str
+    at: float
+    until: float | None
+    attributes: Mapping[str, str | int | float]
+    error: str | None = None
+
+
 @dataclass(slots=True)
 class Record:
-    """The fields of one log line.
+    """What is told of one request, in a log line and in spans.
 
     Attributes:
         route: a template, never a path.
         status: of the response, as HTTP has it; 0 until it has begun.
-        seconds: from request to response.
+        started: on `time.monotonic`; seconds: from request to response.
         reason: slug of the error, where there was one.
         refused: images by the slug of their error, where others of the request were answered.
         client: salted hash of the client's address.
         key: name of the caller's key, never the key.
+        code: status of gRPC, by its name.
+        trace: that it belongs to, where requests are traced; `notes` are taken where it is sampled.
     """
 
     request_id: str
@@ -65,14 +84,22 @@ class Record:
     refused: Mapping[str, int] = field(default_factory=dict)
     client: str | None = None
     key: str | None = None
+    started: float = 0.0
+    code: str | None = None
+    trace: Trace | None = None
+    notes: list[Note] | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Nobody wants to read of it: what programs ask for all the time, and got."""
+        return self.route in QUIET_ROUTES and self.reason is None
 
 
 class RequestLog:
     """Writes lines to `logger` at INFO; where that level is off, no line is built."""
 
-    def __init__(self, logger: logging.Logger | None = None, quiet: frozenset[str] = QUIET_ROUTES) -> None:
+    def __init__(self, logger: logging.Logger | None = None) -> None:
         self._logger = logger or logging.getLogger(LOGGER)
-        self._quiet = quiet
 
     @property
     def wanted(self) -> bool:
@@ -81,7 +108,7 @@ class RequestLog:
 
     def write(self, record: Record) -> None:
         """One request that is over."""
-        if not self.wanted or (record.route in self._quiet and record.reason is None):
+        if not self.wanted or record.quiet:
             return
         line: dict[str, object] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -91,6 +118,8 @@ class RequestLog:
             "status": record.status,
             "seconds": round(record.seconds, 6),
         }
+        if record.trace is not None:
+            line["trace_id"], line["span_id"] = record.trace.trace_id, record.trace.span_id
         if record.model is not None:
             line["model"], line["version"] = record.model.name, str(record.model.version)
             line["mode"] = record.mode

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ log = logging.getLogger("awnet")
 
 REQUEST_ID = "x-request-id"  # in metadata, as the header of HTTP
 RETRY_AFTER = "retry-after"  # seconds, in the trailing metadata
+OK = grpc.StatusCode.OK.name
 METHOD = "GRPC"  # the `method` label of these calls; their `code` is the HTTP status of the same outcome
 MAX_DETAIL = 1000  # gRPC carries it in a header, and clients refuse headers of more than 8 kB
 
@@ -181,7 +183,7 @@ async def _watch(service: Service, calls: Calls, watchers: Calls, messages: Any,
             with watchers.one(request.client):
                 async with calls.message(request.client, context, service.settings.body_seconds) as body:
                     known = _read(grpc_standard.HealthCheckRequest, body, 0).service in ("", SERVICE)
-                request.answered(200)
+                request.answered(200, OK)
                 told = None
                 while not service.draining or told is None:
                     told = await _tell(context, told, health(service) if known else grpc_standard.SERVICE_UNKNOWN)
@@ -248,7 +250,7 @@ async def _reflect(service: Service, calls: Calls, path: str, package: str, mess
                     except (NoMessage, RequestTimeout):
                         break
                     await context.write(answer.SerializeToString())
-            request.answered(200)
+            request.answered(200, OK)
         except Exception as error:
             await _refuse(request, error, context)
 
@@ -267,7 +269,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
                     else:
                         message = _read(kind, body, values)
                     response: bytes = (await ANSWERS[name](service, message, context)).SerializeToString()
-            request.answered(200)
+            request.answered(200, OK)
             return response
         except Exception as error:
             body, message = b"", None  # a circle of frames would keep them until the next collection
@@ -322,9 +324,7 @@ def _admit(service: Service, name: str, request: ObservedRequest, context: Any) 
     if name in OPEN:
         request.caller = service.access.anonymous
         return
-    given = context.invocation_metadata() or ()
-    metadata = ((key.encode(), value.encode() if isinstance(value, str) else value) for key, value in given)
-    service.admit(request, "predict", metadata)
+    service.admit(request, "predict", _headers(context.invocation_metadata()))
 
 
 def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
@@ -333,18 +333,21 @@ def _observed(service: Service, name: str, context: Any) -> ObservedRequest:
     given = next((value for key, value in metadata if key == REQUEST_ID), "")
     route = f"/{SERVICE}/{name}" if name in SERVED else name if name in (HEALTH_CHECK, HEALTH_WATCH) else OTHER
     if client is not None and service.proxies:
-        client = service.proxies.client(
-            client, ((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
-        )
-    request = service.requests.observe(METHOD, client, given, route)
+        client = service.proxies.client(client, _headers(metadata))
+    request = service.requests.observe(METHOD, client, given, route, _headers(metadata))
     context.set_trailing_metadata(((REQUEST_ID, request.id),))
     return request
+
+
+def _headers(metadata: Any) -> Iterator[tuple[bytes, bytes]]:
+    """Metadata as the headers of HTTP."""
+    return ((key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata or ())
 
 
 async def _refuse(request: ObservedRequest, error: Exception, context: Any) -> None:
     refusal = request.refused(error)
     traceback.clear_frames(error.__traceback__)  # they hold the message, and a circle holds them
-    request.answered(protocol.status_of(refusal))
+    request.answered(protocol.status_of(refusal), code_of(refusal).name)
     if isinstance(refusal, TooSoon):
         later = (RETRY_AFTER, str(refusal.retry_after_seconds))
         context.set_trailing_metadata(((REQUEST_ID, request.id), later))

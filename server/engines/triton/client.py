@@ -26,7 +26,7 @@ from ...core.modes import LOGITS, Mode
 from ...core.version import parse_version
 from ...errors import ContractError, DeadlineExceeded, EngineFault, EngineUnavailable, ModelNotFound
 from .balancer import Key
-from .runner import Description
+from .runner import NOTHING, Description
 
 ASK_SECONDS = 2.0  # longest wait for an answer about models
 
@@ -159,8 +159,13 @@ class TritonClient:
             raise ContractError(f"Triton's tensors of {key} are {found}; the contract asks for {wanted}")
         return Description(key, Model(key.name, key.version, sha256, promise), config.max_batch_size)
 
-    async def infer(self, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float) -> Outputs:
-        """Outputs of images [N,3,S,S]. Raises CallError; EngineFault where the answer is not whole."""
+    async def infer(
+        self, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float, metadata: Mapping[str, str] = NOTHING
+    ) -> Outputs:
+        """Outputs of images [N,3,S,S], asked for with `metadata` beside that of every call.
+
+        Raises CallError; EngineFault where the answer is not whole.
+        """
         image = InferInput("image", list(images.shape), "UINT8")
         image.set_data_from_numpy(images)
         answer = await self._ask(
@@ -170,6 +175,7 @@ class TritonClient:
             model_version=str(model.version),
             outputs=[InferRequestedOutput(name) for name in outputs_of(mode)],
             seconds=seconds,
+            metadata=metadata,
         )
         return _outputs(answer, len(images), model.contract, outputs_of(mode))
 
@@ -183,10 +189,18 @@ class TritonClient:
             if before is grpc.ChannelConnectivity.READY:
                 lost()
 
-    async def _ask(self, call: str, *arguments: object, seconds: float = ASK_SECONDS, **options: object) -> Any:
+    async def _ask(
+        self,
+        call: str,
+        *arguments: object,
+        seconds: float = ASK_SECONDS,
+        metadata: Mapping[str, str] = NOTHING,
+        **options: object,
+    ) -> Any:
+        headers = {**metadata, **self._metadata} if metadata else self._metadata
         try:
             return await getattr(self._client, call)(
-                *arguments, headers=self._metadata, client_timeout=max(seconds, 0.001), **options
+                *arguments, headers=headers, client_timeout=max(seconds, 0.001), **options
             )
         except InferenceServerException as error:
             raise CallError(error) from None

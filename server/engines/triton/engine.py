@@ -35,7 +35,7 @@ from ...errors import (
 from .balancer import Address, Balancer, Key
 from .client import CallError, Ready, TritonClient
 from .health import HealthChecks, Peer
-from .runner import Decoders, Description, RemoteRunner
+from .runner import NOTHING, Decoders, Description, RemoteRunner
 
 STUCK_SECONDS = 1.0  # an execution that was given up after less than this says nothing about Triton
 
@@ -217,12 +217,19 @@ class TritonEngine:
                 peer.serves.discard(runner.key)
 
     async def call(
-        self, address: Address, key: Key, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float
+        self,
+        address: Address,
+        key: Key,
+        model: Model,
+        mode: Mode,
+        images: NDArray[np.uint8],
+        seconds: float,
+        metadata: Mapping[str, str] = NOTHING,
     ) -> Outputs:
         """Execute at one Triton, and draw conclusions about it from how that ends."""
         assert isinstance(address, Peer)
         peer, started = address, time.monotonic()
-        task = asyncio.ensure_future(peer.client.infer(model, mode, images, seconds))
+        task = asyncio.ensure_future(peer.client.infer(model, mode, images, seconds, metadata))
         peer.calls.add(task)
         try:
             outputs = await task

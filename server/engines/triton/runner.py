@@ -10,21 +10,24 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.engine import Model, Outputs, Signals, Terms
+from ...core.engine import Execution, Model, Outputs, Signals, Terms, Timeline
 from ...core.images import ImageInput
 from ...core.modes import Mode
+from ...core.trace import new_span_id
 from ...errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable
 from .balancer import Address, Balancer, Key
 
 MAX_SECONDS = 60.0  # of a request that has no deadline
 WARM_SECONDS = 20.0  # of one batch that warms
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 log = logging.getLogger("awnet.triton")
 
@@ -65,9 +68,16 @@ class Host(Protocol):
         """Count it out."""
 
     async def call(
-        self, address: Address, key: Key, model: Model, mode: Mode, images: NDArray[np.uint8], seconds: float
+        self,
+        address: Address,
+        key: Key,
+        model: Model,
+        mode: Mode,
+        images: NDArray[np.uint8],
+        seconds: float,
+        metadata: Mapping[str, str] = ...,
     ) -> Outputs:
-        """Execute at `address`, which has to answer within `seconds`.
+        """Execute at `address`, which has to answer within `seconds`; it is sent `metadata`, beside that of every call.
 
         Raises:
             EngineUnavailable: nothing was executed.
@@ -141,49 +151,62 @@ class RemoteRunner:
         self._host.forget(self)
 
     async def _infer(self, images: Sequence[ImageInput], terms: Terms, mode: Mode) -> Signals:
-        started = time.perf_counter()
+        started = time.monotonic()
         size, decoders = self._model.contract.preprocessing.size, self._host.decoders
         decoded = await asyncio.gather(*(decoders.decode(p, size) for p in images), return_exceptions=True)
+        decode_ended = time.monotonic()
         for result in decoded:  # of several bad images the first is named
             if isinstance(result, BaseException):
                 raise result
         batch = np.stack([pixels for pixels, _ in decoded])  # type: ignore[misc]
         parts = [batch[first : first + self._max_batch] for first in range(0, len(batch), self._max_batch)]
         if len(parts) == 1:
-            (logits, p_type, omega), inference = await self._execute(batch, terms, mode)
+            (logits, p_type, omega), execution = await self._execute(batch, terms, mode)
+            executions = [execution]
         else:
             with _first_error():
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._execute(part, terms, mode)) for part in parts]
             answers = [task.result() for task in tasks]
             logits, p_type, omega = (np.concatenate(rows) for rows in zip(*(a for a, _ in answers), strict=True))
-            inference = max(seconds for _, seconds in answers)
+            executions = [execution for _, execution in answers]
+        inference = max(execution.seconds for execution in executions)
         decode = sum(seconds for _, seconds in decoded)  # type: ignore[misc]
-        queue = max(0.0, time.perf_counter() - started - inference - decode)
-        return Signals(logits, p_type, omega, decode, queue, inference)
+        queue = max(0.0, time.monotonic() - started - inference - decode)
+        timeline = Timeline(started, started, decode_ended, executions)
+        return Signals(logits, p_type, omega, decode, queue, inference, timeline)
 
-    async def _execute(self, images: NDArray[np.uint8], terms: Terms, mode: Mode) -> tuple[Outputs, float]:
-        """Outputs, and the seconds from sending to the answer: the network and the engine's own queue included."""
+    async def _execute(self, images: NDArray[np.uint8], terms: Terms, mode: Mode) -> tuple[Outputs, Execution]:
+        """Outputs, and the time from sending to the answer: the network and the engine's own queue included."""
         balancer, tried = self._host.balancer, set[Address]()
         while True:
             peer = await balancer.acquire(self.key, len(images), terms.priority, tried)
-            sent, epoch = time.perf_counter(), peer.epoch
+            sent, epoch, span_id = time.monotonic(), peer.epoch, new_span_id()
+            metadata = terms.trace.headers(span_id) if terms.trace else {}
             try:
-                outputs = await self._call(peer, mode, images, terms.remaining())
-                seconds = time.perf_counter() - sent
+                outputs = await self._call(peer, mode, images, terms.remaining(), metadata)
+                execution = Execution(sent, time.monotonic() - sent, len(images), span_id=span_id)
                 if peer.epoch != epoch:
                     # The connection changed: the answer counts once the address has passed the self-test again.
                     await peer.settled.wait()
                     if peer.state != "up" or self.key not in peer.serves:
                         raise EngineFault("the engine went away during this request")
-                return outputs, seconds
+                return outputs, execution
             except EngineUnavailable:
                 tried.add(peer)  # nothing was executed there: another may, once
             finally:
                 balancer.release(peer, len(images))
 
-    async def _call(self, address: Address, mode: Mode, images: NDArray[np.uint8], seconds: float) -> Outputs:
-        return await self._host.call(address, self.key, self._model, mode, images, min(seconds, MAX_SECONDS))
+    async def _call(
+        self,
+        address: Address,
+        mode: Mode,
+        images: NDArray[np.uint8],
+        seconds: float,
+        metadata: Mapping[str, str] = NOTHING,
+    ) -> Outputs:
+        most = min(seconds, MAX_SECONDS)
+        return await self._host.call(address, self.key, self._model, mode, images, most, metadata)
 
 
 class At:

@@ -1,0 +1,109 @@
+"""Log lines as OpenTelemetry's log records: those of this process, and documents that somebody else wrote."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from .. import __version__
+
+# What sending says of itself would be sent, and say something of itself again.
+OWN = ("opentelemetry", "urllib3", "requests", "awnet.telemetry")
+MAX_LINE = 16 << 10  # characters; the rest of a longer line stays in the log
+_SEVERITIES = {
+    logging.DEBUG: SeverityNumber.DEBUG,
+    logging.INFO: SeverityNumber.INFO,
+    logging.WARNING: SeverityNumber.WARN,
+    logging.ERROR: SeverityNumber.ERROR,
+    logging.CRITICAL: SeverityNumber.FATAL,
+}
+
+
+class Line(NamedTuple):
+    """A line of the log."""
+
+    logger: str
+    level: int
+    text: str
+    unix_ns: int
+    failure: str | None = None
+
+
+class LineHandler(logging.Handler):
+    """Hands lines to `put`, all but those of what sends them."""
+
+    def __init__(self, put: Callable[[Line], None]) -> None:
+        super().__init__()
+        self._put = put
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith(OWN):
+            return
+        try:
+            failure = "".join(traceback.format_exception(*record.exc_info))[:MAX_LINE] if record.exc_info else None
+            text = record.getMessage()[:MAX_LINE]
+            self._put(Line(record.name, record.levelno, text, int(1e9 * record.created), failure))
+        except Exception:
+            self.handleError(record)
+
+
+def log_record(line: Line, resource: Resource) -> ReadableLogRecord:
+    """`line`; what it says as JSON becomes a structured body, and its `trace_id` and `span_id` the record's."""
+    body = _document(line.text)
+    severity = _SEVERITIES.get(line.level, SeverityNumber.INFO)
+    attributes = {"exception.stacktrace": line.failure} if line.failure else None
+    return _readable(body, line.logger, line.unix_ns, severity, attributes, None, resource)
+
+
+def document_record(document: bytes, event: str, resource: Resource) -> ReadableLogRecord:
+    """A JSON document as an event of that name."""
+    return _readable(_document(document), "awnet", time.time_ns(), SeverityNumber.WARN, None, event, resource)
+
+
+def _readable(
+    body: Any,
+    logger: str,
+    unix_ns: int,
+    severity: SeverityNumber,
+    attributes: dict[str, str] | None,
+    event: str | None,
+    resource: Resource,
+) -> ReadableLogRecord:
+    record = LogRecord(
+        timestamp=unix_ns,
+        observed_timestamp=time.time_ns(),
+        context=_context(body),
+        severity_text=severity.name,
+        severity_number=severity,
+        body=body,
+        attributes=attributes,
+        event_name=event,
+    )
+    return ReadableLogRecord(record, resource, InstrumentationScope(logger, __version__))
+
+
+def _document(text: str | bytes) -> Any:
+    if text[:1] in ("{", b"{"):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            pass
+    return text if isinstance(text, str) else text.decode("utf-8", "replace")
+
+
+def _context(body: Any) -> Any:
+    """The trace that a line of the request log names."""
+    if not isinstance(body, dict) or "trace_id" not in body or "span_id" not in body:
+        return None
+    ids = int(body["trace_id"], 16), int(body["span_id"], 16)
+    return set_span_in_context(NonRecordingSpan(SpanContext(*ids, False, TraceFlags(TraceFlags.DEFAULT))))
