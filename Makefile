@@ -17,7 +17,7 @@ ENGINE ?=
 export GIT_PYTHON_REFRESH := quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test test-fast check format train-small tables-small sbom lock clean
+.PHONY: help serve triton test test-fast check format site train-small tables-small sbom lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -48,6 +48,10 @@ check: $(VENV)/.locked ## Formatting, lint, types and import rules
 format: $(VENV)/.locked ## Put the code into the house format and mend what lint can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+site: $(VENV)/.locked ## Build the documents into build/site; a broken link is an error
+	$(PYTHON) -m sphinx -q --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	@echo "build/site/index.html"
 
 # The stages of the bundled model, in order: each starts from those before it, resumes where it stopped, and only says so
 # where it is finished.

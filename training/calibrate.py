@@ -171,7 +171,8 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint.save(args.out, {**document, "calibration": asdict(calibration)})
     if args.report:
         files.write_json(args.report, report)
-        files.write_text(args.report.with_suffix(".md"), f"{tolerance_table(report)}\n\n{table(report)}\n")
+        title = f"# Calibration of {args.ckpt.name}"
+        files.write_text(args.report.with_suffix(".md"), f"{title}\n\n{tolerance_table(report)}\n\n{table(report)}\n")
     return report
 
 

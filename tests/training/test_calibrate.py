@@ -87,7 +87,9 @@ def test_the_weights_stay_and_the_report_tells_what_was_measured(
     for errors in report["score_map"].values():
         assert 0 <= errors["brier"]["probability"] <= 1 and 0 <= errors["ece"]["score"] <= 1
     assert str(tmp_path) not in (tmp_path / "report.json").read_text("utf-8")
-    assert (tmp_path / "report.md").read_text("utf-8") == f"{tolerance_table(report)}\n\n{table(report)}\n"
+    title = f"# Calibration of {report['setup']['checkpoint']}"
+    said = f"{title}\n\n{tolerance_table(report)}\n\n{table(report)}\n"
+    assert (tmp_path / "report.md").read_text("utf-8") == said
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def _radii(parts: Mapping[str, Any]) -> list[str]:
         "",
         *table(head, rows),
         *_plot("worst_case"),
-        *_plot("roc"),
+        *(_plot("roc") if any("roc" in part for part in parts.values()) else []),
     ]
 
 
@@ -218,7 +218,8 @@ def _scores(parts: Mapping[str, Any]) -> list[str]:
             rows.append(
                 [name.partition("/")[2], str(part["images"]), f"{part['brier']:.3f}", f"{part['ece']:.3f}", *after]
             )
-    out = ["## The score", "", *_plot("scores"), *_plot("risk_coverage")]
+    scored = any("histogram" in part for part in parts.values())  # a static network has no score
+    out = ["## The score", "", *(_plot("scores") if scored else []), *_plot("risk_coverage")]
     if rows:
         text = (
             "Half natural, half attacked images: how far the score, and the probability that the calibration makes of "
