@@ -16,6 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from server.core.decode_pool import DecoderEnd
 from server.core.policy import POLICIES
 from server.core.verdict import VERDICTS
+from server.findings.delivery import Result as Delivered
 from server.findings.finding import ACTIVITIES, KINDS
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
@@ -55,6 +56,8 @@ LABELS = {
     + ", ".join(f"`{result}`" for result in PROBES)
     + "; of the shadow `compared`, `dropped`, `failed`; of the query guard "
     + ", ".join(f"`{result}`" for result in GUARD_RESULTS)
+    + "; of findings "
+    + ", ".join(f"`{result}`" for result in get_args(Delivered))
     + "; of telemetry "
     + ", ".join(f"`{result}`" for result in SENDING_RESULTS),
     "role": "`serving`, `canary`, `shadow` or `kept`",
@@ -62,6 +65,7 @@ LABELS = {
     "seconds are those of predictions by route, and of all others as `other`",
     "signal": "of OTLP: " + ", ".join(f"`{signal}`" for signal in SIGNALS) + "; only those that are sent",
     "stage": "`decode`, `queue` or `inference`",
+    "to": "a receiver of findings: `webhook`, `syslog`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",

@@ -44,6 +44,8 @@ _METAVARS = {
     "cors_origins": "ORIGIN,...",
     "repository": "PATH",
     "findings_dir": "DIR",
+    "findings_webhook": "URL",
+    "findings_syslog": "URL",
     "model": "NAME",
     "models": "NAME,...",
     "canary": "VERSION:SHARE",

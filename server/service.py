@@ -238,7 +238,7 @@ class Service:
         await self._fleet.stop()  # before the counts of closed versions go
         await self.decoding.pool.close()
         if self._reporting is not None:
-            await asyncio.to_thread(self._reporting.stop)
+            await self._reporting.stop()
         await self.models.close()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:

@@ -254,6 +254,17 @@ class Settings(BaseSettings):
         256 << 20, ge=32 << 20, description="Most bytes of the journal of each worker; the oldest files go first."
     )
     findings_keep_days: float = Field(90.0, gt=0, le=36_500, description="Longest time that they are kept.")
+    findings_webhook: str = Field("", description="Address that findings are sent to: https, or http on this machine.")
+    findings_webhook_secret_file: Path | None = Field(
+        None, description="File with the secret that those calls are signed with: 'whsec_' and base64, or text."
+    )
+    findings_syslog: str = Field(
+        "", description="Syslog that findings are sent to: udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT."
+    )
+    findings_ca: Path | None = Field(
+        None,
+        description="PEM file of authorities that may have signed the certificates of those two, beside the usual.",
+    )
 
     page: bool = Field(True, description="Serve the page for people at /.")
     keep_alive_seconds: int = Field(
@@ -382,6 +393,10 @@ class Settings(BaseSettings):
             raise ValueError("tls_client_ca needs tls_certificate: without TLS no client shows a certificate")
         if self.request_burst and not self.requests_per_second:
             raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
+        if (self.findings_webhook or self.findings_syslog) and self.findings_dir is None:
+            raise ValueError("findings_webhook and findings_syslog need findings_dir: what is sent is read from there")
+        if bool(self.findings_webhook) != (self.findings_webhook_secret_file is not None):
+            raise ValueError("findings_webhook and findings_webhook_secret_file belong together: each call is signed")
         if self.proxy_protocol and not self.trusted_networks:
             raise ValueError("proxy_protocol needs trusted_proxies: a PROXY header is taken from nobody else")
         return self

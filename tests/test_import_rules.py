@@ -146,7 +146,7 @@ LIBRARIES = {
     "server.core.codecs": {"PIL"},
     "server.engines": {"cryptography", "numpy", "onnxruntime"},
     "server.engines.triton": {"grpc", "numpy", "tritonclient"},
-    "server.findings": {"orjson"},
+    "server.findings": {"httpx", "orjson"},
     "server.guard": {"numpy"},
     "server.versions": {"numpy"},
     "server.monitoring": {"PIL", "numpy", "orjson", "prometheus_client"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Literal, NamedTuple, get_args
 
 from prometheus_client import (
@@ -31,6 +31,7 @@ from ..core.policy import DECISIONS, Decision, Policy
 from ..core.trace import Trace
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
+from ..findings.delivery import Result as Delivered
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
 from ..guard.guard import WHO, Repeats, Who
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
@@ -167,6 +168,20 @@ class Metrics(Events):
             "What should have been in a finding, or a finding's event, and found no room: too much at once, or a disk "
             "that takes nothing.",
             registry=registry,
+        )
+        self._findings_delivery = Counter(
+            "awnet_findings_delivery",
+            "Lines of the journal of findings by receiver: sent, failed (they are sent again), or no longer kept when "
+            "their turn came (lost).",
+            ["to", "result"],
+            registry=registry,
+        )
+        self._findings_waiting = Gauge(
+            "awnet_findings_waiting",
+            "Lines of the journal that a receiver does not have yet.",
+            ["to"],
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self._telemetry = Counter(
             "awnet_telemetry_items",
@@ -407,6 +422,17 @@ class Metrics(Events):
             for activity in ACTIVITIES:
                 self._findings.labels(kind, activity)
 
+    def deliver_findings(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Findings are sent to these receivers; `waiting` says how many lines each does not have."""
+        for to in waiting():
+            for result in get_args(Delivered):
+                self._findings_delivery.labels(to, result)
+            self._findings_waiting.labels(to).set_function(partial(_of, waiting, to))
+
+    def delivered(self, to: str, result: Delivered, number: int) -> None:
+        """So many lines of the journal, to a receiver."""
+        self._findings_delivery.labels(to, result).inc(number)
+
     def finding(self, kind: Kind, activity: Activity) -> None:
         """One event of a finding."""
         self._findings.labels(kind, activity).inc()
@@ -512,6 +538,10 @@ class Metrics(Events):
                 self._scores.labels(*key),
             )
         return found
+
+
+def _of(counts: Callable[[], Mapping[str, int]], name: str) -> int:
+    return counts()[name]
 
 
 def _remove(family: Counter | Gauge | Histogram, *labels: str | int) -> None:

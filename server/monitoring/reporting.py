@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from ..core.images import EncodedImage, ImageInput
 from ..core.modes import Mode
 from ..core.policy import At, Decision, Policy
 from ..core.verdict import Judgement, Verdict
+from ..errors import StartupError
+from ..findings.delivery import Deliveries, Delivery
 from ..findings.finding import Image, Observation, Subject
 from ..findings.journal import Journal
 from ..findings.recorder import Recorder
@@ -31,10 +34,21 @@ class Reporting:
         at: the least verdict that is a finding.
         metrics: counts them.
         monitor: has the CUSUMs, and hashes addresses.
+        receivers: that the journal is sent to.
     """
 
-    def __init__(self, journal: Journal, window: float, at: At, metrics: Metrics, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        window: float,
+        at: At,
+        metrics: Metrics,
+        monitor: Monitor,
+        receivers: Sequence[Delivery] = (),
+    ) -> None:
         metrics.expect_findings()
+        self._deliveries = Deliveries(journal.folder.parent, journal.folder, receivers, metrics.delivered)
+        metrics.deliver_findings(self._deliveries.waiting)
         self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost)
         self._at: At = at
         self._flagged = {"adversarial"} if at == "adversarial" else {"adversarial", "suspicious"}
@@ -47,15 +61,18 @@ class Reporting:
             return None
         kept = settings.findings_keep_bytes, DAY_SECONDS * settings.findings_keep_days
         journal = Journal(settings.findings_dir, *kept)
-        return cls(journal, settings.findings_window_seconds, settings.findings_at, metrics, monitor)
+        how = settings.findings_window_seconds, settings.findings_at
+        return cls(journal, *how, metrics, monitor, _receivers(settings))
 
     def start(self) -> None:
-        """Begin to write; what was seen before is kept until then."""
+        """Begin to write and to send, on the running loop; what was seen before is kept until then."""
         self._recorder.start()
+        self._deliveries.start()
 
-    def stop(self) -> None:
-        """Close every finding; blocks for some seconds at most."""
-        self._recorder.stop()
+    async def stop(self) -> None:
+        """Close every finding, and send what can be sent at once: some seconds at most."""
+        await asyncio.to_thread(self._recorder.stop)
+        await self._deliveries.stop()
 
     @staticmethod
     def files(images: Sequence[ImageInput]) -> list[bytes | None]:
@@ -113,6 +130,27 @@ class Reporting:
         if client.startswith(KEY):
             return None, client.removeprefix(KEY)
         return self._monitor.clients.name(client), None
+
+
+def _receivers(settings: Settings) -> list[Delivery]:
+    """Those that the settings name. Raises StartupError."""
+    found: list[Delivery] = []
+    if settings.findings_webhook and settings.findings_webhook_secret_file is not None:
+        from ..findings.webhook import Webhook, read_secret, wrong_url  # httpx, for those who ask for it
+
+        if why := wrong_url(settings.findings_webhook):
+            raise StartupError(f"findings_webhook {why}")
+        secret = read_secret(settings.findings_webhook_secret_file)
+        found.append(Webhook(settings.findings_webhook, secret, settings.findings_ca))
+    if settings.findings_syslog:
+        from ..findings.syslog import Address, Syslog
+
+        try:
+            address = Address.parse(settings.findings_syslog)
+        except ValueError as error:
+            raise StartupError(f"findings_syslog {error}") from None
+        found.append(Syslog(address, settings.findings_ca))
+    return found
 
 
 def _image(judged: Judgement, mode: Mode, policy: Policy, decision: Decision, data: bytes) -> Image:

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 
 from server.core.engine import Signals
-from server.findings.chain import chains, verify
+from server.errors import StartupError
+from server.findings.chain import chains, segments, verify
 from server.findings.reading import Event, events
 from server.http.app import create_app
 from server.monitoring.golden_probe import GoldenProbes
 from server.service import Service
+from server.settings import Settings
+from tests.server.findings.test_delivery import SECRET, Receiver, receiving
 from tests.server.guard.test_guard import variants
 from tests.server.keys import key, table, write
 from tests.server.small import GatedEngine, service_over
@@ -236,6 +239,7 @@ class Flood:
             thread.join()
 
 
+@pytest.mark.slow
 def test_what_was_answered_a_second_before_a_kill_is_in_the_journal(
     process: None, repository: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +273,7 @@ def test_what_was_answered_a_second_before_a_kill_is_in_the_journal(
     assert all("its process has ended" in event["message"] for event in closed)
 
 
+@pytest.mark.slow
 def test_each_worker_has_a_chain_of_its_own(process: None, repository: Path, tmp_path: Path) -> None:
     running = Running(repository, findings_dir=tmp_path, workers=2)
     try:
@@ -294,3 +299,59 @@ def test_a_folder_that_cannot_be_written_ends_the_start_in_one_line(
     assert running.popen.wait(PATIENCE_SECONDS) == 2
     assert "findings cannot be written to" in running.text()
     assert "Traceback" not in running.text()
+
+
+@pytest.mark.slow
+def test_a_kill_loses_nothing_on_its_way_to_a_webhook(process: None, repository: Path, tmp_path: Path) -> None:
+    """The receiver is down during the flood and the kill; later it gets every line, and none is another."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    with receiving() as receiver:
+        url = f"http://127.0.0.1:{receiver.port}/in"
+    settings = {"findings_dir": tmp_path / "findings", "trusted_proxies": "127.0.0.1", "findings_webhook": url}
+    running = Running(repository, findings_webhook_secret_file=secret, **settings)
+    try:
+        running.wait_ready()
+        flood = Flood(running.url)
+        eventually(lambda: len(flood.answered) >= 40, PATIENCE_SECONDS, "the flood is under way")
+        running.send(signal.SIGKILL)
+        running.popen.wait()
+        flood.join()
+        receiver = Receiver(port=receiver.port)
+        running.start()
+        running.wait_ready()
+        eventually(lambda: len(receiver.taken) >= 80, PATIENCE_SECONDS, "everything has come")
+    finally:
+        running.stop()
+    receiver.close()
+    assert all(call.genuine for call in receiver.calls)
+    (chain,) = chains(tmp_path / "findings")
+    assert receiver.taken == [line for path in segments(chain) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"findings_webhook": "https://siem.example"},
+        {"findings_dir": "f", "findings_webhook": "https://siem.example"},
+        {"findings_dir": "f", "findings_webhook_secret_file": "s"},
+        {"findings_syslog": "udp://siem.example"},
+    ],
+)
+def test_settings_that_belong_together_are_asked_for_together(settings: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"need findings_dir|belong together"):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("findings_webhook", "http://siem.example"), ("findings_syslog", "siem.example")]
+)
+def test_an_address_that_nothing_is_sent_to_ends_the_start(
+    repository: Path, tmp_path: Path, setting: str, value: str
+) -> None:
+    (tmp_path / "secret").write_bytes(SECRET)
+    given = {"findings_dir": tmp_path / "f", setting: value}
+    if setting == "findings_webhook":
+        given["findings_webhook_secret_file"] = tmp_path / "secret"
+    with pytest.raises(StartupError, match=setting):
+        service_over(GatedEngine(repository), **given)
