@@ -69,15 +69,21 @@ def _doctor(arguments: Sequence[str]) -> object:
 
 
 def _export(arguments: Sequence[str]) -> object:
+    from export.options import export_parser
+
+    export_parser("awnet export").parse_args(arguments)  # --help and mistakes, without torch's four seconds
     from export.onnx import main
 
-    return main(arguments)
+    return main(arguments, "awnet export")
 
 
 def _train(arguments: Sequence[str]) -> object:
+    from training.options import train_parser
+
+    train_parser("awnet train").parse_args(arguments)
     from training.train import main
 
-    return main(list(arguments))
+    return main(arguments, "awnet train")
 
 
 def _audit(arguments: Sequence[str]) -> object:
@@ -86,9 +92,12 @@ def _audit(arguments: Sequence[str]) -> object:
         from export.audit.__main__ import main as audit_file
 
         return audit_file(arguments)
+    from training.audit.options import audit_parser
+
+    audit_parser("awnet audit").parse_args(arguments)
     from training.audit.__main__ import main as audit_checkpoint
 
-    return audit_checkpoint(arguments)
+    return audit_checkpoint(arguments, "awnet audit")
 
 
 def _of_a_file(arguments: Sequence[str]) -> bool:

@@ -24,10 +24,11 @@ from training.attacks.ascent import Model
 from training.attacks.copies import attackers_copy
 from training.awnet import AWNet
 from training.checkpoint import load
-from training.data import DATA_DIR_HELP, Split, load_cifar10
+from training.data import Split, load_cifar10
 from training.evaluation.attackers import load_surrogate, prepared
 from training.evaluation.calibration import attacked
 from training.evaluation.detection import auroc
+from training.options import DATA_DIR_HELP
 
 from .graph import Settings, ratio, seconds, session
 from .harness.report import add_out, loaded_machine, parser, publish

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from export.audit.black_box import Pixels
 from server.guard.guard import QueryGuard
-from training.data import load_images, to_bytes
+from training.data import Source, load_images, to_bytes
 
 from .guard_attacks import EPS, LIMIT, Client, attacks
 from .harness import report
@@ -51,7 +51,7 @@ def main() -> int:
     found: dict[str, Any] = {"machine": report.loaded_machine(), "limit": LIMIT, "eps": EPS}
     if (kept := options.out.with_suffix(".json")).exists() and options.part != "all":
         found |= json.loads(kept.read_text("utf-8"))
-    data = load_images("cifar10", options.data_dir)
+    data = load_images(Source(), options.data_dir)
     splits = {"validation": data.validation, "test": data.test}
     with tempfile.TemporaryDirectory() as scratch:
         if options.part in ("all", "honest"):

@@ -58,7 +58,8 @@ from training.attacks.ascent import Budget
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
 from training.data import Split, load_cifar10, shuffled_batches
-from training.hardware import DEVICES, DeviceError, device_of, multiplies_bfloat16
+from training.hardware import DeviceError, device_of, multiplies_bfloat16
+from training.options import DEVICES
 from training.rng import GLOBAL_RNG, KeyedRng, Rng
 from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups

@@ -17,14 +17,13 @@ import numpy.typing as npt
 
 from domain.statistics import STATISTICS
 
-from .graph import MODES, modes_of, omega_layout, outputs_of
+from .graph import modes_of, omega_layout, outputs_of
+from .options import MODES
+from .options import PRECISIONS as PRECISIONS
 from .source import AWNet, Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 3
 PRISTINE_ONLY = 1  # the version without domains, card and modes: what a checkpoint without domains is written in
-# How numbers are stored and computed: float16-weights stores filters and matrices so and computes in float32, int8
-# computes the trunk's convolutions in integers (`int8`).
-PRECISIONS = ("float32", "float16-weights", "int8")
 CARD_FORMAT = 1
 CARD_UNITS = ("share", "auroc")
 CARD_TEXTS = ("title", "statement", "checkpoint_sha256", "date")

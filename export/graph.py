@@ -32,14 +32,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from .options import MODES as MODES
+from .options import OPSET as OPSET
 from .source import ADVERSARIAL, NATURAL, AWNet, Branch, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
 
-OPSET = 20
 OPSETS = range(13, 22)  # what IR version 10 can carry and the nodes below mean the same in
 IR_VERSION = 10
 PRODUCER = "awnet"
-# How a model may answer, and which output answers so; the modes but "auto" answer by one branch.
-MODES = {"auto": "logits", "robust": "logits_adv", "natural": "logits_nat"}
 BRANCHES: dict[str, Branch] = {"logits_adv": "adv", "logits_nat": "nat"}
 
 Array = npt.NDArray[Any]

@@ -5,7 +5,6 @@ Run it by name, never as a file: inside, `import onnx` means the library, becaus
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -21,18 +20,12 @@ from domain import __version__
 
 from . import contract, graph, int8, parity
 from .layout import METADATA_KEY, MODEL_FILE
+from .options import PROG, export_parser
 from .repository import check_free, publish
-from .source import AWNet, load, training_and_validation
+from .source import AWNet, images_of, load
 
 GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file
-
-EXAMPLES = """examples:
-  python -m export.onnx --ckpt runs/small/d-robust/best.pt      # what `make train-small` made
-  python -m export.onnx --ckpt best.pt --repository /srv/models --version 7
-  python -m export.onnx --ckpt best.pt --data-dir data          # parity on real test images as well
-  python -m export.onnx --ckpt best.pt --precision float16-weights      # half the size, the same answers
-"""
 
 
 class ExportError(RuntimeError):
@@ -57,8 +50,7 @@ def export_checkpoint(
         ckpt: a calibrated AW-Net checkpoint.
         repository: the model repository; made where it does not exist.
         name, version: of the model; the next free version where None.
-        data_dir: holds cifar-10-batches-py/; parity then covers real test images too. int8 needs it, with the set that
-            the network was trained on.
+        data_dir: holds what the network was trained on; parity then covers real test images too. int8 needs it.
         card: JSON object with an audit's figures, which `GET /model` returns.
         modes: of `graph.MODES`, how the model may be asked to answer; a network with bounded mixing has all.
         precision: of `contract.PRECISIONS`.
@@ -99,18 +91,18 @@ def _export(
     model = graph.build(net, modes=modes, half_weights=precision == "float16-weights", opset=opset)
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
-    real = parity.test_images(net, data_dir) if data_dir is not None else {}
+    pictures = images_of(checkpoint, data_dir) if data_dir is not None else None
+    real = parity.test_images(net, pictures.test) if pictures is not None else {}
 
     probes = parity.probes(net)
     outputs = graph.outputs_of(graph.modes_of(net, modes))
     images, answers = golden(net, probes, outputs)
     limits, tolerance = parity.TOLERANCE, dict.fromkeys(outputs, contract.GOLDEN_TOLERANCE)
     told: list[object] = []
-    if precision == "int8" and data_dir is not None:
+    if precision == "int8" and pictures is not None:
         told.append(parity.prove(net, model.SerializeToString(), {**probes, **real}))
-        training, validation = training_and_validation(checkpoint, data_dir)
-        model = int8.quantised(model, training.images)
-        told.append(int8.judge(net, model, validation))
+        model = int8.quantised(model, pictures.train.images)
+        told.append(int8.judge(net, model, pictures.validation))
         classes = set(outputs) - {"p_type", "omega"}
         limits = {name: limit for name, limit in limits.items() if name not in classes}
         answers |= {name: value for name, value in int8.answers(model, images).items() if name in classes}
@@ -154,55 +146,9 @@ def golden(
     return images, parity.answers(net, images, outputs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0 published, 2 refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.onnx",
-        description="Turn a checkpoint into a version of a model repository, once onnxruntime agrees with torch.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="a calibrated AW-Net checkpoint")
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="DIR",
-        help="folder that the version is written to, made where it is missing (default: %(default)s)",
-    )
-    parser.add_argument("--name", default="awnet", help="name of the model (default: %(default)s)")
-    parser.add_argument("--version", type=int, metavar="N", help="number of the version (default: the next free one)")
-    parser.add_argument(
-        "--opset",
-        type=int,
-        default=graph.OPSET,
-        metavar="N",
-        help="ONNX operator set that the graph is written in (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="holds cifar-10-batches-py/: parity on its test images as well"
-    )
-    parser.add_argument(
-        "--card", type=Path, metavar="FILE", help="an audit's card.json, which the server shows with the model"
-    )
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        choices=graph.MODES,
-        default=["auto"],
-        metavar="MODE",
-        help="how the model may be asked to answer: auto, which it always has, robust (the adversarial branch alone), "
-        "natural; a network with bounded mixing has all (default: auto)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=contract.PRECISIONS,
-        default="float32",
-        help="float16-weights stores filters and matrices in float16, half the file, and computes in float32 as "
-        "before; int8 computes the trunk's convolutions in 8 bits, needs --data-dir, and is refused where classes "
-        "would change too often (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """The command line, as `prog`; 0 published, 2 refused."""
+    options = export_parser(prog).parse_args(arguments)
     try:
         folder, told = _export(
             options.ckpt,
@@ -215,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.modes,
             options.precision,
         )
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"not exported: {error}", file=sys.stderr)
         return 2
     size = (folder / MODEL_FILE).stat().st_size

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from .graph import BRANCHES
-from .source import AWNet, Budget, cifar10_test_images, cw_inf, fgsm, pgd_sat, quantise
+from .source import AWNet, Budget, cw_inf, fgsm, pgd_sat, quantise
+
+if TYPE_CHECKING:
+    from .source import Split
 
 # Largest absolute difference allowed between torch in float32 and onnxruntime.
 TOLERANCE = {"logits": 1e-4, "p_type": 1e-5, "omega": 1e-4, "logits_adv": 1e-4, "logits_nat": 1e-4}
@@ -131,12 +134,12 @@ def attacked(net: AWNet, images: Tensor) -> Tensor:
     return (x_adv * 255).round().to(torch.uint8)
 
 
-def test_images(net: AWNet, data_dir: Path) -> dict[str, Tensor]:
-    """Real test images of CIFAR-10, clean and attacked; FileNotFoundError where `data_dir` does not hold them."""
-    images = cifar10_test_images(data_dir)[:TEST_IMAGES]
+def test_images(net: AWNet, split: Split) -> dict[str, Tensor]:
+    """Real test images, clean and attacked; ValueError where they have another size than the network's."""
+    images = split.images[:TEST_IMAGES]
     if images.shape[-1] != net.config.image_size:
         raise ValueError(f"--data-dir holds images of {images.shape[-1]} px, the network takes {net.config.image_size}")
-    return {"test": images, "attacked test": attacked(net, images[: TEST_IMAGES // 8])}
+    return {"test": images, "attacked test": attacked(net, images[: max(1, len(images) // 8)])}
 
 
 def synthetic(size: int) -> list[Array]:

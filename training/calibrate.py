@@ -35,7 +35,7 @@ from .attacks.ascent import Budget, Model
 from .attacks.copies import attackers_copy
 from .attacks.evasion import EVASIONS, evade
 from .checkpoint import Domain
-from .data import DATA_DIR_HELP, Split, load_images, to_bytes, to_pixels
+from .data import Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import (
     STRETCH,
@@ -50,8 +50,9 @@ from .evaluation.detection import calibrate
 from .evaluation.pictures import PICTURES, changed
 from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
 from .evaluation.tolerance import MOST_FLAGGED, chosen, compared, of_group, tolerant
-from .hardware import DEVICES, device_of
+from .hardware import device_of
 from .network import DetectingNetwork
+from .options import DATA_DIR_HELP, DEVICES
 
 T3_SAMPLE = ("selective_nat", "lambda_1", "two_gradients")  # evasions whose images are looked at
 AFTERWARDS = ("contrast", "brightness", "jpeg", "median", "posterise")  # what an attacker may do last of all
@@ -123,7 +124,7 @@ def recalibrate(args: argparse.Namespace) -> dict[str, Any]:
     if net is None:
         raise ValueError(f"{args.ckpt} holds a {loaded.kind} network, which has no detector to calibrate")
     prepared(net, device)
-    split = load_images(loaded.recipe.get("data", {}).get("set", "cifar10"), args.data_dir).validation
+    split = load_images(loaded.source, args.data_dir).validation
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
     for path in filter(None, (args.out, args.report)):
         files.check_writable(path)

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import files
 from .awnet import AWNet, AWNetConfig
 from .baselines import StaticConfig, build_static
+from .data import Source
 from .network import Network
 
 FORMAT = 1
@@ -90,6 +91,11 @@ class Checkpoint:
     provenance: dict[str, str]
 
     @property
+    def source(self) -> Source:
+        """The images that it was trained on: CIFAR-10 where it does not say."""
+        return Source.of(self.recipe.get("data", {}), self.labels)
+
+    @property
     def awnet(self) -> AWNet:
         """The network as an AW-Net; CheckpointError where it is a static one."""
         if not isinstance(self.network, AWNet):
@@ -141,7 +147,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged archive
-        raise CheckpointError(f"{path} is not a readable checkpoint: no file of torch's, or a damaged one") from error
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: no file of torch's, or a damaged one; a checkpoint is the best.pt "
+            "that a training writes"
+        ) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}")
     return document

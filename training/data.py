@@ -1,5 +1,5 @@
-"""CIFAR-10, CIFAR-100 and Tiny-ImageNet in memory: fixed splits, pixels as uint8 until a network needs them,
-augmentation on tensors.
+"""CIFAR-10, CIFAR-100, Tiny-ImageNet and folders of one's own in memory: fixed splits, pixels as uint8 until a network
+needs them, augmentation on tensors.
 
 Everything a training needs fits in memory (180 MB for a CIFAR, 1.4 GB for Tiny-ImageNet), so there are no loader
 processes: a batch is one indexing operation, on a GPU too, and an image's augmentation is a function of the seed, the
@@ -8,10 +8,12 @@ epoch and the image's number, which is what makes a resumed run repeat bit for b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -21,12 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from .folder import DataError, looks_like_classes, read_folder
 from .rng import KeyedRng, Rng
 
-DATA_DIR_HELP = (
-    "folder that holds cifar-10-batches-py/, cifar-100-python/ or tiny-imagenet-200/; it must be there, and a CIFAR "
-    "that is not in it is downloaded into it"
-)
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it
 
@@ -59,24 +58,65 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set in three parts; checkpoints and thresholds are chosen on `validation`, never on `test`."""
+    """A data set in three parts; checkpoints and thresholds are chosen on `validation`, never on `test`.
+
+    notes: what whoever trains on it should know, a line each.
+    """
 
     train: Split
     validation: Split
     test: Split
     labels: list[str]
+    notes: Sequence[str] = ()
 
 
-def load_images(name: str, data_dir: Path) -> ImageSet:
-    """The set called `name` in `SETS`, from the folder `data_dir`; the CIFARs are downloaded where it lacks them.
+@dataclass(frozen=True)
+class Source:
+    """Which images: a recipe's [data], or what a checkpoint was trained on.
+
+    Attributes:
+        set: a name in `SETS`.
+        size, held_out: of set "folder", see `folder.read_folder`; pixels a side, and the share of training pictures
+            that makes a part without a folder.
+        labels: the classes that a checkpoint knows; None takes those that are there.
+    """
+
+    set: str = "cifar10"
+    size: int = 32
+    held_out: float = 0.15
+    labels: Sequence[str] | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], labels: Sequence[str] | None = None) -> Source:
+        """From a recipe's [data], also of a checkpoint that knows fewer keys."""
+        given = {key: table[key] for key in ("set", "size", "held_out") if key in table}
+        return cls(**given, labels=labels)
+
+
+def load_images(source: Source, data_dir: Path) -> ImageSet:
+    """The images of `source`, from the folder `data_dir`; a CIFAR is downloaded where it lacks it, see `_load_cifar`.
 
     Raises:
-        ValueError: unknown name; FileNotFoundError: no such folder, which is never made, or no set in it (and no
-            download), with what to do.
+        ValueError: unknown name; DataError: a folder of one's own that cannot be used, or has other classes than the
+            checkpoint; FileNotFoundError: no such folder, which is never made, or no set in it (and no download), with
+            what to do.
     """
-    if name not in SETS:
-        raise ValueError(f"data sets are {', '.join(SETS)}, not {name!r}")
-    return SETS[name](data_dir)
+    if source.set not in SETS:
+        raise ValueError(f"data sets are {', '.join(SETS)}, not {source.set!r}")
+    images = SETS[source.set](source, data_dir)
+    if source.set == "folder" and source.labels is not None and [*source.labels] != images.labels:
+        raise DataError(
+            f"{data_dir} has the classes {', '.join(images.labels)}, and the checkpoint was trained on "
+            f"{', '.join(source.labels)}: name the folder that it was trained on"
+        )
+    return images
+
+
+def load_folder(source: Source, data_dir: Path) -> ImageSet:
+    """Pictures of one's own; errors as `folder.read_folder`."""
+    found = read_folder(data_dir, source.size, source.held_out)
+    parts = {name: Split(*part) for name, part in found.parts.items()}
+    return ImageSet(parts["train"], parts["validation"], parts["test"], found.labels, found.notes)
 
 
 def load_cifar10(data_dir: Path, download: bool = True) -> ImageSet:
@@ -94,6 +134,7 @@ def load_cifar100(data_dir: Path, download: bool = True) -> ImageSet:
 
 
 def _load_cifar(kind: type[CIFAR10], title: str, data_dir: Path, download: bool) -> ImageSet:
+    """Raises FileNotFoundError where the set is not there; downloaded only into a folder that holds nothing else."""
     missing = (
         f"{title} is not in {data_dir}: that folder must hold {kind.base_folder}/, the unpacked Python version "
         f"({kind.filename}, from the data set's home page)"
@@ -109,6 +150,16 @@ def _load_cifar(kind: type[CIFAR10], title: str, data_dir: Path, download: bool)
     except RuntimeError:
         if not download:
             raise FileNotFoundError(missing) from None
+        names = sorted(path.name for path in data_dir.iterdir() if not path.name.startswith("."))
+        if strangers := [name for name in names if name not in KNOWN_NAMES]:
+            mine = (
+                "; these look like classes of your own: --set data.set=folder" if looks_like_classes(data_dir) else ""
+            )
+            raise FileNotFoundError(
+                f"{missing}; it is not downloaded into a folder that holds other things ({strangers[0]}): name another "
+                f"one, or make an empty one{mine}"
+            ) from None
+        print(f"{title} is not in {data_dir}: downloading {kind.url} into it", file=sys.stderr)
         try:
             train = kind(str(data_dir), train=True, download=True)
             test = kind(str(data_dir), train=False, download=True)
@@ -223,10 +274,18 @@ def _read_images(files: list[tuple[Path, int]], size: int = 64) -> Split:
     return Split(images, torch.tensor([label for _, label in files]))
 
 
-SETS: dict[str, Callable[[Path], ImageSet]] = {
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "tiny": load_tiny_imagenet,
+SETS: dict[str, Callable[[Source, Path], ImageSet]] = {
+    "cifar10": lambda _source, data_dir: load_cifar10(data_dir),
+    "cifar100": lambda _source, data_dir: load_cifar100(data_dir),
+    "tiny": lambda _source, data_dir: load_tiny_imagenet(data_dir),
+    "folder": load_folder,
+}
+# What may lie in a folder that a CIFAR is downloaded into: the sets, unpacked and as they come.
+KNOWN_NAMES = {
+    *(name for kind in (CIFAR10, CIFAR100) for name in (kind.base_folder, kind.filename)),
+    "tiny-imagenet-200",
+    "tiny-imagenet-200.zip",
+    "resnet56-cifar10.th",
 }
 
 

@@ -52,13 +52,14 @@ from .attacks.catalogue import ATTACKS
 from .attacks.evasion import EVASIONS, evasions_of
 from .attacks.search import STEP
 from .attacks.worst_case import WORST_CASE_BUDGET
-from .data import DATA_DIR_HELP, SETS, Split, load_images
+from .data import SETS, Split, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, PartProgress, Report
-from .hardware import DEVICES, device_of, multiplies_bfloat16
+from .hardware import device_of, multiplies_bfloat16
 from .network import MODES, in_mode, must_detect
+from .options import DATA_DIR_HELP, DEVICES
 from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table
 
 LEVELS = ("T0", "T1", "T2", "T3")
@@ -146,8 +147,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("T0 needs at least one --surrogate")
     loaded = checkpoint.load(args.ckpt)
     network = in_mode(loaded.network, args.mode)
-    name = args.data_set or loaded.recipe.get("data", {}).get("set", "cifar10")
-    dataset = load_images(name, args.data_dir)
+    trained_on = replace(loaded.source, set=args.data_set) if args.data_set else loaded.source
+    dataset = load_images(trained_on, args.data_dir)
     split: Split = getattr(dataset, args.split).head(args.limit)
     thresholds, source = {}, "none: no detector"
     if (detecting := loaded.network.detecting) is not None:
@@ -171,8 +172,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "thresholds": {str(f): t for f, t in thresholds.items()},
         "thresholds_from": source,
     }
-    if name != "cifar10":
-        setup["set"] = name
+    if trained_on.set != "cifar10":
+        setup["set"] = trained_on.set
     if args.mode != "auto":
         setup["mode"] = args.mode
     if args.pgd_restarts:

@@ -54,9 +54,16 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def save(path: Path, value: Any) -> None:
-    """What `torch.load` reads again. The bytes do not depend on the name of the file."""
-    with whole(path) as partial, partial.open("wb") as f:
-        torch.save(value, f)
+    """What `torch.load` reads again. The bytes do not depend on the name of the file. Raises OSError."""
+    with whole(path) as partial:
+        try:
+            with partial.open("wb") as f:
+                torch.save(value, f)
+        except (OSError, RuntimeError) as error:  # of a full disk torch makes an error of its own
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
 
 
 def sha256(path: Path) -> str:

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 LIMITED = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
 
-DEVICES = "cpu (default), cuda, cuda:1, ..."  # as --help names them
-
 VECTOR = 16  # float32 values in the longest register of an x86-64 CPU: AVX-512; with AVX2 it is 8
 
 

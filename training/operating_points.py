@@ -34,7 +34,7 @@ from . import checkpoint, files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.worst_case import WORST_CASE_BUDGET, members_of, worst_case
-from .data import DATA_DIR_HELP, Split, load_images, to_bytes, to_pixels
+from .data import Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import prepared, weights_sha256
 from .evaluation.calibration import Sample
 from .evaluation.detection import calibrate
@@ -42,8 +42,9 @@ from .evaluation.frontier import Attacked, Frontier, beaten, next_point, who_bro
 from .evaluation.natural import false_positives, flagged_as_served, share
 from .evaluation.points import FIXED, Point, grid, outputs_of
 from .evaluation.points_report import LEAST_CLEAN, chosen_of, draw, markdown, tied
-from .hardware import DEVICES, device_of, multiplies_bfloat16
+from .hardware import device_of, multiplies_bfloat16
 from .network import Network
+from .options import DATA_DIR_HELP, DEVICES
 
 LIMITS = (0.4, 0.49)
 TEMPERATURES = (0.5, 0.75, 1.0, 2.0, 4.0)
@@ -113,13 +114,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     static = checkpoint.load(args.static).network if args.static else None
     if static is not None and static.detecting is not None:
         raise ValueError(f"--static takes a network without a detector; {args.static} has one")
-    name = loaded.recipe.get("data", {}).get("set", "cifar10")
-    split = load_images(name, args.data_dir).validation
+    split = load_images(loaded.source, args.data_dir).validation
     attacked = split.head(args.images)
     calibration = loaded.calibration or calibrate(net, split.images.split(500))
     setup = {
         "weights": weights,  # all that the search depends on: a new calibration moves no class
-        "set": name,
+        "set": loaded.source.set,
         "images": len(attacked),
         "eps": args.eps,
         "steps": args.steps,

@@ -1,21 +1,7 @@
-"""Train a network by a recipe.
-
-    python -m training.train --recipe training/recipes/small/0-trunk.toml --data-dir data --out runs/0-trunk
-    python -m training.train --recipe ... --data-dir data --out runs/0-trunk --resume
-    python -m training.train --recipe ... --data-dir data --out runs/try --set optim.epochs=2 --set network.width=8
-    torchrun --standalone --nproc-per-node 4 -m training.train --recipe ... --device cuda --resume --stop-after 55
-
-`--out` receives last.pt (every few minutes and after every epoch, for --resume), best.pt (the best validation
-figure), history.json and TensorBoard logs. Ctrl-C and SIGTERM save the run after the step at hand, and say so; a
-second one ends it at once and leaves last.pt as it was. Files that a recipe names under [init] and [objective] are
-relative to the parent of --out, so that the stages of one training stand side by side. A recipe may extend another
-one and state only what differs (`extends = "FILE"`).
-Several GPUs, small GPUs, chunks: docs/training.md.
-"""
+"""Trains a network by a recipe; see `options.TRAIN` for what it writes, and docs/training.md."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import math
@@ -25,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -37,9 +23,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import checkpoint
-from .data import DATA_DIR_HELP, ImageSet, load_images
+from .data import ImageSet, Source, load_images
 from .files import write_json
-from .hardware import DEVICES, DeviceError, multiplies_bfloat16
+from .folder import DataError
+from .hardware import DeviceError, multiplies_bfloat16
+from .options import train_parser
 from .trainer.distributed import SINGLE_PROCESS, World, process_group
 from .trainer.recipe import RecipeError, read_recipe
 from .trainer.run import Run, locked
@@ -283,21 +271,9 @@ def take_steps(run: Run, clock: Clock, writer: SummaryWriter | None, name: str) 
     return True
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--recipe", type=Path, required=True, help="a TOML file of training/recipes")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of this run")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out (or start it)")
-    parser.add_argument("--device", default="cpu", help=f"{DEVICES}; under torchrun, cuda is one GPU a process")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override the recipe")
-    parser.add_argument("--stop-after", type=float, metavar="MINUTES", help="checkpoint and stop after this")
-    parser.add_argument(
-        "--checkpoint-every", type=float, metavar="MINUTES", help="within an epoch too (runtime.checkpoint_minutes)"
-    )
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m training.train") -> int:
+    """The command line, as `prog`; returns the exit status."""
+    args = train_parser(prog).parse_args(argv)
     try:
         if args.checkpoint_every is not None:
             args.set.append(f"runtime.checkpoint_minutes={args.checkpoint_every}")
@@ -305,9 +281,12 @@ def main(argv: list[str] | None = None) -> int:
         with process_group(args.device) as (world, device):
             if not world.first:
                 world.barrier()  # the first may have to download them
-            images = load_images(recipe["data"]["set"], args.data_dir)
+            images = load_images(Source.of(recipe["data"]), args.data_dir)
             if world.first:
                 world.barrier()
+            if world.first:
+                for note in images.notes:
+                    print(f"note: {note}", file=sys.stderr)
             result = train(
                 recipe,
                 images,
@@ -318,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
                 stop_after_minutes=args.stop_after,
                 world=world,
             )
-    except (RecipeError, DeviceError, checkpoint.CheckpointError, OSError, FloatingPointError) as error:
+    except (RecipeError, DataError, DeviceError, checkpoint.CheckpointError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

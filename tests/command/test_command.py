@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from tests.repository import ROOT
 
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "fastapi", "pydantic"}
 MOST_CPU_SECONDS = 0.3
+# What each command that needs an extra cannot do without.
+NEEDED = {
+    "train": ["--recipe", "r.toml", "--data-dir", "data", "--out", "run"],
+    "audit": ["--ckpt", "best.pt", "--data-dir", "data", "--out", "audit"],
+    "export": ["--ckpt", "best.pt"],
+}
 
 
 def ask(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -104,9 +111,32 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert main([name, "--help"]) == 2
+    assert main([name, *NEEDED[name]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in ("torch", "onnx")}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("command", "program"), [("train", "training.train"), ("audit", "training.audit"), ("export", "export.onnx")]
+)
+def test_help_and_mistakes_wait_for_no_torch(command: str, program: str) -> None:
+    """And name the program as it was started."""
+    without = "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'onnx', 'numpy')); "
+    run = f"{without}from awnet.__main__ import main; main(sys.argv[1:])"
+    for option, status in (("--help", 0), ("--no-such-option", 2)):
+        done = subprocess.run([sys.executable, "-c", run, command, option], capture_output=True, text=True, cwd=ROOT)
+        said = done.stdout + done.stderr
+        assert done.returncode == status and f"usage: awnet {command} [-h]" in said
+        assert f"python -m {program}" not in said.replace("-m training.train --recipe ... --device cuda", "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", ["training.train", "training.audit.__main__", "export.onnx"])
+def test_the_programs_themselves_go_by_their_own_names(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        import_module(module).main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m {module.removesuffix('.__main__')} [-h]")
 
 
 def test_an_audit_of_a_file_alone_asks_for_its_own_small_extra(
@@ -124,7 +154,7 @@ def test_a_module_of_ours_that_is_missing_is_no_missing_extra(monkeypatch: pytes
     """A broken package must not read as one that lacks an extra."""
     monkeypatch.setitem(sys.modules, "training.train", None)
     with pytest.raises(ModuleNotFoundError):
-        main(["train"])
+        main(["train", *NEEDED["train"]])
 
 
 @pytest.mark.process  # libraries of the programs ask ldconfig as they are imported
@@ -147,7 +177,7 @@ def test_a_command_hands_its_options_over(command: str, program: str, capsys: py
         except SystemExit as refused:
             status = refused.code
         assert status == 2
-        said.append(capsys.readouterr().err.replace("python -m server.keys", "awnet keys"))
+        said.append(" ".join(re.sub(r"python -m [\w.]+", f"awnet {command}", capsys.readouterr().err).split()))
     assert said[0] == said[1] != ""
 
 

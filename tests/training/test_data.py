@@ -47,7 +47,7 @@ def tiny_imagenet(root: Path, nested: bool, per_class: int = 20) -> Path:
 def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path, nested: bool) -> None:
     """A tenth is held out, `val` tests, classes are those of wnids.txt by name, and a grey image has three channels."""
     tiny_imagenet(tmp_path, nested)
-    images = data.load_images("tiny", tmp_path)
+    images = data.load_images(data.Source("tiny"), tmp_path)
     assert [len(s) for s in (images.train, images.validation, images.test)] == [36, 4, 4]
     assert images.labels == ["goldfish", "salamander"]
     assert images.test.labels.tolist() == [0, 1, 0, 1]
@@ -69,7 +69,7 @@ def test_what_is_missing_of_tiny_imagenet_is_named(tmp_path: Path, part: str) ->
     gone.rename(tmp_path / "elsewhere")
     word = {"a class": WNIDS[1], "everything": "tiny-imagenet-200.zip"}.get(part, part)
     with pytest.raises(FileNotFoundError, match=word) as error:
-        data.load_images("tiny", tmp_path)
+        data.load_images(data.Source("tiny"), tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
@@ -78,7 +78,7 @@ def test_an_image_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
     base = tiny_imagenet(tmp_path, nested=True)
     Image.new("RGB", (32, 64)).save(base / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_3.JPEG")
     with pytest.raises(ValueError, match=rf"{WNIDS[0]}_3\.JPEG is 32x64"):
-        data.load_images("tiny", tmp_path)
+        data.load_images(data.Source("tiny"), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "word"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
@@ -93,7 +93,7 @@ def test_a_missing_cifar_says_what_to_unpack_and_where(tmp_path: Path, name: str
 def test_an_unknown_set_is_refused() -> None:
     """The message lists what there is."""
     with pytest.raises(ValueError, match="cifar10, cifar100, tiny"):
-        data.load_images("svhn", Path())
+        data.load_images(data.Source("svhn"), Path())
 
 
 def test_cifar100_is_split_like_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_cifar100_is_split_like_cifar10(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(data.CIFAR100, "test_list", [["test", sums["test"]]])
     monkeypatch.setattr(data.CIFAR100, "meta", {**data.CIFAR100.meta, "md5": sums["meta"]})
     monkeypatch.setattr(data, "VALIDATION_IMAGES", 10)
-    images = data.load_images("cifar100", tmp_path)
+    images = data.load_images(data.Source("cifar100"), tmp_path)
     assert [len(s) for s in (images.train, images.validation, images.test)] == [50, 10, 12]
     order = torch.randperm(60, generator=torch.Generator().manual_seed(data.SPLIT_SEED))
     assert images.validation.labels.tolist() == order[:10].tolist()
@@ -132,7 +132,7 @@ def test_the_real_sets_load(name: str, folder: str) -> None:
     root = Path(os.environ["AWNET_DATA_DIR"])
     if not (root / folder).is_dir():
         pytest.skip(f"AWNET_DATA_DIR holds no {folder}")
-    images = data.load_images(name, root)
+    images = data.load_images(data.Source(name), root)
     classes = {"cifar100": 100, "tiny": 200}[name]
     assert len(images.labels) == classes and len(images.test) == 10_000
     assert images.train.labels.unique().tolist() == list(range(classes))

@@ -17,7 +17,7 @@ from training.attacks.copies import attackers_copy
 from training.attacks.evasion import EVASIONS
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
-from training.data import ImageSet, Split
+from training.data import ImageSet, Source, Split
 from training.evaluate import main
 from training.evaluation import judge
 from training.evaluation.attackers import load_surrogate
@@ -232,8 +232,8 @@ def test_a_checkpoint_is_judged_on_the_set_it_was_trained_on(
     asked = list[str]()
     made = ImageSet(train=images(1), validation=images(20), test=images(4), labels=[])
 
-    def load(name: str, data_dir: Path) -> ImageSet:
-        asked.append(name)
+    def load(source: Source, data_dir: Path) -> ImageSet:
+        asked.append(source.set)
         return made
 
     monkeypatch.setattr(evaluate, "load_images", load)

@@ -1,19 +1,4 @@
-"""Audits a checkpoint: every threat level, its controls, false positives, and whether the audit itself can be believed.
-
-    python -m training.audit --ckpt best.pt --data-dir D --out audit
-    python -m training.audit --ckpt training/checkpoints/awnet-robust-domains.pt --data-dir D --out audit \\
-        --static training/checkpoints/robust-teacher.pt --surrogate vgg11=training/checkpoints/surrogate-vgg11.pt
-    python -m training.audit --ckpt best.pt --data-dir D --out audit-robust --mode robust
-    python -m training.audit --ckpt static.pt --data-dir D --out audit-static --budget 5
-
-Writes OUT/audit.json, OUT/audit.md with its plots, OUT/card.json (for `export.onnx --card`), OUT/t0/*.npz (adversarial
-images of the surrogates, for an audit of model.onnx) and OUT/adversarial/*.npz. The speed of the networks on this
-machine is measured first; the budget then decides how many images each group of parts gets, never how strong an attack
-is, and the report says what was cut. A part that fails stops nothing and is named. Ctrl-C and the same command again
-go on from the last finished batches.
-
-Exit status: 0; 1 where the linter fails or a part did, by name; 2 where nothing could be audited; 130 after Ctrl-C.
-"""
+"""`training.audit`: every threat level, its controls, false positives, and whether the audit itself can be believed."""
 
 from __future__ import annotations
 
@@ -23,7 +8,6 @@ import math
 import sys
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,70 +16,27 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..attacks.rejection import MaxSoftmax, SeparateDetector
 from ..attacks.search import Detecting
-from ..data import DATA_DIR_HELP, ImageSet, load_images
+from ..data import ImageSet, load_images
 from ..evaluation import detection
 from ..evaluation.attackers import load_surrogate, prepared
 from ..evaluation.judge import Evaluation
 from ..evaluation.report import PartProgress
 from ..files import sha256, write_json
-from ..hardware import DEVICES, device_of
-from ..network import MODES, Network, in_mode
+from ..hardware import device_of
+from ..network import Network, in_mode
 from . import linter, plots
 from .card import card
 from .groups import Group, groups
+from .options import PROG, audit_parser
 from .parts import EPS, Audit
 from .plan import plan
 from .report import AuditReport
 from .subject import Speed, Subject, measured
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m training.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of an AW-Net or a static network")
-    add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
-    add("--out", type=Path, required=True, metavar="DIR", help="receives the report, the plots and the images")
-    add("--static", type=Path, metavar="FILE", help="control: a static network trained alike (default: none)")
-    add(
-        "--detector",
-        type=Path,
-        metavar="FILE",
-        help="control: the AW-Net whose detector stands beside the static network (default: --ckpt's own)",
-    )
-    add(
-        "--surrogate",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=FILE",
-        help="networks of a T0 attacker; none of them may have trained or chosen the network (default: none, no T0)",
-    )
-    add(
-        "--onnx",
-        type=Path,
-        metavar="FILE",
-        help="its exported file, compared with it under attack (default: none)",
-    )
-    add(
-        "--mode", default="auto", choices=list(MODES), help="which branch answers, see docs/glossary.md (default: auto)"
-    )
-    add("--budget", type=float, default=60.0, metavar="MINUTES", help="about how long it may take (default: 60)")
-    add("--limit", type=int, metavar="N", help="at most the first N images for any part (default: as planned)")
-    example = "such as clean worst_case evasion; docs/audit.md lists them"
-    add("--parts", nargs="+", metavar="GROUP", help=f"only these groups, {example} (default: all)")
-    add("--batch-size", type=int, default=100, metavar="N", help="images computed at once (default: 100)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: one, or all where that measures faster)")
-    add("--device", default="cpu", help=DEVICES)
-    add("--seed", type=int, default=0, help="seed of the attacks' random numbers (default: 0)")
-    add("--fresh", action="store_true", help="replace a report instead of going on with it")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = arguments()
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """The command line, as `prog`; returns the exit status."""
+    parser = audit_parser(prog)
     args = parser.parse_args(argv)
     try:
         document = audit(args)
@@ -123,7 +64,7 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
     detector = checkpoint.load(args.detector) if args.detector else loaded
     if args.detector and detector.network.detecting is None:
         raise ValueError(f"--detector takes a network with a detector; {args.detector} has none")
-    data = load_images(set_of(loaded), args.data_dir)
+    data = load_images(loaded.source, args.data_dir)
     surrogates = [load_surrogate(spec, device) for spec in args.surrogate]
     one = prepared(in_mode(loaded.network, args.mode), device)
     setup = setup_of(args, loaded, data) | {
@@ -180,11 +121,6 @@ def audit(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
-def set_of(loaded: checkpoint.Checkpoint) -> str:
-    """The data set that a checkpoint was trained on."""
-    return str(loaded.recipe.get("data", {}).get("set", "cifar10"))
-
-
 def setup_of(args: argparse.Namespace, loaded: checkpoint.Checkpoint, data: ImageSet) -> dict[str, Any]:
     """What every part of the report depends on, but for surrogates and thresholds."""
     setup = {
@@ -196,7 +132,7 @@ def setup_of(args: argparse.Namespace, loaded: checkpoint.Checkpoint, data: Imag
         "parameters": sum(p.numel() for p in loaded.network.parameters()),
         "labels": loaded.labels,
         "image_size": data.test.images.shape[-1],
-        "set": set_of(loaded),
+        "set": loaded.source.set,
         "eps": EPS,
         "seed": args.seed,
         "budget_minutes": args.budget,

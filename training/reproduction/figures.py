@@ -62,7 +62,7 @@ def filters(files: Mapping[str, Path], data_dir: Path | None, images: int) -> di
         moments = moments_of(loaded.network, LAYERS)
         found[label] = {"layers": moments, "spread": {name: spread(m) for name, m in moments.items()}}
         if data_dir is not None:
-            test = load_images(loaded.recipe.get("data", {}).get("set", "cifar10"), data_dir).test.head(images)
+            test = load_images(loaded.source, data_dir).test.head(images)
             torch.manual_seed(0)
             found[label]["claims"] = describe(loaded.network, *next(iter(test.batches(len(test)))))
     return found

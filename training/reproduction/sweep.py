@@ -29,9 +29,10 @@ from typing import Any
 import torch
 
 from .. import evaluate
-from ..data import DATA_DIR_HELP, load_images
+from ..data import Source, load_images
 from ..files import lock, whole, write_json
-from ..hardware import DEVICES, DeviceError, device_of
+from ..hardware import DeviceError, device_of
+from ..options import DATA_DIR_HELP, DEVICES
 from ..renames import RECIPE_KEYS, rename_recipe
 from ..train import train
 from ..trainer.recipe import RecipeError, read_recipe
@@ -202,7 +203,7 @@ def make(net: PlannedRun, spec: Specification, data_dir: Path, runs: Path, devic
     """
     out, seconds = runs / net.title, 0.0
     if not done(net, runs):
-        images = load_images(net.recipe["data"]["set"], data_dir)
+        images = load_images(Source.of(net.recipe["data"]), data_dir)
         train(net.recipe, images, out, name=f"tables/{spec.scale}/{net.title}", resume=True, device=device)
         report = None
         if net.judged:

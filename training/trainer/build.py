@@ -25,7 +25,7 @@ from .adversary import Adversary
 from .distillation import BoundedDistillation, Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades
 from .pretraining import DetectorPretraining
-from .recipe import RECIPES, RecipeError, check_value
+from .recipe import RECIPES, RecipeError, check_value, nearest
 
 
 def starting_network(
@@ -36,10 +36,12 @@ def starting_network(
     Raises:
         RecipeError: [network] or [init] ask for what does not exist, or for another size of images.
     """
-    net = build_network(recipe["network"], num_classes)
+    sized = {"image_size": image_size} if recipe["network"]["kind"] == "awnet" else {}
+    net = build_network({**sized, **recipe["network"]}, num_classes)
     if isinstance(net, AWNet) and net.config.image_size != image_size:
         raise RecipeError(
-            f"network.image_size is {net.config.image_size}, and these images have {image_size} pixels a side"
+            f"network.image_size is {net.config.image_size}, and these images have {image_size} pixels a side: "
+            "leave network.image_size out, and it is theirs"
         )
     initialise(net, recipe["init"], folder)
     for module in recipe["network"]["freeze"]:
@@ -75,7 +77,7 @@ def check_options(table: str, options: Mapping[str, Any], built: Callable[..., o
     known = {name: p for name, p in inspect.signature(built).parameters.items() if name not in given_here}
     for name in options:
         if name not in known:
-            raise RecipeError(f"unknown key {table}.{name}; known are {', '.join(known)}")
+            raise RecipeError(f"unknown key {table}.{name}; known are {', '.join(known)}{nearest(name, known)}")
     for name, parameter in known.items():
         if name in options:
             default = "" if parameter.default in (parameter.empty, None) else parameter.default  # networks: paths
@@ -89,9 +91,9 @@ def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
     A static trunk gives an AW-Net its filters and classifier, and its batch norms to *both* branches, which
     then start as the same network. RecipeError where shapes do not fit.
     """
-    unknown = set(spec) - {"checkpoint", "trunk", "extractor", "detector"}
-    if unknown:
-        raise RecipeError(f"unknown key init.{sorted(unknown)[0]}; known are checkpoint, trunk, extractor, detector")
+    known = ("checkpoint", "trunk", "extractor", "detector")
+    for unknown in sorted(set(spec) - set(known)):
+        raise RecipeError(f"unknown key init.{unknown}; known are {', '.join(known)}{nearest(unknown, known)}")
     try:
         if "checkpoint" in spec:
             net.load_state_dict(earlier("init.checkpoint", spec["checkpoint"], folder).state_dict())
@@ -105,7 +107,8 @@ def initialise(net: Network, spec: Mapping[str, Any], folder: Path) -> None:
             target.extractor.load_state_dict(source.extractor.state_dict())
             target.type_head.load_state_dict(source.type_head.state_dict())
     except RuntimeError as error:
-        raise RecipeError(f"[init] does not fit the network: {error}") from error
+        what = str(error).splitlines()[1:2] or [str(error)]  # torch lists every tensor, a line each
+        raise RecipeError(f"[init] does not fit the network: {what[0].strip()}") from error
 
 
 def earlier(key: str, file: str, folder: Path) -> Network:
@@ -114,9 +117,11 @@ def earlier(key: str, file: str, folder: Path) -> Network:
         return checkpoint.load(folder / file).network
     except FileNotFoundError as error:
         run = Path(file).parent.name
-        recipes = [f"training/recipes/{p.relative_to(RECIPES)}" for p in RECIPES.rglob("*.toml") if p.stem == run]
-        made = f"; train it by {' or '.join(sorted(recipes))} with --out {folder / run}" if recipes else ""
+        recipes = sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.toml") if p.stem == run)
+        made = f"; train that stage first: --recipe {' or '.join(recipes)} --out {folder / run}" if recipes else ""
         raise RecipeError(f"{key}: {error}{made}") from error
+    except checkpoint.CheckpointError as error:
+        raise RecipeError(f"{key}: {error}") from error
 
 
 def _awnet(net: Network, key: str) -> AWNet:

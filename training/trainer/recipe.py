@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "awp": 0.0,
         "awp_from": 0,
     },
-    "data": {"set": "cifar10", "seed": 0, "train_images": 0, "padding": 4},
+    "data": {
+        "set": "cifar10",
+        "size": 32,
+        "held_out": 0.15,
+        "seed": 0,
+        "train_images": 0,
+        "padding": 4,
+    },
     "validate": {"images": 2_000, "attack_steps": 10, "every": 1},
     "runtime": {
         "bf16": False,
@@ -132,6 +140,8 @@ RANGES: dict[str, Range] = {
     "optim.awp": NOT_NEGATIVE,
     "optim.awp_from": NOT_NEGATIVE,
     "data.set": (f"one of {', '.join(SETS)}", lambda v: v in SETS),
+    "data.size": ("from 8 to 1024", lambda v: 8 <= v <= 1024),
+    "data.held_out": ("above 0 and below 0.5", lambda v: 0 < v < 0.5),
     "data.seed": ("from 0 to 2147483647", lambda v: 0 <= v < 2**31),
     "data.train_images": NOT_NEGATIVE,
     "data.padding": NOT_NEGATIVE,
@@ -156,7 +166,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
         RecipeError: no TOML, an unknown table or key, a value of another type or out of its range, an override that is
             none, a recipe to extend that does not exist, or recipes that extend each other in a circle.
     """
-    given, more = _stated(path, ()), dict[str, dict[str, Any]]()
+    given, more = _stated(_named(path), ()), dict[str, dict[str, Any]]()
     for override in overrides:
         key, sign, value = override.partition("=")
         table, dot, name = key.partition(".")
@@ -172,10 +182,24 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str
     return {table: {**values, **given.get(table, {})} for table, values in DEFAULTS.items()}
 
 
+def _named(path: Path) -> Path:
+    """The file at `path`, or the one of training/recipes that is called so, with or without its .toml."""
+    places = (path, RECIPES / path, RECIPES / f"{path}.toml")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        known = [str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.toml")]
+        raise FileNotFoundError(f"no recipe at {path}{nearest(str(path), known)}")
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What may have been meant, for the end of an error message; nothing where no name is near."""
+    found = get_close_matches(name, list(known), 1)
+    return f"; is {found[0]} meant?" if found else ""
+
+
 def _stated(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     """What a recipe and those that it extends say, without defaults; `below` are those that extend it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
     if path.resolve() in below:
         circle = " > ".join(p.name for p in (*below[below.index(path.resolve()) :], path))
         raise RecipeError(f"recipes extend each other in a circle: {circle}")
@@ -213,12 +237,17 @@ def _checked(document: Mapping[str, Any], source: str) -> dict[str, dict[str, An
         raise RecipeError(f"{source}: {error}") from error
     for table, values in document.items():
         if table not in DEFAULTS:
-            raise RecipeError(f"{source}: unknown table {table}; known are {', '.join(DEFAULTS)}")
+            raise RecipeError(
+                f"{source}: unknown table {table}; known are {', '.join(DEFAULTS)}{nearest(table, DEFAULTS)}"
+            )
         if not isinstance(values, dict):
             raise RecipeError(f"{source}: {table} is a table, not {values!r}")
         unknown = sorted(values.keys() - DEFAULTS[table].keys())
         if unknown and table not in ("network", *WHOLE):
-            raise RecipeError(f"{source}: unknown key {table}.{unknown[0]}; known are {', '.join(DEFAULTS[table])}")
+            known = DEFAULTS[table]
+            raise RecipeError(
+                f"{source}: unknown key {table}.{unknown[0]}; known are {', '.join(known)}{nearest(unknown[0], known)}"
+            )
         for key, value in values.items():
             if table == "init" and not isinstance(value, str):
                 raise RecipeError(f"{source}: init.{key} must be the path of a checkpoint in quotes, not {value!r}")

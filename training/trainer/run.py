@@ -26,6 +26,7 @@ from .distributed import SINGLE_PROCESS, World
 from .recipe import RecipeError
 from .step import Losses, Runtime, train_step
 
+DECISIVE = ("network", "init", "objective", "attack", "optim", "data")  # tables that a run keeps when it goes on
 SHOWN = 20  # a step in so many is logged, and its losses read where steps are captured
 
 
@@ -131,13 +132,30 @@ class Run:
                 "objective": self.objective.state_dict(),
                 "ema_network": None if self.ema is None else self.ema.state_dict(),
                 "bf16": self.runtime.bf16,
+                "recipe": {table: dict(self.recipe[table]) for table in DECISIVE},
                 **asdict(self.progress),
             }
             checkpoint.save(self.last, {"format": checkpoint.FORMAT, "kind": "run", "run": run})
 
     def load(self) -> bool:
-        """Restore last.pt, also an older one; returns whether the run was in bfloat16. Errors: `checkpoint.read`."""
-        stored = checkpoint.read(self.last)["run"]
+        """Restore last.pt, also an older one; returns whether the run was in bfloat16.
+
+        Raises:
+            FileNotFoundError, checkpoint.CheckpointError: as `checkpoint.read`, or it is no run; RecipeError: a run of
+                another recipe.
+        """
+        document = checkpoint.read(self.last)
+        if document["kind"] != "run":
+            raise checkpoint.CheckpointError(f"{self.last} is a network and no run to resume: name another --out")
+        stored = document["run"]
+        for table, values in stored.get("recipe", {}).items():  # older ones do not say
+            for key in sorted((values.keys() | self.recipe[table].keys()) - {"epochs", "microbatches"}):
+                was, now = values.get(key), self.recipe[table].get(key)
+                if was != now:
+                    raise RecipeError(
+                        f"{self.last.parent} holds a run of another recipe, with {table}.{key} {was!r} and not "
+                        f"{now!r}: go on with that, or name another --out"
+                    )
         state = {CHECKPOINT_KEYS.get(key, key): value for key, value in stored.items()}
         self.net.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from domain.preprocessing import DRAFT_GAP
+
 from .exif import orientation, xmp_orientation
 from .file import MAX_PROFILE_BYTES, PROFILE_COST, Format, ImageFile, refuse
 
@@ -19,7 +21,6 @@ MAX_SEGMENTS = 1024  # a photograph has some twenty, one with a depth map in ext
 MAX_SCANS = 100  # the usual script has 10
 MAX_FILL_BYTES = 4096  # before markers and between segments, in all
 MAX_SAMPLING = 4
-DRAFT_GAP = 4  # an image is decoded at no less than this many times the target size, then filtered
 # Pixels: a block of 64 samples, one more scan over a block, a byte of data, and one where blocks are refined.
 BLOCK_COST, SCAN_COST, BYTE_COST, REFINED_BYTE_COST = 1, 3, 1, 4
 

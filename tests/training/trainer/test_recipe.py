@@ -14,6 +14,7 @@ import torch
 from training import checkpoint
 from training.awnet import AWNet, AWNetConfig
 from training.baselines import StaticConfig, build_static
+from training.data import Source
 from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
 from training.trainer.pretraining import DetectorPretraining
 from training.trainer.recipe import DEFAULTS, RANGES, RecipeError, read_recipe
@@ -340,3 +341,43 @@ def test_schedules_rise_and_fall_where_they_say() -> None:
     assert [steps(i) for i in (0, 9, 10, 20)] == pytest.approx([1, 1, 0.1, 0.01])
     with pytest.raises(RecipeError, match="schedule"):
         schedule({"schedule": "cosine", "epochs": 1}, 1)
+
+
+def test_the_defaults_of_data_are_those_of_its_reader() -> None:
+    """Also of checkpoints whose recipe knew fewer keys."""
+    assert Source.of(DEFAULTS["data"]) == Source() == Source.of({})
+
+
+@pytest.mark.parametrize("name", ["own/trunk", "own/trunk.toml", "small/0-trunk"])
+def test_a_recipe_that_comes_with_the_package_goes_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder; a file at that path goes first."""
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(Path(name)) == read_recipe(RECIPES / Path(name).with_suffix(".toml"))
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("[optim]\nepochs = 77\n")
+    assert read_recipe(Path(name))["optim"]["epochs"] == 77
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[optim]\nepoch = 3\n", "unknown key optim.epoch; known are epochs, batch_size"),
+        ("[optim]\nepoch = 3\n", "; is epochs meant?"),
+        ("[optimiser]\nlr = 3\n", "is optim meant?"),
+        ("[data]\nsize = 4\n", "data.size must be a whole number, from 8 to 1024, not 4"),
+        ("[data]\nheld_out = 0.5\n", "data.held_out must be a number, above 0 and below 0.5, not 0.5"),
+        ("[optim\n", "Expected ']' at the end of a table declaration (at line 1, column 7)"),
+    ],
+)
+def test_a_mistake_is_named_with_what_may_have_been_meant(tmp_path: Path, text: str, said: str) -> None:
+    path = written(tmp_path, mine=text)
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert said in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_has_its_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no recipe at own/trunc; is own/trunk meant\?"):
+        read_recipe(Path("own/trunc"))

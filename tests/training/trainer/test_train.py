@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 
 import training.train
 import training.trainer.run
+from examples import shapes
 from tests.waiting import eventually
 from training import checkpoint, data, evaluate
 from training.awnet import AWNet, AWNetConfig
@@ -493,8 +495,8 @@ def test_a_path_that_cannot_be_is_one_line_that_names_it(
         "no recipe": f"no recipe at {recipe}",
         "a file": f"--out {taken} is a file, and a run is a folder",
         "under a file": f"--out {out} cannot be made or written: Not a directory",
-        "no checkpoint": f"init.trunk: no checkpoint at {tmp_path / '0-trunk/best.pt'}; train it by "
-        f"training/recipes/small/0-trunk.toml with --out {tmp_path / '0-trunk'}",
+        "no checkpoint": f"init.trunk: no checkpoint at {tmp_path / '0-trunk/best.pt'}; train that stage "
+        f"first: --recipe small/0-trunk --out {tmp_path / '0-trunk'}",
     }
     arguments = ["--recipe", str(recipe), "--data-dir", str(tmp_path), "--out", str(out), "--set", override]
     assert main(arguments) == 2
@@ -522,3 +524,60 @@ def test_a_mistyped_data_folder_is_named_and_not_made(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and all(f"{nowhere}: no such folder" in line and "download" in line for line in said)
     assert [path.name for path in tmp_path.iterdir() if path.name in ("dta", "out")] == []
+
+
+def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another one is named with the key that differs, and last.pt stays; how long and where it runs may change."""
+    images, out = small_set(), tmp_path / "run"
+    recipe = tiny_recipe(tmp_path, "[data]\ntrain_images = 16\n")
+    train(recipe, images, out, stop_after_minutes=0)
+    before = (out / "last.pt").read_bytes()
+    other = {**recipe, "attack": {**recipe["attack"], "eps": 4.0}}
+    with pytest.raises(RecipeError, match=r"a run of another recipe, with attack\.eps .* and not 4\.0"):
+        train(other, images, out, resume=True)
+    wider = {**recipe, "network": {**recipe["network"], "width": 8}}
+    with pytest.raises(RecipeError, match=r"network\.width"):
+        train(wider, images, out, resume=True)
+    assert (out / "last.pt").read_bytes() == before
+    train({**recipe, "runtime": {**recipe["runtime"], "threads": 1}}, images, out, resume=True, stop_after_minutes=0)
+
+
+@pytest.mark.parametrize("what", ["a text file", "a truncated file", "a model file", "a network"])
+def test_what_is_no_run_is_not_gone_on_with(tmp_path: Path, what: str, tiny_checkpoint: Path) -> None:
+    recipe, images, out = tiny_recipe(tmp_path, "[data]\ntrain_images = 16\n"), small_set(), tmp_path / "run"
+    train(recipe, images, out, stop_after_minutes=0)
+    last = out / "last.pt"
+    broken = {
+        "a text file": b"no checkpoint",
+        "a truncated file": last.read_bytes()[:1000],
+        "a model file": b"\x08\x0a\x12\x05awnet",
+        "a network": tiny_checkpoint.read_bytes(),
+    }
+    last.write_bytes(broken[what])
+    with pytest.raises(
+        checkpoint.CheckpointError, match="no run to resume" if what == "a network" else "not a readable"
+    ):
+        train(recipe, images, out, resume=True)
+    assert last.read_bytes() == broken[what]
+
+
+def test_a_stage_that_is_no_checkpoint_is_named_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "trunk").mkdir()
+    (tmp_path / "trunk/best.pt").write_text("no checkpoint")
+    recipe = tiny_recipe(tmp_path, '[init]\ntrunk = "trunk/best.pt"\n')
+    with pytest.raises(RecipeError, match=r"init\.trunk: .*trunk/best\.pt is not a readable checkpoint"):
+        train(recipe, small_set(), tmp_path / "run")
+
+
+@pytest.mark.process
+def test_a_full_disk_ends_a_training_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: torch raises an error of its own over the system's."""
+    shapes.main([str(tmp_path / "pictures"), "--train", "12", "--test", "3"])
+    tiny = ["optim.epochs=1", "optim.batch_size=8", "data.size=8", "network.width=4", "data.held_out=0.3"]
+    out = ["--recipe", "own/trunk", "--data-dir", str(tmp_path / "pictures"), "--out", str(tmp_path / "run")]
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    command = [sys.executable, "-c", f"{limited}from training.train import main; sys.exit(main(sys.argv[1:]))", *out]
+    done = subprocess.run([*command, *(f"--set={one}" for one in tiny)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(rf"^error: \[Errno \d+\] File too large: '{tmp_path}/run/(best|last)\.pt'$", done.stderr, re.M)
+    assert not list((tmp_path / "run").glob("*.pt*"))
