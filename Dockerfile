@@ -20,7 +20,7 @@ COPY awnet awnet
 COPY domain domain
 COPY server server
 COPY model_repository/awnet model_repository/awnet
-COPY examples/*.png examples/
+COPY examples/*.png examples/twins.json examples/
 COPY LICENSE LICENSE
 # Compiled here, since nothing may be written where it runs; by hash, so that no file time matters. What never runs goes:
 # tests of packages, the runtime's tools for making models and its library for programs in C, and pip, which nobody who

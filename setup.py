@@ -51,7 +51,11 @@ class Build(build_py):
         if not self.editable_mode:
             versions = (ROOT / "model_repository" / MODEL).glob("*/model.onnx")
             latest = max((path.parent for path in versions), key=lambda folder: int(folder.name))
-            for path in [*sorted(latest.iterdir()), *sorted((ROOT / "examples").glob("*.png"))]:
+            for path in [
+                *sorted(latest.iterdir()),
+                *sorted((ROOT / "examples").glob("*.png")),
+                ROOT / "examples/twins.json",
+            ]:
                 copy = Path(self.build_lib) / "awnet" / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)

@@ -19,16 +19,20 @@ from .harness.report import ROOT
 from .natural_images import NaturalImage, natural_images
 
 EXAMPLES = """examples:
-  python -m benchmarks.screenshots                      the page with an example, and natural images of twelve kinds
+  python -m benchmarks.screenshots                      the page in five settings, and natural images of twelve kinds
   python -m benchmarks.screenshots page                 the page alone
   python -m benchmarks.screenshots natural --out DIR    the twelve alone, elsewhere
 """
 
-# name, the last card that is on the image, the browser
-SHOTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("page-light", "Regulation signals", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}}),
-    ("page-dark", "Classes of ship, attacked", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1000}}),
-    ("page-narrow", "What differs", {"color_scheme": "light", "viewport": {"width": 360, "height": 800}}),
+WIDE, NARROW = {"width": 1280, "height": 1000}, {"width": 400, "height": 800}
+STRIP = [f"{name}.png" for name in ("ship", "cat-adversarial", "truck", "chelsea", "dog-adversarial", "frog")]
+# Name; an example with its twin, or the files of a strip; the last card that is on the image; the browser.
+SHOTS: list[tuple[str, str | list[str], str, dict[str, Any]]] = [
+    ("page-light", "ship", "Regulation signals", {"color_scheme": "light", "viewport": WIDE}),
+    ("page-dark", "ship", "Classes of ship, attacked", {"color_scheme": "dark", "viewport": WIDE}),
+    ("page-narrow", "ship", "What differs", {"color_scheme": "light", "viewport": NARROW}),
+    ("page-narrow-dark", STRIP, "Regulation signals", {"color_scheme": "dark", "viewport": NARROW}),
+    ("page-strip", STRIP, "Adversarial score", {"color_scheme": "light", "viewport": WIDE}),
 ]
 MARGIN = 10
 COLUMNS = 3  # of the sheet of twelve
@@ -62,20 +66,26 @@ def main() -> int:
         with sync_playwright() as playwright:
             browser = launch(playwright)
             if "page" in what:
-                page_with_an_example(browser, server, given.out)
+                page_in_each_setting(browser, server, given.out)
             if images:
                 sheet(browser, server, images, given.out / "natural.png")
             browser.close()
     return 0
 
 
-def page_with_an_example(browser: Any, server: Server, out: Path) -> None:
-    """An example with its twin in each setting; one small PNG each."""
-    for name, last, options in SHOTS:
+def page_in_each_setting(browser: Any, server: Server, out: Path) -> None:
+    """An example with its twin, or a strip of which the second is selected; one small PNG each."""
+    for name, asked, last, options in SHOTS:
         page = browser.new_context(reduced_motion="reduce", **options).new_page()
         page.goto(f"http://{server.address}/")
-        page.get_by_role("button", name="ship", exact=True).click()
-        page.wait_for_selector(".verdict >> nth=1")
+        page.wait_for_selector("#thumbs button")
+        if isinstance(asked, str):
+            page.get_by_role("button", name=asked, exact=True).click()
+            page.wait_for_selector(".verdict >> nth=1")
+        else:
+            page.set_input_files("#file", [str(ROOT / "examples" / file) for file in asked])
+            page.wait_for_selector(f".strip button:nth-child({len(asked)}) .icon")
+            page.get_by_role("tab").nth(1).click()
         page.wait_for_selector("#recent-chart svg")
         page.evaluate("scrollTo(0, 0)")
         box = page.get_by_label(last, exact=True).bounding_box()

@@ -165,6 +165,7 @@ class PublicFront(Front):
                 service.verdict_history,
                 mode=settings.mode,
                 by_keys=service.access.by_keys,
+                max_body_bytes=settings.max_body_bytes,
             )
             if settings.page
             else None

@@ -31,6 +31,7 @@ PREFIX = "/page/"
 MODELS, RECENT, EXAMPLES = f"{PREFIX}model.json", f"{PREFIX}recent.json", f"{PREFIX}examples.json"
 
 TWIN = "-adversarial"  # examples/ship.png and examples/ship-adversarial.png
+RECIPE = "twins.json"  # how the twins were made, as examples/attack.py writes it
 MAX_EXAMPLES, EXAMPLE_BYTES = 32, 64 << 10
 
 MEDIA = {
@@ -87,8 +88,9 @@ class Page:
         mode: the operating mode in which it does.
         by_keys: callers have keys.
         verdict_history: the verdicts of the last minutes.
-        examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`; where there is none, the page
-            offers none.
+        examples: a folder with images to try, `NAME.png` and `NAME-adversarial.png`, and `twins.json`, which says how
+            the latter were made; where there is none, the page offers none.
+        max_body_bytes: of a file that is taken; the page sends a smaller copy of a larger one, and says so.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class Page:
         examples: Path = EXAMPLES_FOLDER,
         mode: Mode = "auto",
         by_keys: bool = False,
+        max_body_bytes: int = 8 << 20,
     ) -> None:
         self._loaded = loaded
         self._default = default
         self._mode = mode
         self._by_keys = by_keys
+        self._max_body_bytes = max_body_bytes
         self._verdict_history = verdict_history
         self._files = {INDEX: _file(ASSETS / "index.html")}
         for path in sorted(ASSETS.iterdir()):
@@ -112,8 +116,14 @@ class Page:
         pairs = _examples(examples)
         for path in (path for pair in pairs.values() for path in pair):
             self._files[f"{PREFIX}examples/{path.name}"] = _file(path)
+        made = _made(examples / RECIPE)
         listed = [
-            {"name": name, "clean": f"examples/{clean.name}", "attacked": f"examples/{attacked.name}"}
+            {
+                "name": name,
+                "clean": f"examples/{clean.name}",
+                "attacked": f"examples/{attacked.name}",
+                "made": made.get(hashlib.sha256(attacked.read_bytes()).hexdigest()),
+            }
             for name, (clean, attacked) in pairs.items()
         ]
         self._files[EXAMPLES] = _tagged(JSON, orjson.dumps({"examples": listed}))
@@ -162,7 +172,14 @@ class Page:
             "answers": caller.answers,
             "signals": caller.sees_signals,
         }
-        return orjson.dumps({"models": listed, "default_mode": caller.mode or self._mode, "caller": known})
+        return orjson.dumps(
+            {
+                "models": listed,
+                "default_mode": caller.mode or self._mode,
+                "caller": known,
+                "max_body_bytes": self._max_body_bytes,
+            }
+        )
 
 
 def _description(model: Model) -> dict[str, Any]:
@@ -202,6 +219,22 @@ def _examples(folder: Path) -> dict[str, tuple[Path, Path]]:
     if len(pairs) > MAX_EXAMPLES:
         log.warning("%d examples in %s; the page offers the first %d", len(pairs), folder, MAX_EXAMPLES)
     return dict(list(pairs.items())[:MAX_EXAMPLES])
+
+
+def _made(recipe: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 of a twin -> how it was made; of files that have changed since nothing is said."""
+    try:
+        document = orjson.loads(recipe.read_bytes())
+        how = {name: document[name] for name in ("command", "attack", "eps", "step", "steps", "surrogates")}
+        return {
+            twin["sha256"]: {**how, "label": twin["label"], "fooled": [list(said) for said in twin["fooled"]]}
+            for twin in document["twins"].values()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s does not say how the examples were made: %r", recipe, error)
+        return {}
 
 
 def _file(path: Path) -> _File:

@@ -38,7 +38,11 @@ def wheel(process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "*.toml",
     ):
         for path in tracked(pattern):
-            if path.suffix not in (".pt", ".json") or "model_repository" in path.parts:
+            if (
+                path.suffix not in (".pt", ".json")
+                or path.parent == ROOT / "examples"
+                or "model_repository" in path.parts
+            ):
                 (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, source / path.relative_to(ROOT))
     for name in ("setup.py", "MANIFEST.in", "README.md", "LICENSE"):

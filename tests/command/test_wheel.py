@@ -36,7 +36,13 @@ def test_the_wheel_takes_one_name_and_holds_the_packages_and_their_data_only(whe
     model = Settings.model_fields["model"].default
     latest = max((ROOT / "model_repository" / model).glob("*/model.onnx"), key=lambda path: int(path.parent.name))
     sources = tuple(f"{package}/*.py" for package in ("awnet", *BELOW))
-    data = ("server/http/assets/*", "training/recipes/*.toml", "training/reproduction/*.toml", "examples/*.png")
+    data = (
+        "server/http/assets/*",
+        "training/recipes/*.toml",
+        "training/reproduction/*.toml",
+        "examples/*.png",
+        "examples/twins.json",
+    )
     beside = f"{latest.parent.relative_to(ROOT).as_posix()}/*"
     wanted = {path.relative_to(ROOT).as_posix() for pattern in (*sources, *data, beside) for path in tracked(pattern)}
     assert set(names) == {name if name.startswith("awnet/") else f"awnet/{name}" for name in wanted}

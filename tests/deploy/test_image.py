@@ -47,6 +47,7 @@ def test_only_the_servers_locked_dependencies_go_in() -> None:
         "awnet",
         "domain",
         "examples/*.png",
+        "examples/twins.json",
         "model_repository/awnet",
         "requirements/server-cpu.txt",
         "requirements/server.txt",

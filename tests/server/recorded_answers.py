@@ -103,7 +103,8 @@ CHANGED: dict[str, str] = {
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,
     "GET /admin/models on the public port": _LIKE_ANY,
-    "GET /page/*": "a refusal on the page's paths has the page's headers; models tell their modes",
+    "GET /page/*": "a refusal on the page's paths has the page's headers; models tell their modes, the server its "
+    "largest body, examples how they were made",
     "method: * /": _LIKE_ANY,
     "method: * /page/*": "a refusal on the page's paths has the page's headers",
     "method: * /predict": _LIKE_ANY,

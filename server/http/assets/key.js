@@ -85,8 +85,18 @@ $("key-form").addEventListener("submit", (event) => {
   });
 });
 $("key-use").addEventListener("click", () => {
+  $("key-use").dataset.chosen = "true";
   ask("");
   $("key-value").focus();
+});
+document.addEventListener("keydown", (event) => {
+  // Escape closes the form where the server does not insist on a key.
+  if (event.key !== "Escape" || $("key").hidden || !$("key-use").dataset.chosen) return;
+  event.preventDefault();
+  delete $("key-use").dataset.chosen;
+  $("key").hidden = true;
+  offer(true);
+  $("key-use").focus();
 });
 $("key-forget").addEventListener("click", () => {
   keep("");

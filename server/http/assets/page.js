@@ -1,25 +1,35 @@
 // The page: what was asked, what was answered, and how both are shown.
 
-import { element as h, responsive, strip } from "./charts.js";
+import { element as h } from "./charts.js";
+import { onFiles } from "./files.js";
 import * as key from "./key.js";
-import { difference, showReport } from "./report.js";
+import { difference, smaller } from "./pixels.js";
+import { watchRecent } from "./recent.js";
+import { showReport } from "./report.js";
+import { stripOf } from "./several.js";
 import * as words from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const POLL_SECONDS = 5;
 const MOST_CLASSES = 10;
+const MOST_IMAGES = 24;
 
 let models = [];
 let defaultMode = "auto";
 let visitor = { answers: "exact", signals: true }; // how much the server tells this visitor
+let mostBytes = Infinity; // of a file that it takes
 let locked = false; // it wants a key
+let gone = false; // nobody answered when it was asked last
 let asking = null; // the AbortController of what was asked last; older answers are dropped
 let asked = [];
 
 // --- the server -----------------------------------------------------------------------------------------------------
 
 async function fetchJson(path) {
-  const response = await fetch(path, { headers: key.headers() });
+  const response = await fetch(path, { headers: key.headers() }).catch((error) => {
+    gone = true;
+    throw error;
+  });
+  gone = false;
   if (response.ok) return response.json();
   const { detail } = await response.json().catch(() => ({}));
   locked = key.refused(response.status, detail);
@@ -31,12 +41,13 @@ let loading = 0;
 async function loadModels() {
   clearTimeout(loading);
   try {
-    ({ models, default_mode: defaultMode, caller: visitor } = await fetchJson("page/model.json"));
+    ({ models, default_mode: defaultMode, caller: visitor, max_body_bytes: mostBytes } = await fetchJson("page/model.json"));
     locked = false;
     key.known(visitor);
   } catch {
     models = [];
   }
+  $("drop-locked").hidden = !locked;
   if (models.length === 0 && !locked) loading = setTimeout(loadModels, 2000);
   showModels();
   showModes();
@@ -46,7 +57,19 @@ async function loadModels() {
 const chosenModel = () => models[Number($("model").value || 0)];
 
 async function predict(image, signal) {
-  // The image's own bytes with its own content type. Returns {answer, took} or {problem}.
+  // Asks about the file as it is, or where that is more than is taken about a smaller copy. Returns {answer, took, copy}
+  // or {problem}.
+  let copy = image.blob.size > mostBytes ? await smaller(image.blob, mostBytes) : null;
+  let told = await send(copy?.blob ?? image.blob, image.name, signal);
+  if (!copy && told.status === 413) {
+    copy = await smaller(image.blob, Math.min(mostBytes, image.blob.size - 1));
+    if (copy) told = await send(copy.blob, image.name, signal);
+  }
+  return { ...told, copy };
+}
+
+async function send(blob, name, signal) {
+  // The bytes with their own content type.
   const chosen = $("model").value ? models[Number($("model").value)] : null;
   const labels = chosenModel()?.labels.length ?? MOST_CLASSES;
   const query = new URLSearchParams();
@@ -58,52 +81,96 @@ async function predict(image, signal) {
   }
   const mode = chosenMode();
   if (mode) query.set("mode", mode);
+  const file = { name, type: blob.type, online: navigator.onLine };
   const started = performance.now();
   try {
     const response = await fetch(`predict?${query}`, {
       method: "POST",
-      body: image.blob,
-      headers: key.headers({ "content-type": image.blob.type || "application/octet-stream" }),
+      body: blob,
+      headers: key.headers({ "content-type": blob.type || "application/octet-stream" }),
       signal,
     });
     const took = performance.now() - started;
     const document = await response.json().catch(() => ({}));
     if (response.ok) return { answer: document, took };
     key.refused(response.status, document.detail);
+    const { status } = response;
     const id = document.request_id || response.headers.get("x-request-id");
-    const problem = words.problem({ ...document, status: response.status }, response.headers.get("retry-after"));
-    return { problem: { ...problem, id } };
+    const problem = words.problem({ ...document, status }, response.headers.get("retry-after"), file);
+    return { problem: { ...problem, id }, status };
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    return { problem: words.problem({ status: 0 }) };
+    return { problem: words.problem({ status: 0 }, null, file) };
   }
 }
 
-async function ask(images) {
-  // images: one, or two to compare: [{name, blob}]
+async function ask(images, made = null) {
+  // images: [{name, blob}], of which two are compared, and of more each is shown alone; made: how the second was made
+  // of the first.
   asking?.abort();
   const mine = (asking = new AbortController());
   const started = setTimeout(() => busy(true), 150); // an answer that comes at once should not flicker
   const before = asked;
   asked = images.map((image) => ({ ...image, url: URL.createObjectURL(image.blob) }));
-  let answers;
+  asked.made = made;
+  const outcomes = asked.map((image) => ({ image }));
+  const several = asked.length > 2 ? showSeveral(outcomes) : null;
+  if (!several) $("strip").replaceChildren();
   try {
-    answers = [];
-    for (const image of asked) answers.push(await predict(image, mine.signal)); // one by one: else each waits for the other, and the times show it
+    for (const [k, image] of asked.entries()) { // one by one: else each waits for the other, and the times show it
+      outcomes[k] = { image, ...(await predict(image, mine.signal)) };
+      if (outcomes[k].answer && !modelOf(outcomes[k].answer)) await loadModels(); // the server has loaded another version since
+      several?.(k);
+    }
+    const changed = await difference(asked);
+    if (asking !== mine) return;
+    asking = null;
+    if (several) say(words.counted(outcomes));
+    else show(outcomes, { changed, made });
   } catch (error) {
-    if (error.name === "AbortError") return;
-    throw error;
+    if (error.name !== "AbortError") throw error;
+    if (several && asking === null) {
+      for (const [k, image] of asked.entries()) {
+        outcomes[k] = outcomes[k].answer ? outcomes[k] : { image, problem: words.STOPPED };
+        several(k);
+      }
+    }
+    return;
   } finally {
     clearTimeout(started);
+    if (asking === mine || asking === null) busy(false);
     for (const image of before) URL.revokeObjectURL(image.url);
   }
-  const unknown = answers.some(({ answer }) => answer && !modelOf(answer));
-  if (unknown) await loadModels(); // the server has loaded another version since
-  const changed = await difference(asked);
-  if (asking !== mine) return;
-  busy(false);
-  show(asked.map((image, k) => ({ image, ...answers[k] })), changed);
   pollRecent();
+}
+
+let tabs = null; // the strip of several images
+
+function showSeveral(outcomes) {
+  // Returns what is to be called with the place of each outcome as it comes.
+  let selected = 0;
+  const draw = () => {
+    const outcome = outcomes[selected];
+    if (outcome.answer || outcome.problem) render([outcome], { again: () => askAgain(selected) });
+    else $("report").replaceChildren(h("div", { class: "empty" }, h("p", {}, `${outcome.image.name} is waiting for its answer.`)));
+  };
+  const update = (k) => {
+    tabs.update(k, outcomes[k]);
+    if (k === selected) draw();
+  };
+  const askAgain = async (k) => {
+    outcomes[k] = { image: outcomes[k].image, ...(await predict(outcomes[k].image)) };
+    update(k);
+  };
+  tabs = stripOf(outcomes.map(({ image }) => image), $("report"), (k) => {
+    selected = k;
+    draw();
+  });
+  $("strip").replaceChildren(tabs.element);
+  $("report").setAttribute("role", "tabpanel");
+  tabs.select(0);
+  reveal();
+  return update;
 }
 
 const modelOf = (answer) =>
@@ -112,14 +179,15 @@ const modelOf = (answer) =>
 // --- asking ---------------------------------------------------------------------------------------------------------
 
 function take(files) {
-  const images = [...files].slice(0, 2).map((file) => ({ name: file.name || "pasted image", blob: file }));
+  const images = [...files].slice(0, MOST_IMAGES).map((file) => ({ name: file.name || "pasted image", blob: file }));
   if (images.length === 0) {
     say("There is no image in that.");
     return;
   }
   press(null);
   ask(images);
-  if (files.length > 2) say(`Only the first two of ${files.length} images are compared.`);
+  if (files.length > MOST_IMAGES) $("limit-words").textContent = `Only the first ${MOST_IMAGES} of ${files.length} images are asked about.`;
+  else $("limit-words").textContent = "";
 }
 
 async function takeExample(example, button) {
@@ -134,11 +202,12 @@ async function takeExample(example, button) {
       return { name: kind === "clean" ? example.name : `${example.name}, attacked`, blob: await response.blob() };
     }));
   } catch {
-    const problem = words.problem({ status: 0 });
-    show([{ image: { name: example.name }, problem }], null, () => takeExample(example, button));
+    const problem = words.problem({ status: 0 }, null, { online: navigator.onLine });
+    $("strip").replaceChildren();
+    show([{ image: { name: example.name }, problem }], { again: () => takeExample(example, button) });
     return;
   }
-  if (button.getAttribute("aria-pressed") === "true") await ask(images); // else another was taken meanwhile
+  if (button.getAttribute("aria-pressed") === "true") await ask(images, twin === "both" ? example.made : null); // else another was taken meanwhile
 }
 
 function press(button) {
@@ -168,28 +237,7 @@ async function showExamples() {
   $("examples").hidden = false;
 }
 
-$("file").addEventListener("change", () => {
-  take($("file").files);
-  $("file").value = ""; // so that the same file can be chosen again
-});
-document.addEventListener("paste", (event) => {
-  if (event.target instanceof HTMLInputElement && event.target.type === "text") return;
-  event.preventDefault();
-  take(event.clipboardData.files);
-});
-document.addEventListener("dragover", (event) => {
-  event.preventDefault(); // else the browser leaves the page for the file
-  event.dataTransfer.dropEffect = "copy";
-  $("drop").classList.add("over");
-});
-document.addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) $("drop").classList.remove("over");
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  $("drop").classList.remove("over");
-  take(event.dataTransfer.files);
-});
+onFiles(take);
 
 // --- answering ------------------------------------------------------------------------------------------------------
 
@@ -204,11 +252,21 @@ function busy(on) {
   if (on) say("Asking.");
 }
 
-function show(outcomes, changed = null, again = () => ask(asked)) {
-  // outcomes: [{image, answer, took} or {image, problem}], one or two.
+function render(outcomes, { changed = null, made = null, again = () => ask(asked, asked.made) } = {}) {
+  // outcomes: [{image, answer, took, copy} or {image, problem}], one or two.
   const known = outcomes.map((outcome) => ({ ...outcome, model: outcome.answer && modelOf(outcome.answer) }));
-  showReport($("report"), known, changed, again);
-  say(known.map(({ image, answer, problem }) => (answer ? words.spoken(image.name, answer) : `${image.name}: ${problem.title}`)).join(" "));
+  showReport($("report"), known, { changed, made, again });
+}
+
+function show(outcomes, options) {
+  $("report").removeAttribute("aria-labelledby");
+  $("report").removeAttribute("role");
+  render(outcomes, options);
+  say(outcomes.map(({ image, answer, problem }) => (answer ? words.spoken(image.name, answer) : `${image.name}: ${problem.title}`)).join(" "));
+  reveal();
+}
+
+function reveal() {
   const { top } = $("answer").getBoundingClientRect();
   if (top < 0 || top > innerHeight * 0.6) {
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -216,7 +274,22 @@ function show(outcomes, changed = null, again = () => ask(asked)) {
   }
 }
 
-// --- the models and the last minutes --------------------------------------------------------------------------------
+document.addEventListener("keydown", (event) => {
+  // Escape: stop asking; or from the details back to their image in the strip, or to the choice of one.
+  if (event.key !== "Escape" || event.defaultPrevented) return;
+  if (asking) {
+    asking.abort();
+    asking = null;
+    busy(false);
+    say("Stopped.");
+  } else if ($("report").contains(document.activeElement) && $("strip").firstChild) {
+    tabs.focus();
+  } else if ($("answer").contains(document.activeElement)) {
+    $("file").focus();
+  }
+});
+
+// --- the models ----------------------------------------------------------------------------------------------------
 
 function showModels() {
   const several = models.length > 1;
@@ -224,7 +297,7 @@ function showModels() {
   $("model").hidden = $("model-label").hidden = !several;
   $("model-name").hidden = several;
   if (models.length === 0) {
-    $("model-name").textContent = locked ? "" : "The model is being loaded.";
+    $("model-name").textContent = locked ? "" : gone ? "The server cannot be reached; trying again." : "The model is being loaded.";
     return;
   }
   $("model-name").textContent = `${models[0].name}, version ${models[0].version}`;
@@ -248,7 +321,7 @@ function showModes() {
     radio.checked = mode === chosen;
     radio.addEventListener("change", () => {
       $("mode-words").textContent = words.MODE[mode];
-      if (asked.length) ask(asked);
+      if (asked.length) ask(asked, asked.made);
     });
     return h("label", {}, radio, h("span", {}, mode));
   }));
@@ -257,41 +330,15 @@ function showModes() {
 
 $("model").addEventListener("change", () => {
   showModes();
-  if (asked.length) ask(asked);
+  if (asked.length) ask(asked, asked.made);
 });
 
-let paused = false;
-let polling = 0;
-
-async function pollRecent() {
-  clearTimeout(polling);
-  if (locked) {
-    $("recent-words").textContent = "Not told without a key.";
-    return;
-  }
-  polling = setTimeout(pollRecent, 1000 * POLL_SECONDS);
-  if (paused || document.hidden) return;
-  try {
-    const { bin_seconds, verdicts, counts } = await fetchJson("page/recent.json");
-    const told = words.recent(counts, verdicts, models[0]?.thresholds);
-    $("recent-words").textContent = told;
-    responsive($("recent-chart"), strip(counts, verdicts, bin_seconds, told));
-  } catch {
-    $("recent-words").textContent = locked ? "Not told without a key." : "The server could not be reached.";
-  }
-}
-
-$("pause").addEventListener("click", () => {
-  paused = !paused;
-  $("pause").setAttribute("aria-pressed", String(paused));
-  if (!paused) pollRecent();
-});
-document.addEventListener("visibilitychange", () => { if (!document.hidden) pollRecent(); });
+const pollRecent = watchRecent(fetchJson, () => (locked ? null : (models[0]?.thresholds ?? {})));
 
 key.onTaken(async () => {
   await loadModels();
   pollRecent();
-  if (!locked && asked.length) ask(asked);
+  if (!locked && asked.length) ask(asked, asked.made);
   return !locked;
 });
 await loadModels();

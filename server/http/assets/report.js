@@ -3,9 +3,15 @@
 import { element as h, gauge, key, omega, responsive } from "./charts.js";
 import * as words from "./words.js";
 
-export function showReport(place, outcomes, changed, again) {
-  // outcomes: [{image, answer, model, took} or {image, problem}], one or two; changed: see `difference`;
-  // again: asks once more.
+const narrow = matchMedia("(max-width: 44rem)");
+const folded = new Map(); // title -> whether the visitor has folded it; else the plots are on narrow screens
+narrow.addEventListener("change", () => {
+  for (const card of document.querySelectorAll("details.fold")) card.open = !(folded.get(card.dataset.title) ?? narrow.matches);
+});
+
+export function showReport(place, outcomes, { changed, made, again }) {
+  // outcomes: [{image, answer, model, took, copy} or {image, problem}], one or two; changed: see `pixels.difference`;
+  // made: how the second was made of the first, of an example; again: asks once more.
   const verdicts = outcomes.map(({ answer }) => answer?.results[0].adversarial.verdict);
   const two = outcomes.length === 2;
   // A mark takes the colour of its verdict; where both have the same, the second takes that of the ink.
@@ -22,7 +28,7 @@ export function showReport(place, outcomes, changed, again) {
   report.append(...all.map((outcome) => (outcome.answer ? verdictCard(outcome, two) : problemCard(outcome, again))));
   if (answered.length) {
     const classes = answered.map((outcome) => classesCard(outcome, two));
-    if (changed) report.append(differenceCard(changed));
+    if (changed) report.append(differenceCard(changed, all, made));
     const gauges = answered.every(hasScore) ? [gaugeCard(answered, plot)] : []; // not everybody is told numbers
     if (two) report.append(...gauges, ...classes);
     else report.append(...classes, ...gauges);
@@ -32,6 +38,13 @@ export function showReport(place, outcomes, changed, again) {
   }
   place.replaceChildren(report);
   for (const [host, draw] of charts) responsive(host, draw);
+}
+
+function fold(title, label, ...body) {
+  // A card that can be folded.
+  const details = h("details", { class: "fold", "data-title": label, open: !(folded.get(label) ?? narrow.matches) },
+    h("summary", { onclick: () => folded.set(label, details.open) }, h("h3", {}, title)), ...body);
+  return h("section", { class: "card wide", "aria-label": label }, details);
 }
 
 const hasScore = ({ answer }) => answer.results[0].adversarial.score !== undefined;
@@ -56,56 +69,43 @@ function preview(image, facts, size) {
   return frame;
 }
 
-export async function difference(images) {
-  // Of two images of the same size: the largest change of a colour, the share of pixels that changed, and a drawing.
-  // Null where there is nothing to compare.
-  if (images.length !== 2) return null;
-  const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const [a, b] = await Promise.all(images.map(({ blob }) => createImageBitmap(blob, options).catch(() => null)));
-  if (!a || !b || a.width !== b.width || a.height !== b.height || a.width * a.height > 1 << 20) return null;
-  const canvas = h("canvas", { width: a.width, height: a.height, role: "img", "aria-label": "What differs between the two images" });
-  const pen = canvas.getContext("2d", { willReadFrequently: true });
-  const [first, second] = [a, b].map((bitmap) => {
-    pen.clearRect(0, 0, a.width, a.height);
-    pen.drawImage(bitmap, 0, 0);
-    return pen.getImageData(0, 0, a.width, a.height);
-  });
-  let [most, pixels] = [0, 0];
-  for (let n = 0; n < first.data.length; n += 4) {
-    const here = Math.max(...[0, 1, 2].map((k) => Math.abs(first.data[n + k] - second.data[n + k])));
-    most = Math.max(most, here);
-    pixels += here > 0;
-  }
-  const times = Math.max(1, Math.floor(127 / Math.max(most, 1)));
-  for (let n = 0; n < first.data.length; n += 4) {
-    for (const k of [0, 1, 2]) first.data[n + k] = 128 + times * (second.data[n + k] - first.data[n + k]);
-    first.data[n + 3] = 255;
-  }
-  pen.putImageData(first, 0, 0);
-  return { canvas, most, share: pixels / (a.width * a.height), times };
-}
-
-function differenceCard(changed) {
+function differenceCard(changed, outcomes, made) {
+  const shown = (image, title) => h("figure", {}, h("img", { src: image.url, alt: "" }), h("figcaption", {}, title));
+  const figures = made ? outcomes.map(({ image }, k) => shown(image, k ? "attacked" : "original")) : [];
+  const said = h("div", {}, h("h3", {}, "What differs"), h("p", {}, words.difference(changed)));
+  if (made) said.append(...redTeam(made, outcomes));
   return h("section", { class: "card wide difference", "aria-label": "What differs" },
-    changed.canvas, h("div", {}, h("h3", {}, "What differs"), h("p", {}, words.difference(changed))));
+    h("div", { class: "figures" }, ...figures,
+      h("figure", {}, changed.canvas, h("figcaption", {}, `difference × ${changed.times}`))), said);
 }
 
-function verdictCard({ image, answer, model, index, kind }, two) {
+function redTeam(made, outcomes) {
+  const facts = words.redTeam(made).map(([term, ...said]) => [h("dt", {}, term), h("dd", {}, ...said)]);
+  const verdicts = outcomes.filter(({ answer }) => answer).map(({ answer }) => words.found(answer.results[0]));
+  if (verdicts.length === 2) facts.push([h("dt", {}, "This server"), h("dd", {}, verdicts.join(" → "))]);
+  return [h("h3", {}, "Red team: how the twin was made"), h("dl", { class: "facts" }, ...facts.flat()),
+    h("p", { class: "fine" }, "The same again: ", h("code", {}, made.command))];
+}
+
+function verdictCard({ image, answer, model, index, kind, copy }, two) {
   const { adversarial, image: facts } = answer.results[0];
   const score = words.scored(adversarial);
   const size = model?.size ?? 32;
+  // What is known of clean images and of chances is known of files as they are.
+  const known = adversarial.calibrated && !copy;
   return h("article", { class: `card verdict ${adversarial.verdict}`, "aria-label": image.name },
     preview(image, facts, size),
     h("div", {},
+      h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict], " ", h("span", { class: "label" }, words.named(answer.results[0]))),
       h("p", { class: "name" }, two ? key(kind, index) : null, image.name),
-      h("h3", {}, icon(adversarial.verdict), words.VERDICT[adversarial.verdict]),
       score ? h("p", { class: "score" }, "score ", h("b", {}, score)) : null,
-      h("p", {}, words.meaning(adversarial)),
-      adversarial.calibrated && typeof adversarial.probability === "number" ? h("p", {}, words.chance(adversarial)) : null,
+      h("p", {}, words.meaning({ ...adversarial, calibrated: known })),
+      known && typeof adversarial.probability === "number" ? h("p", {}, words.chance(adversarial)) : null,
+      copy ? h("p", { class: "caution" }, words.shrunk(copy)) : null,
       adversarial.calibrated ? null : h("p", { class: "caution" }, words.calibration(adversarial))));
 }
 
-function icon(verdict) {
+export function icon(verdict) {
   const shapes = {
     clean: "M4 10.500l4 4 8-9",
     suspicious: "M10 3.500v8M10 15v1.500",
@@ -122,10 +122,11 @@ function icon(verdict) {
 }
 
 function problemCard({ image, problem }, again) {
-  return h("article", { class: "card problem", role: "alert", "aria-label": `${image.name}: not answered` },
+  return h("div", { class: "card problem", role: "alert", "aria-label": `${image.name}: not answered` },
     h("p", { class: "name" }, image.name),
     h("h3", {}, problem.title),
-    problem.said ? h("p", {}, problem.said) : null,
+    problem.todo ? h("p", {}, problem.todo) : null,
+    problem.said ? h("p", { class: "fine" }, problem.said) : null,
     problem.id ? h("p", { class: "fine" }, "Request ", h("code", {}, problem.id)) : null,
     problem.again ? h("button", { type: "button", class: "button", onclick: again }, "Ask again") : null);
 }
@@ -160,8 +161,7 @@ function gaugeCard(answered, plot) {
   // Images of different domains have different thresholds: then each has a scale of its own.
   const alike = answered.every((outcome) => String(thresholdsOf(outcome)) === String(thresholdsOf(answered[0])));
   const scales = alike ? [answered] : answered.map((outcome) => [outcome]);
-  return h("section", { class: "card wide", "aria-label": "Adversarial score" },
-    h("h3", {}, "Adversarial score"),
+  return fold("Adversarial score", "Adversarial score",
     ...scales.flatMap((some) => scale(some, plot)),
     h("p", { class: "fine" },
       "The scale is in log-odds: equal steps multiply the odds. Scores crowd near 0 and near 1, where an even scale would show them, and a threshold among them, as one spot."));
@@ -199,8 +199,7 @@ function omegaCard(answered, plot) {
         h("span", { class: "aways" }, ...comparable.map(({ kind }, k) => h("b", { class: kind }, `${away[n][k]} σ`)))),
       plot(omega(part, series, range, label), "chart plot"));
   });
-  return h("section", { class: "card wide", "aria-label": "Regulation signals" },
-    h("h3", {}, "Regulation signals, beside the model’s clean reference"),
+  return fold("Regulation signals, beside the model’s clean reference", "Regulation signals",
     h("ul", { class: "legend" },
       h("li", {}, h("i", { class: "key line" }), `mean of ${model.reference.images.toLocaleString("en")} clean images; channels sorted by it`),
       ...comparable.map(({ image, index, kind }) => h("li", {}, key(kind, index), image.name))),
@@ -216,7 +215,7 @@ function distance(values, part) {
   return mean < 10 ? mean.toFixed(1) : String(Math.round(mean));
 }
 
-function doneCard({ image, answer, took, model, index, kind }, two) {
+function doneCard({ image, answer, took, model, index, kind, copy }, two) {
   const { image: prepared, adversarial } = answer.results[0];
   const { decode, queue, inference, total } = answer.timing_ms;
   const stages = [["decode", decode], ["queue", queue], ["inference", inference], ["rest", Math.max(0, total - decode - queue - inference)]];
@@ -227,9 +226,10 @@ function doneCard({ image, answer, took, model, index, kind }, two) {
   }));
   const title = two ? h("h3", {}, key(kind, index), `Done to ${image.name}`) : null;
   const facts = h("dl", { class: "facts" },
-    h("dt", {}, "File"), h("dd", {}, `${prepared.format}, ${prepared.width} × ${prepared.height}, ${bytes(image.blob.size)}`),
+    h("dt", {}, "File"), h("dd", {}, `${prepared.format}, ${prepared.width} × ${prepared.height}, ${words.bytes((copy ?? image).blob.size)}`),
+    ...(copy ? [h("dt", {}, "Before"), h("dd", {}, words.original(copy, image.blob.size))] : []),
     h("dt", {}, "Prepared"), h("dd", {}, words.preprocessing(prepared, model.size)),
-    h("dt", {}, "Calibrated"), h("dd", {}, words.calibration(adversarial)),
+    h("dt", {}, "Calibrated"), h("dd", {}, copy ? "Of the copy: " : "", words.calibration(adversarial)),
     h("dt", {}, "Model"), h("dd", {}, `${answer.model.name}, version ${answer.model.version}${model.modes.length > 1 ? `, mode ${answer.mode}` : ""}`),
     h("dt", {}, "Request"), h("dd", {}, h("code", {}, answer.request_id)));
   const times = h("div", {},
@@ -241,5 +241,3 @@ function doneCard({ image, answer, took, model, index, kind }, two) {
     h("section", { class: "card", "aria-label": "Preparation" }, h("h3", {}, "What was done to it"), facts),
     h("section", { class: "card", "aria-label": "Times" }, h("h3", {}, "Where the time went"), times));
 }
-
-const bytes = (n) => (n < 10_000 ? `${n.toLocaleString("en")} bytes` : n < 1e6 ? `${Math.round(n / 1000)} kB` : `${(n / 1e6).toFixed(1)} MB`);

@@ -59,11 +59,68 @@ export function meaning({ verdict, target_fpr: targets, calibrated }) {
   }
 }
 
+// Why no threshold speaks for an image, by the reason that the server gives.
+const WHY = {
+  resized: "It was scaled to what the model takes, and scaling changes the fine detail that the detector looks at.",
+  lossy: "JPEG and WebP change the fine detail that the detector looks at.",
+  "colour palette": "Its file holds a palette, so neighbouring colours were merged before.",
+  "1-bit image": "Its file holds black and white alone.",
+  "colour profile": "Its colours had to be converted by the profile in its file.",
+  "few colours": "It has fewer colours than photographs: a drawing, a screenshot, text or an even area.",
+  "more colours than reference images have": "Nearly every pixel has a colour of its own, as in noise.",
+  "grey levels without any gap": "Its grey levels are more even than those of photographs.",
+  "grey levels are missing": "Some grey levels are missing, as after stretching the contrast.",
+  "grey levels are spread evenly": "Its grey levels are spread evenly, as in noise.",
+  "grey levels are used unevenly": "Some grey levels are used far more than their neighbours, as after posterising or equalising.",
+  "hardly any pixel differs from its neighbours": "It is very smooth, as after blurring, denoising or scaling up.",
+  "most pixels differ from all their neighbours": "Nearly every pixel stands alone, as in noise.",
+  "no pixel stands out": "It has hardly any edge.",
+  "single pixels stand out": "Single pixels stand out, as by salt-and-pepper noise or in line drawings.",
+  "no pixel's colour stands out": "Its colours are very even.",
+  "the colour of single pixels stands out": "The colours of single pixels stand out, as by a sensor's noise.",
+  "less fine detail than reference images have": "It is soft: blurred, strongly compressed or scaled up.",
+  "more fine detail than reference images have": "It is full of fine detail: sharpened, noisy or scaled down without smoothing.",
+  "less fine detail in colour than reference images have": "It has hardly any colour: a grey picture, or one whose colours were compressed.",
+  "fine detail in colour, as of noise": "Its colours are noisy, as in the dark.",
+};
+
 export function calibration({ calibrated, domain, why }) {
   const of = domain ? `: it is one of the domain “${domain}” that they were set on` : "";
   return calibrated
     ? `The thresholds speak for this image${of}.`
-    : `The thresholds were not set on images like this one (${why}): take the verdict as a hint.`;
+    : `The thresholds were not set on images like this one (${why}): take the verdict as a hint.${WHY[why] ? ` ${WHY[why]}` : ""}`;
+}
+
+export const bytes = (n) => (n < 10_000 ? `${n.toLocaleString("en")} bytes` : n < 1e6 ? `${Math.round(n / 1000)} kB` : `${(n / 1e6).toFixed(1)} MB`);
+
+const sized = ([width, height]) => `${width} × ${height}`;
+
+export function shrunk({ from, to }) {
+  return (
+    `The server takes no file as large as this one, so this page sent a smaller copy, a JPEG of ${sized(to)} in place of ${sized(from)}. ` +
+    "The verdict is about the copy: shrinking takes fine detail away, and with it most of what an attack adds."
+  );
+}
+
+export const original = ({ from }, size) => `${sized(from)}, ${bytes(size)}; a smaller copy was sent`;
+
+export function named(result, withShare = true) {
+  // The class, for the first line of a verdict.
+  const best = result.predictions[0];
+  return best ? [best.label, withShare && likely(best)].filter(Boolean).join(" ") : "no class";
+}
+
+export const found = (result) => `${named(result)}, ${result.adversarial.verdict}`;
+
+export function redTeam({ attack, eps, step, steps, surrogates, label, fooled }) {
+  // How an example's twin was made, as terms and what there is to say.
+  const onto = surrogates.join(" and ");
+  return [
+    ["Attack", `${attack}: ${steps} steps of gradient ascent on the loss, each of at most ${step} of 255 levels`],
+    ["Budget", `eps ${eps}/255: no colour of any pixel is further than ${eps} levels from the original`],
+    ["Made on", `${onto}, which had no part in the training of this model: the attacker has not seen it (transfer)`],
+    ["There", ...fooled.map(([name, before, after]) => `${name}: ${before} → ${after}${before === label ? "" : ` (it is ${label})`}`)],
+  ];
 }
 
 export function chance({ probability, prior }) {
@@ -91,42 +148,59 @@ export function preprocessing(facts, size) {
   return cropped ? cropped + scaled : scaled.replace("s", "S");
 }
 
+// Title, and what to do.
+const SMALLER = "Take a smaller one, or save it again with less quality.";
+const EXPORT = "Open it in a program that shows images and export it as PNG or JPEG.";
+const LATER = "Wait a moment, then ask again.";
+const OPERATOR = "Ask again; if it stays, tell whoever runs the server, with the id below.";
 const ERRORS = {
-  "unsupported-media": "That is not a PNG, JPEG or WebP image.",
-  "undecodable-image": "The image is broken: it is cut short or damaged.",
-  "image-too-large": "The image has too many pixels.",
-  "image-too-small": "The image is too small.",
-  "image-rejected": "The server does not answer images like this one.",
-  "animated-image": "The image is animated: there is no telling which of its frames is meant.",
-  "body-too-large": "The file is too large.",
-  "missing-image": "The file is empty.",
-  "unknown-model": "The chosen model is no longer there.",
-  "unknown-mode": "The model that answers has no such operating mode.",
-  "not-ready": "The model is still being loaded.",
-  "queue-full": "The server has its hands full.",
-  "deadline-exceeded": "The answer took too long.",
-  "engine-unavailable": "What runs the model cannot be reached.",
-  "engine-fault": "The model failed on this image. That is never called clean.",
-  internal: "Something went wrong in the server.",
+  "unsupported-media": ["That is not a PNG, JPEG or WebP image.", EXPORT],
+  "undecodable-image": ["The image is broken: it is cut short or damaged.", `Fetch it anew, or: ${EXPORT}`],
+  "image-too-large": ["The image has too many pixels.", SMALLER],
+  "image-too-small": ["The image is too small.", "Take a larger one: there is too little in it to judge."],
+  "image-rejected": ["The server does not answer images like this one.", "That is the policy of whoever runs it: take another image, or ask them."],
+  "animated-image": ["The image is animated: there is no telling which of its frames is meant.", "Save the frame that you mean as an image of its own."],
+  "body-too-large": ["The file is too large.", SMALLER],
+  "missing-image": ["The file is empty.", "Choose it anew: it may not have been downloaded yet."],
+  "unknown-model": ["The chosen model is no longer there.", "Choose another at the top of the page."],
+  "unknown-mode": ["The model that answers has no such operating mode.", "Choose another mode."],
+  "rate-limited": ["Too many questions in a short time.", LATER],
+  "repeated-queries": ["Nearly the same image was asked about too often.", "Wait, or ask about other images: attacks ask like this."],
+  "queue-share-taken": ["Too many of your images are waiting already.", LATER],
+  "too-many-connections-of-client": ["Too many connections from your address.", "Close other tabs of this page, then ask again."],
+  "not-ready": ["The model is still being loaded.", LATER],
+  "queue-full": ["The server has its hands full.", LATER],
+  "deadline-exceeded": ["The answer took too long.", "Ask again, or take a smaller image."],
+  "engine-unavailable": ["What runs the model cannot be reached.", OPERATOR],
+  "engine-fault": ["The model failed on this image. That is never called clean.", OPERATOR],
+  internal: ["Something went wrong in the server.", OPERATOR],
 };
 const BY_STATUS = {
-  401: "The server wants a key that it knows.",
-  403: "This key does not allow that.",
-  429: "Too many questions in a short time.",
+  401: ["The server wants a key that it knows.", "Enter one above; the image is asked about again then."],
+  403: ["This key does not allow that.", "Use another key."],
+  413: ["The file is too large.", SMALLER],
+  429: ["Too many questions in a short time.", LATER],
+  503: ["The server cannot answer now.", LATER],
+  504: ["The answer took too long.", LATER],
 };
+const OFFLINE = ["This device is offline.", "Connect it, then ask again."];
+const GONE = ["The server could not be reached.", "See whether it still runs and whether this device reaches it, then ask again."];
+export const STOPPED = { title: "Not asked about.", todo: "It was stopped before.", said: "", again: true };
+const HEIC = ["HEIC photos are not taken.", "Export it as JPEG; on an iPhone, Settings, Camera, Formats, “Most Compatible” takes JPEG from now on."];
 
-export function problem(document, retryAfter) {
-  // A problem document (RFC 9457), or {status: 0} where no answer came, to a title, further sentences, and whether
-  // asking again can help.
+export function problem(document, retryAfter, { name = "", type = "", online = true } = {}) {
+  // A problem document (RFC 9457), or {status: 0} where no answer came, to a title, what to do, further sentences, and
+  // whether asking again can help. The file's name and type tell a photo that no browser opens.
   if (document.status === 0) {
-    return { title: "The server could not be reached.", said: "", again: true };
+    const [title, todo] = online ? GONE : OFFLINE;
+    return { title, todo, said: "", again: true };
   }
   const slug = String(document.type || "").replace("urn:awnet:problem:", "");
-  const title = ERRORS[slug] || BY_STATUS[document.status] || document.title || `The server answered ${document.status}.`;
-  const detail = document.detail ? `The server said: ${document.detail}.` : "";
+  const heic = slug === "unsupported-media" && (/\.hei[cf]$/i.test(name) || /hei[cf]/.test(type));
+  const [title, todo] = heic ? HEIC : (ERRORS[slug] ?? BY_STATUS[document.status] ?? [document.title || `The server answered ${document.status}.`, OPERATOR]);
   const again = [429, 503, 504].includes(document.status);
-  const wait = again && retryAfter ? ` Try again in ${retryAfter === "1" ? "a second" : `${retryAfter} seconds`}.` : "";
-  return { title, said: detail + wait, again };
+  const wait = again && retryAfter ? `Try again in ${retryAfter === "1" ? "a second" : `${retryAfter} seconds`}.` : "";
+  return { title, todo: wait ? (todo === LATER ? wait : `${todo} ${wait}`) : todo, said: document.detail ? `The server said: ${document.detail}.` : "", again };
 }
 
 export function difference({ most, share, times }) {
@@ -141,13 +215,20 @@ export function spoken(name, answer) {
   return `${name}: ${given}; ${class_}.`;
 }
 
+export function counted(outcomes) {
+  // Of several images, for a screen reader.
+  const all = outcomes.map(({ answer, problem }) => answer?.results[0].adversarial.verdict ?? (problem ? "not answered" : "waiting"));
+  const kinds = [...new Set(all)].map((kind) => `${all.filter((other) => other === kind).length} ${kind}`);
+  return `${all.length} images: ${kinds.join(", ")}.`;
+}
+
 export function recent(bins, names, thresholds) {
   const sums = names.map((_, k) => bins.reduce((sum, bin) => sum + bin[k], 0));
   const all = sums.reduce((a, b) => a + b, 0);
   if (all === 0) return "No image was judged in the last five minutes.";
   const of = Object.fromEntries(names.map((name, k) => [name, sums[k]]));
   const flagged = (of.suspicious + of.adversarial) / all;
-  const expected = thresholds
+  const expected = thresholds?.suspicious
     ? [` (${rate(thresholds.suspicious.fpr)} expected if all are clean)`, ` (${rate(thresholds.adversarial.fpr)})`]
     : ["", ""];
   return (

@@ -74,7 +74,7 @@ def test_the_page_asks_for_a_key_and_uses_it(visit: Visit, locked: Running, imag
     soon(page.locator("#model-name")).to_have_text("awnet, version 1")
     soon(page.locator("#key-name")).to_have_text("Known as everything.")
     choose(page, image("mine.png", 0.9))
-    assert page.locator(".verdict h3").inner_text() == "Adversarial"
+    assert page.locator(".verdict h3").inner_text().startswith("Adversarial")
     assert page.locator(".omegas li").count() == 3
     page.reload()
     soon(page.locator("#model-name")).to_have_text("awnet, version 1")
@@ -124,7 +124,7 @@ def test_a_key_that_is_revoked_is_asked_for_anew(visit: Visit, locked: Running, 
         choose(page, image("mine.png", 0.2))
         assert "The server wants a key" in page.locator(".problem").inner_text()
         enter(page, "everything")
-        soon(page.locator(".verdict h3")).to_have_text("Clean")
+        soon(page.locator(".verdict h3")).to_contain_text("Clean")
     finally:
         write(keys, before)
 
@@ -146,7 +146,7 @@ def test_the_page_shows_what_its_visitor_is_told(
     soon(page.locator("#key")).to_be_hidden()
     choose(page, image("mine.png", 0.9))
     card = page.locator(".verdict")
-    assert card.locator("h3").inner_text() == "Adversarial"
+    assert card.locator("h3").inner_text().startswith("Adversarial")
     assert re.search(score, card.inner_text()) and ("score" in card.inner_text()) == bool(score)
     cell = page.locator(".classes tbody tr").first.locator(".number").inner_text()
     assert re.fullmatch(best, cell)
@@ -158,13 +158,34 @@ def test_the_page_shows_what_its_visitor_is_told(
     assert spoken.startswith("mine.png: adversarial") and "undefined" not in spoken
 
 
+def test_images_are_chosen_where_they_always_are_while_a_key_is_asked_for(
+    visit: Visit, locked: Running, served: Running, image: Image
+) -> None:
+    """The form stands beside them, and a key can be pasted into it; what was asked before is answered with the key."""
+    box = visit().locator("#drop .button").bounding_box()
+    page = visit(REFUSED, locked.url)
+    soon(page.locator("#key")).to_be_visible()
+    assert page.locator("#drop .button").bounding_box() == box
+    soon(page.locator("#drop-locked")).to_have_text("The server wants a key first.")
+    choose(page, image("mine.png", 0.2))
+    assert "Enter one above" in page.locator(".problem").inner_text()
+    page.locator("#key-value").focus()
+    prevented = """() => !document.activeElement.dispatchEvent(
+        new ClipboardEvent("paste", {clipboardData: new DataTransfer(), bubbles: true, cancelable: true}))"""
+    assert page.evaluate(prevented) is False
+    enter(page, "everything")
+    soon(page.locator(".verdict h3")).to_contain_text("Clean")
+    assert page.locator("#drop .button").bounding_box() == box
+    soon(page.locator("#drop-locked")).to_be_hidden()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_form_for_a_key_is_accessible(visit: Visit, locked: Running, scheme: str) -> None:
-    """axe-core has nothing serious to say, and 320 pixels are enough."""
+    """axe-core has nothing to say, and 320 pixels are enough."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python")
     page = visit(REFUSED, locked.url, color_scheme=scheme, viewport={"width": 320, "height": 700}, bypass_csp=True)
     enter(page, "wrong")
     soon(page.get_by_role("alert")).to_be_visible()
     found = axe.Axe().run(page).response["violations"]
-    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import orjson
 import pytest
 
+from domain.statistics import REASONS
 from server.access.caller import ANYBODY, Caller
+from server.core.bundled import EXAMPLES as EXAMPLES_FOLDER
+from server.core.codecs.file import UNUSUAL
 from server.core.contract import parse
 from server.core.engine import Model
+from server.core.images import Altered
 from server.http.page import ASSETS, Page
 from server.monitoring.verdict_history import VerdictHistory
 from tests.server.tiny import Running, contract_of, encoded, graph, plain
@@ -68,7 +74,7 @@ def test_the_files_are_small_and_all_served(page: Page) -> None:
     for name in NAMES:
         reply = page.answer("/" if name == "index.html" else f"/page/{name}", {})
         assert reply is not None and reply[0] == 200 and reply[2] == (ASSETS / name).read_bytes()
-    assert sum((ASSETS / name).stat().st_size for name in NAMES) < 80_000
+    assert sum((ASSETS / name).stat().st_size for name in NAMES) < 90_000
 
 
 def test_a_browser_that_has_a_file_is_not_sent_it_again(page: Page) -> None:
@@ -152,6 +158,33 @@ def test_examples_come_in_pairs_and_large_files_are_left_out(tmp_path: Path) -> 
     assert [e["name"] for e in orjson.loads(reply[2])["examples"]] == ["a"]
     assert page.answer("/page/examples/a-adversarial.png", {}) is not None
     assert page.answer("/page/examples/lone.png", {}) is None
+
+
+def test_how_a_twin_was_made_is_told_of_the_file_that_was_made_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the committed ones all; of a file that was changed since, or a recipe that cannot be read, nothing."""
+    listed = orjson.loads(Page(dict, "awnet", VerdictHistory()).answer("/page/examples.json", {})[2])["examples"]
+    assert all(example["made"]["attack"] == "pgd_trades" and example["made"]["eps"] == 8 for example in listed)
+    ship = next(example for example in listed if example["name"] == "ship")["made"]
+    assert (ship["label"], ship["fooled"], ship["steps"]) == ("ship", [["pyautoattack", "ship", "airplane"]], 20)
+    for name in ("ship.png", "ship-adversarial.png", "cat.png", "twins.json"):
+        shutil.copy(EXAMPLES_FOLDER / name, tmp_path / name)
+    shutil.copy(tmp_path / "ship.png", tmp_path / "cat-adversarial.png")
+    for recipe, expected in ((None, [False, True]), (b"{}", [False, False]), (b"[", [False, False])):
+        if recipe is not None:
+            (tmp_path / "twins.json").write_bytes(recipe)
+        page = Page(dict, "awnet", VerdictHistory(), tmp_path)
+        given = orjson.loads(page.answer("/page/examples.json", {})[2])["examples"]
+        assert [example["made"] is not None for example in given] == expected
+    assert len(caplog.messages) == 2 and all("does not say how the examples were made" in m for m in caplog.messages)
+
+
+def test_every_reason_for_no_threshold_has_words() -> None:
+    """Those of the statistics, of files, and of contracts without domains."""
+    reasons = {reason for pair in REASONS.values() for reason in pair} | {*UNUSUAL, *get_args(Altered)}
+    table = (ASSETS / "words.js").read_text("utf-8").partition("const WHY = {")[2].partition("};")[0]
+    assert set(re.findall(r'^  "?([^":]+)"?: "', table, re.MULTILINE)) == reasons
 
 
 def test_without_examples_there_is_still_a_page(tmp_path: Path) -> None:
