@@ -93,7 +93,8 @@ async def crowd(bench: Bench) -> Result:
     result = Result(
         f"{CROWD} clients that send a byte a second and {CROWD} silent ones; a good client before and beside"
     )
-    settings = {"max_connections_per_client": 0, "header_seconds": 60, "body_seconds": 60}
+    settings: dict[str, Any] = {"max_connections_per_client": 0, "connections_per_second_per_client": 0}
+    settings |= {"header_seconds": 60, "body_seconds": 60}
     span = min(10.0, bench.seconds)
     with Front(bench.folder, repository=bench.repository, **settings) as front:
         await front.until_ready()

@@ -38,6 +38,7 @@ from .http.arrival import Arrivals
 from .http.connection import Connection
 from .http.front import Front
 from .http.metrics_port import create_metrics
+from .http.pace import Pace
 from .listening import bind, listen_all
 from .monitoring import request_log
 from .monitoring.clients import TopClients
@@ -99,7 +100,13 @@ class Port(uvicorn.Server):
             front.proxies if settings.proxy_protocol and self.BEHIND_PROXIES else None,
             certificates,
         )
-        self._acceptor = Acceptor(listening, lambda: len(state.connections), arrivals, peers)
+        pace = Pace(
+            settings.connections_per_second,
+            settings.connections_per_second_per_client,
+            front.proxies,
+            front.refused_connection,
+        )
+        self._acceptor = Acceptor(listening, lambda: len(state.connections), arrivals, peers, pace)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
@@ -282,11 +289,13 @@ def open_ports(settings: Settings) -> dict[str, list[socket.socket]]:
     return listen_all(settings.http_ports, *settings.protected)
 
 
-def certificates_of(settings: Settings) -> Certificates | None:
-    """What the ports speak TLS with; None where they do not. Raises StartupError."""
+def certificates_of(settings: Settings, metrics: Metrics) -> Certificates | None:
+    """What the ports speak TLS with, and `metrics` of it; None where they do not. Raises StartupError."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    found = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, metrics.certificate_read)
+    metrics.follow_certificate(lambda: found.current.not_after)
+    return found
 
 
 def serve(settings: Settings, assignment: Assignment | None = None) -> int:
@@ -298,8 +307,8 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     begin_logging(settings, assignment.member.number if assignment else None)
     try:
         sockets = {} if assignment else open_ports(settings)  # first: whoever is in the way is said at once
-        certificates = certificates_of(settings)
         service = make_service(settings, assignment)
+        certificates = certificates_of(settings, service.metrics)
     except AWNetError as error:
         log.critical("%s: %s", error.title, error.detail)
         return 2

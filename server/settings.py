@@ -184,6 +184,12 @@ class Settings(BaseSettings):
     max_connections_per_client: int = Field(
         256, ge=0, description="Most of them of one client, an IPv4 address or an IPv6 /64; 0 is no limit."
     )
+    connections_per_second: float = Field(
+        1000.0, ge=0, le=1e6, description="Most new connections that a port takes in a second; 0 is no limit."
+    )
+    connections_per_second_per_client: float = Field(
+        250.0, ge=0, le=1e6, description="Most of them of one client; further ones wait up to a second. 0 is no limit."
+    )
     max_header_bytes: int = Field(
         32 << 10, ge=1024, description="Largest header of a request, its first line included."
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from .core.regular_files import read_regular
 from .errors import StartupError
@@ -25,6 +26,8 @@ CHECK_SECONDS = 1.0
 MAX_FILE_BYTES = 1 << 20
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all of that kind
 EXPIRES_SOON_SECONDS = 14 * 86_400
+
+CertificateRead = Literal["loaded", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Certificates:
         chain: PEM file: the certificate, then what signed it.
         key: PEM file of its private key, not encrypted.
         client_ca: PEM file of the authorities whose clients are let in; None lets in all.
+        on_read: told what became of changed files.
         clock: seconds, monotonic.
 
     Raises:
@@ -57,9 +61,15 @@ class Certificates:
     """
 
     def __init__(
-        self, chain: Path, key: Path, client_ca: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        chain: Path,
+        key: Path,
+        client_ca: Path | None = None,
+        on_read: Callable[[CertificateRead], None] = lambda result: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = [chain, key, *([client_ca] if client_ca else [])]
+        self._on_read = on_read
         self._clock = clock
         self._checked = clock()
         self._seen = self._fingerprint()
@@ -84,7 +94,9 @@ class Certificates:
             self._current = self._load()
         except StartupError as error:
             log.error("the new TLS certificate is not used, the one before it stays: %s", error.detail)
+            self._on_read("refused")
             return
+        self._on_read("loaded")
         log.info("the TLS certificate was replaced; valid until %s", _date(self._current.not_after))
         _warn_of_expiry(self._current)
 

@@ -392,6 +392,26 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             one(f"max by (instance) (process_open_fds{{{S}}} / process_max_fds{{{S}}})", "{{instance}}"),
             steps=((0.8, RED),),
         ),
+        Panel(
+            "Waiting to be decoded by processes",
+            "Pixels of images that are not cheap to decode, as a part of those that may wait: at 1 further ones get "
+            "503.",
+            "percentunit",
+            one(f"max by (instance) (awnet_decode_queue_pixels{{{S}}} / awnet_decode_queue_capacity_pixels{{{S}}})"),
+            steps=((0.5, ORANGE), (0.9, RED)),
+        ),
+        Panel(
+            "Decoding processes at work",
+            "Processes that decode an image now; AWNET_DECODE_WORKERS of each worker at most.",
+            "short",
+            one(f"sum by (instance) (awnet_decode_busy_processes{{{S}}})", "{{instance}}"),
+        ),
+        Panel(
+            "Decoding processes that were ended",
+            "In the last interval, by why: too slow and crashed are images that somebody sends on purpose.",
+            "short",
+            one(f"sum by (why) (increase(awnet_decode_process_ends_total{{{S}}}{R}))", "{{why}}"),
+        ),
     ),
     "Model and engine": (
         Panel(

@@ -30,6 +30,9 @@ HEALTHY = {
     f'awnet_reloads_total{{{AWNET},model="awnet",result="loaded"}}': "0+0x30 1+0x570",
     f'awnet_keys_reads_total{{{AWNET},result="refused"}}': "0+0x600",
     f'awnet_keys_reads_total{{{AWNET},result="loaded"}}': "0+0x30 1+0x570",
+    f'awnet_certificate_reads_total{{{AWNET},result="refused"}}': "0+0x600",
+    f'awnet_certificate_reads_total{{{AWNET},result="loaded"}}': "0+0x30 1+0x570",
+    f"awnet_certificate_expiry_timestamp_seconds{{{AWNET}}}": f"{90 * 86_400}+0x600",
     f"awnet_queue_images{{{AWNET}}}": "10+0x600",
     f"awnet_queue_capacity_images{{{AWNET}}}": "256+0x600",
     f'awnet_requests_total{{{PREDICT},code="200"}}': "0+600x600",
@@ -160,6 +163,22 @@ CASES = [
         firing=(63,),
     ),
     Case("AWNetKeysRefused", {name("awnet_keys_reads_total", 'result="loaded"'): "0+1x100"}, quiet=(20, 60)),
+    Case(
+        "AWNetCertificateRefused",
+        {name("awnet_certificate_reads_total", 'result="refused"'): "0+0x60 1+0x100"},
+        quiet=(58, 80),
+        firing=(63,),
+    ),
+    Case("AWNetCertificateRefused", {name("awnet_certificate_reads_total", 'result="loaded"'): "0+1x100"}, quiet=(20,)),
+    # promtool's clock begins at 0; the certificate is replaced at minute 100 by one of 90 days.
+    Case(
+        "AWNetCertificateExpires",
+        {name("awnet_certificate_expiry_timestamp_seconds"): f"{14 * 86_400 + 1800}+0x99 {90 * 86_400}+0x400"},
+        quiet=(28, 105),
+        pending=(32,),
+        firing=(40, 99),
+    ),
+    Case("AWNetCertificateExpires", {name("awnet_certificate_expiry_timestamp_seconds"): "0+0x600"}, quiet=(20, 500)),
     Case(
         "AWNetQueueFilling",
         {name("awnet_queue_images"): "10+0x9 250+0x10 10+0x20"},

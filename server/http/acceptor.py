@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from ..listening import listens
+from .pace import Pace
 
 log = logging.getLogger("awnet")
 
@@ -47,6 +48,7 @@ class Acceptor:
         open_connections: how many this process has, without those that are being set up.
         arrive: sets a new connection up.
         peers: of this process, if it has any.
+        pace: of new connections; None: as they come.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Acceptor:
         open_connections: Callable[[], int],
         arrive: Callable[[socket.socket], Coroutine[Any, Any, None]],
         peers: Peers | None = None,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace
         self._listening = listening
         self._open_connections = open_connections
         self._arrive = arrive
@@ -117,7 +121,7 @@ class Acceptor:
     def _take(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            connection, _ = listening.accept()
+            connection, address = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another process has it
         except OSError as error:
@@ -130,12 +134,24 @@ class Acceptor:
         if self._full:
             self._full = False
             log.warning("connections are taken again")
+        wait = 0.0 if self._pace is None else self._pace.wait(str(address[0]))
+        if wait is None:
+            connection.close()
+            return
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = loop.create_task(self._arrive(connection))
+        task = loop.create_task(self._arrive_later(wait, connection) if wait else self._arrive(connection))
         self._taken.add(task)
         task.add_done_callback(self._set_up)
         self.post()
+
+    async def _arrive_later(self, seconds: float, connection: socket.socket) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+        await self._arrive(connection)
 
     def _set_up(self, task: asyncio.Task[Any]) -> None:
         self._taken.discard(task)

@@ -6,6 +6,7 @@ decoding of a small image; health, metrics and the documents are ordinary FastAP
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +34,8 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
-from ..settings import Settings
 from . import openapi, page, upload
+from .caching import matches, tag_of
 from .cors import Cors
 from .description import described
 from .disclosure import check
@@ -56,6 +57,9 @@ NEEDED: Mapping[str, KeyScope | None] = {
     "/metrics": "metrics",
 }
 
+MAX_RANGES = 64  # of an Accept header; browsers send eight
+INLINE_RESULTS = 16  # more results, or more than one with all signals, are written on another thread
+
 _JSON_RANGES = (JSON, b"application/*", b"*/*")
 _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 
@@ -65,7 +69,6 @@ def create_app(service: Service) -> PublicFront:
     app = _Routes(
         model=service.settings.model,
         by_keys=service.access.by_keys,
-        admin_url=_admin_url(service.settings),
         title="AW-Net server",
         description="Which class, and was the image tampered with?",
         docs_url=None,  # its page loads scripts from another host
@@ -100,7 +103,13 @@ def create_app(service: Service) -> PublicFront:
     async def model(request: HTTPRequest) -> Response:
         name, version = parse_model_query(request.scope["query_string"])
         settings = service.settings
-        return _json(described(service.models.find(name, version), settings.prior, service.default_mode))
+        told = orjson.dumps(described(service.models.find(name, version), settings.prior, service.default_mode))
+        tag = tag_of(told)
+        # It changes with a reload; a key may have another default mode, so no cache between gives it to others.
+        headers = {"cache-control": "private, no-cache", "etag": tag.decode()}
+        if matches(request.headers.get("if-none-match", "").encode("latin-1"), tag):
+            return Response(status_code=304, headers=headers)
+        return Response(told, headers=headers, media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
@@ -112,14 +121,6 @@ def create_app(service: Service) -> PublicFront:
     return PublicFront(app, service)
 
 
-def _admin_url(settings: Settings) -> str | None:
-    """Where the admin port is; None where it is off, or at a port that was not chosen."""
-    if not settings.admin_port:
-        return None
-    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
-    return f"{'https' if settings.tls_certificate else 'http'}://{host}:{settings.admin_port}"
-
-
 def needed(path: str) -> KeyScope | None:
     """The scope that a path needs, the page's own files aside."""
     return NEEDED.get(path, "predict")
@@ -128,11 +129,10 @@ def needed(path: str) -> KeyScope | None:
 class _Routes(FastAPI):
     """FastAPI without its error handlers: errors reach `Front` as exceptions, which answers all in one form."""
 
-    def __init__(self, *, model: str, by_keys: bool, admin_url: str | None, **options: Any) -> None:
+    def __init__(self, *, model: str, by_keys: bool, **options: Any) -> None:
         super().__init__(**options)
         self._by_keys = by_keys
         self._model = model
-        self._admin_url = admin_url
 
     def build_middleware_stack(self) -> ASGIApp:
         return AsyncExitStackMiddleware(self.router)
@@ -142,7 +142,7 @@ class _Routes(FastAPI):
             schema = get_openapi(
                 title=self.title, version=__version__, description=self.description, routes=self.routes
             )
-            self.openapi_schema = openapi.complete(schema, self._model, self._admin_url)
+            self.openapi_schema = openapi.complete(schema, self._model)
             if self._by_keys:
                 openapi.secured(self.openapi_schema, needed)
         return self.openapi_schema
@@ -237,16 +237,25 @@ class PublicFront(Front):
                 query.classes(len(lease.model.contract.labels))  # refused before any work is done
             with exchange:
                 outcome = await service.run(lease, images, terms, each=True)
-        answer = document(request, query, images, names, outcome, settings.prior)
-        server_timing = ", ".join([f"{stage};dur={value}" for stage, value in answer["timing_ms"].items()])
-        extra = [(b"content-type", JSON), (b"server-timing", server_timing.encode())]
-        await exchange.respond(200, extra, orjson.dumps(answer))
+        given = (request, query, images, names, outcome, settings.prior)
+        if len(images) > (1 if query.signals == "all" else INLINE_RESULTS):
+            extra, answer = await asyncio.to_thread(_written, *given)
+        else:
+            extra, answer = _written(*given)
+        await exchange.respond(200, extra, answer)
 
     def _refusal(self, path: str, error: AWNetError, request_id: str) -> rest.Reply:
         if _is_oip(path):
             return rest.refusal(error, self._service.settings.retry_after_seconds)
         status, headers, body = super()._refusal(path, error, request_id)
         return status, headers + page.HEADERS if self._page is not None and _is_page(path) else headers, body
+
+
+def _written(*given: Any) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer of /predict; see `predict.document`."""
+    answer = document(*given)
+    timing = ", ".join([f"{stage};dur={value}" for stage, value in answer["timing_ms"].items()])
+    return [(b"content-type", JSON), (b"server-timing", timing.encode())], orjson.dumps(answer)
 
 
 def _is_oip(path: str) -> bool:
@@ -263,7 +272,7 @@ def _accepts_json(accept: bytes | None) -> bool:
     if accept is None or accept == b"*/*" or not accept.strip():
         return True
     weights: dict[bytes, bool] = {}
-    for given in accept.lower().split(b","):
+    for given in accept.lower().split(b",", MAX_RANGES)[:MAX_RANGES]:
         media, *parameters = (part.strip() for part in given.split(b";"))
         weights[media] = not any(_NO_WEIGHT.fullmatch(parameter) for parameter in parameters)
     return next((weights[media] for media in _JSON_RANGES if media in weights), False)

@@ -10,7 +10,9 @@ from starlette.types import Message, Receive, Send
 
 from ..errors import BodyTooLarge
 from ..monitoring.request import ObservedRequest
+from .caching import NO_STORE
 
+INLINE_BYTES = 1 << 20  # a larger body is put together on another thread than the event loop's
 DISCONNECT_CHECK_SECONDS = 0.05  # a request that takes twice as long is given up once its client has gone
 
 
@@ -142,7 +144,7 @@ class Exchange:
                 message = await self.receive()
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
-            body = b"".join(chunks)
+            body = b"".join(chunks) if size < INLINE_BYTES else await asyncio.to_thread(b"".join, chunks)
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         self._unread = False
@@ -155,7 +157,7 @@ class Exchange:
         headers = [(b"x-request-id", self._request_id), *extra]
         given = {name for name, _ in extra}
         if b"cache-control" not in given:
-            headers.append((b"cache-control", b"no-store"))
+            headers.append((b"cache-control", NO_STORE))
         if b"content-length" not in given and status != 304:
             headers.append((b"content-length", str(len(body)).encode()))
         if self._close or self._unread:
@@ -168,10 +170,13 @@ class Exchange:
         """`send` for the other routes, with the request id added."""
         if message["type"] == "http.response.start":
             self._request.answered(message["status"])
+            given = message.get("headers", [])
             extra = [(b"x-request-id", self._request_id)]
+            if all(name != b"cache-control" for name, _ in given):
+                extra.append((b"cache-control", NO_STORE))
             if self._close:
                 extra.append((b"connection", b"close"))
-            message["headers"] = [*message.get("headers", []), *extra]
+            message["headers"] = [*given, *extra]
         elif self._head:
             message["body"] = b""
         await self._send(message)

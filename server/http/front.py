@@ -12,7 +12,15 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..access.caller import Scope as KeyScope
-from ..errors import AWNetError, MethodNotAllowed, NotFound, headers_of, problem, status_of
+from ..errors import (
+    AWNetError,
+    MethodNotAllowed,
+    NotFound,
+    TooManyConnectionsOfClient,
+    headers_of,
+    problem,
+    status_of,
+)
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip.rest import Reply
@@ -82,6 +90,10 @@ class Front(ABC):
             status, headers, body = self._refusal("", request.refused(error), request.id)
             request.answered(status)
             return status, [(b"x-request-id", request.id.encode()), *headers, (b"cache-control", b"no-store")], body
+
+    def refused_connection(self) -> None:
+        """Count a connection that was closed before anything was done for it."""
+        self._service.metrics.rejection(TooManyConnectionsOfClient.slug)
 
     def _admit(self, scope: Scope, request: ObservedRequest) -> None:
         """Say who asks, before anything of the body is read. Raises Unauthorized, Forbidden, RateLimited."""

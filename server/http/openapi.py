@@ -49,13 +49,12 @@ VERSION = {
 }
 
 
-def complete(openapi: dict[str, Any], model: str, admin_url: str | None) -> dict[str, Any]:
+def complete(openapi: dict[str, Any], model: str) -> dict[str, Any]:
     """`openapi` with the routes that are not FastAPI's, and with what its own take and give.
 
     Args:
         openapi: as FastAPI makes it.
         model: the name of one that is served.
-        admin_url: of the admin port; None where there is none.
     """
     described: tuple[type[BaseModel], ...] = (Answer, Base64Images, *openapi_paths.SHAPES)
     _, shapes = models_json_schema(
@@ -90,8 +89,7 @@ def complete(openapi: dict[str, Any], model: str, admin_url: str | None) -> dict
             "200": {"description": "In the text format of Prometheus.", "content": {"text/plain": text}}
         }
     paths |= openapi_paths.protocol(model)
-    if admin_url is not None:
-        paths |= openapi_paths.admin(admin_url, model)
+    paths |= openapi_paths.admin(model)
     for methods in paths.values():
         for method in set(methods) - {"servers"}:
             methods[method]["responses"] |= problems({429: PREDICT_PROBLEMS[429]})

@@ -12,6 +12,8 @@ from .schemas import Problem
 
 Scalars = dict[str, str | float | bool]
 
+ADMIN_URL = "http://127.0.0.1:8002"
+
 
 class Open(BaseModel):
     """Members that are not named here may be there, too."""
@@ -249,8 +251,11 @@ def protocol(model: str) -> dict[str, Any]:
     return paths
 
 
-def admin(url: str, model: str) -> dict[str, Any]:
-    """The paths of the admin port, which is at `url`; `model` is the name of one that is served."""
+def admin(model: str) -> dict[str, Any]:
+    """The paths of the admin port; `model` is the name of one that is served.
+
+    Whether there is that port and where is told to nobody here: its address is the one of a server without settings.
+    """
     named = [_in_path("name", "The model's name.", model)]
 
     def call(
@@ -269,7 +274,10 @@ def admin(url: str, model: str) -> dict[str, Any]:
         }
         if body is not None:
             operation["requestBody"] = {"required": True, "content": {JSON: {"schema": ref(body)}}}
-        return {method: operation, "servers": [{"url": url, "description": "The admin port."}]}
+        return {
+            method: operation,
+            "servers": [{"url": ADMIN_URL, "description": "The admin port, where the default has it."}],
+        }
 
     address = {
         "name": "address",

@@ -22,6 +22,7 @@ from ..core.modes import Mode
 from ..core.verdict import significant
 from ..monitoring.verdict_history import VerdictHistory
 from ..oip.rest import Reply
+from .caching import NO_STORE, REVALIDATE, matches, tag_of
 
 log = logging.getLogger("awnet")
 
@@ -64,15 +65,16 @@ HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-# The names of the files do not change with their content, so a browser asks each time and mostly hears 304.
-REVALIDATE, NO_STORE = b"no-cache", b"no-store"
 
 Loaded = Callable[[], Mapping[str, Mapping[int, Model]]]
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """One body that does not change, with its entity tag."""
+    """One body that does not change, with its entity tag.
+
+    The names of the files do not change with their content, so a browser asks each time and mostly hears 304.
+    """
 
     media: bytes
     body: bytes
@@ -153,7 +155,7 @@ class Page:
         given = [*HEADERS, (b"cache-control", cache)]
         if etag:
             given.append((b"etag", etag))
-            if _matches(headers.get(b"if-none-match", b""), etag):
+            if matches(headers.get(b"if-none-match", b""), etag):
                 return 304, given, b""
         return 200, [*given, (b"content-type", media)], body
 
@@ -242,9 +244,4 @@ def _file(path: Path) -> _File:
 
 
 def _tagged(media: bytes, body: bytes) -> _File:
-    return _File(media, body, f'"{hashlib.sha256(body).hexdigest()[:24]}"'.encode())
-
-
-def _matches(header: bytes, etag: bytes) -> bool:
-    """If-None-Match by weak comparison (RFC 9110, sec. 13.1.2)."""
-    return any(tag.strip().removeprefix(b"W/") in (etag, b"*") for tag in header.split(b","))
+    return _File(media, body, tag_of(body))

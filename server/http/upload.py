@@ -26,7 +26,7 @@ FIELD = "image"
 # Unicode's categories of controls, directions of writing, private and unassigned characters, and ends of lines.
 UNSHOWN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 MAX_NAME = 128  # characters of a file name
-INLINE_BYTES = 64 << 10  # JSON of more is read on another thread than the event loop's
+INLINE_BYTES = 64 << 10  # a form or JSON of more is read on another thread than the event loop's
 MAX_OTHER_FIELDS = 8
 MAX_FIELD_SHOWN = 40  # characters of their names
 EMPTY_FILES = 8  # inputs in which nothing was chosen
@@ -59,7 +59,11 @@ async def uploads(content_type: str, body: bytes, max_images: int) -> list[Uploa
     media, _, rest = content_type.partition(";")
     media = media.strip().lower()
     if media == "multipart/form-data":
-        found = _files(_boundary(rest), body, max_images)
+        boundary = _boundary(rest)
+        if len(body) > INLINE_BYTES:
+            found = await asyncio.to_thread(_files, boundary, body, max_images)
+        else:
+            found = _files(boundary, body, max_images)
     elif media == JSON_TYPE:
         if len(body) > INLINE_BYTES:
             found = await asyncio.to_thread(_of_json, body, max_images)

@@ -34,6 +34,7 @@ from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
 from ..findings.delivery import Result as Delivered
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
 from ..guard.guard import WHO, Repeats, Who
+from ..tls import CertificateRead
 from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
@@ -140,6 +141,18 @@ class Metrics(Events):
         self._keys_reads = Counter(
             "awnet_keys_reads",
             "Readings of a changed file of keys: loaded, or refused, where the keys from before stay.",
+            ["result"],
+            registry=registry,
+        )
+        self._certificate_end = Gauge(
+            "awnet_certificate_expiry_timestamp_seconds",
+            "End of the TLS certificate's validity, Unix time; 0 without TLS.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._certificate_reads = Counter(
+            "awnet_certificate_reads",
+            "Readings of changed files of the TLS certificate: loaded, or refused, where the one from before stays.",
             ["result"],
             registry=registry,
         )
@@ -405,6 +418,16 @@ class Metrics(Events):
     def keys_read(self, result: KeysRead) -> None:
         """The file of keys has changed and was read."""
         self._keys_reads.labels(result).inc()
+
+    def follow_certificate(self, not_after: Callable[[], float]) -> None:
+        """Ports speak TLS; `not_after` is the end of the certificate of this moment."""
+        self._certificate_end.set_function(not_after)
+        for result in get_args(CertificateRead):
+            self._certificate_reads.labels(result)
+
+    def certificate_read(self, result: CertificateRead) -> None:
+        """Files of the certificate have changed and were read."""
+        self._certificate_reads.labels(result).inc()
 
     def guarded(self, found: Iterable[Repeats]) -> None:
         """What the query guard says of the images of one request."""

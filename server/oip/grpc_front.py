@@ -264,7 +264,7 @@ async def _answer(service: Service, calls: Calls, name: str, kind: Any, messages
             with calls.one(client):
                 async with calls.message(client, context, service.settings.body_seconds) as body:
                     values = protocol.most_values(service) if kind is INFER else 0
-                    if len(body) > protocol.INLINE_BYTES:
+                    if len(body) > protocol.INLINE_BYTES or not wire.few(body, wire.INFER if values else wire.PLAIN):
                         message = await asyncio.to_thread(_read, kind, body, values)
                     else:
                         message = _read(kind, body, values)
@@ -283,13 +283,13 @@ def _read(kind: Any, body: bytes, values: int) -> Any:
     Args:
         values: that the images of a request can need.
     """
-    infers = kind is INFER
+    infers, large = kind is INFER, len(body) > protocol.INLINE_BYTES
     wire.check(body, values, wire.INFER if infers else wire.PLAIN)
     try:
         message = kind.FromString(body)
     except DecodeError:
         raise RequestError(f"the message is no {kind.DESCRIPTOR.name}") from None
-    return InferCall(message.id, infer_request(message)) if infers else message
+    return InferCall(message.id, infer_request(message, large)) if infers else message
 
 
 async def _unserved(service: Service, calls: Calls, name: str, messages: Any, context: Any) -> None:

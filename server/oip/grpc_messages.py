@@ -18,8 +18,12 @@ DOUBLES = "doubles"  # the response parameter that repeats the others which are 
 _CONTENTS = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
 
 
-def infer_request(message: Any) -> protocol.InferRequest:
-    """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor."""
+def infer_request(message: Any, large: bool = False) -> protocol.InferRequest:
+    """`message` (ModelInferRequest) as the core takes it. Raises RequestError, InvalidTensor.
+
+    Args:
+        large: see `protocol.InferRequest`.
+    """
     limit = protocol.MAX_TENSORS
     if len(message.inputs) > limit or len(message.outputs) > limit:
         raise RequestError(f"more than {limit} inputs or outputs")
@@ -42,6 +46,7 @@ def infer_request(message: Any) -> protocol.InferRequest:
         inputs,
         wanted,
         _parameters(message.parameters),
+        large,
     )
 
 

@@ -6,6 +6,7 @@ computed is decided here, so that the two cannot differ.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import math
@@ -59,13 +60,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `unnamed`."""
+    """An inference request, not yet checked. Without `version` the server chooses; no `outputs` means `unnamed`.
+
+    `large`: its tensors are read on another thread than the event loop's.
+    """
 
     model: str
     version: int | None
     inputs: Sequence[Tensor]
     outputs: Sequence[Wanted] = ()
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,8 @@ async def infer(service: Service, request: InferRequest, max_seconds: float = ma
         mapped = [name for name in names if name in MAPPED]
         if mapped and not maps_scores(lease.model):
             raise InvalidTensor(f"{quoted(lease.model.name)} has no output {mapped[0]!r}: its contract maps no scores")
-        images = _images(service, request.inputs, lease.model.contract.preprocessing.size)
+        given = (service, request.inputs, lease.model.contract.preprocessing.size)
+        images = await asyncio.to_thread(_images, *given) if request.large else _images(*given)
         try:
             outcome = await service.run(lease, images, terms)
         except (ImageError, UnsupportedMedia) as error:

@@ -36,6 +36,7 @@ Reply = tuple[int, Headers, bytes]  # status, headers without Content-Length, bo
 JSON, BINARY = b"application/json", b"application/octet-stream"
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_DIMENSIONS = 8
+INLINE_IMAGES = 8  # the response for more is written on another thread than the event loop's
 # Values, lists, texts and so on of a JSON part beside those of its images.
 MAX_OTHER_PARTS = 1 << 14
 
@@ -136,13 +137,20 @@ async def _infer(
 ) -> Reply:
     limits = _Limits.of(service, service.models.find(name, version).contract.preprocessing.size)
     encoding = headers.get(b"content-encoding", b"identity")
-    given = (name, version, headers.get(HEADER_LENGTH), encoding, body, limits)
-    if len(body) > protocol.INLINE_BYTES or encoding != b"identity":
+    large = len(body) > protocol.INLINE_BYTES or encoding != b"identity"
+    given = (name, version, headers.get(HEADER_LENGTH), encoding, body, limits, large)
+    if large:
         read = await asyncio.to_thread(_read, *given)
     else:
         read = _read(*given)
     answer = await protocol.infer(service, read.request)
+    if answer.outputs[0].shape[0] > INLINE_IMAGES:
+        return await asyncio.to_thread(_written, read, answer)
+    return _written(read, answer)
 
+
+def _written(read: _Read, answer: protocol.InferAnswer) -> Reply:
+    """The response to an inference request, in the form that it asks for."""
     document: dict[str, Any] = {"model_name": answer.model.name, "model_version": str(answer.model.version)}
     if read.id is not None:
         document["id"] = read.id
@@ -219,7 +227,13 @@ class _Limits(NamedTuple):
 
 
 def _read(
-    name: str, version: int | None, header_length: bytes | None, encoding: bytes, body: bytes, limits: _Limits
+    name: str,
+    version: int | None,
+    header_length: bytes | None,
+    encoding: bytes,
+    body: bytes,
+    limits: _Limits,
+    large: bool,
 ) -> _Read:
     """The body of an inference request. Raises RequestError, InvalidTensor, UnsupportedMedia, BodyTooLarge."""
     body = _unpacked(encoding, body, limits.unpacked)
@@ -255,7 +269,8 @@ def _read(
         if "binary_data" in output.parameters:
             binary[output.name] = _flag(output.parameters, "binary_data")
     otherwise = _flag(parameters, "binary_data_output")
-    return _Read(request_id, protocol.InferRequest(name, version, inputs, wanted, parameters), binary, otherwise)
+    request = protocol.InferRequest(name, version, inputs, wanted, parameters, large)
+    return _Read(request_id, request, binary, otherwise)
 
 
 def _tensor(given: dict[str, Any], raw: memoryview) -> tuple[Tensor, int]:

@@ -75,6 +75,7 @@ _OUTPUTS = (
 )
 _VERSION = "the version is the one of the package, in a checkout too"
 _MODE = "the parameter `mode` of request and response"
+_STORE = "no cache may keep what changes by itself"
 CHANGED: dict[str, str] = {
     "predict: ?version=two": "a version that is no number is refused where the query is read, and the answer says why",
     "predict: no content type": "a raw image needs none: its bytes are recognised",
@@ -92,16 +93,18 @@ CHANGED: dict[str, str] = {
     "gRPC ModelInfer: *": f"{_MODE}; doubles once more as text",
     "gRPC Model[MC]*": _OUTPUTS,
     "GET /v2/models/awnet*": _OUTPUTS,
-    "GET /openapi.json": f"the answer of /predict has further fields; GET /model; ?mode=; policies; 429; /v2, the "
-    f"admin port, every refusal; {_VERSION}",
+    "GET /openapi.json": f"{_STORE}; the answer of /predict has further fields; GET /model; ?mode=; policies; "
+    f"429; /v2, the admin port, every refusal; {_VERSION}",
     "GET /docs": "what /openapi.json has, and an upload to try",
     "GET /v2": _VERSION,
     "GET /v2/": _VERSION,
     "gRPC ServerMetadata": _VERSION,
-    "GET /model*": "a model is described",
+    "GET /model*": "a model is described; an entity tag, and no cache keeps it unasked",
     "GET /nothing*": _LIKE_ANY,
     "GET /v2nothing": _LIKE_ANY,
     "GET /v2/health/other": _LIKE_ANY,
+    "GET /v2/health/*": _STORE,
+    "GET /metrics*": _STORE,
     "GET /admin/models on the public port": _LIKE_ANY,
     "GET /page/*": "a refusal on the page's paths has the page's headers; models tell their modes, the server its "
     "largest body, examples how they were made",
@@ -113,10 +116,10 @@ CHANGED: dict[str, str] = {
     "method: * /openapi.json": _HEAD,
     "method: * /metrics": _HEAD,
     "method: * /v2": _HEAD,
-    "method: * /v2/health/*": _HEAD,
+    "method: * /v2/health/*": f"{_HEAD}; {_STORE}",
     "method: * /v2/models/*": _HEAD,
-    "method: * (admin)": _NAMED,
-    "admin: *": f"{_NAMED}; a palette image is not calibrated",
+    "method: * (admin)": f"{_NAMED}; {_STORE}",
+    "admin: *": f"{_NAMED}; {_STORE}; a palette image is not calibrated",
     "metrics *": "every refusal is a rejection, under the route that it was for; gRPC's unserved methods and "
     "admin calls are counted; "
     "renamed metrics come once more at the end, under their old names; a palette image is not calibrated; watched "
@@ -124,8 +127,9 @@ CHANGED: dict[str, str] = {
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
     "readings of a file of keys, decisions of policies, what the query guard finds, findings and misdirected "
     "requests are counted; the processes that decode are told, and what is sent by OTLP",
-    "request log": "every refusal has its reason; admin calls are logged; uncalibrated images are counted by reason; "
-    "the mode of an answer; images that are refused among others are counted by reason",
+    "request log": "every refusal has its reason and the route that it was for; admin calls are logged; "
+    "uncalibrated images are counted by reason; the mode of an answer; images that are refused "
+    "among others are counted by reason",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.

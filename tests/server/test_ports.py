@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks.harness.exchange import exposition
 from benchmarks.harness.processes import free_port
 from server.listening import listen_all
 from tests.server.http.one_port import certificate
@@ -137,6 +139,11 @@ def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) 
             return False
 
     eventually(by_grpc, what="clients of gRPC do, too")
+    with secured.open(secured.metrics_port, "/metrics") as answer:
+        told = exposition(answer.read())
+    assert told['awnet_certificate_reads_total{result="refused"}'] >= 1
+    assert told['awnet_certificate_reads_total{result="loaded"}'] >= 1
+    assert abs(told["awnet_certificate_expiry_timestamp_seconds"] - time.time() - 90 * 86_400) < 3600
 
 
 def _touched(secured: Secured) -> str:

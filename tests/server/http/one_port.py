@@ -20,6 +20,7 @@ from server.http.acceptor import Acceptor
 from server.http.admission import Admission, ConnectionLimits
 from server.http.arrival import Arrivals
 from server.http.connection import Connection
+from server.http.pace import Pace
 from server.listening import listen
 from server.settings import Settings
 from server.tls import Certificates
@@ -57,6 +58,7 @@ class OnePort:
         proxies: TrustedProxies | None = None,
         proxy_protocol: bool = False,
         certificates: Certificates | None = None,
+        pace: Pace | None = None,
         **limits: Any,
     ) -> None:
         self.state = ServerState()
@@ -69,7 +71,7 @@ class OnePort:
         )
         (self._listening,) = listen("127.0.0.1", 0, "--port")
         self.port = self._listening.getsockname()[1]
-        self._acceptor = Acceptor([self._listening], lambda: len(self.state.connections), arrivals)
+        self._acceptor = Acceptor([self._listening], lambda: len(self.state.connections), arrivals, pace=pace)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -96,3 +96,25 @@ def test_before_the_model_is_loaded_it_is_not_described(tmp_path: Path) -> None:
         assert running.http("GET", "/model")[0] == 503
     finally:
         running.close()
+
+
+def test_who_has_the_model_already_is_told_so(small: Small) -> None:
+    """And asks each time: a reload changes it. No cache on the way may hand it to another key."""
+    _, headers, _ = small.http("GET", "/model?version=2")
+    assert headers["cache-control"] == "private, no-cache"
+    for given in (headers["etag"], f'"other", W/{headers["etag"]}', "*"):
+        status, again, empty = small.http("GET", "/model?version=2", {b"if-none-match": given.encode()})
+        assert (status, again["etag"], empty) == (304, headers["etag"], b"")
+    other = small.http("GET", "/model?version=3", {b"if-none-match": headers["etag"].encode()})
+    assert other[0] == 200 and other[1]["etag"] != headers["etag"]
+    assert small.http("HEAD", "/model?version=2")[1]["etag"] == headers["etag"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/health/live", "/v2/health/ready", "/metrics", "/openapi.json", "/v2", "/admin/models", "/admin/detection"],
+)
+def test_what_changes_by_itself_is_kept_nowhere(small: Small, path: str) -> None:
+    """A cache before the server would tell yesterday's readiness."""
+    status, headers, _ = small.http("GET", path)
+    assert (status, headers["cache-control"]) == (200, "no-store")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -32,13 +33,21 @@ RAW = "content_type_overrides:\n" + "".join(
 )
 
 
+class Opened(Running):
+    """With an admin port."""
+
+    def __init__(self, repository: Path) -> None:
+        self.admin_port = free_port()
+        super().__init__(repository, admin_port=self.admin_port, max_body_bytes=1 << 20)
+
+
 @pytest.fixture(scope="module")
-def server(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two versions, and an admin port whose address the document names."""
+def server(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """Two versions, and an admin port."""
     repository = tmp_path_factory.mktemp("repository")
     for version in ("1", "2"):
         publish(repository, version, seed=int(version))
-    running = Running(repository, admin_port=free_port(), max_body_bytes=1 << 20)
+    running = Opened(repository)
     try:
         running.wait_ready()
         yield running
@@ -47,25 +56,30 @@ def server(process: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def document(server: Running) -> dict[str, Any]:
+def document(server: Opened) -> dict[str, Any]:
     found: dict[str, Any] = server.http.get("/openapi.json").json()
     return found
 
 
-def admin_url(document: dict[str, Any]) -> str:
-    url: str = document["paths"]["/admin/models"]["servers"][0]["url"]
-    return url
+def admin_url(server: Opened) -> str:
+    return f"http://127.0.0.1:{server.admin_port}"
+
+
+def test_the_document_tells_nobody_where_the_admin_port_is(server: Opened, document: dict[str, Any]) -> None:
+    """Whoever may read it reads what the port answers, at the address that it has by default."""
+    assert admin_url(server) not in json.dumps(document)
+    assert document["paths"]["/admin/models"]["servers"][0]["url"] == "http://127.0.0.1:8002"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("port", ["public", "admin"])
 def test_what_the_document_allows_is_answered_as_it_says(
-    server: Running, document: dict[str, Any], tmp_path: Path, port: str
+    server: Opened, document: dict[str, Any], tmp_path: Path, port: str
 ) -> None:
     """Schemathesis finds no other status, header or shape, no fault, and nothing that is taken by mistake."""
     which = ["--exclude-path-regex", "^/admin"]
     if port == "admin":
-        which = ["--include-path-regex", "^/admin", "--url", admin_url(document)]
+        which = ["--include-path-regex", "^/admin", "--url", admin_url(server)]
     command = [BIN / "schemathesis", "run", f"{server.url}/openapi.json", *which, CHECKS, "--phases=coverage,fuzzing"]
     command += [f"--max-examples={EXAMPLES}", f"--seed={SEED}", "--no-color", "--continue-on-failure"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
@@ -75,7 +89,7 @@ def test_what_the_document_allows_is_answered_as_it_says(
 
 
 @pytest.fixture(scope="module")
-def generated(document: dict[str, Any], server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def generated(document: dict[str, Any], server: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client that openapi-python-client wrote, as a package."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "config.yaml").write_text(f"{RAW}post_hooks: []\n")
@@ -92,7 +106,7 @@ def generated(document: dict[str, Any], server: Running, tmp_path_factory: pytes
 
 
 @pytest.mark.slow
-def test_a_generated_client_works(generated: Any, server: Running, document: dict[str, Any]) -> None:
+def test_a_generated_client_works(generated: Any, server: Opened, document: dict[str, Any]) -> None:
     """Files, base64, raw bytes; the model; tensors; the admin port."""
 
     def api(name: str) -> Any:
@@ -134,7 +148,7 @@ def test_a_generated_client_works(generated: Any, server: Running, document: dic
     inferred = api(f"{protocol}.model_infer").sync("awnet", client=client, body=asked)
     assert inferred.outputs[0].data == ["clean"]
 
-    admin = generated.Client(base_url=admin_url(document), raise_on_unexpected_status=True)
+    admin = generated.Client(base_url=admin_url(server), raise_on_unexpected_status=True)
     status = api("admin.admin_promote").sync("awnet", client=admin, body=models.Version(version=1))
     assert status.to_dict()["models"][0]["serving"] == "1"
     assert api("model.model").sync(client=client).version == "1"
@@ -149,7 +163,7 @@ def test_every_operation_has_a_name_and_every_path_of_a_route_is_there(document:
     ].keys()
 
 
-def test_the_page_has_an_upload_to_try_without_a_script(server: Running) -> None:
+def test_the_page_has_an_upload_to_try_without_a_script(server: Opened) -> None:
     """A browser posts it as any form, and shows the JSON; the policy allows that address and no other."""
     page = server.http.get("/docs")
     assert "<script" not in page.text
