@@ -19,7 +19,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.metrics.export import MetricExportResult
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.resources import Attributes, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from .. import __version__
@@ -28,7 +28,7 @@ from ..errors import LinkLost
 from ..monitoring.exposition import Counted
 from ..monitoring.request import Headers
 from ..monitoring.request_log import LOGGER, Record
-from .logs import Line, LineHandler, log_record
+from .logs import Line, LineHandler, LogDelivery, log_record
 from .metrics import metrics_data
 from .sender import Result, Sender
 from .spans import SCOPE, Ended, Spans
@@ -131,6 +131,15 @@ class Exporting:
         for exporter in self._exporters:
             exporter.shutdown()
 
+    def delivery(self) -> LogDelivery:
+        """Sends documents as events of their own, whatever `signals` are."""
+        exporter = self._exporter(OTLPLogExporter, "logs")
+
+        def send(records: Sequence[Any]) -> bool:
+            return bool(exporter.export(records) is LogRecordExportResult.SUCCESS)
+
+        return LogDelivery(send, self._own)
+
     async def _push_often(self, push: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._every)
@@ -194,4 +203,15 @@ def _resource(instance: str, worker: int | None) -> Resource:
     }
     if worker is not None:
         ours |= {"awnet.worker": worker, "process.pid": os.getpid()}
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    return _Resource(Resource.create({**ours, **OTELResourceDetector().detect().attributes}).attributes)
+
+
+class _Resource(Resource):
+    """A resource whose hash is computed once: exporters ask for it with every span, and it is a JSON document's."""
+
+    def __init__(self, attributes: Attributes) -> None:
+        super().__init__(attributes)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash

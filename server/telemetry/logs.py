@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +20,7 @@ from .. import __version__
 
 # What sending says of itself would be sent, and say something of itself again.
 OWN = ("opentelemetry", "urllib3", "requests", "awnet.telemetry")
+FINDING = "ocsf.detection_finding"  # the name of a finding's event
 MAX_LINE = 16 << 10  # characters; the rest of a longer line stays in the log
 _SEVERITIES = {
     logging.DEBUG: SeverityNumber.DEBUG,
@@ -57,6 +59,29 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
+class LogDelivery:
+    """Takes findings to the collector, as events: a `findings.delivery.Delivery`.
+
+    Args:
+        send: a batch, on another thread; whether it has arrived.
+        resource: whose they are.
+    """
+
+    name = "otlp"
+
+    def __init__(self, send: Callable[[Sequence[ReadableLogRecord]], bool], resource: Resource) -> None:
+        self._send, self._resource = send, resource
+
+    async def send(self, lines: Sequence[bytes]) -> None:
+        """These JSON documents, each with its own `time` where it has one. Raises ConnectionError."""
+        records = [document_record(line, FINDING, self._resource) for line in lines]
+        if not await asyncio.to_thread(self._send, records):
+            raise ConnectionError("the collector has not taken them")
+
+    async def close(self) -> None:
+        """Nothing waits here."""
+
+
 def log_record(line: Line, resource: Resource) -> ReadableLogRecord:
     """`line`; what it says as JSON becomes a structured body, and its `trace_id` and `span_id` the record's."""
     body = _document(line.text)
@@ -66,8 +91,11 @@ def log_record(line: Line, resource: Resource) -> ReadableLogRecord:
 
 
 def document_record(document: bytes, event: str, resource: Resource) -> ReadableLogRecord:
-    """A JSON document as an event of that name."""
-    return _readable(_document(document), "awnet", time.time_ns(), SeverityNumber.WARN, None, event, resource)
+    """A JSON document as an event of that name, at its `time`, milliseconds since 1970, where it has one."""
+    body = _document(document)
+    given = body.get("time") if isinstance(body, dict) else None
+    at = 1_000_000 * given if isinstance(given, int) else time.time_ns()
+    return _readable(body, "awnet.findings", at, SeverityNumber.WARN, None, event, resource)
 
 
 def _readable(

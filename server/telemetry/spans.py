@@ -87,13 +87,10 @@ class Spans:
                 yield self._child(ended, note.name, note.at, note.until, note.attributes, note.error)
         if timeline is None:
             return
-        decode, queue, _ = ended.stages
         # What no clock saw: a batch is executed once all its images are decoded, those of others too.
         if timeline.decode_started > timeline.arrived:
-            yield self._child(ended, "queue", timeline.arrived, timeline.decode_started, {"awnet.queue.seconds": queue})
-        yield self._child(
-            ended, "decode", timeline.decode_started, timeline.decode_ended, {"awnet.decode.seconds": decode}
-        )
+            yield self._child(ended, "queue", timeline.arrived, timeline.decode_started, {})
+        yield self._child(ended, "decode", timeline.decode_started, timeline.decode_ended, {})
         model = _model(ended.record)
         for execution in timeline.executions:
             attributes = {"awnet.batch.images": execution.images, **model, **_execution(execution)}
@@ -109,6 +106,8 @@ class Spans:
         attributes = {**attributes, "awnet.request.id": record.request_id, **_model(record)}
         if record.judgements:
             attributes["awnet.images"] = len(record.judgements)
+            for stage, seconds in zip(("decode", "queue", "inference"), ended.stages, strict=True):
+                attributes[f"awnet.{stage}.seconds"] = round(seconds, 6)
         if record.reason is not None:
             attributes[error_attributes.ERROR_TYPE] = record.reason
         parent = None if trace.parent_id is None else _context(trace, trace.parent_id, remote=True)

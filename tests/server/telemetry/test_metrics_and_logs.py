@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.renames import METRICS
+from server.telemetry.exporting import Exporting
 from tests.server.telemetry.collector import Collector, value, values
 from tests.server.tiny import Running, encoded, noise, publish
 from tests.waiting import eventually
@@ -155,3 +158,36 @@ def test_of_several_workers_each_sends_its_spans_and_one_the_metrics(collector: 
         for resource in message.resource_metrics
     }
     assert len(of_metrics) == 1
+
+
+def test_findings_are_events_whose_body_is_the_document(collector: Collector) -> None:
+    """Sent in their order with their own times; a collector that does not take them is an error, so that they wait."""
+    told: list[tuple[str, str, int]] = []
+    exporting = Exporting(
+        collector.url,
+        ["traces"],
+        ratio=1.0,
+        follow=True,
+        scheme="http",
+        worker=None,
+        instance="i",
+        metrics_seconds=60,
+        count=lambda *counted: told.append(counted),
+    )
+    delivery = exporting.delivery()
+    lines = [orjson.dumps({"class_uid": 2004, "time": 1_700_000_000_000 + n, "deep": {"list": [n]}}) for n in range(3)]
+
+    async def story() -> None:
+        await delivery.send(lines)
+        collector.status = 400
+        with pytest.raises(ConnectionError):
+            await delivery.send(lines)
+        await delivery.close()
+        await exporting.stop(1)
+
+    asyncio.run(story())
+    (message,) = collector.messages("/v1/logs")
+    records = message.resource_logs[0].scope_logs[0].log_records
+    assert [value(record.body) for record in records] == [orjson.loads(line) for line in lines]
+    assert [record.time_unix_nano for record in records] == [(1_700_000_000_000 + n) * 1_000_000 for n in range(3)]
+    assert {record.event_name for record in records} == {"ocsf.detection_finding"}

@@ -1,0 +1,139 @@
+"""What tracing costs `/predict`: the CPU time of a request with and without an endpoint, at several ratios, in turn.
+
+The spans go to a sink in this process, which takes and forgets them. Figures are ratios to the server without an
+endpoint, in pairs: the median, and the quartiles. `--before` adds a checkout from before there was tracing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from .harness import report
+from .harness.closed_loop import add_image, add_rounds, kept, lua, medians, rotated, uploaded, wrk
+from .harness.processes import Process, free_port
+
+EXAMPLES = """examples:
+  git worktree add --detach ../before COMMIT
+  python -m benchmarks.telemetry --before ../before --rounds 10
+"""
+RATIOS = ("0", "0.01", "1")
+OFF, BEFORE = "off", "before"
+
+
+def main() -> int:
+    parser = report.parser("telemetry", __doc__, EXAMPLES)
+    add_image(parser)
+    add_rounds(parser, [1, 8])
+    parser.add_argument("--before", type=Path, help="another checkout, without tracing")
+    parser.add_argument("--version", default="latest", help="of the model [latest]")
+    report.add_out(parser, "telemetry")
+    options = parser.parse_args()
+    if report.missing("wrk"):
+        return 0
+    facts = report.loaded_machine()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (script := scratch / "post.lua").write_bytes(lua(uploaded(options.image)))
+        endpoint = stack.enter_context(sink())
+        given: dict[str, tuple[Path, list[str]]] = {OFF: (report.ROOT, [])}
+        for ratio in RATIOS:
+            given[ratio] = report.ROOT, ["--otlp-endpoint", endpoint, "--trace-ratio", ratio]
+        if options.before is not None:
+            given[BEFORE] = options.before.resolve(), []
+        running: dict[str, tuple[int, Process]] = {}
+        for name, (folder, more) in given.items():
+            port = free_port()
+            command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
+            command += ["--version", options.version, *more]
+            process = stack.enter_context(Process(command, scratch / name, folder=folder))
+            process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
+            wrk(port, 2, 1.0, script)
+            running[name] = port, process
+        samples: dict[str, dict[int, list[dict[str, float]]]] = {n: {c: [] for c in options.clients} for n in running}
+        for turn in range(options.rounds):
+            for clients in options.clients:
+                for name in rotated(list(running), turn):
+                    port, process = running[name]
+                    samples[name][clients].append(wrk(port, clients, options.seconds, script, [process.pid]))
+    found = {
+        "what": "POST /predict of one small image, without tracing and with it",
+        "machine": facts,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "cpu_ms": {str(c): medians(samples[OFF][c])["cpu_ms"] for c in options.clients},
+        "ratios": {
+            name: {str(c): ratios(samples[OFF][c], samples[name][c]) for c in options.clients}
+            for name in running
+            if name != OFF
+        },
+        "samples": kept(samples),
+    }
+    text = markdown(found)
+    report.publish(options.out, found, text)
+    print(text)
+    return 0
+
+
+@contextmanager
+def sink(took: Callable[[bytes], None] = lambda body: None) -> Iterator[str]:
+    """A collector that tells `took` of what comes, and keeps nothing; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            took(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def ratios(off: list[dict[str, float]], on: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Quartiles of on / off."""
+    return {
+        name: statistics.quantiles([b[name] / a[name] for a, b in zip(off, on, strict=True)], n=4, method="inclusive")
+        for name in ("cpu_ms", "rps")
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The report as a page."""
+    lines = [
+        "# What tracing costs",
+        "",
+        f"{found['machine']['cpu']}, {found['machine']['cores']} cores shared with wrk and other work, load "
+        f"{found['machine']['load_before'][0]:.1f} at the start; {found['rounds']} rounds of {found['seconds']:g} s. "
+        "Ratios to the server without an endpoint: the median, and the quartiles. Made by "
+        "`python -m benchmarks.telemetry --before DIR`.",
+        "",
+        "| server | clients | CPU time a request | requests a second |",
+        "|---|---|---|---|",
+    ]
+    names = {BEFORE: "before there was tracing"} | {r: f"an endpoint, `AWNET_TRACE_RATIO={r}`" for r in RATIOS}
+    for name, by in found["ratios"].items():
+        for clients, row in by.items():
+            cells = [f"{row[key][1]:.3f} ({row[key][0]:.3f} to {row[key][2]:.3f})" for key in ("cpu_ms", "rps")]
+            lines.append(f"| {names[name]} | {clients} | {cells[0]} | {cells[1]} |")
+    told = ", ".join(f"{value:.2f} ms with {clients}" for clients, value in found["cpu_ms"].items())
+    return "\n".join([*lines, "", f"CPU time of a request without an endpoint: {told} clients.", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
