@@ -65,7 +65,7 @@ LABELS = {
     "seconds are those of predictions by route, and of all others as `other`",
     "signal": "of OTLP: " + ", ".join(f"`{signal}`" for signal in SIGNALS) + "; only those that are sent",
     "stage": "`decode`, `queue` or `inference`",
-    "to": "a receiver of findings: `webhook`, `syslog`",
+    "to": "a receiver of findings: `webhook`, `syslog`, `otlp`",
     "verdict": ", ".join(f"`{verdict}`" for verdict in VERDICTS),
     "version": "an open version of the model; of `awnet_build_info`, the server's own",
     "python": "version of Python",

@@ -359,7 +359,7 @@ def make_telemetry(settings: Settings, metrics: Metrics, assignment: Assignment 
             f"otlp_endpoint needs the package {error.name}: install awnet-server[telemetry], or set "
             "AWNET_OTLP_ENDPOINT to nothing"
         ) from None
-    metrics.expect_telemetry(settings.signals)
+    metrics.expect_telemetry(signal for signal in settings.signals if signal != "findings")
     salt = assignment.salt if assignment else secrets.token_bytes(16)
     return Exporting(
         settings.otlp_endpoint,

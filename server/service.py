@@ -138,7 +138,7 @@ class Service:
             mode=settings.mode,
         )
         self.verdict_history = VerdictHistory()
-        self._reporting = Reporting.of(settings, metrics, monitor)
+        self._reporting = Reporting.of(settings, metrics, monitor, telemetry.receivers() if telemetry else ())
         self._guarding = (
             None
             if settings.query_guard == "off"

@@ -298,7 +298,7 @@ class Settings(BaseSettings):
         "nothing is traced or sent without one.",
     )
     otlp_signals: str = Field(
-        "traces", description="What is sent there, separated by commas: 'traces', 'metrics', 'logs'."
+        "traces", description="What is sent there, separated by commas: 'traces', 'metrics', 'logs', 'findings'."
     )
     otlp_metrics_seconds: Seconds = Field(60.0, ge=1, description="How often metrics are sent there.")
     trace_ratio: float = Field(
@@ -379,8 +379,8 @@ class Settings(BaseSettings):
     @field_validator("otlp_signals")
     @classmethod
     def _otlp_signals(cls, value: str) -> str:
-        if not _names(value) or not set(_names(value)) <= set(SIGNALS):
-            raise ValueError(f"must be of {', '.join(SIGNALS)}, separated by commas")
+        if not _names(value) or not set(_names(value)) <= {*SIGNALS, "findings"}:
+            raise ValueError(f"must be of {', '.join(SIGNALS)}, findings, separated by commas")
         return value
 
     @field_validator("admin_hosts")
@@ -401,6 +401,8 @@ class Settings(BaseSettings):
             raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
         if (self.findings_webhook or self.findings_syslog) and self.findings_dir is None:
             raise ValueError("findings_webhook and findings_syslog need findings_dir: what is sent is read from there")
+        if "findings" in self.signals and self.findings_dir is None:
+            raise ValueError("otlp_signals with findings needs findings_dir: what is sent is read from there")
         if bool(self.findings_webhook) != (self.findings_webhook_secret_file is not None):
             raise ValueError("findings_webhook and findings_webhook_secret_file belong together: each call is signed")
         if self.proxy_protocol and not self.trusted_networks:

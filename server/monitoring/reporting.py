@@ -55,14 +55,16 @@ class Reporting:
         self._monitor = monitor
 
     @classmethod
-    def of(cls, settings: Settings, metrics: Metrics, monitor: Monitor) -> Reporting | None:
-        """What the settings ask for; None where that is nothing. Raises StartupError."""
+    def of(
+        cls, settings: Settings, metrics: Metrics, monitor: Monitor, further: Sequence[Delivery] = ()
+    ) -> Reporting | None:
+        """What the settings ask for, with `further` receivers; None where that is nothing. Raises StartupError."""
         if settings.findings_dir is None:
             return None
         kept = settings.findings_keep_bytes, DAY_SECONDS * settings.findings_keep_days
         journal = Journal(settings.findings_dir, *kept)
         how = settings.findings_window_seconds, settings.findings_at
-        return cls(journal, *how, metrics, monitor, _receivers(settings))
+        return cls(journal, *how, metrics, monitor, [*_receivers(settings), *further])
 
     def start(self) -> None:
         """Begin to write and to send, on the running loop; what was seen before is kept until then."""

@@ -25,6 +25,7 @@ from ..core.policy import Decision, Policy
 from ..core.trace import Trace
 from ..core.verdict import Judgement
 from ..errors import AWNetError
+from ..findings.delivery import Delivery
 from .clients import TopClients
 from .exposition import Counted
 from .metrics import OTHER, Metrics
@@ -188,6 +189,9 @@ class Telemetry(Tracing, Protocol):
 
     def start(self, counts: Callable[[], Awaitable[Counted]]) -> None:
         """On a running event loop. `counts` are those of all processes of the service, and raises LinkLost."""
+
+    def receivers(self) -> Sequence[Delivery]:
+        """Those that findings go to."""
 
     async def stop(self, seconds: float) -> None:
         """Send what is there, for so long at most."""

@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from .. import __version__
 from ..core.trace import Trace
 from ..errors import LinkLost
+from ..findings.delivery import Delivery
 from ..monitoring.exposition import Counted
 from ..monitoring.request import Headers
 from ..monitoring.request_log import LOGGER, Record
@@ -76,6 +77,7 @@ class Exporting:
         self._every = metrics_seconds
         self._own = _resource(instance, worker)
         self._service = _resource(instance, None)
+        self._findings = "findings" in signals
         self._exporters: list[Any] = []
         self._pushing: asyncio.Task[None] | None = None
         self._push: Callable[[], Awaitable[None]] | None = None
@@ -131,14 +133,8 @@ class Exporting:
         for exporter in self._exporters:
             exporter.shutdown()
 
-    def delivery(self) -> LogDelivery:
-        """Sends documents as events of their own, whatever `signals` are."""
-        exporter = self._exporter(OTLPLogExporter, "logs")
-
-        def send(records: Sequence[Any]) -> bool:
-            return bool(exporter.export(records) is LogRecordExportResult.SUCCESS)
-
-        return LogDelivery(send, self._own)
+    def receivers(self) -> list[Delivery]:
+        return [LogDelivery(self._exporter(OTLPLogExporter, "logs"), self._own)] if self._findings else []
 
     async def _push_often(self, push: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -148,7 +144,7 @@ class Exporting:
     # What each signal is sent by.
 
     def _trace_sender(self, spans: Spans) -> Sender[Ended]:
-        exporter = self._exporter(OTLPSpanExporter, "traces")
+        exporter = self._kept(OTLPSpanExporter, "traces")
 
         def send(ended: Sequence[Ended]) -> bool:
             made = [span for each in ended for span in spans.of(each)]
@@ -157,7 +153,7 @@ class Exporting:
         return self._sender("traces", send, WAITING_TRACES, BATCH)
 
     def _line_sender(self) -> Sender[Line]:
-        exporter = self._exporter(OTLPLogExporter, "logs")
+        exporter = self._kept(OTLPLogExporter, "logs")
 
         def send(lines: Sequence[Line]) -> bool:
             records = [log_record(line, self._own) for line in lines]
@@ -166,7 +162,7 @@ class Exporting:
         return self._sender("logs", send, WAITING_LINES, BATCH)
 
     def _metrics_sender(self) -> Sender[tuple[Sequence[Any], int]]:
-        exporter = self._exporter(OTLPMetricExporter, "metrics")
+        exporter = self._kept(OTLPMetricExporter, "metrics")
 
         def send(collected: Sequence[tuple[Sequence[Any], int]]) -> bool:
             ((families, now_ns),) = collected
@@ -175,12 +171,15 @@ class Exporting:
 
         return self._sender("metrics", send, WAITING_METRICS, 1)
 
+    def _kept(self, kind: Callable[..., Any], signal: str) -> Any:
+        exporter = self._exporter(kind, signal)
+        self._exporters.append(exporter)
+        return exporter
+
     def _exporter(self, kind: Callable[..., Any], signal: str) -> Any:
         session = requests.Session()
         session.trust_env = False  # the endpoint is a setting; no proxy of the environment leads elsewhere
-        exporter = kind(f"{self._endpoint}/v1/{signal}", session=session)
-        self._exporters.append(exporter)
-        return exporter
+        return kind(f"{self._endpoint}/v1/{signal}", session=session)
 
     def _sender(self, signal: str, send: Callable[[Sequence[Any]], bool], capacity: int, batch: int) -> Sender[Any]:
         def count(result: Result, items: int) -> None:

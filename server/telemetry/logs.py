@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import orjson
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from .. import __version__
+from ..findings.delivery import DeliveryError
 
 # What sending says of itself would be sent, and say something of itself again.
 OWN = ("opentelemetry", "urllib3", "requests", "awnet.telemetry")
@@ -63,23 +65,24 @@ class LogDelivery:
     """Takes findings to the collector, as events: a `findings.delivery.Delivery`.
 
     Args:
-        send: a batch, on another thread; whether it has arrived.
+        exporter: an OTLPLogExporter; sends them, and is closed at the end.
         resource: whose they are.
     """
 
     name = "otlp"
 
-    def __init__(self, send: Callable[[Sequence[ReadableLogRecord]], bool], resource: Resource) -> None:
-        self._send, self._resource = send, resource
+    def __init__(self, exporter: Any, resource: Resource) -> None:
+        self._exporter, self._resource = exporter, resource
 
     async def send(self, lines: Sequence[bytes]) -> None:
-        """These JSON documents, each with its own `time` where it has one. Raises ConnectionError."""
+        """These JSON documents, each with its own `time` where it has one. Raises DeliveryError."""
         records = [document_record(line, FINDING, self._resource) for line in lines]
-        if not await asyncio.to_thread(self._send, records):
-            raise ConnectionError("the collector has not taken them")
+        if await asyncio.to_thread(self._exporter.export, records) is not LogRecordExportResult.SUCCESS:
+            raise DeliveryError("the collector has not taken them")
 
     async def close(self) -> None:
-        """Nothing waits here."""
+        """Whatever still tries, gives up."""
+        self._exporter.shutdown()
 
 
 def log_record(line: Line, resource: Resource) -> ReadableLogRecord:

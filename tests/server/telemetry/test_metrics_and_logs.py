@@ -13,6 +13,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.findings.delivery import DeliveryError
 from server.renames import METRICS
 from server.telemetry.exporting import Exporting
 from tests.server.telemetry.collector import Collector, value, values
@@ -165,7 +166,7 @@ def test_findings_are_events_whose_body_is_the_document(collector: Collector) ->
     told: list[tuple[str, str, int]] = []
     exporting = Exporting(
         collector.url,
-        ["traces"],
+        ["findings"],
         ratio=1.0,
         follow=True,
         scheme="http",
@@ -174,13 +175,13 @@ def test_findings_are_events_whose_body_is_the_document(collector: Collector) ->
         metrics_seconds=60,
         count=lambda *counted: told.append(counted),
     )
-    delivery = exporting.delivery()
+    (delivery,) = exporting.receivers()
     lines = [orjson.dumps({"class_uid": 2004, "time": 1_700_000_000_000 + n, "deep": {"list": [n]}}) for n in range(3)]
 
     async def story() -> None:
         await delivery.send(lines)
         collector.status = 400
-        with pytest.raises(ConnectionError):
+        with pytest.raises(DeliveryError):
             await delivery.send(lines)
         await delivery.close()
         await exporting.stop(1)
