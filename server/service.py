@@ -1,7 +1,7 @@
-"""The core behind every front end: chooses the version, runs it, judges the scores, and records the outcome.
+"""The core behind every front end: who may ask, which version answers, and the life of the process.
 
 `/predict` and the Open Inference Protocol, over HTTP and gRPC, all go through `lease` and `run`, so that canary,
-shadow, verdicts and metrics are the same for each of them.
+shadow, verdicts and metrics are the same for each of them. `answering` answers.
 """
 
 from __future__ import annotations
@@ -10,26 +10,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from .access.access import Access, KeysRead
 from .access.addresses import TrustedProxies
 from .access.caller import Caller, Scope
-from .access.rates import QueueShares, Rates, default_rate
+from .access.rates import Rates, default_rate
+from .answering import Answering
 from .core.cpu_limits import usable_cores
 from .core.decode_pool import DecodePool
 from .core.decoding import Decoding
-from .core.engine import Engine, Priority, Signals, Terms
-from .core.images import EncodedImage, ImageInput, Limits
+from .core.engine import Engine, Priority, Terms
+from .core.images import ImageInput, Limits
 from .core.modes import Mode
-from .core.verdict import judge_image
 from .errors import (
     AWNetError,
-    EngineFault,
     Forbidden,
     NotReady,
-    QueueFull,
     QueueShareTaken,
     RateLimited,
     Unauthorized,
@@ -45,7 +42,7 @@ from .monitoring.golden_probe import GoldenProbes
 from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
 from .monitoring.reporting import Reporting
-from .monitoring.request import CLIENT_GONE, CURRENT, UNKNOWN, ObservedRequest, Requests, Telemetry
+from .monitoring.request import CURRENT, ObservedRequest, Requests, Telemetry
 from .monitoring.snapshot import Snapshot
 from .monitoring.verdict_history import VerdictHistory
 from .outcome import Outcome
@@ -108,7 +105,6 @@ class Service:
             metrics.expect_rejections(QueueShareTaken)
         self.proxies = TrustedProxies(settings.trusted_networks, settings.forwarded_header)
         self._rates = rates or Rates(default_rate(settings))
-        self._shares = QueueShares(settings.queue_capacity, settings.queue_share)
         self._telemetry = telemetry
         self.requests = Requests(metrics, monitor.clients, tracing=telemetry)
         self.ports = PortWatch()
@@ -139,10 +135,9 @@ class Service:
         )
         self.verdict_history = VerdictHistory()
         self._reporting = Reporting.of(settings, metrics, monitor, telemetry.receivers() if telemetry else ())
-        self._guarding = (
-            None
-            if settings.query_guard == "off"
-            else Guarding(
+        guarding = None
+        if settings.query_guard != "off":
+            guarding = Guarding(
                 settings.query_guard,
                 settings.query_guard_images,
                 settings.query_guard_seconds,
@@ -150,6 +145,9 @@ class Service:
                 monitor.clients,
                 None if self._reporting is None else self._reporting.repeated,
             )
+        self._answering = Answering(
+            *(settings, engine, self.decoding, self._rates, metrics, monitor),
+            *(self.verdict_history, self._reporting, guarding),
         )
         self._draining_since: float | None = None
         self.failure: AWNetError | None = None
@@ -328,122 +326,8 @@ class Service:
         return Terms(time.monotonic() + seconds, priority, trace=request.trace if request else None)
 
     async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False) -> Outcome:
-        """Answers, judgements and decisions; counts verdicts, decisions, scores and stages.
-
-        Args:
-            lease: the version that answers.
-            images: of one request.
-            terms: of the request.
-            each: an image that cannot be decoded costs the others nothing: `Outcome.refused` has it. Where no other is
-                left, its error is raised.
-
-        Raises:
-            EngineFault: an output is not finite, which must never read as clean; or as `decoding.Decoding.prepare` and
-                `engine.Runner.infer`.
-            RateLimited, QueueShareTaken: its client asks too much.
-            RepeatedQueries: the query guard refuses the answer.
-        """
-        request = CURRENT.get()
-        client, caller = request.client if request else UNKNOWN, self.caller
-        if request is not None:
-            self._rates.charge(client, caller.rate, len(images) - 1, before=1)
-        refused: dict[int, AWNetError] = {}
-        apart = refused if each and len(images) > 1 else None
-        files = [] if self._reporting is None else self._reporting.files(images)
-        with self._shares.hold(client, len(images), caller.queue_share):
-            signals, images = await self._signals(lease, images, terms, client, apart)
-        if not signals.finite():
-            raise EngineFault("the model gave an answer that is not finite")
-        model = lease.model
-        domains, prior = model.contract.domains, self.settings.prior
-        scores: list[float] = signals.p_type[:, 0].tolist()
-        judgements = [
-            judge_image(score, image.traits, domains, prior) for score, image in zip(scores, images, strict=True)
-        ]
-        policy = self._policies.of(model.name, caller.policy)
-        decisions = self._policies.decide(policy, judgements)
-        self.metrics.count_verdicts(model, lease.mode, judgements)
-        self.metrics.count_decisions(model, policy, decisions)
-        self.metrics.stages(signals)
-        self.verdict_history.add(judged.verdict for judged in judgements)
-        outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions, refused=refused)
-        self._monitor_answer(outcome)
-        if self._reporting is not None:
-            answered = [file for place, file in enumerate(files) if place not in refused]
-            self._reporting.answered(
-                *(request, model, lease.mode, judgements, policy, decisions, images, answered),
-            )
-        return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
-
-    async def _signals(
-        self,
-        lease: Lease,
-        images: Sequence[ImageInput],
-        terms: Terms,
-        client: str,
-        refused: dict[int, AWNetError] | None,
-    ) -> tuple[Signals, Sequence[ImageInput]]:
-        """The engine's answer, with how long decoding and waiting took before it, and the images that it is about.
-
-        Args:
-            client: whose share of the decoders it is.
-            refused: gets the errors of images that cannot be decoded; None: the first one ends it all.
-        """
-        request = CURRENT.get()
-        encoded = [image for image in images if isinstance(image, EncodedImage)]
-        decoded = waited = 0.0
-        if encoded:
-            size = lease.model.contract.preprocessing.size
-            if refused is not None and self.engine.waiting() + len(images) > self.settings.queue_capacity:
-                raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
-            started = time.monotonic()
-            try:
-                decoded, waited, admitted = await self.decoding.prepare(encoded, size, terms, client, refused)
-            except (AWNetError, asyncio.CancelledError) as error:
-                _note_failure("decode", started, error)
-                raise
-            if waited and request is not None and request.traced:
-                request.note("decode", {"awnet.decode.seconds": decoded}, started)
-            if admitted:
-                terms = replace(terms, admitted=True)
-            if refused:
-                images = [image for place, image in enumerate(images) if place not in refused]
-                if not images:
-                    raise refused[min(refused)]
-        if self._guarding is not None:
-            images = self._guarding.watched(images)
-        started = time.monotonic()
-        try:
-            signals = await lease.infer(images, terms)
-        except (AWNetError, asyncio.CancelledError) as error:
-            _note_failure("engine", started, error)
-            raise
-        if waited:
-            queued = signals.queue_seconds + max(0.0, waited - decoded)
-            signals = replace(signals, decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
-        return signals, images
-
-    async def _guarded(
-        self, guarding: Guarding, outcome: Outcome, images: Sequence[ImageInput], terms: Terms
-    ) -> Outcome:
-        """The answer once the query guard lets it go. Only now: the pixels of small images are had in the engine."""
-        request = CURRENT.get()
-        found = guarding.look(request, images)
-        await guarding.hold(request, found, terms.deadline)
-        return replace(outcome, repeats=found) if guarding.tells else outcome
-
-    def _monitor_answer(self, outcome: Outcome) -> None:
-        judgements = outcome.judgements
-        self.monitor.of(outcome.model).answered(judgements, outcome.signals.omega)
-        request = CURRENT.get()
-        if request is not None:
-            request.record_judgements(outcome.model, outcome.mode, judgements, outcome.signals)
-            request.record_decisions(outcome.policy, outcome.decisions)
-            request.record_refusals(error.slug for error in outcome.refused.values())
-            if request.client_address is not None:
-                for judged in judgements:
-                    if judged.verdict != "clean":
-                        self.monitor.clients.flagged(request.client_address)
+        """The answer of `lease` to a request of this caller; see `Answering.run`."""
+        return await self._answering.run(lease, images, terms, self.caller, each)
 
     def _keys_read(self, result: KeysRead) -> None:
         self.metrics.keys_read(result)
@@ -477,10 +361,3 @@ class Service:
                 await self.models.reload()
             except Exception:
                 log.exception("the reload failed")
-
-
-def _note_failure(stage: str, since: float, error: BaseException) -> None:
-    """The stage that ended the request now, in its trace."""
-    request = CURRENT.get()
-    if request is not None:
-        request.note(stage, {}, since, error.slug if isinstance(error, AWNetError) else CLIENT_GONE)

@@ -136,6 +136,7 @@ LIBRARIES = {
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),
+    "server.answering": set(),
     "server.outcome": set(),
     "server.fleet": set(),
     "server.settings": {"pydantic", "pydantic_settings"},
