@@ -96,7 +96,7 @@ clean: ## Remove the environments and every cache
 
 # An environment is made once for each lock: the stamp inside it is newer than the lock it was made from.
 $(VENV)/.locked: requirements/dev.txt
-	@echo "Setting up $(VENV) for everything: about 6.8 GB, most of it torch; one to four minutes."
+	@echo "Setting up $(VENV) for everything: about 7.3 GB, most of it torch; one to four minutes."
 	$(call install,$(VENV))
 
 $(SERVER_VENV)/.locked: requirements/server.txt

@@ -60,7 +60,7 @@ def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
         image = (ROOT / "examples/ship.png").read_bytes()
         files = [("image", ("ship.png", image)), ("image", ("cut.png", image[:-20]))]
         reply = running.http.post("/predict?top_k=2&signals=summary", files=files)
-        problem = running.http.post("/predict", files={"other": ("ship.png", image)})
+        problem = running.http.post("/predict", files={"file": ("ship.png", image)})
     finally:
         running.stop()
     answer = reply.json()
