@@ -25,6 +25,8 @@ REASONS: dict[str, tuple[str, str]] = {
 }
 STATISTICS = tuple(REASONS)
 
+_FIRST_LEVELS = np.array([[0], [256], [512]], np.intp)  # of each channel's histogram, side by side
+
 
 def measure(pixels: NDArray[np.uint8]) -> dict[str, float]:
     """The `STATISTICS` of one RGB image, uint8 [3,H,W] with H and W of at least 3. Each is finite and at least 0.
@@ -40,34 +42,61 @@ def measure(pixels: NDArray[np.uint8]) -> dict[str, float]:
     * fine_detail: mean absolute value of the diagonal detail (undecimated Haar wavelet, HH band), in grey levels.
     * colour_detail: the same for the channels' differences from their mean.
     """
-    p = pixels.astype(np.int16)
-    planes = np.concatenate([p, 3 * p - p.sum(0, dtype=np.int16)])  # [6,H,W], the last three in thirds of a grey level
-    centre = planes[:, 1:-1, 1:-1]
-    up, down, left, right = planes[:, :-2, 1:-1], planes[:, 2:, 1:-1], planes[:, 1:-1, :-2], planes[:, 1:-1, 2:]
-    over = centre - np.maximum(np.maximum(up, down), np.maximum(left, right))
-    under = np.minimum(np.minimum(up, down), np.minimum(left, right)) - centre
-    excess = np.maximum(over, under)
-    across = planes[:, :, 1:] - planes[:, :, :-1]
-    detail = np.abs(across[:, 1:] - across[:, :-1])
-    shifted = pixels.reshape(3, -1) + np.array([[0], [256], [512]], np.int16)
-    counts = np.bincount(shifted.ravel(), minlength=768).reshape(3, 256)
+    # Planes lie behind each other in one line, and neighbours are the same line shifted: operations on whole lines are
+    # few and fast. What is compared across the end of a row is cut off before anything is counted.
+    _, height, width = pixels.shape
+    rgb = pixels.reshape(3, height * width)
+    planes = np.empty((6, height * width), np.int16)  # the last three in thirds of a grey level
+    planes[:3] = rgb
+    np.subtract(3 * planes[:3], planes[0] + planes[1] + planes[2], out=planes[3:])
+    line = planes.ravel()
+    excess = _excess(line, width).reshape(6, height, width)[:, 1:-1, 1:-1]
+    detail = _detail(line, width).reshape(6, height, width)[:, :-1, :-1]
+    sums, highest = detail.sum((1, 2), dtype=np.int64).tolist(), excess.max((1, 2)).tolist()
+    counts = np.bincount((rgb + _FIRST_LEVELS).ravel(), minlength=768).astype(np.int32).reshape(3, 256)
     before, at, after = counts[:, :-2], counts[:, 1:-1], counts[:, 2:]
     return {
-        "colours": colours(pixels) / p[0].size,
-        "gaps": float((np.minimum(before, after) * (at == 0)).sum() / p.size),
-        "jumps": float(np.abs(2 * at - before - after).sum() / p.size),
+        "colours": colours(pixels) / rgb[0].size,
+        "gaps": float(np.minimum(before, after)[at == 0].sum() / rgb.size),
+        "jumps": float(np.abs(2 * at - before - after).sum() / rgb.size),
         "peaks": float(np.count_nonzero(excess[:3] > 0) / excess[:3].size),
-        "specks": float(max(0, excess[:3].max())),
-        "colour_specks": float(max(0, excess[3:].max()) / 3),
-        "fine_detail": float(detail[:3].mean() / 2),
-        "colour_detail": float(detail[3:].mean() / 6),
+        "specks": float(max(0, *highest[:3])),
+        "colour_specks": max(0, *highest[3:]) / 3,
+        "fine_detail": sum(sums[:3]) / detail[:3].size / 2,
+        "colour_detail": sum(sums[3:]) / detail[3:].size / 6,
     }
+
+
+def _excess(line: NDArray[np.int16], width: int) -> NDArray[np.int16]:
+    """By how much a value lies over the highest of its four neighbours or under the lowest; the ends are not set."""
+    up, down, left, right = line[: -2 * width], line[2 * width :], line[width - 1 : -width - 1], line[width + 1 :]
+    right = right[: left.size]
+    found = np.empty_like(line)
+    under, centre, beside = found[width:-width], line[width:-width], np.minimum(left, right)
+    np.subtract(np.minimum(np.minimum(up, down), beside, out=beside), centre, out=under)
+    over = np.maximum(up, down)
+    np.maximum(over, np.maximum(left, right, out=beside), out=over)
+    np.maximum(under, np.subtract(centre, over, out=over), out=under)
+    return found
+
+
+def _detail(line: NDArray[np.int16], width: int) -> NDArray[np.int16]:
+    """Absolute values of the second difference across and down; the end is not set."""
+    across = line[1:] - line[:-1]
+    found = np.empty_like(line)
+    inner = found[: -width - 1]
+    np.abs(np.subtract(across[width:], across[:-width], out=inner), out=inner)
+    return found
 
 
 def colours(pixels: NDArray[np.uint8]) -> int:
     """How many different colours an RGB image uint8 [3,H,W] has."""
-    p = pixels.reshape(3, -1).astype(np.uint32)
-    codes = np.sort((p[0] << 16) | (p[1] << 8) | p[2])
+    red, green, blue = pixels.reshape(3, -1)
+    codes = red.astype(np.uint32)
+    for channel in (green, blue):
+        codes <<= 8
+        codes |= channel
+    codes.sort()
     return int(np.count_nonzero(codes[1:] != codes[:-1])) + 1
 
 

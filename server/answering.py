@@ -132,7 +132,8 @@ class Answering:
         decoded = waited = 0.0
         if encoded:
             size = lease.model.contract.preprocessing.size
-            if refused is not None and self._engine.waiting() + len(images) > self._queue_capacity:
+            waiting = self._engine.waiting()
+            if waiting and waiting + len(images) > self._queue_capacity:
                 raise QueueFull("too many images are waiting; try again shortly")  # before they are decoded
             started = time.monotonic()
             try:

@@ -1,9 +1,9 @@
 """Batches requests: worker threads decode images and run models from one bounded queue.
 
 There are as many worker threads as cores, and they serve all open models. A worker takes a batch from the queue,
-decodes its images and runs the model, so that each image crosses threads twice. `scheduling` decides what runs when.
-Its state is guarded by one lock, held for microseconds, once a request and once a batch; all other shared state
-belongs to the event loop's thread.
+decodes those of its images that are not decoded yet and runs the model, so that each image crosses threads twice.
+`scheduling` decides what runs when. Its state is guarded by one lock, held for microseconds, once a request and once
+a batch; all other shared state belongs to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,6 +283,7 @@ class Batcher:
     # Worker threads from here on.
 
     def _work(self) -> None:
+        _let_others_first()
         lock, scheduler, sleepers, now = self._lock, self._scheduler, self._sleepers, time.monotonic
         rest = threading.Lock()
         rest.acquire()
@@ -384,6 +388,17 @@ class Batcher:
                     ticket.future.set_result(_signals(ticket))
         if feed.closing:
             feed.release_if_idle()
+
+
+def _let_others_first() -> None:
+    """Tell the kernel that this thread computes: a worker that wakes, or has long run, does not hold up the event loop.
+
+    What the loop reads in the meantime makes the next batch fuller. Workers keep their share of the cores.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):  # a sandbox may forbid it
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _execute(

@@ -9,6 +9,8 @@ The rules:
   is put at the end of the normal line, so that it is never passed for ever.
 * *Batch.* Images of one lane, their number always a bucket: 1, 2, 4, ... and `max_batch`. A worker takes the largest
   bucket within its fair share of what waits, because the idle workers are about to take the rest.
+* *Alone.* One image is told that it is alone where nothing else waits or runs and batches have mostly ended so lately:
+  among several clients the next one comes before it is done, and the cores that it took would be missed.
 * *Delay.* None while a second worker is idle or nothing else runs. Otherwise the last idle worker may wait for the
   next bucket to fill, if by the rate of arrivals it will have filled before the wait costs more than running together
   saves, and never beyond `delay` after the oldest image came. Where such waits end in vain (the next to come are those
@@ -31,6 +33,7 @@ PATIENCE_SECONDS = 1.0
 NORMAL, LOW = 0, 1
 _GONE = -1  # the level of a job of which nothing waits
 _NEW = 0.2  # weight of a new sample in a running mean
+_MOSTLY = 0.8
 _RETRY_GAIN = 0.004  # what success gains by each wait that was left off: one in 25 is tried again
 
 
@@ -94,7 +97,7 @@ class Job:
 class Batch(Generic[J]):
     """Images to be run together: `parts` are (job, index of the image in it), all of one lane.
 
-    `alone` says that nothing else runs or waits, so that this one image may have all cores.
+    `alone` says that nothing else runs, waits or is likely to come, so that this one image may have all cores.
     """
 
     __slots__ = ("alone", "lane", "parts", "started")
@@ -132,6 +135,7 @@ class Scheduler(Generic[J]):
         self._running = 0  # images
         self._busy = 0  # batches
         self._pace = 0.0  # mean seconds that a worker spends on an image
+        self._solitude = 1.0  # mean share of batches at whose end nothing was waiting or running
         self._floor = [0] + [max(b for b in self.buckets if b <= n) for n in range(1, max_batch + 1)]
 
     @property
@@ -197,7 +201,7 @@ class Scheduler(Generic[J]):
         if lane.awaited:
             lane.success += _NEW * ((waits >= lane.awaited) - lane.success)
             lane.awaited = 0
-        alone = self._busy == 0 and everything == 1
+        alone = self._busy == 0 and everything == 1 and self._solitude > _MOSTLY
         parts: list[tuple[J, int]] = []
         line = lane.queues[level]
         while len(parts) < size:
@@ -220,6 +224,7 @@ class Scheduler(Generic[J]):
         self._busy -= 1
         self._running -= size
         batch.lane.running -= size
+        self._solitude += _NEW * ((self.held == 0) - self._solitude)
         for images, seconds in executions:
             batch.lane.learn(images, seconds)
         pace = (now - batch.started) / size

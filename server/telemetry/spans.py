@@ -90,7 +90,8 @@ class Spans:
         # What no clock saw: a batch is executed once all its images are decoded, those of others too.
         if timeline.decode_started > timeline.arrived:
             yield self._child(ended, "queue", timeline.arrived, timeline.decode_started, {})
-        yield self._child(ended, "decode", timeline.decode_started, timeline.decode_ended, {})
+        if all(note.name != "decode" for note in ended.record.notes or ()):  # else the pixels were there before
+            yield self._child(ended, "decode", timeline.decode_started, timeline.decode_ended, {})
         model = _model(ended.record)
         for execution in timeline.executions:
             attributes = {"awnet.batch.images": execution.images, **model, **_execution(execution)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 from pathlib import Path
 
@@ -114,3 +115,28 @@ def test_the_page_explains_every_reason_that_an_answer_may_give():
         assert any(f"`{under}`" in row and f"`{over}`" in row and f"`{name}`" in row for row in rows), name
     for why in (*typing.get_args(Unusual), *typing.get_args(Altered)):
         assert any(f"`{why}`" in row for row in rows), why
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 9), (7, 4), (32, 32)])
+def test_neighbours_are_never_those_across_the_end_of_a_row(shape: tuple[int, int]):
+    """The same figures as from each pixel with its own four neighbours, in pictures of any shape."""
+    image = np.random.default_rng(3).integers(0, 256, (3, *shape), np.uint8)
+    image[:, :, -1] //= 4
+    levels = image.astype(int)
+    planes = np.concatenate([levels, 3 * levels - levels.sum(0)])
+    heights: list[list[int]] = [[], []]
+    details: list[list[int]] = [[], []]
+    for plane, row, column in itertools.product(range(6), range(shape[0]), range(shape[1])):
+        p = planes[plane]
+        if 0 < row < shape[0] - 1 and 0 < column < shape[1] - 1:
+            beside = [p[row - 1, column], p[row + 1, column], p[row, column - 1], p[row, column + 1]]
+            heights[plane // 3].append(max(p[row, column] - max(beside), min(beside) - p[row, column]))
+        if row and column:
+            details[plane // 3].append(
+                abs(p[row, column] - p[row, column - 1] - p[row - 1, column] + p[row - 1, column - 1])
+            )
+    found = measure(image)
+    assert found["peaks"] == sum(height > 0 for height in heights[0]) / len(heights[0])
+    assert (found["specks"], found["colour_specks"]) == (max(0, *heights[0]), max(0, *heights[1]) / 3)
+    assert found["fine_detail"] == sum(details[0]) / len(details[0]) / 2
+    assert found["colour_detail"] == sum(details[1]) / len(details[1]) / 6

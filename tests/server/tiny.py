@@ -12,6 +12,7 @@ import io
 import json
 import random
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,13 @@ def spoilt(data: bytes) -> list[bytes]:
             copy[rng.randrange(min(len(copy), 3000))] = rng.randrange(256)
         found.append(bytes(copy))
     return found
+
+
+def spoilt_pixels(png: bytes) -> bytes:
+    """A PNG of which only the decoder finds that its pixels are none: its check sums are right."""
+    at = png.index(b"IDAT")
+    length = int.from_bytes(png[at - 4 : at], "big")
+    data = bytearray(png[at + 4 : at + 4 + length])
+    data[20] ^= 0xFF
+    crc = zlib.crc32(b"IDAT" + data).to_bytes(4, "big")
+    return png[: at + 4] + data + crc + png[at + 8 + length :]

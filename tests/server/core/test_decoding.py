@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,7 +30,7 @@ from server.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from tests.server.tiny import SIZE, encoded, noise
+from tests.server.tiny import SIZE, encoded, noise, spoilt_pixels
 from tests.waiting import until
 
 SMALL = encoded(noise())
@@ -104,6 +105,28 @@ def test_what_is_cheap_starts_no_process_and_anything_else_has_the_same_pixels()
             cost = many[0].admit(SIZE).cost(SIZE)
             await decoding.prepare(many, SIZE, soon())
             assert sum(image.decoded is None for image in many) == CHEAP_COST // cost < 20
+
+    run(test)
+
+
+def test_a_small_image_is_decoded_at_once_on_the_thread_that_reads_it() -> None:
+    """Whether its answer stands alone or not; a request of many small images leaves them to the engine."""
+
+    async def test() -> None:
+        async with pool() as made:
+            decoding = Decoding(made, 1 << 30)
+            for refused in (None, dict[int, AWNetError]()):
+                (small,) = images(SMALL)
+                threads = threading.active_count()
+                decoded, waited, admitted = await decoding.prepare([small], SIZE, soon(), None, refused)
+                assert small.decoded is not None and threading.active_count() == threads
+                np.testing.assert_array_equal(small.decoded.pixels, decode(SMALL, SIZE, Limits()).pixels)
+                assert 0 < decoded <= waited and not admitted
+            many = images(*[SMALL] * 8)
+            assert await decoding.prepare(many, SIZE, soon()) == Prepared()
+            with pytest.raises(ImageError) as corrupt:
+                await decoding.prepare(images(spoilt_pixels(SMALL)), SIZE, soon())
+            assert corrupt.value.image == 0
 
     run(test)
 

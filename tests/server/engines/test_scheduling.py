@@ -264,6 +264,33 @@ def test_only_the_one_image_there_is_has_all_cores() -> None:
     assert [batch.alone for batch in place.batches] == [True, False, False, False]
 
 
+def test_among_several_clients_no_image_has_all_cores_and_a_lone_client_gets_them_again() -> None:
+    """Even where it comes while nothing else is there: the next ones come before it is done."""
+    scheduler: Scheduler[Request] = Scheduler(workers=2, max_batch=8, capacity=64)
+    lane = Lane[Request]()
+    scheduler.open(lane)
+
+    def answer(now: float, neighbour: bool) -> bool:
+        """One image that finds nothing else there, perhaps one that comes meanwhile: whether the first was alone."""
+        scheduler.add(Request(lane, 1), now)
+        first = scheduler.take(now)
+        assert isinstance(first, Batch)
+        if neighbour:
+            scheduler.add(Request(lane, 1), now)
+            second = scheduler.take(now)
+            assert isinstance(second, Batch) and not second.alone
+        scheduler.done(first, now, [])
+        if neighbour:
+            scheduler.done(second, now, [])
+        return first.alone
+
+    assert answer(0.0, neighbour=False)
+    crowd = [answer(1.0, neighbour=True) for _ in range(20)]
+    assert not any(crowd[4:])
+    lone = [answer(2.0, neighbour=False) for _ in range(12)]
+    assert not lone[0] and all(lone[8:])
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_idle_server_never_waits(workers: int) -> None:
     """However large the gain: an image that is alone, or finds two workers idle, starts when it comes."""

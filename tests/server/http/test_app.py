@@ -21,7 +21,7 @@ from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnava
 from server.http.app import create_app
 from server.settings import Settings
 from tests.server.small import GatedEngine, service_over, started
-from tests.server.tiny import encoded, noise, plain, publish
+from tests.server.tiny import encoded, noise, plain, publish, spoilt_pixels
 from tests.waiting import until
 
 PNG = encoded(noise())
@@ -123,6 +123,32 @@ def test_a_full_queue_is_503_with_retry_after(repository: Path) -> None:
             text = (await http.get("/metrics")).text
             assert f'awnet_rejections_total{{reason="queue-full"}} {len(refused)}.0' in text
             assert (await ask(http)).status_code == 200
+
+    run(scenario)
+
+
+class CrowdedEngine(EmbeddedEngine):
+    """An engine in which so many images wait as `crowd` says, beside those that do."""
+
+    crowd = 0
+
+    def waiting(self) -> int:
+        return super().waiting() + self.crowd
+
+
+def test_who_finds_a_full_queue_is_refused_before_the_image_is_decoded(repository: Path) -> None:
+    """An image that cannot be decoded is as good as any then; with room it is the image's fault."""
+
+    async def scenario() -> None:
+        engine = CrowdedEngine(Repository(repository), threads=1)
+        spoilt = {"image": ("spoilt.png", spoilt_pixels(encoded(noise())))}
+        async with client(engine, queue_capacity=4) as http:
+            await until_ready(http)
+            engine.crowd = 4
+            refused = await http.post("/predict", files=spoilt)
+            assert refused.json()["type"] == "urn:awnet:problem:queue-full"
+            engine.crowd = 3
+            assert (await http.post("/predict", files=spoilt)).status_code == 422
 
     run(scenario)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import zlib
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from server.http.query import MODEL_PARAMETERS, PARAMETERS
 from server.http.schemas import Answer
 from server.http.upload import INLINE_BYTES
-from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain
+from tests.server.tiny import LABELS, OMEGA, SIZE, Running, encoded, noise, plain, spoilt_pixels
 
 
 def ask(served: Running, *files: bytes, query: str = "", **headers: str) -> httpx.Response:
@@ -187,16 +186,6 @@ def rejections(served: Running, reason: str) -> float:
     return sum(
         float(line.split()[-1]) for line in lines if line.startswith(f'awnet_rejections_total{{reason="{reason}"')
     )
-
-
-def spoilt_pixels(png: bytes) -> bytes:
-    """A PNG of which only the decoder finds that its pixels are none: its check sums are right."""
-    at = png.index(b"IDAT")
-    length = int.from_bytes(png[at - 4 : at], "big")
-    data = bytearray(png[at + 4 : at + 4 + length])
-    data[20] ^= 0xFF
-    crc = zlib.crc32(b"IDAT" + data).to_bytes(4, "big")
-    return png[: at + 4] + data + crc + png[at + 8 + length :]
 
 
 def test_a_wrongly_declared_type_is_sniffed(served: Running) -> None:

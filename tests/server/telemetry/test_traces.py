@@ -126,7 +126,7 @@ def test_a_request_is_a_tree_of_spans(traced: Traced) -> None:
     for child in (queue, decode, inference):
         assert (child.trace_id, child.parent_id, child.kind) == (TRACE, server.span_id, INTERNAL)
         assert server.start <= child.start <= child.end <= server.end
-    assert queue.end == decode.start and decode.end <= inference.start
+    assert decode.end <= queue.start and queue.end <= inference.start
     assert inference.attributes.pop("awnet.batch.number") >= 1
     assert inference.attributes == {"awnet.batch.images": 1, **model}
     assert server.resource["service.name"] == "awnet" and server.resource["service.version"] == __version__
@@ -238,14 +238,16 @@ def test_what_programs_ask_all_the_time_is_not_traced(traced: Traced) -> None:
     assert not any("health" in span.name or "metrics" in span.name for span in traced.collector.spans())
 
 
-def test_an_image_that_a_process_decodes_has_a_span_for_that(traced: Traced) -> None:
-    """The first of its two spans of decoding: the other is the pixels' way into the batch."""
-    big = encoded(noise(1500, 1500))
-    traced.server.http.post("/predict", content=big, headers=IMAGE | {"x-request-id": "big"})
-    named = traced.trace_of(5, **{"awnet.request.id": "big"})
-    first, second = sorted(named["decode"], key=lambda span: span.start)
-    assert first.attributes["awnet.decode.seconds"] > 0
-    assert first.end <= named["queue"][0].start <= second.start
+@pytest.mark.parametrize(("side", "before"), [(32, True), (100, False), (1500, True)])
+def test_an_image_has_one_span_of_decoding_wherever_that_was_done(traced: Traced, side: int, before: bool) -> None:
+    """At once, by the engine's thread that runs it, or by a process."""
+    name = f"side-{side}"
+    image = encoded(noise(side, side))
+    traced.server.http.post("/predict", content=image, headers=IMAGE | {"x-request-id": name})
+    named = traced.trace_of(4, **{"awnet.request.id": name})
+    (decode,), (queue,) = named["decode"], named["queue"]
+    assert ("awnet.decode.seconds" in decode.attributes) is before
+    assert decode.end <= queue.start if before else queue.end <= decode.start
 
 
 def test_no_span_holds_an_image_a_name_an_address_or_a_query(traced: Traced) -> None:
