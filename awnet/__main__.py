@@ -15,6 +15,8 @@ from . import __version__
 
 OURS = ("", "awnet", "domain", "server", "export", "training")  # none of them is missing for lack of an extra
 
+WITH_PACKAGES = "pip install . without --no-deps, or pip install -r requirements/server.txt in its checkout"
+
 Run = Callable[[Sequence[str]], object]
 
 
@@ -169,8 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command.run(rest)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if command.extra is None or missing in OURS:
+        if missing in OURS:
             raise
+        if command.extra is None:
+            print(f"awnet {name} needs {missing}, which was not installed beside it: {WITH_PACKAGES}", file=sys.stderr)
+            return 2
         extra = "audit" if name == "audit" and _of_a_file(rest) else command.extra
         print(f"awnet {name} needs {missing}: {install(extra)}", file=sys.stderr)
         return 2

@@ -39,7 +39,10 @@ tls_certificate = "certificate.pem"
 tls_key = "key.pem"
 policy = "reject"
 query_guard = "flag"
+findings_dir = "findings"
+findings_window_seconds = 5
 """
+SHORT = 'import awnet; print(awnet.Client("127.0.0.1:8000").predict("../awnet/examples/cat.png").label)'
 ASK = "curl -sS --cacert certificate.pem"
 OF_THIS_MACHINE = re.compile("Looking in |Location |file://|new release of pip|pip install --upgrade pip")
 MAKE_CERTIFICATE = (
@@ -97,6 +100,7 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
             Step("curl -sS -F image=@examples/ship.png 'http://127.0.0.1:8000/predict?top_k=1'", "awnet"),
             Step("curl -sS -F image=@examples/ship-adversarial.png 'http://127.0.0.1:8000/predict?top_k=1'", "awnet"),
             Step("curl -sS -F image=@README.md http://127.0.0.1:8000/predict", "awnet"),
+            Step("curl -sS -F file=@examples/ship.png http://127.0.0.1:8000/predict", "awnet"),
             Step("curl -sS -o ~/docs.html -w '%{http_code} %{content_type}\\n' http://127.0.0.1:8000/docs", "awnet"),
             Step(".venv-server/bin/python - < ~/readme.py", "awnet"),
             Step(".venv-server/bin/python - < ~/client.py", "awnet"),
@@ -112,8 +116,12 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
             Step("awnet predict ~/awnet/examples --out results.csv", "elsewhere"),
             Step("head -2 results.csv", "elsewhere"),
             Step("awnet serve", "elsewhere", log="installed.log"),
+            Step("awnet serve", "elsewhere", 2),
+            Step(f"python -c '{SHORT}'", "elsewhere"),
+            Step("curl -sS -o /dev/null -w '%{http_code} %{content_type}\\n' http://127.0.0.1:8000/", "elsewhere"),
+            Step("curl -sS http://127.0.0.1:8000/page/model.json | head -c 120", "elsewhere"),
             Step("awnet bench --url http://127.0.0.1:8000 --seconds 3", "elsewhere"),
-            Step("awnet predict ~/awnet/examples/ship.png --url http://127.0.0.1:8000", "elsewhere"),
+            Step("awnet predict ~/awnet/examples/ship.png --url 127.0.0.1:8000", "elsewhere"),
             Stop("installed.log"),
         ],
         "Images of one's own": calibration if data is not None else [],
@@ -150,6 +158,8 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
                 "elsewhere",
                 1,
             ),
+            Step("tail -n 1 findings/chain-0/*.jsonl", "elsewhere"),
+            Step("awnet verify-log findings", "elsewhere"),
             Step("awnet keys revoke shop && sleep 2", "elsewhere"),
             Step(f"{ASK} {key} -F image=@$HOME/awnet/examples/ship.png https://localhost:9443/predict", "elsewhere"),
             Stop("closed.log"),
@@ -160,8 +170,11 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
             Step("awnet serve --policy rejct", "elsewhere", 2),
             Step("echo 'polcy = \"reject\"' > wrong.toml && awnet serve --config wrong.toml", "elsewhere", 2),
             Step("awnet serve --tls-certificate certificate.pem", "elsewhere", 2),
-            Step("awnet serve --host 192.0.2.1", "elsewhere", 1),
+            Step("awnet serve --host 192.0.2.1", "elsewhere", 2),
             Step("awnet predict nowhere.png", "elsewhere", 2),
+            Step("mkfifo pipe.png && awnet predict pipe.png", "elsewhere", 2),
+            Step("awnet predict ~/awnet/examples/ship.png --url scores.example", "elsewhere", 2),
+            Step("awnet verify-log nowhere", "elsewhere", 2),
             Step("awnet calibrate ~/awnet/examples ~/awnet/examples", "elsewhere", 2),
             Step("awnet train --recipe recipe.toml", "elsewhere", 2),
         ],
@@ -300,7 +313,7 @@ def cleaned(text: str, home: Path) -> list[str]:
     }
     for before, after in hidden.items():
         text = text.replace(before, after)
-    text = re.sub(r"(https?)://(?!127\.0\.0\.1|localhost|192\.0\.2)[^\s/\"']+", r"\1://HOST", text)
+    text = re.sub(r"(https?)://(?!127\.0\.0\.1|localhost|192\.0\.2|scores\.example)[^\s/\"']+", r"\1://HOST", text)
     text = re.sub(r"awnet_[\w-]{43}", "awnet_...", text)
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not OF_THIS_MACHINE.search(line)]
     kept = [line if len(line) <= WIDTH else f"{line[:WIDTH]} ..." for line in lines]

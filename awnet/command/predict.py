@@ -67,13 +67,14 @@ def _predict(given: argparse.Namespace) -> int:
         raise SettingsError("--concurrency and --top-k must be at least 1")
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the --out of the run that it goes on with")
-    from .answerers import answerer
     from .images import images
+
+    found = images(given.paths)  # before the runtime is imported: what is misspelt is told at once
+    from .answerers import answerer
     from .results import Results
     from .scoring import Scoring
 
     opened = answerer(given, top_k=given.top_k)
-    found = images(given.paths)
     results = Results(given.out, given.resume) if given.out is not None else None
     scoring = Scoring(found, results, given.concurrency, quiet=given.quiet)
     try:

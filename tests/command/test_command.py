@@ -11,7 +11,7 @@ from importlib import import_module
 
 import pytest
 
-from awnet.__main__ import COMMANDS, install, main
+from awnet.__main__ import COMMANDS, WITH_PACKAGES, install, main
 from domain import __version__
 from tests.repository import ROOT
 
@@ -114,6 +114,18 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(
     assert main([name, *NEEDED[name]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in ("torch", "onnx")}
+
+
+def test_an_installation_without_its_packages_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`pip install --no-deps .` alone is half of it; one line instead of a traceback."""
+    for module in ("awnet.command.doctor", "server.options"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    assert main(["doctor"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"awnet doctor needs pydantic, which was not installed beside it: {WITH_PACKAGES}"
 
 
 @pytest.mark.process
