@@ -391,7 +391,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
             silence_seconds=settings.triton_silence_seconds,
             decode_threads=settings.threads,
             capacity=settings.queue_capacity,
-            on_state=metrics.backend,
+            on_state=metrics.engine.backend,
         )
     from .engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
 

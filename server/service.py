@@ -117,7 +117,7 @@ class Service:
                 capacity=settings.queue_capacity,
                 max_bytes=DECODER_BYTES + DECODER_BYTES_PER_PIXEL * settings.max_pixels,
                 elsewhere=engine.waiting,
-                on_end=metrics.decoder_ended,
+                on_end=metrics.engine.decoder_ended,
             ),
             settings.max_request_pixels,
         )
@@ -156,9 +156,11 @@ class Service:
         self._probing: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
-        metrics.follow_decoding(self.decoding.pool)
+        metrics.engine.follow_decoding(self.decoding.pool)
         self._expect_decisions()
-        metrics.follow(lambda: self.models.ready and engine.up(), lambda: engine.waiting() + self.decoding.pool.waiting)
+        metrics.engine.follow(
+            lambda: self.models.ready and engine.up(), lambda: engine.waiting() + self.decoding.pool.waiting
+        )
 
     @property
     def draining(self) -> bool:

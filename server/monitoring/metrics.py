@@ -24,7 +24,6 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from ..access.access import KeysRead
-from ..core.decode_pool import DecodePool, DecoderEnd
 from ..core.engine import Model, Signals
 from ..core.modes import Mode
 from ..core.policy import DECISIONS, Decision, Policy
@@ -39,6 +38,7 @@ from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResu
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
+from .engine_metrics import EngineMetrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
@@ -46,9 +46,7 @@ PREDICTIONS = ("/predict", "/infer", "/ModelInfer")  # how the routes end whose 
 CODES_FROM_THE_START = (200, 429, 500, 503, 504)  # `increase` does not see the first of a series that begins with it
 EXEMPLAR_EVERY = 16  # requests; an exemplar costs twice what counting without one does
 EXEMPLAR_SECONDS = 0.1  # a request this slow always leaves its id
-EXEMPLAR_REQUEST_ID = (
-    55  # beside one that is longer a span's id has no room: OpenMetrics gives an exemplar 128 characters
-)
+EXEMPLAR_REQUEST_ID = 55  # a span's id has no room beside a longer one: OpenMetrics gives an exemplar 128 characters
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Finer where clean scores and thresholds lie; a quantile is only as exact as its bin.
@@ -92,6 +90,9 @@ class Metrics(Events):
         models: names of the configured models. Their counters begin at 0: no alert on an increase sees a series that
             begins at 1.
         golden_probe_seconds: how often golden probes are sent; 0 is never.
+
+    Attributes:
+        engine: those of the engine, its queue, and the processes that decode.
     """
 
     def __init__(
@@ -235,53 +236,7 @@ class Metrics(Events):
             ["model", "version", "about"],
             registry=registry,
         )
-        self._backend_up = Gauge(
-            "awnet_triton_up",
-            "1 while this Triton is sent requests, 0 while its breaker is open.",
-            ["address"],
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._up = Gauge(
-            "awnet_engine_up",
-            "1 while the model has passed its golden self-test and the engine can run it, else 0.",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._queued = Gauge(
-            "awnet_queue_images", "Images accepted and unanswered.", registry=registry, multiprocess_mode="livesum"
-        )
-        Gauge(
-            "awnet_queue_capacity_images",
-            "Most images accepted and unanswered.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        ).set(capacity)
-        self._decode_held = Gauge(
-            "awnet_decode_queue_pixels",
-            "Pixels of images that wait to be decoded by processes, or are.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._decode_room = Gauge(
-            "awnet_decode_queue_capacity_pixels",
-            "Most pixels that may wait to be decoded by processes.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._decode_busy = Gauge(
-            "awnet_decode_busy_processes",
-            "Processes that decode an image.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._decoders_ended = Counter(
-            "awnet_decode_process_ends",
-            "Processes that ended while they decoded an image: given up because nobody waited any more, too slow, "
-            "crashed in a decoder, killed by something else.",
-            ["why"],
-            registry=registry,
-        )
+        self.engine = EngineMetrics(registry, capacity)
         Gauge(
             "awnet_golden_probe_interval_seconds",
             "Seconds between two golden images of a version; 0 where none are sent.",
@@ -308,8 +263,6 @@ class Metrics(Events):
         for name in models:
             for result in get_args(ReloadResult):
                 self._reloads.labels(name, result)
-        for why in get_args(DecoderEnd):
-            self._decoders_ended.labels(why)
 
     # Requests.
 
@@ -467,27 +420,6 @@ class Metrics(Events):
     def telemetry(self, signal: str, result: str, items: int) -> None:
         """What became of traces, lines or metrics that were to be sent; on any thread."""
         self._telemetry.labels(signal, result).inc(items)
-
-    # The engine.
-
-    def follow(self, up: Callable[[], bool], waiting: Callable[[], int]) -> None:
-        """`up` says whether requests can be executed right now, `waiting` how many images are accepted, unanswered."""
-        self._up.set_function(lambda: float(up()))
-        self._queued.set_function(waiting)
-
-    def follow_decoding(self, pool: DecodePool) -> None:
-        """Whose line and processes are told."""
-        self._decode_room.set(pool.room)
-        self._decode_held.set_function(lambda: pool.held)
-        self._decode_busy.set_function(lambda: pool.busy)
-
-    def decoder_ended(self, why: DecoderEnd) -> None:
-        """A process of that pool ended while it decoded."""
-        self._decoders_ended.labels(why).inc()
-
-    def backend(self, address: str, up: bool) -> None:
-        """Whether one of several Tritons is used."""
-        self._backend_up.labels(address).set(up)
 
     # `Events`: what happens to models.
 

@@ -75,8 +75,8 @@ class Exporting:
         self._sampler = Sampler(ratio if "traces" in signals else 0.0, follow and "traces" in signals)
         self._count = count
         self._every = metrics_seconds
-        self._own = _resource(instance, worker)
-        self._service = _resource(instance, None)
+        self._own = resource_of(instance, worker)
+        self._service = resource_of(instance, None)
         self._findings = "findings" in signals
         self._exporters: list[Any] = []
         self._pushing: asyncio.Task[None] | None = None
@@ -193,7 +193,7 @@ def _loggers() -> tuple[logging.Logger, logging.Logger]:
     return logging.getLogger(), logging.getLogger(LOGGER)
 
 
-def _resource(instance: str, worker: int | None) -> Resource:
+def resource_of(instance: str, worker: int | None) -> Resource:
     """Whose spans these are; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over what is said here."""
     ours: dict[str, str | int] = {
         "service.name": "awnet",
