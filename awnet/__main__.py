@@ -58,6 +58,12 @@ def _calibrate(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _findings(arguments: Sequence[str]) -> object:
+    from .command.findings import main
+
+    return main(arguments)
+
+
 def _verify_log(arguments: Sequence[str]) -> object:
     from .command.verify_log import main
 
@@ -118,6 +124,7 @@ COMMANDS = {
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "bench": Command("measure latency under load, and what the detector flags", _bench),
     "calibrate": Command("thresholds for natural images of your own, as a new version", _calibrate),
+    "findings": Command("list findings, mark them, see which threshold the marks propose", _findings),
     "verify-log": Command("check that the journal of findings is as it was written", _verify_log),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),
     "train": Command("train a network by a recipe", _train, "training"),

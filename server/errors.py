@@ -134,6 +134,10 @@ class UnknownModel(RequestError):
     slug, title = "unknown-model", "Unknown model or version"
 
 
+class UnknownFinding(RequestError):
+    slug, title = "unknown-finding", "Unknown finding"
+
+
 class UnknownService(UnknownModel):
     """Of gRPC, that a health check asks about."""
 
@@ -300,6 +304,7 @@ STATUS: dict[type[AWNetError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     UnknownModel: 404,
+    UnknownFinding: 404,
     Misdirected: 421,
     UnknownMode: 422,
     TooManyConnectionsOfClient: 429,

@@ -30,9 +30,12 @@ from .errors import (
     QueueShareTaken,
     RateLimited,
     Unauthorized,
+    UnknownFinding,
     UnknownMode,
     UnknownModel,
 )
+from .findings.ocsf import Mark
+from .findings.reading import Found
 from .fleet import Fleet, SingleProcess
 from .listening import PortWatch, is_loopback
 from .monitoring.detection import Monitor
@@ -255,6 +258,19 @@ class Service:
     async def detection(self) -> dict[str, object]:
         """The detection report of the whole service, for the admin port. Raises LinkLost."""
         return report(await self._counts())
+
+    async def findings(self, most: int) -> list[Found]:
+        """The newest findings. Raises UnknownFinding where there are none ever."""
+        return await asyncio.to_thread(self._reports().findings, most)
+
+    async def mark_finding(self, identity: str, mark: Mark, comment: str) -> Found:
+        """Mark a finding. Raises UnknownFinding."""
+        return await asyncio.to_thread(self._reports().mark, identity, mark, comment)
+
+    def _reports(self) -> Reporting:
+        if self._reporting is None:
+            raise UnknownFinding("there are no findings here: AWNET_FINDINGS_DIR names no folder")
+        return self._reporting
 
     async def operate(self, do: str, *given: Any) -> dict[str, Any]:
         """Carry an admin call out in every process; see `carry_out`."""

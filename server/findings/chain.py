@@ -63,7 +63,10 @@ def sealed(document: dict[str, Any], after: Link, more: Mapping[str, Any]) -> tu
     """The line for `document`, with its end, and its place behind `after`; `more` goes into the chain as well."""
     sequence = after.sequence + 1
     document["metadata"]["sequence"] = sequence
-    document["unmapped"]["chain"] = {"id": after.chain, "sequence": sequence, "previous": after.hash, **more}
+    unmapped = document.pop("unmapped")
+    unmapped.pop("chain", None)  # of the event that this one was made of
+    place = {"id": after.chain, "sequence": sequence, "previous": after.hash, **more}
+    document["unmapped"] = {**unmapped, "chain": place}  # the last member, whatever came before
     body = orjson.dumps(document)[:-3]
     own = hashlib.sha256(body).hexdigest()
     return b'%s,"hash":"%s"}}}\n' % (body, own.encode()), Link(after.chain, sequence, own)

@@ -8,10 +8,11 @@ Time is given, never asked for.
 
 from __future__ import annotations
 
+import heapq
 import uuid
 from dataclasses import dataclass, field
 
-from .finding import Activity, Finding, Image, Observation, Subject
+from .finding import MOST_SCORES, Activity, Finding, Image, Observation, Subject
 
 MOST_OPEN = 256
 MOST_COUNTED = 4096  # clients that a finding without one tells apart
@@ -31,6 +32,7 @@ class _Open:
     count: int = 0
     told: int = 0
     image: Image | None = None
+    scores: list[float] = field(default_factory=list)  # a heap
     clients: set[tuple[str | None, str | None]] = field(default_factory=set)
 
 
@@ -65,6 +67,8 @@ class Coalescer:
         found.count += seen.count
         if subject.client is None and subject.key is None and len(found.clients) < MOST_COUNTED:
             found.clients.add((seen.subject.client, seen.subject.key))
+        if seen.image is not None:
+            (heapq.heappush if len(found.scores) < MOST_SCORES else heapq.heappushpop)(found.scores, seen.image.score)
         if seen.image is not None and (found.image is None or seen.image.score > found.image.score):
             found.image = seen.image.hashed()
         return [self._tell(subject, found, "create", seen.time)] if begins else []
@@ -93,6 +97,6 @@ class Coalescer:
         new, found.told = found.count - found.told, found.count
         return Finding(
             *(found.id, subject, activity, time, found.first_time, found.last_time, found.count, new),
-            *(found.first_request_id, found.last_request_id, found.image, max(1, len(found.clients))),
-            found.detail,
+            *(found.first_request_id, found.last_request_id, found.image, found.detail, max(1, len(found.clients))),
+            tuple(sorted(found.scores)),
         )

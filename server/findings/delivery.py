@@ -123,6 +123,7 @@ class Deliveries:
         self._folder, self._own, self._receivers, self._counted = folder, own, receivers, counted
         self._tasks: list[asyncio.Task[None]] = []
         self._down: set[str] = set()
+        self._ending = asyncio.Event()
 
     def start(self) -> None:
         """Begin to send, on the running loop."""
@@ -130,9 +131,11 @@ class Deliveries:
 
     async def stop(self) -> None:
         """Send what is left where that takes no time, and end."""
-        for task in self._tasks:
-            task.cancel()
+        self._ending.set()  # what is under way is not sent twice
         if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
+            for task in late:
+                task.cancel()
             await asyncio.wait(self._tasks)
         for receiver in self._receivers:
             if self._tasks and receiver.name not in self._down:
@@ -150,7 +153,7 @@ class Deliveries:
 
     async def _serve(self, receiver: Delivery) -> None:
         failures = 0
-        while True:
+        while not self._ending.is_set():
             try:
                 sent = await self._round(receiver)
                 if failures:
@@ -158,7 +161,7 @@ class Deliveries:
                 failures = 0
                 self._down.discard(receiver.name)
                 if not sent:
-                    await asyncio.sleep(POLL_SECONDS)
+                    await self._pause(POLL_SECONDS)
             except (DeliveryError, OSError, TimeoutError) as error:
                 if not failures:
                     log.error("%s does not take findings, they wait: %s", receiver.name, error or type(error).__name__)
@@ -166,10 +169,16 @@ class Deliveries:
                 asked = error.pause_seconds if isinstance(error, DeliveryError) else None
                 longest = min(MOST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 10))
                 failures += 1
-                await asyncio.sleep(asked if asked is not None else longest * random.uniform(0.5, 1))  # noqa: S311
+                await self._pause(asked if asked is not None else longest * random.uniform(0.5, 1))  # noqa: S311
             except Exception:
                 log.exception("delivery to %s failed in an unforeseen way; it goes on", receiver.name)
-                await asyncio.sleep(MOST_PAUSE_SECONDS)
+                await self._pause(MOST_PAUSE_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
 
     async def _round(self, receiver: Delivery) -> bool:
         """One batch of each chain; whether there was any. Raises DeliveryError, OSError, TimeoutError."""

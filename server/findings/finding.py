@@ -14,6 +14,7 @@ Kind = Literal["image", "query-guard", "rate", "detector"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Activity = Literal["create", "update", "close"]
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
+MOST_SCORES = 32
 
 
 class Subject(NamedTuple):
@@ -98,6 +99,7 @@ class Finding:
         first_request_id, last_request_id: of the requests that they came in.
         image: the one with the highest score so far.
         clients: how many clients' observations are in it, at least, where it is not about one.
+        scores: the highest of its images, rising, `MOST_SCORES` at most.
     """
 
     id: str
@@ -111,5 +113,6 @@ class Finding:
     first_request_id: str | None = None
     last_request_id: str | None = None
     image: Image | None = None
-    clients: int = 1
     detail: str = ""
+    clients: int = 1
+    scores: tuple[float, ...] = ()

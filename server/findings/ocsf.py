@@ -6,18 +6,28 @@ Techniques are those of MITRE ATLAS. What OCSF has no attribute for stands under
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from .. import __version__
-from .finding import Finding, Kind
+from .finding import Activity, Finding, Kind
 
 SCHEMA_VERSION = "1.5.0"
 CLASS_UID = 2004
 PRODUCT = "AW-Net"
 LOG_NAME = "awnet-findings"
-ACTIVITY_IDS = {"create": (1, "Create"), "update": (2, "Update"), "close": (3, "Close")}
+ACTIVITY_IDS: dict[Activity, tuple[int, str]] = {
+    "create": (1, "Create"),
+    "update": (2, "Update"),
+    "close": (3, "Close"),
+}
 SEVERITIES = {2: "Low", 3: "Medium", 4: "High"}
 NEW, SUSPICIOUS = 1, 4  # status_id, evidences.verdict_id
+Mark = Literal["false_alarm", "confirmed"]
+# A person's mark -> status_id, status and evidences.verdict_id.
+MARKS: dict[Mark, tuple[int, str, int]] = {
+    "false_alarm": (3, "Suppressed", 1),
+    "confirmed": (2, "In Progress", 2),
+}
 HASH = 8  # observables.type_id
 
 _ATLAS = "https://atlas.mitre.org"
@@ -128,6 +138,7 @@ def document(finding: Finding) -> dict[str, Any]:
             "policy": image.policy,
             "decision": image.decision,
         }
+        about["scores"] = list(finding.scores)
         made["evidences"] = [{"name": "image with the highest score", "data": evidence, "verdict_id": SUSPICIOUS}]
         if image.probability is not None:
             made["confidence_score"] = round(100 * image.probability)
@@ -136,6 +147,34 @@ def document(finding: Finding) -> dict[str, Any]:
                 {"name": "evidences[0].data.sha256", "type": "Hash", "type_id": HASH, "value": image.sha256}
             ]
     made["unmapped"] = {"awnet": about}
+    return made
+
+
+def changed(event: dict[str, Any], activity: Activity, time: int, message: str) -> dict[str, Any]:
+    """A further event of the same finding, with nothing new in it."""
+    activity_id, activity_name = ACTIVITY_IDS[activity]
+    about = event["unmapped"]["awnet"]
+    return event | {
+        "activity_id": activity_id,
+        "activity_name": activity_name,
+        "type_uid": 100 * CLASS_UID + activity_id,
+        "type_name": f"Detection Finding: {activity_name}",
+        "time": time,
+        "message": message,
+        "metadata": event["metadata"] | {"uid": uuid.uuid4().hex},
+        "finding_info": event["finding_info"] | {"modified_time": time},
+        "unmapped": {"awnet": about | {"images": about["images"] | {"new": 0}}},
+    }
+
+
+def marked(event: dict[str, Any], mark: Mark, comment: str, time: int) -> dict[str, Any]:
+    """The event that a person has looked at the finding, whose last event this is."""
+    status_id, status, verdict_id = MARKS[mark]
+    made = changed(event, "update", time, f"marked {mark.replace('_', ' ')}")
+    made |= {"status_id": status_id, "status": status, "comment": comment}
+    if "evidences" in made:
+        made["evidences"] = [evidence | {"verdict_id": verdict_id} for evidence in made["evidences"]]
+    made["unmapped"] = {"awnet": made["unmapped"]["awnet"] | {"mark": mark}}
     return made
 
 

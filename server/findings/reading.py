@@ -1,17 +1,32 @@
-"""Reads findings back from a journal's folder: each with its last event, over all chains."""
+"""Reads findings back from a journal's folder: each with its last event and its mark, over all chains."""
 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .chain import chains, read_line, segments
-from .ocsf import ACTIVITY_IDS, CLASS_UID
+from .ocsf import ACTIVITY_IDS, Mark, changed
 
 Event = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """A finding: its last event that is no mark, and the last mark."""
+
+    event: Event
+    mark: Mark | None
+
+    @property
+    def id(self) -> str:
+        return str(self.event["finding_info"]["uid"])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What OCSF has no attribute for."""
+        return dict(self.event["unmapped"]["awnet"])
 
 
 def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
@@ -28,43 +43,37 @@ def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
                 yield line.document
 
 
-def findings(folder: Path, most: int, newest_segments: int = 2) -> list[Event]:
-    """The last event of each of the newest findings, the newest first.
+def findings(folder: Path, newest_segments: int | None = None) -> list[Found]:
+    """Every finding of a journal, the newest first. Raises OSError.
 
     Args:
-        folder: of the journal.
-        most: so many findings.
-        newest_segments: of each chain are read.
+        newest_segments: of each chain are read; None: all.
     """
     last: dict[str, Event] = {}
+    marks: dict[str, tuple[int, Mark]] = {}
     for chain in chains(folder):
         for event in events(chain, newest_segments):
-            uid = event["finding_info"]["uid"]
-            if uid not in last or event["time"] >= last[uid]["time"]:
+            uid, at = event["finding_info"]["uid"], event["time"]
+            mark = event["unmapped"]["awnet"].get("mark")
+            if mark is not None and at >= marks.get(uid, (0, mark))[0]:
+                marks[uid] = at, mark
+            # A mark repeats what was there, in whatever chain it stands: it is only used where nothing else is kept.
+            known = last.get(uid)
+            if known is None or "mark" in known["unmapped"]["awnet"] or (mark is None and at >= known["time"]):
                 last[uid] = event
-    return sorted(last.values(), key=lambda event: -event["time"])[:most]
+    found = [Found(event, marks[uid][1] if uid in marks else None) for uid, event in last.items()]
+    return sorted(found, key=lambda one: -one.event["time"])
 
 
 def left_open(chain: Path) -> Iterator[Event]:
     """The end of each finding in a chain that its process did not live to tell."""
     last: dict[str, Event] = {}
     for event in events(chain, 2):
+        if "mark" in event["unmapped"]["awnet"]:
+            continue
         last[event["finding_info"]["uid"]] = event
-    activity_id, activity = ACTIVITY_IDS["close"]
     now = time.time_ns() // 1_000_000
     for event in last.values():
-        if event["activity_id"] == activity_id:
-            continue
-        about = event["unmapped"]["awnet"]
-        about["images"]["new"] = 0
-        yield event | {
-            "activity_id": activity_id,
-            "activity_name": activity,
-            "type_uid": 100 * CLASS_UID + activity_id,
-            "type_name": f"Detection Finding: {activity}",
-            "time": now,
-            "message": f"{event['message']}; its process has ended, and what came after its last event is not counted",
-            "metadata": event["metadata"] | {"uid": uuid.uuid4().hex},
-            "finding_info": event["finding_info"] | {"modified_time": now},
-            "unmapped": {"awnet": about},
-        }
+        if event["activity_id"] != ACTIVITY_IDS["close"][0]:
+            said = f"{event['message']}; its process has ended, and what came after its last event is not counted"
+            yield changed(event, "close", now, said)

@@ -50,7 +50,8 @@ class Recorder:
         self._journal = journal
         self._coalescer = Coalescer(window)
         self._counted, self._lost = counted, lost
-        self._queue: queue.SimpleQueue[tuple[float, Observation] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[float, Observation] | dict[str, Any] | None] = queue.SimpleQueue()
+        self._written: list[dict[str, Any]] = []  # events of others, to be written as they are
         self._bytes = 0  # of images that wait; written by both sides under the lock
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -75,6 +76,10 @@ class Recorder:
                     self._bytes += size
             self._queue.put((now, one))
 
+    def write(self, event: dict[str, Any]) -> None:
+        """Write an event that is made already."""
+        self._queue.put(event)
+
     def stop(self) -> None:
         """Close what is open and write it; the last call. Blocks for some seconds at most."""
         if self._thread is None:
@@ -97,7 +102,8 @@ class Recorder:
                 found += self._coalescer.tick(now, _utc())
             if ends:
                 found += self._coalescer.end(_utc())
-            self._write([document(one) for one in found])
+            self._write([*(document(one) for one in found), *self._written])
+            self._written.clear()
             for one in found:
                 self._counted(one.subject.kind, one.activity)
             if ends:
@@ -114,6 +120,9 @@ class Recorder:
         for given in (first, *(self._queue.get() for _ in range(self._queue.qsize()))):  # nobody else takes any
             if given is None:
                 return found, True
+            if isinstance(given, dict):
+                self._written.append(given)
+                continue
             found += self._take(*given)
         return found, False
 

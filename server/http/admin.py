@@ -1,4 +1,4 @@
-"""The admin port: status, detection report, reload, rollback, promote, canary and shadow.
+"""The admin port: status, detection report, reload, rollback, promote, canary, shadow, and findings with their marks.
 
 It belongs on a loopback or otherwise private address and asks for no password. Requests that a browser sends for a web
 page (those with an `Origin`) are refused, and those for another host than this port is, so that no web site reaches it
@@ -7,6 +7,7 @@ through an operator's browser, not even one whose name has become this address (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..access.addresses import parse_address
 from ..access.caller import Scope as KeyScope
 from ..core.version import parse_version
 from ..errors import READ, AWNetError, Forbidden, InvalidQuery, Misdirected, NotReady, StartupError, UnsupportedMedia
+from ..findings.ocsf import MARKS
+from ..findings.reading import Found
 from ..listening import is_loopback
 from ..monitoring.request import ObservedRequest
 from ..service import Service
@@ -27,6 +30,7 @@ from .exchange import Exchange
 from .front import Front, Routes, routes_of
 
 MAX_BODY_BYTES = 4 << 10
+MAX_COMMENT = 1000  # characters
 EXCHANGE = "awnet.exchange"  # in the scope
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -69,6 +73,19 @@ def create_admin(service: Service) -> AdminFront:
         address = request.query_params.get("address")
         return _json(report if address is None else report | {"client": service.monitor.clients.name(address)})
 
+    async def findings(request: Request) -> Response:
+        most = request.query_params.get("most", "100")
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", most):
+            raise InvalidQuery("'most' must be a number from 1 to 9999")
+        return _json({"findings": [_finding(found) for found in await service.findings(int(most))]})
+
+    async def mark(request: Request) -> Response:
+        given = await _fields(request, "mark", "comment")
+        mark, comment = given["mark"], "" if given["comment"] is None else given["comment"]
+        if not isinstance(mark, str) or mark not in MARKS or not isinstance(comment, str) or len(comment) > MAX_COMMENT:
+            raise InvalidQuery(f"'mark' must be one of {', '.join(MARKS)}, 'comment' at most {MAX_COMMENT} characters")
+        return _json(_finding(await service.mark_finding(request.path_params["id"], mark, comment)))
+
     def guarded(handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             if "origin" in request.headers:
@@ -87,6 +104,8 @@ def create_admin(service: Service) -> AdminFront:
         Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
         Route("/admin/canary", guarded(canary), methods=["PUT"]),
         Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
+        Route("/admin/findings", guarded(findings), methods=["GET"]),
+        Route("/admin/findings/{id}", guarded(mark), methods=["POST"]),
     ]
     service.metrics.expect(routes_of(routes))
     service.metrics.expect_rejections(Misdirected)
@@ -127,7 +146,7 @@ def _plain(host: str) -> str:
 
 
 async def _fields(request: Request, *names: str) -> dict[str, Any]:
-    """The JSON object in the body, its fields by name, None where left out.
+    """The JSON object in the body, its fields by name, None where left out; the first one must be there.
 
     Raises:
         BodyTooLarge, UnsupportedMedia, InvalidQuery: no JSON object, or a field that is none of `names`.
@@ -141,9 +160,13 @@ async def _fields(request: Request, *names: str) -> dict[str, Any]:
         given = orjson.loads(body)
     except orjson.JSONDecodeError:
         given = None
-    if not isinstance(given, dict) or "version" not in given or not set(given) <= set(names):
+    if not isinstance(given, dict) or names[0] not in given or not set(given) <= set(names):
         raise InvalidQuery(f"the body must be a JSON object of {', '.join(names)}")
     return {name: given.get(name) for name in names}
+
+
+def _finding(found: Found) -> dict[str, Any]:
+    return {"id": found.id, "mark": found.mark, "event": found.event}
 
 
 def _version(value: object) -> int:

@@ -120,6 +120,15 @@ class Shadowed(BaseModel):
     version: int | str | None
 
 
+class Marked(BaseModel):
+    """What a finding was."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mark: Literal["false_alarm", "confirmed"]
+    comment: str = Field("", max_length=1000)
+
+
 class Split(BaseModel):
     """The share of unversioned requests that a version gets; without a version, the split ends."""
 
@@ -139,6 +148,7 @@ SHAPES: tuple[type[BaseModel], ...] = (
     Problem,
     ProtocolError,
     ServerMetadata,
+    Marked,
     Shadowed,
     Split,
     Version,
@@ -160,7 +170,7 @@ OF_METADATA = (404, 405, 503)
 ADMIN_ERRORS = {
     400: "The body is not what its headers say.",
     403: "No web page is answered here.",
-    404: "No such model or version, or nothing to go back to.",
+    404: "No such model, version or finding, or nothing to go back to.",
     405: "Another method is answered here.",
     409: "The version cannot be served; nothing has changed.",
     413: "The body is too large.",
@@ -279,6 +289,13 @@ def admin(model: str) -> dict[str, Any]:
             "servers": [{"url": ADMIN_URL, "description": "The admin port, where the default has it."}],
         }
 
+    identity = _in_path("id", "The finding's id.", "0" * 32)
+    most = {
+        "name": "most",
+        "in": "query",
+        "description": "So many.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 9999},
+    }
     address = {
         "name": "address",
         "in": "query",
@@ -292,5 +309,7 @@ def admin(model: str) -> dict[str, Any]:
         "/admin/models/{name}/rollback": call("post", "admin_rollback", "Back to the previous version.", None, named),
         "/admin/models/{name}/promote": call("post", "admin_promote", "Serve this version.", Version, named),
         "/admin/canary": call("put", "admin_canary", "Begin, change or end a canary.", Split),
+        "/admin/findings": call("get", "admin_findings", "The newest findings.", None, [most]),
+        "/admin/findings/{id}": call("post", "admin_mark", "Mark a finding.", Marked, [identity]),
         "/admin/shadow": call("put", "admin_shadow", "Begin or end a shadow.", Shadowed),
     }

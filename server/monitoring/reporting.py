@@ -11,10 +11,12 @@ from ..core.images import EncodedImage, ImageInput
 from ..core.modes import Mode
 from ..core.policy import At, Decision, Policy
 from ..core.verdict import Judgement, Verdict
-from ..errors import StartupError
+from ..errors import StartupError, UnknownFinding
 from ..findings.delivery import Deliveries, Delivery
 from ..findings.finding import Image, Observation, Subject
 from ..findings.journal import Journal
+from ..findings.ocsf import Mark, marked
+from ..findings.reading import Found, findings
 from ..findings.recorder import Recorder
 from ..guard.guard import Event
 from ..settings import Settings
@@ -23,6 +25,7 @@ from .metrics import Metrics
 from .request import KEY, ObservedRequest
 
 DAY_SECONDS = 86_400
+NEWEST_SEGMENTS = 2  # of each chain, that the list of the newest findings is read from
 
 
 class Reporting:
@@ -49,6 +52,7 @@ class Reporting:
         metrics.expect_findings()
         self._deliveries = Deliveries(journal.folder.parent, journal.folder, receivers, metrics.delivered)
         metrics.deliver_findings(self._deliveries.waiting)
+        self._folder = journal.folder.parent
         self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost)
         self._at: At = at
         self._flagged = {"adversarial"} if at == "adversarial" else {"adversarial", "suspicious"}
@@ -75,6 +79,18 @@ class Reporting:
         """Close every finding, and send what can be sent at once: some seconds at most."""
         await asyncio.to_thread(self._recorder.stop)
         await self._deliveries.stop()
+
+    def findings(self, most: int) -> list[Found]:
+        """The newest findings of all processes; reads files. Raises OSError."""
+        return findings(self._folder, NEWEST_SEGMENTS)[:most]
+
+    def mark(self, identity: str, mark: Mark, comment: str) -> Found:
+        """Write that a person has looked at a finding; reads files. Raises UnknownFinding, OSError."""
+        for found in findings(self._folder):
+            if found.id == identity:
+                self._recorder.write(marked(found.event, mark, comment, _utc()))
+                return found._replace(mark=mark)
+        raise UnknownFinding("no finding with this id is kept")
 
     @staticmethod
     def files(images: Sequence[ImageInput]) -> list[bytes | None]:

@@ -16,11 +16,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from py_ocsf_models.events.findings.detection_finding import DetectionFinding
 
 from server.core.engine import Signals
 from server.errors import StartupError
 from server.findings.chain import chains, segments, verify
 from server.findings.reading import Event, events
+from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.golden_probe import GoldenProbes
 from server.service import Service
@@ -355,3 +357,50 @@ def test_an_address_that_nothing_is_sent_to_ends_the_start(
         given["findings_webhook_secret_file"] = tmp_path / "secret"
     with pytest.raises(StartupError, match=setting):
         service_over(GatedEngine(repository), **given)
+
+
+def test_the_admin_port_lists_and_marks_findings(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            await reported.clients.predict(ADVERSARIAL)
+            event = await reported.first()
+            admin = httpx.ASGITransport(create_admin(reported.service))
+            async with httpx.AsyncClient(transport=admin, base_url="http://localhost") as client:
+                (found,) = (await client.get("/admin/findings")).json()["findings"]
+                assert (found["id"], found["mark"]) == (event["finding_info"]["uid"], None)
+                path = f"/admin/findings/{found['id']}"
+                answer = await client.post(path, json={"mark": "false_alarm", "comment": "our own test"})
+                assert answer.json()["mark"] == "false_alarm"
+
+                async def marked() -> bool:
+                    return (await client.get("/admin/findings")).json()["findings"][0]["mark"] == "false_alarm"
+
+                await until(marked, PATIENCE_SECONDS)
+                assert (await client.post("/admin/findings/none", json={"mark": "confirmed"})).status_code == 404
+                for wrong in (
+                    {"mark": "fine"},
+                    {"mark": {}},
+                    {"comment": "x"},
+                    {"mark": "confirmed", "comment": "x" * 2000},
+                ):
+                    assert (await client.post(path, json=wrong)).status_code == 422
+                assert (await client.get("/admin/findings?most=0")).status_code == 422
+        mark = next(one for one in written(tmp_path) if "mark" in one["unmapped"]["awnet"])
+        assert (mark["activity_name"], mark["status"], mark["comment"]) == ("Update", "Suppressed", "our own test")
+        assert mark["evidences"][0]["verdict_id"] == 1
+        DetectionFinding.model_validate(mark)
+
+    asyncio.run(scenario())
+
+
+def test_the_admin_port_says_where_findings_are_off(repository: Path) -> None:
+    async def scenario() -> None:
+        service = service_over(GatedEngine(repository))
+        await service.start()
+        admin = httpx.ASGITransport(create_admin(service))
+        async with httpx.AsyncClient(transport=admin, base_url="http://localhost") as client:
+            answer = await client.get("/admin/findings")
+        assert answer.status_code == 404 and answer.json()["type"].endswith("unknown-finding")
+        await service.stop()
+
+    asyncio.run(scenario())

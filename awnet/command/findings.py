@@ -1,0 +1,225 @@
+"""`awnet findings COMMAND`: lists findings, marks them, and says which threshold the marks propose.
+
+All of it reads the journal (AWNET_FINDINGS_DIR of a server, which may be running), and `mark` adds a line to it, in a
+chain that no process holds. Nothing here changes what a server does: `propose` prints the command that would publish
+its threshold as a new version, for whoever has looked at the bounds beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .proposal import propose, with_poison, without_poison
+
+EXAMPLES = """examples:
+  awnet findings list /var/lib/awnet/findings
+  awnet findings mark /var/lib/awnet/findings 4f1c false_alarm --comment "photographs of the new camera"
+  awnet findings propose /var/lib/awnet/findings --model model.onnx --images 120000
+  awnet findings publish model.onnx --domain pristine --adversarial 0.93 --fpr 0.01 --repository model_repository
+
+exit status: 0 done, 1 there is nothing to propose, 2 it cannot be done
+"""
+POISON_SHARES = (0.001, 0.005, 0.01, 0.05)  # of the images
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `awnet findings`."""
+    made = argparse.ArgumentParser(
+        "awnet findings", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="the newest findings, a line each")
+    listing.add_argument("--most", type=int, default=20, metavar="N", help="so many [%(default)s]")
+    marking = commands.add_parser("mark", help="say what a finding was")
+    proposing = commands.add_parser("propose", help="a threshold that the marks propose, and what it rests on")
+    for command in (listing, marking, proposing):
+        command.add_argument("folder", type=Path, metavar="DIR", help="AWNET_FINDINGS_DIR")
+    marking.add_argument("id", metavar="ID", help="of the finding, or how it begins")
+    marking.add_argument("mark", choices=("false_alarm", "confirmed"), help="natural images, or an attack")
+    marking.add_argument("--comment", default="", help="for whoever reads the event")
+    proposing.add_argument("--model", type=Path, required=True, metavar="MODEL.onnx", help="that the findings are of")
+    proposing.add_argument(
+        "--images",
+        type=int,
+        required=True,
+        metavar="N",
+        help="natural images of that domain that were judged while these findings came, such as the increase of "
+        "awnet_verdicts_total",
+    )
+    proposing.add_argument("--domain", help="[the one of most false alarms]")
+    proposing.add_argument("--fpr", type=float, help="share of natural images to be flagged [that of the model]")
+    publishing = commands.add_parser("publish", help="a version of a model with another threshold")
+    publishing.add_argument("model", type=Path, metavar="MODEL.onnx")
+    publishing.add_argument("--domain", required=True)
+    publishing.add_argument("--adversarial", type=float, required=True, metavar="SCORE")
+    publishing.add_argument("--fpr", type=float, required=True, metavar="SHARE", help="of natural images flagged by it")
+    publishing.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    publishing.add_argument("--name", default="awnet", help="name of the model there [%(default)s]")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    given = parser().parse_args(arguments)
+    from server.errors import AWNetError
+
+    from ..local import StartError
+
+    run = {"list": _list, "mark": _mark, "propose": _propose, "publish": _publish}[given.command]
+    try:
+        return run(given)
+    except (OSError, ValueError, AWNetError, StartError) as error:
+        print(f"awnet findings {given.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _journal(folder: Path) -> list[Any]:
+    from server.findings.chain import chains
+    from server.findings.reading import findings
+
+    if not chains(folder):
+        raise ValueError(f"there is no journal in {folder}")
+    return findings(folder)
+
+
+def _list(given: argparse.Namespace) -> int:
+    for found in _journal(given.folder)[: given.most]:
+        event, about = found.event, found.about
+        when = datetime.fromtimestamp(event["start_time"] / 1000, UTC).isoformat(timespec="seconds")
+        who = about["key"] or about["client"] or "-"
+        score = f"{about['image']['score']:.4g}" if "image" in about else "-"
+        state = "over" if event["activity_id"] == 3 else "open"
+        print(
+            f"{found.id[:12]}  {when}  {about['kind']:<11} {event['severity']:<6} {state}  {event['count']:>6} images  "
+            f"{who:<16} score {score:<8} {found.mark or 'not marked'}"
+        )
+    return 0
+
+
+def _mark(given: argparse.Namespace) -> int:
+    from server.findings.journal import Journal
+    from server.findings.ocsf import marked
+
+    these = [found for found in _journal(given.folder) if found.id.startswith(given.id)]
+    if len(these) != 1:
+        raise ValueError(f"{len(these)} findings begin with {given.id!r}")
+    journal = Journal(given.folder, keep_bytes=1 << 62, keep_seconds=1e12)  # retention is the server's
+    try:
+        journal.append([marked(these[0].event, given.mark, given.comment, time.time_ns() // 1_000_000)])
+    finally:
+        journal.close()
+    print(f"{these[0].id}: {given.mark}")
+    return 0
+
+
+def _propose(given: argparse.Namespace) -> int:
+    import hashlib
+
+    from .versions import contract_of
+
+    data = given.model.read_bytes()
+    contract, sha256 = contract_of(data), hashlib.sha256(data).hexdigest()
+    these = [
+        found
+        for found in _journal(given.folder)
+        if found.about["kind"] == "image" and found.event["resources"][0]["uid"] == sha256
+    ]
+    alarms = [found for found in these if found.mark == "false_alarm"]
+    if not alarms:
+        print(f"nothing to propose: of {len(these)} findings of this model none is marked false_alarm")
+        return 1
+    names = [found.about["image"]["domain"] for found in alarms]
+    name = given.domain or max(set(names), key=names.count)
+    present = _domain(contract, name)["thresholds"]["adversarial"]
+    rate = present["fpr"] if given.fpr is None else given.fpr
+    natural, confirmed = _scores(alarms, name, present), _scores(these, name, present, "confirmed")
+    unmarked = _scores(these, name, present, None)
+    try:
+        made = propose(given.images, natural, confirmed, rate, present["score"])
+    except ValueError as error:
+        print(f"nothing to propose: {error}")
+        return 1
+    marks = f"{len(natural)} of them false alarms by mark, {len(unmarked)} flagged and not marked"
+    print(f"domain {name}: {given.images} images, {marks}")
+    print(f"present threshold   {present['score']:.6g}, flags {_share(made.fpr_before)} of natural images")
+    print(f"proposed threshold  {made.score:.6g}, flags {_share(made.fpr)}: the {made.rank}-th highest natural score")
+    if made.tpr is None:
+        print("no finding is marked confirmed: what it would cost in attacks found is not known")
+    else:
+        print(f"of {len(confirmed)} confirmed images it still flags {_share(made.tpr)}")
+    clients = {found.about["key"] or found.about["client"] for found in alarms}
+    print(
+        f"\nwho could have moved it: the false alarms are of {len(clients)} clients. Had somebody chosen of the images:"
+    )
+    for share in POISON_SHARES:
+        poison = max(1, round(share * given.images))
+        less = without_poison(given.images, natural, rate, poison, present["score"])
+        more = with_poison(given.images, natural, rate, poison)
+        alone = ": the attacker alone decides" if more == 1 else ""
+        print(f"  {100 * share:g} % ({poison}): without them {less:.6g}; by as many more up to {more:.6g}{alone}")
+    share = 100 * made.rank / given.images
+    print(f"from {made.rank} images on ({share:.2g} %) whoever has them marked sets the threshold alone")
+    print("\nnothing was changed. Whoever has looked at the images and the clients publishes it as a new version by:")
+    print(
+        f"  awnet findings publish {given.model} --domain {name} --adversarial {made.score!r} --fpr {rate:g} "
+        "--repository model_repository"
+    )
+    return 0
+
+
+def _publish(given: argparse.Namespace) -> int:
+    from .calibration import proven
+    from .versions import contract_of, publish, with_contract
+
+    if not 0 <= given.adversarial <= 1 or not 0 < given.fpr < 1:
+        raise ValueError("--adversarial is a score from 0 to 1, --fpr a share between them")
+    data = given.model.read_bytes()
+    contract = contract_of(data)
+    domain = _domain(contract, given.domain)
+    if given.adversarial < domain["thresholds"]["suspicious"]["score"]:
+        raise ValueError("--adversarial is below the threshold of 'suspicious'")
+    domain["thresholds"]["adversarial"] = {"score": given.adversarial, "fpr": given.fpr}
+    if domain is contract["domains"][-1]:
+        contract["thresholds"] = domain["thresholds"]
+    made = with_contract(data, contract)
+    asyncio.run(proven(made))
+    folder = publish(made, given.repository, given.name)
+    print(f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that")
+    return 0
+
+
+def _domain(contract: dict[str, Any], name: str) -> dict[str, Any]:
+    """Raises ValueError."""
+    domains = {str(domain["name"]): domain for domain in contract.get("domains", [])}
+    if name not in domains:
+        raise ValueError(f"the model has no domain {name!r}; there are {', '.join(domains) or 'none'}")
+    found: dict[str, Any] = domains[name]
+    return found
+
+
+def _scores(
+    found: Sequence[Any], domain: str, present: dict[str, float], mark: str | None = "false_alarm"
+) -> list[float]:
+    """Scores over the present threshold of the images of findings with this mark, in one domain.
+
+    A finding has its highest scores; its other images count as the lowest of these, which they do not exceed.
+    """
+    scores: list[float] = []
+    for one in found:
+        about = one.about
+        if one.mark == mark and about["image"]["domain"] == domain and about["scores"]:
+            rest = max(0, about["images"]["total"] - len(about["scores"]))
+            scores += [*about["scores"], *rest * [about["scores"][0]]]
+    return [score for score in scores if score > present["score"]]
+
+
+def _share(found: Sequence[float]) -> str:
+    share, low, high = (100 * one for one in found)
+    return f"{share:.3g} % ({low:.3g} to {high:.3g})"
