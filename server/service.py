@@ -132,7 +132,7 @@ class Service:
             kept=settings.versions_kept,
             canary=settings.canary_split,
             shadow=settings.shadow_version,
-            events=Broadcast(metrics, monitor),
+            events=Broadcast(metrics, metrics.rollout, monitor),
             capacity=settings.queue_capacity,
             mode=settings.mode,
         )

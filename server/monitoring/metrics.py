@@ -6,7 +6,6 @@ the mode of each metric, see `snapshot.Family`.
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cache, cached_property, partial
@@ -34,11 +33,12 @@ from ..findings.delivery import Result as Delivered
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
 from ..guard.guard import WHO, Repeats, Who
 from ..tls import CertificateRead
-from ..versions.events import Difference, Events, ReloadResult, Role, ShadowResult
+from ..versions.events import Events
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
 from .engine_metrics import EngineMetrics
+from .rollout_metrics import RolloutMetrics, remove
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
@@ -59,8 +59,6 @@ _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 GuardResult = Literal["alone", "similar", "repeated"]
 GUARD_RESULTS: tuple[GuardResult, ...] = ("alone", "similar", "repeated")
 SENDING_RESULTS = ("sent", "failed", "dropped")
-_SHADOW_RESULTS: tuple[ShadowResult, ...] = ("compared", "dropped", "failed")
-_DIFFERENCES: tuple[Difference, ...] = ("class", "verdict")
 _PROCESS_MODES = {
     "process_cpu_seconds": "sum",
     "process_virtual_memory_bytes": "livesum",
@@ -93,6 +91,7 @@ class Metrics(Events):
 
     Attributes:
         engine: those of the engine, its queue, and the processes that decode.
+        rollout: those of roles, reloads and the shadow; receives events, as this does.
     """
 
     def __init__(
@@ -203,39 +202,7 @@ class Metrics(Events):
             ["signal", "result"],
             registry=registry,
         )
-        self._reloads = Counter(
-            "awnet_reloads",
-            "Attempts to take a version: loaded, refused, unavailable (tried again), absent; unchanged where a "
-            "reload found nothing new.",
-            ["model", "result"],
-            registry=registry,
-        )
-        self._model_info = Gauge(
-            "awnet_model_info",
-            "1 for each open version; the role is serving, canary, shadow or kept.",
-            ["model", "version", "role"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._canary = Gauge(
-            "awnet_canary_share",
-            "Share of unversioned requests that the version is given.",
-            ["model", "version"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._shadow_images = Counter(
-            "awnet_shadow_images",
-            "Images for the shadow: compared, dropped under load, failed.",
-            ["model", "version", "result"],
-            registry=registry,
-        )
-        self._disagreements = Counter(
-            "awnet_shadow_disagreements",
-            "Images to which the shadow gave another class or verdict.",
-            ["model", "version", "about"],
-            registry=registry,
-        )
+        self.rollout = RolloutMetrics(registry, models)
         self.engine = EngineMetrics(registry, capacity)
         Gauge(
             "awnet_golden_probe_interval_seconds",
@@ -259,10 +226,6 @@ class Metrics(Events):
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._model_children: dict[tuple[str, int], _Children] = {}
         self._decided = cache(self._decisions.labels)
-        self._info: dict[str, dict[int, Role]] = {}
-        for name in models:
-            for result in get_args(ReloadResult):
-                self._reloads.labels(name, result)
 
     # Requests.
 
@@ -435,36 +398,13 @@ class Metrics(Events):
         for family, last in (
             (self._verdicts, VERDICTS),
             (self._mode_images, model.contract.modes),
-            (self._shadow_images, _SHADOW_RESULTS),
-            (self._disagreements, _DIFFERENCES),
         ):
             for value in last:
-                _remove(family, model.name, model.version, value)
+                remove(family, model.name, model.version, value)
         for domain in model.contract.domains:
             for verdict in VERDICTS[1:]:
-                _remove(self._thresholds, model.name, model.version, domain.name, verdict)
-        _remove(self._scores, model.name, model.version)
-
-    def roles(self, name: str, roles: Mapping[int, Role]) -> None:
-        for version, role in self._info.get(name, {}).items():
-            _remove(self._model_info, name, version, role)
-        self._info[name] = dict(roles)
-        for version, role in roles.items():
-            self._model_info.labels(name, version, role).set(1)
-
-    def reload(self, name: str, result: ReloadResult) -> None:
-        self._reloads.labels(name, result).inc()
-
-    def canary(self, name: str, version: int | None, share: float) -> None:
-        self._canary.clear()
-        if version is not None:
-            self._canary.labels(name, version).set(share)
-
-    def shadow(self, model: Model, result: ShadowResult, images: int) -> None:
-        self._shadow_images.labels(model.name, model.version, result).inc(images)
-
-    def disagreement(self, model: Model, about: Difference, images: int) -> None:
-        self._disagreements.labels(model.name, model.version, about).inc(images)
+                remove(self._thresholds, model.name, model.version, domain.name, verdict)
+        remove(self._scores, model.name, model.version)
 
     # What leaves the process.
 
@@ -497,9 +437,3 @@ class Metrics(Events):
 
 def _of(counts: Callable[[], Mapping[str, int]], name: str) -> int:
     return counts()[name]
-
-
-def _remove(family: Counter | Gauge | Histogram, *labels: str | int) -> None:
-    """Drop a series, there or not; older releases of the client mind if it is not."""
-    with contextlib.suppress(KeyError):
-        family.remove(*labels)
