@@ -10,7 +10,7 @@ from ..monitoring.request import Headers
 
 # https://www.w3.org/TR/trace-context/: a later version may go on behind the flags, and begins in the same way.
 _PARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_STATE = re.compile(rb"[ -~\t]{1,512}")
+_STATE = re.compile(rb"[ -~]{1,512}")  # no tab, which metadata of gRPC may not hold: such a call to Triton would fail
 SAMPLED = 0x01
 
 
