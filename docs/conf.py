@@ -6,12 +6,14 @@ Sphinx reads from the root of the repository. Its tables of contents are the tab
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +60,23 @@ def contents(app: Any, page: str, source: list[str]) -> None:
             source[0] += f"\n\n```{{toctree}}\n:hidden:\n{option}\n\n{listed}\n```\n"
 
 
+class NotebookParser(MystParser):  # type: ignore[misc]
+    """A notebook as a page: its text, its code, and what was committed as the code's output."""
+
+    supported = ("ipynb",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        parts = []
+        for cell in json.loads(inputstring)["cells"]:
+            source = "".join(cell["source"])
+            parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+            for output in cell.get("outputs", []):
+                png = output.get("data", {}).get("image/png")
+                text = "".join(output.get("text", ""))
+                parts.append(f"![output](data:image/png;base64,{png.strip()})" if png else f"```text\n{text}```")
+        super().parse("\n\n".join(parts) + "\n", document)
+
+
 def finish(app: Any, error: Exception | None) -> None:
     """Send the root of the site to its index, and list the links that lead out of it: nobody follows them here."""
     if error:
@@ -77,5 +96,7 @@ def finish(app: Any, error: Exception | None) -> None:
 
 
 def setup(app: Any) -> None:
+    app.add_source_suffix(".ipynb", "ipynb")
+    app.add_source_parser(NotebookParser)
     app.connect("source-read", contents)
     app.connect("build-finished", finish)
