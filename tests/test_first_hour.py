@@ -45,5 +45,5 @@ def test_a_command_that_ends_otherwise_than_it_should_is_marked() -> None:
 
 def test_no_command_of_the_committed_transcript_ended_otherwise_than_it_should() -> None:
     text = (RESULTS / "first_hour.md").read_text("utf-8")
-    assert "was expected" not in text and text.count("\n") < 250
+    assert "was expected" not in text and text.count("\n") < 300
     assert {f"## {chapter}" for chapter in chapters(ROOT)} <= set(text.splitlines())
