@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 FRAME = 160  # pixels a side of a frame of video, as it is sent
 VIDEO_SECONDS = 8
 SENSOR_NOISE = 3.0  # levels, standard deviation at the size of the frame
+NIGHT_NOISE = 8.0
 SPEEDS = (1, 2, 4, 8)  # of a pan, in pixels of the model's 32 a second
 ZOOMS = (0.05, 0.1, 0.2)  # growth a second
 CATALOGUE = 300  # products
@@ -32,13 +33,13 @@ class Traffic(NamedTuple):
         about: in a few words.
         files: in their order.
         promised: whether the guard promises to leave it alone.
-        at_once: images in a request.
+        every: seconds between two images.
     """
 
     about: str
     files: Callable[[], Iterator[bytes]]
     promised: bool = True
-    at_once: int = 1
+    every: float = 1.0
 
 
 def png(image: Image.Image | Pixels) -> bytes:
@@ -73,21 +74,77 @@ def traffic(split: str, images: Pixels, seed: int) -> list[Traffic]:
     pictures = photographs(split)
     rows = [
         Traffic("the same bytes 200 times (retries)", lambda: iter([png(images[0])] * 200)),
+        Traffic(
+            "retries with backoff: 40 pictures, each up to 5 times, between others", lambda: _retries(images, seed)
+        ),
         Traffic("a health check's image between others, 300 times", lambda: _health(images[:600])),
+        Traffic("a gallery of 300 pictures, paged through twice", lambda: _gallery(images[:300])),
+        Traffic("one picture cropped by hand 40 times", lambda: _crops(pictures[0], seed)),
         Traffic("40 pictures, 30 thumbnails and re-encodings of each", lambda: _thumbnails(images[600:638], pictures)),
         Traffic(f"a catalogue: {CATALOGUE} products on white, 4 colours of each", lambda: _catalogue(images, seed)),
-        Traffic(f"all {len(images):,} CIFAR-10 images of the split", lambda: map(png, images), at_once=25),
+        Traffic("50 people behind one address, 30 pictures each, one of all", lambda: _office(images, pictures[0], 50)),
+        Traffic("100 people behind one address, the same", lambda: _office(images, pictures[0], 100), False),
+        Traffic(f"all {len(images):,} CIFAR-10 images of the split", lambda: map(png, images), every=0.1),
     ]
     for fps in (10, 25):
         for speed in SPEEDS:
             about = f"video, {fps} fps, pan of {speed} px a second"
-            rows.append(Traffic(about, lambda fps=fps, speed=speed: _videos(pictures, fps, seed, speed=speed)))
+            rows.append(
+                Traffic(about, lambda fps=fps, speed=speed: _videos(pictures, fps, seed, speed=speed), True, 1 / fps)
+            )
         for zoom in ZOOMS:
             about = f"video, {fps} fps, zoom of {zoom:.0%} a second"
-            rows.append(Traffic(about, lambda fps=fps, zoom=zoom: _videos(pictures, fps, seed, zoom=zoom)))
-    rows.append(Traffic("video, 25 fps, held by hand", lambda: _videos(pictures, 25, seed, shake=1.0), False))
-    rows.append(Traffic("a camera that does not move, 25 fps", lambda: _videos(pictures, 25, seed), False))
+            rows.append(
+                Traffic(about, lambda fps=fps, zoom=zoom: _videos(pictures, fps, seed, zoom=zoom), True, 1 / fps)
+            )
+    rows.append(Traffic("video, 25 fps, held by hand", lambda: _videos(pictures, 25, seed, shake=1.0), False, 0.04))
+    still = "a camera that does not move, 25 fps"
+    for about, promised, more in (
+        (still, True, {}),
+        (f"{still}, daylight that grows by 3 levels a second", True, {"light": 3.0}),
+        (f"{still}, a lamp that blinks", True, {"blink": 6.0}),
+        (f"{still}, noise of {NIGHT_NOISE:g} levels (night)", False, {"noise": NIGHT_NOISE}),
+    ):
+        rows.append(Traffic(about, lambda more=more: _videos(pictures, 25, seed, **more), promised, 0.04))
     return rows
+
+
+def _retries(images: Pixels, seed: int) -> Iterator[bytes]:
+    rng = np.random.default_rng(seed)
+    for n in range(40):
+        for _ in range(int(rng.integers(1, 6))):
+            yield png(images[n])
+            yield png(images[40 + int(rng.integers(len(images) - 40))])
+
+
+def _gallery(images: Pixels) -> Iterator[bytes]:
+    for side in (64, 96):  # thumbnails, then larger ones
+        for image in images:
+            picture = Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC)
+            yield encoded(picture, "JPEG", quality=85)
+
+
+def _crops(picture: Image.Image, seed: int) -> Iterator[bytes]:
+    """Each a little off the last one, as somebody drags a frame."""
+    rng = np.random.default_rng(seed)
+    side = min(picture.size) * 0.7
+    at = np.array([0.1, 0.1]) * picture.size
+    for _ in range(40):
+        at = np.clip(at + rng.normal(0, 0.02 * side, 2), 0, np.array(picture.size) - side)
+        left, top = at.tolist()
+        window = picture.resize((200, 200), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        yield encoded(window, "JPEG", quality=90)
+
+
+def _office(images: Pixels, picture: Image.Image, people: int) -> Iterator[bytes]:
+    """Everybody sends pictures of their own, and the one that goes round, each in a size and quality of their own."""
+    side = min(picture.size)
+    square = picture.crop((0, 0, side, side))
+    for person in range(people):
+        for n in range(29):
+            yield png(images[(person * 29 + n) % len(images)])
+        size = 100 + 3 * person
+        yield encoded(square.resize((size, size), Image.Resampling.LANCZOS), "JPEG", quality=70 + person % 25)
 
 
 def _health(images: Pixels) -> Iterator[bytes]:
@@ -141,9 +198,20 @@ def _catalogue(images: Pixels, seed: int) -> Iterator[bytes]:
 
 
 def _videos(
-    pictures: list[Image.Image], fps: int, seed: int, speed: float = 0.0, zoom: float = 0.0, shake: float = 0.0
+    pictures: list[Image.Image],
+    fps: int,
+    seed: int,
+    speed: float = 0.0,
+    zoom: float = 0.0,
+    shake: float = 0.0,
+    noise: float = SENSOR_NOISE,
+    light: float = 0.0,
+    blink: float = 0.0,
 ) -> Iterator[bytes]:
-    """Each picture seen by a camera: panned, zoomed in on, or shaken by so many pixels of 32, with a sensor's noise."""
+    """Each picture seen by a camera: panned, zoomed in on, or shaken by so many pixels of 32, with a sensor's noise.
+
+    `light` is added each second, `blink` in every other second, both in levels.
+    """
     rng = np.random.default_rng(seed)
     for picture in pictures:
         width, height = picture.size
@@ -158,6 +226,7 @@ def _videos(
             left = min(along, 2 * room - along) if speed else room / 2
             left, top = np.clip([left + at[0], (height - size) / 2 + at[1]], 0, [room, height - size]).tolist()
             seen = picture.resize((FRAME, FRAME), Image.Resampling.BILINEAR, box=(left, top, left + size, top + size))
-            noisy = np.asarray(seen) + rng.normal(0, SENSOR_NOISE, (FRAME, FRAME, 3))
+            lamp = light * seconds + blink * (int(seconds) % 2)
+            noisy = np.asarray(seen) + lamp + rng.normal(0, noise, (FRAME, FRAME, 3))
             frame = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
             yield encoded(frame, "JPEG", quality=90)

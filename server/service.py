@@ -144,6 +144,7 @@ class Service:
                 settings.query_guard,
                 settings.query_guard_images,
                 settings.query_guard_seconds,
+                settings.query_guard_noise,
                 metrics,
                 monitor.clients,
                 None if self._reporting is None else self._reporting.repeated,

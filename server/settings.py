@@ -248,6 +248,14 @@ class Settings(BaseSettings):
     query_guard_seconds: Seconds = Field(
         3600.0, gt=0, description="In so long; the query guard looks back at least that and at most twice as far."
     )
+    query_guard_noise: float = Field(
+        1.3,
+        ge=0,
+        le=16,
+        allow_inf_nan=False,
+        description="Levels, root mean square, by which like images may differ and count as one, as the frames of a "
+        "camera that does not move do; 0 counts all that differ.",
+    )
 
     findings_dir: Path | None = Field(
         None, description="Folder for findings as OCSF events, the journal; 'none' writes none."

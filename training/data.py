@@ -295,7 +295,9 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """[N,3,H,W] in [0,1] -> uint8, rounded."""
+    """[N,3,H,W] in [0,1] -> uint8, rounded; TypeError for what is bytes already, since 255 times a byte overflows."""
+    if not x.is_floating_point():
+        raise TypeError(f"pixels in [0,1] are floating point numbers, not {x.dtype}")
     return (x * 255).round().to(torch.uint8)
 
 

@@ -230,10 +230,9 @@ class Haproxy(Process):
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, user and system; 0 where /proc does not tell it."""
+    """CPU time that a process has used, user and system, to the nanosecond; 0 where Linux does not tell it."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3) of the C library
     except OSError:
         return 0.0
 

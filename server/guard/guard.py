@@ -72,15 +72,19 @@ class QueryGuard:
     Args:
         images: a client may send so many different ones that are alike.
         seconds: in so long.
+        noise: levels, root mean square, that two images may be apart and yet count as one.
         tell: called once for each event.
     """
 
-    def __init__(self, images: int, seconds: float, tell: Callable[[Event], None] = lambda event: None) -> None:
+    def __init__(
+        self, images: int, seconds: float, noise: float, tell: Callable[[Event], None] = lambda event: None
+    ) -> None:
         self._images = images
         self._seconds = seconds
+        self._noise = noise
         self._tell = tell
         self.fingerprints = Fingerprints()
-        self._all = Window(ALL_EXEMPLARS, seconds, ALL_SHARE, sketches=False)
+        self._all = self._window(ALL_EXEMPLARS, ALL_SHARE, sketches=False)
         self._clients: OrderedDict[str, _Client] = OrderedDict()  # those without evidence, the last seen at the end
         self._suspects: OrderedDict[str, _Client] = OrderedDict()
 
@@ -142,12 +146,15 @@ class QueryGuard:
         group = self._suspects if client in self._suspects else self._clients
         one = group.get(client)
         if one is None:
-            number = hash(client) & 0xFFFFFFFFFFFFFFFF  # keyed by the interpreter
-            one = group[client] = _Client(number, Window(CLIENT_EXEMPLARS, self._seconds))
+            number = self.fingerprints.number(client.encode())
+            one = group[client] = _Client(number, self._window(CLIENT_EXEMPLARS))
             if len(self) > MAX_CLIENTS:
                 self._clients.popitem(last=False)
         group.move_to_end(client)
         return one
+
+    def _window(self, exemplars: int, share: int | None = None, sketches: bool = True) -> Window:
+        return Window(exemplars, self._seconds, self._noise, self.fingerprints, share, sketches)
 
     def _suspect(self, client: str) -> None:
         """There is evidence against `client`."""

@@ -30,7 +30,7 @@ class Guarding:
 
     Args:
         reaction: `observe` tells nobody outside, `flag` the client, `slow` lets it wait as well.
-        images, seconds: see `QueryGuard`.
+        images, seconds, noise: see `QueryGuard`.
         clients: hashes addresses for the log.
         report: called with each event, too.
     """
@@ -40,12 +40,13 @@ class Guarding:
         reaction: Reaction,
         images: int,
         seconds: float,
+        noise: float,
         metrics: Metrics,
         clients: TopClients,
         report: Callable[[Event], None] | None = None,
     ) -> None:
         self._reaction = reaction
-        self._guard = QueryGuard(images, seconds, self._tell)
+        self._guard = QueryGuard(images, seconds, noise, self._tell)
         self._metrics = metrics
         self._clients = clients
         self._report = report

@@ -144,3 +144,10 @@ def test_the_real_sets_load(name: str, folder: str) -> None:
         grey = (images.test.images[:, 0] == images.test.images[:, 1]).flatten(1).all(1).sum()
         assert 50 < grey < 500  # about 2 % of the set
         assert images.test.labels.bincount().tolist() == [50] * 200
+
+
+def test_bytes_are_not_made_bytes_twice() -> None:
+    """255 times a byte overflows to its negative, which looks like a picture and is none of the set."""
+    with pytest.raises(TypeError, match="uint8"):
+        data.to_bytes(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    assert data.to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 128, 255]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import guard_attacks, query_guard
+from benchmarks import draw_query_guard, guard_attackers, query_guard
 from benchmarks.harness.report import RESULTS
 from benchmarks.honest_traffic import traffic
+from export.audit.black_box import Answers
 from tests.server.guard.test_fingerprint import alike, picture
 
 IMAGES = np.stack([picture(n) for n in range(40)] * 33)
@@ -47,9 +49,9 @@ def test_a_video_moves_and_a_camera_that_stands_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [guard_attacks.noisy, guard_attacks.shifted, guard_attacks.cropped, guard_attacks.waved]
+    "variant", [guard_attackers.noisy, guard_attackers.shifted, guard_attackers.cropped, guard_attackers.waved]
 )
-def test_a_disguise_is_an_image_and_another_one_each_time(variant: guard_attacks.Variant) -> None:
+def test_a_disguise_is_an_image_and_another_one_each_time(variant: guard_attackers.Variant) -> None:
     rng = np.random.default_rng(0)
     made = [variant(IMAGES[0], rng) for _ in range(20)]
     assert {(image.dtype, image.shape) for image in made} == {(np.dtype(np.uint8), (3, 32, 32))}
@@ -60,3 +62,37 @@ def test_the_page_is_made_of_the_figures_beside_it() -> None:
     """No figure was typed by hand."""
     told = json.loads((RESULTS / "query_guard.json").read_text("utf-8"))
     assert (RESULTS / "query_guard.md").read_text("utf-8") == query_guard.markdown(told)
+
+
+def test_the_picture_is_drawn_from_the_same_figures(tmp_path: Path) -> None:
+    """By the command that security.md names."""
+    draw_query_guard.draw(json.loads((RESULTS / "query_guard.json").read_text("utf-8")), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as drawn, Image.open(draw_query_guard.OUT) as committed:
+        assert drawn.size == committed.size
+
+
+def test_an_attack_that_hides_in_noise_is_one() -> None:
+    """Where the answer is the mean of the image: within its bounds it comes nearer to a wrong class."""
+    asked: list[guard_attackers.Pixels] = []
+
+    def ask(images: guard_attackers.Pixels) -> Answers:
+        asked.append(images)
+        first = images.reshape(len(images), -1).mean(axis=1) - 100.0
+        return Answers(np.stack([first, np.zeros_like(first)], axis=1), np.zeros(len(images)), np.ones(len(images)))
+
+    image = np.full((3, 8, 8), 103, np.uint8)
+    guard_attackers.estimated(ask, image, 0, 2000, np.random.default_rng(0))
+    together = np.concatenate(asked).astype(int)
+    assert np.abs(together - 103).max() <= guard_attackers.EPS + 1
+    assert together[-1].mean() < 101
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    """In at least 95 of 100 samples; of six values it is all of them."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        low, high = query_guard.median_interval(sorted(rng.normal(0, 1, 25).tolist()))
+        covered += low <= 0 <= high
+    assert covered >= 940
+    assert query_guard.median_interval([1.0, 2, 3, 4, 5, 6]) == (1.0, 6)

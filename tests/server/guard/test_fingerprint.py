@@ -118,3 +118,11 @@ def test_another_key_makes_other_sketches() -> None:
     other = Fingerprints(bytes(range(1, 33)))
     equal = [(FINGERPRINTS.of(picture(n)).sketch == other.of(picture(n)).sketch).sum() for n in range(20)]
     assert max(equal) < OVERLAP
+
+
+def test_another_key_makes_other_numbers_of_the_same_pixels() -> None:
+    """Whatever PYTHONHASHSEED says: a number that is the same in every process can be made to collide at home."""
+    other = Fingerprints(bytes(range(1, 33)))
+    assert FINGERPRINTS.of(picture(0)).exact != other.of(picture(0)).exact
+    assert FINGERPRINTS.number(b"192.0.2.1") != other.number(b"192.0.2.1")
+    assert FINGERPRINTS.number(b"192.0.2.1") == Fingerprints(bytes(range(32))).number(b"192.0.2.1")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from server.errors import RepeatedQueries
 from server.guard import guard as rules
+from server.guard import window
+from server.guard.fingerprint import Fingerprint
 from server.guard.guard import Event, QueryGuard, Repeats
 from tests.server.guard.test_fingerprint import picture
 
-LIMIT, SECONDS = 16, 1000.0
+LIMIT, SECONDS, NOISE = 16, 1000.0, 1.3
 Pixels = NDArray[np.uint8]
 
 
@@ -24,7 +28,7 @@ def variants(seed: int, count: int, first: int = 0) -> list[Pixels]:
 
 def guarded() -> tuple[QueryGuard, list[Event]]:
     events: list[Event] = []
-    return QueryGuard(LIMIT, SECONDS, events.append), events
+    return QueryGuard(LIMIT, SECONDS, NOISE, events.append), events
 
 
 def sent(guard: QueryGuard, client: str, images: list[Pixels], now: float = 0.0, step: float = 1.0) -> list[Repeats]:
@@ -47,6 +51,56 @@ def test_the_same_pixels_again_are_no_evidence() -> None:
     guard, events = guarded()
     assert {repeats.similar for repeats in sent(guard, "a", [picture(0)] * 500)} == {1}
     assert not events
+
+
+def frames(seed: int, count: int, noise: float, blink: int = 0) -> list[Pixels]:
+    """Of a camera that does not move, with so much noise in levels; every other second is brighter by `blink`."""
+    image, rng = picture(seed).astype(np.float64), np.random.default_rng(seed)
+    lit = [image + blink * (n // 25 % 2) + rng.normal(0, noise, image.shape) for n in range(count)]
+    return [np.clip(np.rint(one), 0, 255).astype(np.uint8) for one in lit]
+
+
+@pytest.mark.parametrize(("noise", "blink"), [(0.3, 0), (0.6, 0), (0.6, 6)])
+def test_a_camera_that_does_not_move_is_left_alone(noise: float, blink: int) -> None:
+    """Every frame is another image, by its sensor's noise, and says nothing new; nor does a lamp that blinks."""
+    guard, events = guarded()
+    found = sent(guard, "camera", frames(0, 400, noise, blink), 0.0, 0.04)
+    assert max(repeats.similar for repeats in found) <= window.SETTLED + 4
+    assert not events
+
+
+def test_a_camera_is_left_alone_all_day() -> None:
+    guard, events = guarded()
+    sent(guard, "camera", frames(0, 400, 0.6), 0.0, SECONDS / 40)
+    assert not events
+
+
+@pytest.mark.parametrize("levels", [1, 2, 8])
+def test_an_attack_that_changes_every_value_is_no_noise(levels: int) -> None:
+    """Not even by one level, the least that there is."""
+    guard, _ = guarded()
+    image, rng = picture(0).clip(8, 247).astype(np.int64), np.random.default_rng(0)
+    probes = [(image + levels * rng.choice([-1, 1], image.shape)).astype(np.uint8) for _ in range(3 * LIMIT)]
+    found = sent(guard, "a", probes)
+    assert found[-1].repeated
+    assert [repeats.repeated for repeats in found].index(True) <= 2 * LIMIT
+
+
+def test_a_change_of_one_value_is_no_noise_wherever_it_is() -> None:
+    """As attacks by few pixels make it; a mean over all values would hardly see it, and a sample of them mostly not."""
+    guard, _ = guarded()
+    probes = []
+    for n in range(4 * LIMIT):
+        image = picture(0).copy()
+        image.ravel()[np.random.default_rng(n).integers(image.size)] ^= 0x80
+        probes.append(image)
+    assert sent(guard, "a", probes)[-1].repeated
+
+
+def test_without_noise_every_image_counts() -> None:
+    """The setting at 0."""
+    guard = QueryGuard(LIMIT, SECONDS, 0.0)
+    assert sent(guard, "a", frames(0, LIMIT + 1, 0.3))[-1].repeated
 
 
 def test_different_images_are_no_evidence() -> None:
@@ -110,6 +164,29 @@ def test_memory_is_bounded_and_many_strangers_drive_no_evidence_out() -> None:
         sent(guard, f"stranger-{n}", [picture(1 + n % 50)], 100.0)
     assert len(guard) <= rules.MAX_CLIENTS
     assert sent(guard, "attacker", variants(0, 1, LIMIT), 101.0)[0].repeated
+
+
+def test_what_an_exemplar_takes_is_bounded() -> None:
+    """Full, with 512 clients of 128 exemplars and 1,024 of all, the guard has at most 150 MB, as security.md says."""
+    guard, images = guarded()[0], iter(range(10**9))
+
+    def fill(exemplars: int, each: int) -> None:
+        for n in range(exemplars):
+            rng = np.random.default_rng(n)
+            perceptual, sketch = int(rng.integers(2**63)), rng.integers(0, 256, 32, np.uint8)
+            for _ in range(each):
+                pixels = rng.integers(0, 256, (3, 8, 8), np.uint8)
+                one = Fingerprint(next(images), perceptual, sketch, pixels)
+                guard.look("a", [one], f"{next(images):064d}", 1.0 + n // 64)
+
+    fill(1, 10)
+    tracemalloc.start()
+    fill(rules.CLIENT_EXEMPLARS, 200)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken / (2 * rules.CLIENT_EXEMPLARS) < 150e6 / (
+        rules.MAX_CLIENTS * rules.CLIENT_EXEMPLARS + rules.ALL_EXEMPLARS
+    )
 
 
 def test_suspects_are_bounded_too() -> None:
@@ -179,3 +256,11 @@ def test_many_repeated_images_in_a_request_wait_for_each() -> None:
     assert guard.delay("a", [Repeats(LIMIT + 1, True)] * 4, 0.0, 10.0) == pytest.approx(3 * 0.25, rel=0.1)
     with pytest.raises(RepeatedQueries):
         guard.delay("b", [Repeats(LIMIT + 100, True)] * 4, 0.0, 10.0)
+
+
+def test_each_worker_counts_for_itself() -> None:
+    """A client whose queries reach two in turn is found with twice as many; keys of hashes are their own."""
+    one, other = guarded()[0], guarded()[0]
+    found = [sent((one, other)[n % 2], "a", [image])[0].repeated for n, image in enumerate(variants(0, 2 * LIMIT + 2))]
+    assert found == [False] * 2 * LIMIT + [True] * 2
+    assert one.fingerprints.of(picture(0)).exact != other.fingerprints.of(picture(0)).exact
