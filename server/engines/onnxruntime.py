@@ -166,7 +166,6 @@ def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:
     options.enable_mem_pattern = False
     # Decoding and the event loop need the cores that spinning threads would hold.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # and none spins after the last operator
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
