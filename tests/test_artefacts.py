@@ -150,10 +150,11 @@ def defined() -> dict[str, set[str]]:
                     names.add(node.name)
                 elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     names.add(node.id)
-                elif isinstance(node, ast.ImportFrom) and path == "awnet/__init__.py":
-                    names.update(alias.name for alias in node.names)  # the names of a library are where it is imported
-                elif isinstance(node, ast.Constant) and re.fullmatch(r"awnet\.\w+", str(node.value)):
-                    found.setdefault("awnet", set()).add(node.value.partition(".")[2])  # the name of a logger
+                elif isinstance(node, ast.ImportFrom) and path == "awnet/client/__init__.py":
+                    # `awnet` has the names that its clients list.
+                    found.setdefault("awnet", set()).update(alias.name for alias in node.names)
+                elif isinstance(node, ast.Constant) and re.fullmatch(r"awnet(\.\w+)+", str(node.value)):
+                    found.setdefault("awnet", set()).add(node.value.split(".")[1])  # of a logger, of a span's attribute
             for start in range(len(parts)):
                 found.setdefault(".".join(parts[start:]), set()).update(names)
     return found
