@@ -109,7 +109,7 @@ class Answering:
         if self._reporting is not None:
             answered = [file for place, file in enumerate(files) if place not in refused]
             self._reporting.answered(
-                *(request, model, lease.mode, judgements, policy, decisions, images, answered),
+                *(request, model, lease.mode, judgements, policy, decisions, images, answered, signals.omega),
             )
         return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
 

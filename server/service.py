@@ -264,6 +264,11 @@ class Service:
         """The newest findings. Raises UnknownFinding where there are none ever."""
         return await asyncio.to_thread(self._reports().findings, most)
 
+    async def evidence(self, identity: str) -> bytes:
+        """What there is of a finding, as a ZIP. Raises UnknownFinding."""
+        models = [model for versions in self.models.loaded().values() for model in versions.values()]
+        return await asyncio.to_thread(self._reports().evidence, identity, models)
+
     async def mark_finding(self, identity: str, mark: Mark, comment: str) -> Found:
         """Mark a finding. Raises UnknownFinding."""
         return await asyncio.to_thread(self._reports().mark, identity, mark, comment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -38,10 +39,14 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="the newest findings, a line each")
     listing.add_argument("--most", type=int, default=20, metavar="N", help="so many [%(default)s]")
     marking = commands.add_parser("mark", help="say what a finding was")
+    showing = commands.add_parser("evidence", help="what there is of a finding, as a ZIP with a manifest of hashes")
     proposing = commands.add_parser("propose", help="a threshold that the marks propose, and what it rests on")
-    for command in (listing, marking, proposing):
+    for command in (listing, marking, showing, proposing):
         command.add_argument("folder", type=Path, metavar="DIR", help="AWNET_FINDINGS_DIR")
-    marking.add_argument("id", metavar="ID", help="of the finding, or how it begins")
+    for command in (marking, showing):
+        command.add_argument("id", metavar="ID", help="of the finding, or how it begins")
+    showing.add_argument("--model", type=Path, metavar="MODEL.onnx", help="whose thresholds are added")
+    showing.add_argument("--out", type=Path, metavar="FILE", help="[evidence-ID.zip]")
     marking.add_argument("mark", choices=("false_alarm", "confirmed"), help="natural images, or an attack")
     marking.add_argument("--comment", default="", help="for whoever reads the event")
     proposing.add_argument("--model", type=Path, required=True, metavar="MODEL.onnx", help="that the findings are of")
@@ -72,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..local import StartError
 
-    run = {"list": _list, "mark": _mark, "propose": _propose, "publish": _publish}[given.command]
+    runs = {"list": _list, "mark": _mark, "evidence": _evidence, "propose": _propose, "publish": _publish}
+    run = runs[given.command]
     try:
         return run(given)
     except (OSError, ValueError, AWNetError, StartError) as error:
@@ -107,15 +113,40 @@ def _mark(given: argparse.Namespace) -> int:
     from server.findings.journal import Journal
     from server.findings.ocsf import marked
 
+    found = _one(given)
+    journal = Journal(given.folder, keep_bytes=1 << 62, keep_seconds=1e12)  # retention is the server's
+    try:
+        journal.append([marked(found.event, given.mark, given.comment, time.time_ns() // 1_000_000)])
+    finally:
+        journal.close()
+    print(f"{found.id}: {given.mark}")
+    return 0
+
+
+def _one(given: argparse.Namespace) -> Any:
+    """The finding whose id begins so. Raises ValueError."""
     these = [found for found in _journal(given.folder) if found.id.startswith(given.id)]
     if len(these) != 1:
         raise ValueError(f"{len(these)} findings begin with {given.id!r}")
-    journal = Journal(given.folder, keep_bytes=1 << 62, keep_seconds=1e12)  # retention is the server's
-    try:
-        journal.append([marked(these[0].event, given.mark, given.comment, time.time_ns() // 1_000_000)])
-    finally:
-        journal.close()
-    print(f"{these[0].id}: {given.mark}")
+    return these[0]
+
+
+def _evidence(given: argparse.Namespace) -> int:
+    import hashlib
+
+    from server.core.contract import parse
+    from server.findings.evidence import evidence, thresholds
+
+    from .versions import contract_of
+
+    identity, models = _one(given).id, {}
+    if given.model is not None:
+        data = given.model.read_bytes()
+        models[hashlib.sha256(data).hexdigest()] = thresholds(parse(json.dumps(contract_of(data))))
+    made = evidence(given.folder, identity, models) or b""
+    path = given.out or Path(f"evidence-{identity}.zip")
+    path.write_bytes(made)
+    print(f"{path}: SHA-256 {hashlib.sha256(made).hexdigest()}")
     return 0
 
 

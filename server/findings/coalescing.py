@@ -70,7 +70,7 @@ class Coalescer:
         if seen.image is not None:
             (heapq.heappush if len(found.scores) < MOST_SCORES else heapq.heappushpop)(found.scores, seen.image.score)
         if seen.image is not None and (found.image is None or seen.image.score > found.image.score):
-            found.image = seen.image.hashed()
+            found.image = seen.image.settled()
         return [self._tell(subject, found, "create", seen.time)] if begins else []
 
     def tick(self, now: float, time: int) -> list[Finding]:

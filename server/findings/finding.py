@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -44,7 +45,9 @@ class Image:
         threshold: the one that the score exceeds; `fpr` is what it stands for.
         calibrated: whether the thresholds speak for this image.
         probability: P(attacked); None where the contract knows none.
-        data: the file as sent, or the bytes of a tensor; only until `hashed`.
+        drift: makes `omega_drift`; only until `settled`.
+        omega_drift: distance of this image's omega from the clean mean for each block, in clean standard deviations.
+        data: the file as sent, or the bytes of a tensor; only until `settled`.
         sha256: of it.
     """
 
@@ -60,12 +63,14 @@ class Image:
     decision: Decision
     data: bytes | None = None
     sha256: str | None = None
+    drift: Callable[[], Mapping[str, float]] | None = None
+    omega_drift: Mapping[str, float] | None = None
 
-    def hashed(self) -> Image:
-        """This image by its hash alone."""
-        if self.data is None:
-            return self
-        return replace(self, data=None, sha256=hashlib.sha256(self.data).hexdigest())
+    def settled(self) -> Image:
+        """This image by what is kept of it, its hash and its drift."""
+        sha256 = self.sha256 if self.data is None else hashlib.sha256(self.data).hexdigest()
+        omega_drift = self.omega_drift if self.drift is None else self.drift()
+        return replace(self, data=None, sha256=sha256, drift=None, omega_drift=omega_drift)
 
 
 @dataclass(frozen=True, slots=True)

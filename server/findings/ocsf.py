@@ -125,7 +125,7 @@ def document(finding: Finding) -> dict[str, Any]:
         "clients": finding.clients,
     }
     if image is not None:
-        about["image"] = evidence = {
+        evidence: dict[str, Any] = {
             "sha256": image.sha256,
             "mode": image.mode,
             "verdict": image.verdict,
@@ -138,6 +138,9 @@ def document(finding: Finding) -> dict[str, Any]:
             "policy": image.policy,
             "decision": image.decision,
         }
+        if image.omega_drift is not None:
+            evidence["omega_drift"] = {block: float(f"{value:.4g}") for block, value in image.omega_drift.items()}
+        about["image"] = evidence
         about["scores"] = list(finding.scores)
         made["evidences"] = [{"name": "image with the highest score", "data": evidence, "verdict_id": SUSPICIOUS}]
         if image.probability is not None:

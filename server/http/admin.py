@@ -79,6 +79,12 @@ def create_admin(service: Service) -> AdminFront:
             raise InvalidQuery("'most' must be a number from 1 to 9999")
         return _json({"findings": [_finding(found) for found in await service.findings(int(most))]})
 
+    async def evidence(request: Request) -> Response:
+        identity = request.path_params["id"]
+        made = await service.evidence(identity)
+        headers = {"content-disposition": f'attachment; filename="evidence-{identity}.zip"'}
+        return Response(made, media_type="application/zip", headers=headers)
+
     async def mark(request: Request) -> Response:
         given = await _fields(request, "mark", "comment")
         mark, comment = given["mark"], "" if given["comment"] is None else given["comment"]
@@ -105,6 +111,7 @@ def create_admin(service: Service) -> AdminFront:
         Route("/admin/canary", guarded(canary), methods=["PUT"]),
         Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
         Route("/admin/findings", guarded(findings), methods=["GET"]),
+        Route("/admin/findings/{id}/evidence", guarded(evidence), methods=["GET"]),
         Route("/admin/findings/{id}", guarded(mark), methods=["POST"]),
     ]
     service.metrics.expect(routes_of(routes))

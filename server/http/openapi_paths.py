@@ -290,6 +290,11 @@ def admin(model: str) -> dict[str, Any]:
         }
 
     identity = _in_path("id", "The finding's id.", "0" * 32)
+    evidence = call("get", "admin_evidence", "What there is of a finding, as a ZIP.", None, [identity])
+    evidence["get"]["responses"]["200"] = {
+        "description": "Events, thresholds, how to get the verdict again, and a manifest of hashes.",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
     most = {
         "name": "most",
         "in": "query",
@@ -311,5 +316,6 @@ def admin(model: str) -> dict[str, Any]:
         "/admin/canary": call("put", "admin_canary", "Begin, change or end a canary.", Split),
         "/admin/findings": call("get", "admin_findings", "The newest findings.", None, [most]),
         "/admin/findings/{id}": call("post", "admin_mark", "Mark a finding.", Marked, [identity]),
+        "/admin/findings/{id}/evidence": evidence,
         "/admin/shadow": call("put", "admin_shadow", "Begin or end a shadow.", Shadowed),
     }

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..core.engine import Model
 from ..core.images import EncodedImage, ImageInput
@@ -13,6 +17,7 @@ from ..core.policy import At, Decision, Policy
 from ..core.verdict import Judgement, Verdict
 from ..errors import StartupError, UnknownFinding
 from ..findings.delivery import Deliveries, Delivery
+from ..findings.evidence import evidence, thresholds
 from ..findings.finding import Image, Observation, Subject
 from ..findings.journal import Journal
 from ..findings.ocsf import Mark, marked
@@ -84,6 +89,13 @@ class Reporting:
         """The newest findings of all processes; reads files. Raises OSError."""
         return findings(self._folder, NEWEST_SEGMENTS)[:most]
 
+    def evidence(self, identity: str, models: Iterable[Model]) -> bytes:
+        """What there is of a finding, as a ZIP; reads files. Raises UnknownFinding, OSError."""
+        found = evidence(self._folder, identity, {model.sha256: thresholds(model.contract) for model in models})
+        if found is None:
+            raise UnknownFinding("no finding with this id is kept")
+        return found
+
     def mark(self, identity: str, mark: Mark, comment: str) -> Found:
         """Write that a person has looked at a finding; reads files. Raises UnknownFinding, OSError."""
         for found in findings(self._folder):
@@ -107,6 +119,7 @@ class Reporting:
         decisions: Sequence[Decision],
         images: Sequence[ImageInput],
         files: Sequence[bytes | None],
+        omega: NDArray[np.float32],
     ) -> None:
         """The images of one request were judged, and the monitor has seen them; all sequences are in their order."""
         rows = [row for row, judged in enumerate(judgements) if judged.verdict in self._flagged]
@@ -117,13 +130,14 @@ class Reporting:
         which = (model.name, model.version, model.sha256)
         client, key = self._named(None if request is None else request.client)
         subject = Subject("image", client, key, *which)
-        seen = []
+        seen, watch = [], self._monitor.of(model)
         for row in rows:
             judged, file = judgements[row], files[row]
             data = images[row].pixels(model.contract.preprocessing.size).tobytes() if file is None else file
-            image = _image(judged, mode, policy, decisions[row], data)
+            drift = partial(watch.omega.distances, omega[row].copy())
+            image = _image(judged, mode, policy, decisions[row], data, drift)
             seen.append(Observation(subject, now, 1, request_id, image))
-        cusum = self._monitor.of(model).cusums[self._at]
+        cusum = watch.cusums[self._at]
         if cusum.raised:
             detail = f"{self._at}, against a share of {cusum.target:g} of natural images"
             seen.append(Observation(Subject("rate", None, None, *which), now, len(rows), request_id, detail=detail))
@@ -171,12 +185,20 @@ def _receivers(settings: Settings) -> list[Delivery]:
     return found
 
 
-def _image(judged: Judgement, mode: Mode, policy: Policy, decision: Decision, data: bytes) -> Image:
+def _image(
+    judged: Judgement,
+    mode: Mode,
+    policy: Policy,
+    decision: Decision,
+    data: bytes,
+    drift: Callable[[], Mapping[str, float]],
+) -> Image:
     thresholds = judged.applied.thresholds
     exceeded = thresholds.adversarial if judged.verdict == "adversarial" else thresholds.suspicious
     return Image(
         *(mode, judged.verdict, judged.score, exceeded.score, exceeded.fpr, judged.applied.name, judged.calibrated),
         *(judged.probability, policy, decision, data),
+        drift=drift,
     )
 
 

@@ -127,7 +127,11 @@ class OmegaDrift:
         """The distance of each block; 0 before the first image."""
         if not self._sum:
             return dict.fromkeys(self._blocks, 0.0)
-        off = (self._recent / self._sum).astype(np.float64) - self._mean
+        return self.distances(self._recent / self._sum)
+
+    def distances(self, row: NDArray[np.float32]) -> dict[str, float]:
+        """The distance of each block for one row [C], of one image or a mean."""
+        off = row.astype(np.float64) - self._mean
         return {
             name: math.sqrt(float(np.mean(off[first:last] ** 2)) / (self._variance[name] or 1.0))
             for name, (first, last) in self._blocks.items()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import shlex
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,13 @@ import pytest
 from awnet.__main__ import main
 from awnet.command.versions import contract_of
 from server.core.contract import parse
-from server.findings.chain import chains, verify
+from server.findings.chain import chains, segments, verify
 from server.findings.finding import Finding, Image, Subject
 from server.findings.journal import Journal
 from server.findings.ocsf import document
 from server.findings.reading import findings
 from tests.server.schema_2 import schema_2
-from tests.server.tiny import publish
+from tests.server.tiny import encoded, noise, publish
 
 KEEP = (1 << 30, 86_400.0)
 IMAGES = 2000
@@ -39,7 +42,7 @@ def finding(number: int, scores: list[float], model: Path, domain: str = "pristi
     )
     return Finding(
         *(f"{number:032x}", Subject("image", f"client {number % 7}", None, "awnet", 1, sha256), "close"),
-        *(1_800_000_000_000 + number, 1_800_000_000_000, 1_800_000_000_000, images or len(scores), 0, "a", "b", image),
+        *(1_700_000_000_000 + number, 1_700_000_000_000, 1_700_000_000_000, images or len(scores), 0, "a", "b", image),
         scores=tuple(sorted(scores)),
     )
 
@@ -160,3 +163,48 @@ def test_a_threshold_that_is_none_is_not_published(
     status, told = run("publish", model, *given, capsys=capsys)
     assert status == 2 and said in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evidence_is_a_zip_whose_manifest_has_the_hash_of_each_part(
+    journal: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines as the journal has them, all of the finding's, whatever chain they stand in."""
+    identity = f"{3:032x}"
+    run("mark", journal, identity, "confirmed", capsys=capsys)
+    out = tmp_path / "evidence.zip"
+    status, told = run("evidence", journal, identity, "--model", model, "--out", out, capsys=capsys)
+    assert status == 0 and hashlib.sha256(out.read_bytes()).hexdigest() in told
+    with zipfile.ZipFile(out) as held:
+        manifest = json.loads(held.read("manifest.json"))
+        assert set(manifest["files"]) == set(held.namelist()) - {"manifest.json"}
+        for name, facts in manifest["files"].items():
+            assert facts == {"sha256": hashlib.sha256(held.read(name)).hexdigest(), "bytes": len(held.read(name))}
+        lines = held.read("events.jsonl").splitlines()
+        kept = b"".join(path.read_bytes() for chain in chains(journal) for path in segments(chain))
+        assert len(lines) == 2 and all(line in kept for line in lines)
+        assert json.loads(held.read("finding.json"))["status"] == "In Progress"
+        assert json.loads(held.read("thresholds.json"))["pristine"]["adversarial"] == {"score": 0.5, "fpr": 0.01}
+        (chain,) = json.loads(held.read("journal.json"))
+        assert chain["problems"] == [] and chain["head"]
+
+
+def test_the_replay_gets_the_verdict_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command in the bundle, with the image and the model that its hashes name."""
+    image = encoded(noise(seed=5))
+    facts = finding(1, [0.9], model).image
+    assert facts is not None
+    named = dataclasses.replace(finding(1, [0.9], model), image=dataclasses.replace(facts, data=image).settled())
+    written = Journal(tmp_path / "findings", *KEEP)
+    written.append([document(named)])
+    written.close()
+    assert run("evidence", tmp_path / "findings", "0", "--out", tmp_path / "e.zip", capsys=capsys)[0] == 0
+    replay = zipfile.ZipFile(tmp_path / "e.zip").read("replay.txt").decode().splitlines()
+    assert replay[0].endswith(hashlib.sha256(image).hexdigest())
+    assert replay[1].endswith(hashlib.sha256(model.read_bytes()).hexdigest())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "IMAGE").write_bytes(image)
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    assert main(shlex.split(replay[2])[1:]) == 0
+    assert "score" in capsys.readouterr().out

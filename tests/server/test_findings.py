@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -93,6 +95,7 @@ def test_an_attacked_image_is_an_event_that_names_image_model_and_client(reposit
         assert about["image"]["sha256"] == hashlib.sha256(ADVERSARIAL).hexdigest()
         assert about["image"]["score"] == pytest.approx(document["results"][1]["adversarial"]["score"], rel=1e-5)
         assert (about["image"]["threshold"], about["image"]["decision"]) == (0.77, "answered")
+        assert set(about["image"]["omega_drift"]) == {"blocks.0", "blocks.1"}
         (resource,) = event["resources"]
         assert (resource["name"], resource["uid"]) == ("awnet", document["model"]["sha256"])
         assert [one["activity_name"] for one in written(tmp_path)] == ["Create", "Close"]
@@ -376,6 +379,11 @@ def test_the_admin_port_lists_and_marks_findings(repository: Path, tmp_path: Pat
                     return (await client.get("/admin/findings")).json()["findings"][0]["mark"] == "false_alarm"
 
                 await until(marked, PATIENCE_SECONDS)
+                held = zipfile.ZipFile(io.BytesIO((await client.get(f"{path}/evidence")).content))
+                (points,) = json.loads(held.read("thresholds.json")).values()
+                assert points["adversarial"] == {"score": 0.77, "fpr": 0.01}
+                assert hashlib.sha256(ADVERSARIAL).hexdigest() in held.read("replay.txt").decode()
+                assert (await client.get("/admin/findings/none/evidence")).status_code == 404
                 assert (await client.post("/admin/findings/none", json={"mark": "confirmed"})).status_code == 404
                 for wrong in (
                     {"mark": "fine"},
