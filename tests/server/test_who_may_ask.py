@@ -59,6 +59,9 @@ NEEDED: dict[str, str | None] = {
     "/admin/models/{name}/promote": "admin",
     "/admin/canary": "admin",
     "/admin/shadow": "admin",
+    "/admin/findings": "admin",
+    "/admin/findings/{id}": "admin",
+    "/admin/findings/{id}/evidence": "admin",
 }
 # Where there is nothing, which strangers are not told; the admin port has its own.
 NOTHING = {
@@ -83,7 +86,7 @@ ROUTES = {
     "/v2/models/secret": "/v2/models/{model}",
 }
 GRPC_OPEN = {"ServerLive", "ServerReady", HEALTH_CHECK, HEALTH_WATCH}
-FILLED = {"{model}": "awnet", "{version}": "1", "{name}": "awnet", "{file}": "page.js"}
+FILLED = {"{model}": "awnet", "{version}": "1", "{name}": "awnet", "{file}": "page.js", "{id}": "0" * 32}
 
 
 def filled(template: str) -> str:
