@@ -86,7 +86,9 @@ async def uploads(content_type: str, body: bytes, max_images: int) -> list[Uploa
 def shown_name(name: str) -> str | None:
     """A file name of a client's, fit to be shown: its last part, in one line of visible characters, not too long."""
     last = name.replace("\\", "/").rpartition("/")[2]
-    visible = "".join("_" if unicodedata.category(c) in UNSHOWN else c for c in last[: 4 * MAX_NAME])
+    visible = last[: 4 * MAX_NAME]
+    if not visible.isprintable():
+        visible = "".join("_" if unicodedata.category(c) in UNSHOWN else c for c in visible)
     return visible.strip()[:MAX_NAME] or None
 
 

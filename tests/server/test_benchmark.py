@@ -103,3 +103,23 @@ def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
     assert alone["auto"]["bytes"] == alone["whole"]["bytes"]
     assert all(several[mode]["bytes"] < several["whole"]["bytes"] for mode in ("auto", "robust", "natural"))
     assert all(row["ms_1"] > 0 and row["of_whole_8"] > 0 for row in (*alone.values(), *several.values()))
+
+
+@requires("wrk")
+def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
+    """Two checkouts in turns; the threads' CPU time is the process's, and the parts of decoding cost less than it."""
+    from benchmarks.stages import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        given = ["--before", str(ROOT), "--rounds", "1", "--seconds", "1", "--clients", "2"]
+        patch.setattr(sys, "argv", ["stages", *given, "--out", str(tmp_path / "result")])
+        assert main() == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    for name in ("before", "now"):
+        load, alone = found["load"][name]["2"], found["alone_us"][name]
+        parts = load["loop_user_ms"] + load["loop_kernel_ms"] + load["others_ms"]
+        assert load["rps"] > 0 and load["batch"] >= 1
+        assert parts == pytest.approx(load["cpu_ms"], rel=0.5)
+        assert 0 < alone["structure"] + alone["statistics"] < alone["decode, with structure and statistics"]
+        assert alone["session, batch of 1"] > alone["parse"] > 0
+    assert "| statistics |" in (tmp_path / "result.md").read_text()

@@ -114,6 +114,8 @@ class PNGFile(ImageFile):
         image = Image.new(mode, (self.width, self.height), _BEFORE[mode])
         image.frombytes(data, "zip", (raw, self._interlaced))
         last = (self.height - 1) // 2 * 2 - 1 if self._interlaced and self.height % 2 else self.height - 1
+        if last >= 0 and image.getpixel((0, last)) != _BEFORE[mode]:
+            return image
         row = image.crop((0, last, self.width, last + 1)) if last >= 0 else image
         if last < 0 or row.tobytes() == Image.new(mode, row.size, _BEFORE[mode]).tobytes():
             _check_filled(data, sum(self._rows()))
