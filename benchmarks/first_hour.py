@@ -86,12 +86,9 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
     """The hour, in order; without `data` nothing is calibrated."""
     key = '-H "Authorization: Bearer $(cat shop.key)"'
     calibration: list[Step | Stop] = [
-        Step(
-            "awnet calibrate ~/venv/lib/python3*/site-packages/awnet/model_repository/awnet/*/model.onnx photos",
-            "elsewhere",
-        ),
-        Step("awnet doctor | grep -E 'repository|model'", "elsewhere"),
-        Step("awnet predict photos --out photos.csv", "elsewhere"),
+        Step("awnet calibrate photos", "elsewhere"),
+        Step("awnet doctor --repository calibrated | grep -E 'repository|model'", "elsewhere"),
+        Step("awnet predict photos --repository calibrated --out photos.csv", "elsewhere"),
     ]
     return {
         "Two commands, a question": [

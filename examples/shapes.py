@@ -1,7 +1,7 @@
 """Draw a small data set of four classes of shapes: folders of PNG and JPEG files of many sizes, from a seed.
 
     python -m examples.shapes pictures                     # pictures/train/CLASS/*.png and *.jpg, pictures/test/...
-    python -m examples.shapes pictures --train 100 --test 25
+    python -m examples.shapes honest --train 0 --test 70 --seed 1
 
 What docs/your-own-data.md shows can be tried on it. Nothing of a data set is used.
 """

@@ -10,13 +10,15 @@ from .files import alone_in, replace, sync, write
 from .layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, STAGING, manifest, numbered
 
 
-def add_version(model: bytes, home: Path, config: Callable[[int], bytes | None], version: int | None = None) -> Path:
+def add_version(
+    model: bytes, home: Path, config: Callable[[int], bytes | None], version: int | None = None, after: int = 0
+) -> Path:
     """Write `model` into the folder `home` of a model as a new version; returns the folder of that.
 
     Args:
         config: the `config.pbtxt` that tells of a version, None to leave what is there; what it raises ends the
             publication before anything is written.
-        version: None takes the next number.
+        version: None takes the next number, above `after`.
 
     Raises OSError.
     """
@@ -24,7 +26,7 @@ def add_version(model: bytes, home: Path, config: Callable[[int], bytes | None],
     with alone_in(home):
         for stale in home.glob(f"{STAGING}*"):
             shutil.rmtree(stale)
-        version = version or max(numbered(home), default=0) + 1
+        version = version or max([after, *numbered(home)]) + 1
         described = config(version)
         staging, target = home / f"{STAGING}{version}", home / str(version)
         staging.mkdir()

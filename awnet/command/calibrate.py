@@ -1,4 +1,4 @@
-"""`awnet calibrate MODEL.onnx IMAGES...`: thresholds for natural images of your own, as a new version of the model.
+"""`awnet calibrate [MODEL.onnx] IMAGES...`: thresholds for natural images of your own, as a new version of the model.
 
 The images must be ones that nobody attacked, such as those that the server is to judge, 250 or more. Half of them set
 a domain, "site", which goes before the model's own: its ranges say which images it speaks for, its thresholds flag as
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = """examples:
-  awnet calibrate model_repository/awnet/4/model.onnx photos
+  awnet calibrate photos                                    # of the model that `awnet serve` would serve here
   awnet calibrate model.onnx photos --adversarial twins
-  awnet calibrate model.onnx photos --repository /srv/models --name awnet --report site.json
+  awnet calibrate photos --model models/awnet/1/model.onnx --out models --report site.json
 
 exit status: 0 published, 1 some images could not be read, and the others were taken, 2 nothing was published
 """
@@ -30,18 +30,33 @@ def parser() -> argparse.ArgumentParser:
         "awnet calibrate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add("model", type=Path, metavar="MODEL.onnx", help="a model file with a contract, as `awnet export` writes it")
     add("images", nargs="+", metavar="IMAGES", help="folders, files, patterns, ZIP archives of natural images")
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a model file with a contract, as `awnet export` writes it; a first path that ends with .onnx is one, too "
+        "(default: the latest version of --name that `awnet serve` finds here)",
+    )
     add("--adversarial", nargs="+", default=[], metavar="PATH", help="adversarial images: how many are flagged then")
     add(
+        "--out",
         "--repository",
+        dest="repository",
         type=Path,
-        default=Path("model_repository"),
+        default=Path("calibrated"),
         metavar="DIR",
-        help="where the next version is written, made where it is missing (default: %(default)s)",
+        help="repository that the new version is written to, made where it is missing; its number is above those that "
+        "are there and above the model's own (default: %(default)s)",
     )
     add("--name", default="awnet", help="name of the model there (default: %(default)s)")
-    add("--report", type=Path, metavar="FILE", help="what was measured as JSON (default: only printed)")
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE.json",
+        help="what was measured as JSON, and beside it as FILE.svg scores and thresholds before and after "
+        "(default: only printed)",
+    )
     add("--concurrency", type=int, default=8, metavar="N", help="images under way at a time (default: 8)")
     return made
 
@@ -52,12 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from server.errors import AWNetError
 
     from ..local import StartError
-    from .calibration import Task, calibrate, told
+    from .calibration import Task, calibrate, told, which_model
 
     if given.concurrency < 1:
         print("--concurrency must be at least 1", file=sys.stderr)
         return 2
+    if given.report is not None and given.report.suffix != ".json":
+        print(f"--report {given.report} is no .json file", file=sys.stderr)
+        return 2
+    if given.model is None and len(given.images) > 1 and given.images[0].lower().endswith(".onnx"):
+        given.model = Path(given.images.pop(0))
     try:
+        given.model = given.model or which_model(given.name)
         document = asyncio.run(calibrate(Task(**vars(given))))
     except (ValueError, AWNetError, StartError, OSError) as error:
         print(f"not calibrated: {error}", file=sys.stderr)

@@ -15,7 +15,10 @@ import numpy as np
 import orjson
 
 from domain import __version__
+from domain.shares import enough_for, wilson
+from export.layout import MODEL_FILE, versions
 from export.layout import NAME as MODEL_NAME
+from server.core.bundled import model_repository
 from server.core.domains import RATE_POINTS
 from server.core.images import EncodedImage
 from server.engines.model_file import VERSION
@@ -26,6 +29,7 @@ from ..client.local import LocalSettings
 from ..local import Local
 from . import site
 from .images import Image, images, shown
+from .plot import drawn
 from .site import KINDS, Seen
 from .versions import VersionError, contract_of, publish, with_contract
 
@@ -47,6 +51,15 @@ class Task:
     concurrency: int
 
 
+def which_model(name: str) -> Path:
+    """The file of the latest version of `name` where a server looks for models. Raises VersionError."""
+    home = model_repository() / name
+    there = versions(home) if home.is_dir() else []
+    if not there:
+        raise VersionError(f"no version of a model {name} in {home.parent}: name its file with --model")
+    return home / str(there[-1]) / MODEL_FILE
+
+
 async def calibrate(task: Task) -> dict[str, Any]:
     """Calibrate, publish and write the report; returns it. Nothing is published where anything is raised.
 
@@ -56,7 +69,10 @@ async def calibrate(task: Task) -> dict[str, Any]:
     if not MODEL_NAME.fullmatch(task.name):
         raise VersionError(f"--name {task.name!r} is no model name")
     if task.model.is_dir():
-        raise VersionError(f"{task.model} is a folder; the model file comes first, then the images")
+        raise VersionError(f"{task.model} is a folder; --model takes the model.onnx in it")
+    if not task.model.is_file():
+        what = "no model file" if task.model.exists() else "no such file"
+        raise VersionError(f"{task.model}: {what}; `awnet doctor` says where models are")
     data = await asyncio.to_thread(task.model.read_bytes)
     contract = contract_of(data)
     natural, hostile = images(task.images), images(task.adversarial)
@@ -75,7 +91,8 @@ async def calibrate(task: Task) -> dict[str, Any]:
     made["provenance"] = {**contract.get("provenance", {}), "site": about}
     finished = with_contract(data, made)
     await proven(finished)
-    folder = publish(finished, task.repository, task.name)
+    numbers = task.model.resolve().parent.name
+    folder = publish(finished, task.repository, task.name, int(numbers) if numbers.isdecimal() else 0)
     document = {
         "from": {"file": str(task.model), "sha256": sha256},
         "published": str(folder),
@@ -85,7 +102,10 @@ async def calibrate(task: Task) -> dict[str, Any]:
         "flagged": {name: {"before": before[name], "after": after[name]} for name in groups},
     }
     if task.report is not None:
+        task.report.parent.mkdir(parents=True, exist_ok=True)
         task.report.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+        lines = {"before": site.usual_thresholds(seen, contract), "after": added["thresholds"]}
+        task.report.with_suffix(".svg").write_text(drawn(site.by_kind(seen), lines), "utf-8")
     return document
 
 
@@ -149,10 +169,22 @@ def _settings(model: Path) -> Settings:
 
 
 def _threshold(seen: Sequence[Seen], made: dict[str, float]) -> dict[str, Any]:
-    """The threshold, and between which scores it might as well lie."""
+    """The threshold, between which scores it might as well lie, the same a kind, and how well the rate is known:
+    `rate` as [share, low, high] of `images`, of which it takes `enough`, checked ones included, for a factor of two."""
     fitted = site.usable([one for one in seen if not one.checks])
-    ends = [site.uncertain(np.sort([one.score for one in fitted if one.kind == kind]), made["fpr"]) for kind in KINDS]
-    return {**made, "low": max(low for low, _ in ends), "high": max(high for _, high in ends)}
+    scores = {kind: np.sort([one.score for one in fitted if one.kind == kind]) for kind in KINDS}
+    ends = {kind: site.uncertain(ordered, made["fpr"]) for kind, ordered in scores.items()}
+    kinds = {kind: [site.quantile(made["fpr"])(scores[kind]), *ends[kind]] for kind in KINDS}
+    n = len(scores[KINDS[0]])
+    return {
+        **made,
+        "low": max(low for low, _ in ends.values()),
+        "high": max(high for _, high in ends.values()),
+        "kinds": kinds,
+        "images": n,
+        "rate": wilson(made["fpr"] * n, n),
+        "enough": 2 * enough_for(made["fpr"]),
+    }
 
 
 def told(document: dict[str, Any]) -> str:
@@ -162,7 +194,14 @@ def told(document: dict[str, Any]) -> str:
         *(shown(f"  {name}: {why}") for name, why in list(document["unread"].items())[:5]),
     ]
     for point, made in document["thresholds"].items():
-        lines.append(f"{point:<12}score over {made['score']:.6g} ({made['low']:.6g} to {made['high']:.6g})")
+        share, low, high = (100 * value for value in made["rate"])
+        known = f"{share:.0f} % of {made['images']} images, which may be {low:.1f} to {high:.1f} %"
+        lines.append(f"{point:<12}score over {made['score']:.6g} ({made['low']:.6g} to {made['high']:.6g}): {known}")
+        for kind, (score, least, most) in made["kinds"].items():
+            lines.append(f"  {kind:<12}alone {score:.6g} ({least:.6g} to {most:.6g})")
+        if 2 * made["images"] < made["enough"]:
+            few = f"{document['images']} images are few for a threshold at {share:.0f} %"
+            lines.append(f"  {few}: {made['enough']} would know it within a factor of two")
     for kind, rows in document["flagged"].items():
         for when, row in rows.items():
             shares = ", ".join(
@@ -170,8 +209,9 @@ def told(document: dict[str, Any]) -> str:
                 for point in RATE_POINTS
             )
             lines.append(f"{kind:<10} {when:<7} {shares}, {row['calibrated']} of {row['images']} calibrated")
-    lines.append(
-        f"published: {document['published']}, unsigned: `python -m export.sign` signs it where servers ask for that"
-    )
-    lines.append(f"`awnet serve --repository {Path(document['published']).parent.parent}` serves it")
+    folder = Path(document["published"])
+    lines += [
+        f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that",
+        f"serve it:  awnet serve --repository {folder.parent.parent} --model {folder.parent.name}",
+    ]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from domain.ranges import pristine_ranges
-from domain.shares import wilson
+from domain.shares import enough_for, least_for, wilson
 from domain.statistics import STATISTICS, measure
 from server.core.domains import RATE_POINTS, locate, read_domains
 from server.core.images import Traits
@@ -29,7 +29,7 @@ AS_IT_IS, JPEG, HALF = "as it is", "jpeg", "half size"
 KINDS = (AS_IT_IS, JPEG, HALF)
 JPEG_QUALITY = 75
 BALL = 8  # grey levels that an attack may move a pixel by; the ranges hold its corners, or attacks would leave them
-LEAST = 99  # images of a half: the largest of fewer is no threshold for 1 %
+LEAST = least_for(0.01)  # images of a half: the largest of fewer is no threshold for 1 %
 BINS = 50
 
 
@@ -91,7 +91,10 @@ def domain(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
     for half, images in (("calibrate on", fitted), ("check on", usable([one for one in seen if one.checks]))):
         count = len({one.digest for one in images})
         if count < LEAST:
-            raise SiteError(f"{count} different images to {half}; {LEAST} are needed, so give at least 250 in all")
+            raise SiteError(
+                f"{count} different images to {half}, and a threshold for 1 % needs {LEAST}: give at least 250 in all, "
+                f"which know the rate roughly; {2 * enough_for(0.01)} know it within a factor of two"
+            )
     fprs = {point: contract["thresholds"][point]["fpr"] for point in RATE_POINTS}
     scores = {kind: np.sort([one.score for one in fitted if one.kind == kind]) for kind in KINDS}
     thresholds = {point: {"score": max(map(quantile(fpr), scores.values())), "fpr": fpr} for point, fpr in fprs.items()}
@@ -106,17 +109,28 @@ def domain(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
         "images": len({one.digest for one in fitted}),
         "kinds": list(KINDS),
         "score_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "score_map": _map_of(fitted, contract),
+        # Natural images alone cannot make one: that of the domain that most of them lay in before.
+        "score_map": _usual(fitted, contract)["score_map"],
         "rates": {},
     }
 
 
-def _map_of(fitted: Sequence[Seen], contract: Mapping[str, Any]) -> Any:
-    """The score map of the domain that most images lay in before: natural images alone cannot make one."""
+def _usual(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, Any]:
+    """The domain that most of the images lie in."""
     domains = read_domains(contract["domains"])
-    before = [locate(domains, one.traits)[0].name for one in fitted]
-    name = max(set(before), key=before.count)
-    return next(part["score_map"] for part in contract["domains"] if part["name"] == name)
+    names = [locate(domains, one.traits)[0].name for one in seen]
+    name = max(set(names), key=names.count)
+    return next(part for part in contract["domains"] if part["name"] == name)
+
+
+def by_kind(seen: Sequence[Seen]) -> dict[str, list[float]]:
+    """The scores of all images, a kind."""
+    return {kind: [one.score for one in seen if one.kind == kind] for kind in KINDS}
+
+
+def usual_thresholds(seen: Sequence[Seen], contract: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The thresholds that a contract applies to most of the images."""
+    return _usual(seen, contract)["thresholds"]  # type: ignore[no-any-return]
 
 
 def quantile(fpr: float) -> Any:

@@ -45,9 +45,10 @@ def with_contract(model: bytes, contract: Mapping[str, Any]) -> bytes:
     raise VersionError("the model carries no contract")
 
 
-def publish(model: bytes, repository: Path, name: str) -> Path:
-    """Write the next version of `name`; returns its folder. What was there before stays, whatever ends this.
+def publish(model: bytes, repository: Path, name: str, after: int = 0) -> Path:
+    """Write the next version of `name`, a number above `after`; returns its folder.
 
+    What was there before stays, whatever ends this.
     Triton's config.pbtxt, where there is one, gets the new version's contract and hash. Raises OSError.
     """
     home = repository / name
@@ -64,7 +65,7 @@ def publish(model: bytes, repository: Path, name: str) -> Path:
         ]
         return "".join(begun + added).encode()
 
-    return add_version(model, home, config)
+    return add_version(model, home, config, after=after)
 
 
 def _metadata(model: bytes) -> list[tuple[Field, dict[int, bytes]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from domain.shares import wilson
+from domain.shares import enough_for, least_for, wilson
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,12 @@ def test_an_interval_stays_within_0_and_1_and_holds_its_share(hits: int) -> None
 def test_a_share_of_no_images_is_none() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         wilson(0, 0)
+
+
+@pytest.mark.parametrize(("rate", "least", "enough"), [(0.01, 99, 765), (0.05, 19, 150), (0.5, 1, 12)])
+def test_how_many_images_a_rate_needs(rate: float, least: int, enough: int) -> None:
+    """To be met at all, and to be known within a factor of two: with one image fewer it is not."""
+    assert least_for(rate) == least and enough_for(rate) == enough
+    for n, holds in ((enough, True), (enough - 1, False)):
+        _, low, high = wilson(rate * n, n)
+        assert (low >= rate / 2 and high <= 2 * rate) == holds
