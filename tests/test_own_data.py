@@ -4,76 +4,40 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from benchmarks.own_data import told
 from tests.repository import ROOT
-from tests.waiting import eventually
+from tests.test_pages import Folder, fences
 
-PAGE = (ROOT / "docs/your-own-data.md").read_text("utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-ADDRESS = "127.0.0.1:8000"
 CLASSES = {"disc", "hexagon", "square", "triangle"}
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of somebody who has the command `awnet`, and this Python as `python`."""
-    programs = tmp_path_factory.mktemp("bin")
-    for name, what in (("awnet", f'"{sys.executable}" -m awnet'), ("python", f'"{sys.executable}"')):
-        (programs / name).write_text(f'#!/bin/sh\nexec {what} "$@"\n')
-        (programs / name).chmod(0o755)
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
-    return ours | {"PATH": f"{programs}{os.pathsep}{ours['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def followed(
-    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folder in which the page was followed, and what each command wrote; the server runs."""
-    folder = tmp_path_factory.mktemp("own")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    said: dict[str, str] = {}
-    servers: list[subprocess.Popen[bytes]] = []
-    log = folder / "serve.log"
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, dict[str, str]]]:
+    """The folder in which the page was followed, with its server, and what each command wrote."""
+    folder, said = Folder(tmp_path_factory.mktemp("own")), dict[str, str]()
     try:
-        for command in COMMANDS:
-            if command.startswith("awnet serve"):
-                words = [*command.split(), "--port", str(port), "--admin-port", "none"]
-                with log.open("wb") as out:
-                    servers.append(subprocess.Popen(words, cwd=folder, env=environment, stdout=out, stderr=out))
-                eventually(lambda: b"ready" in log.read_bytes() or servers[0].poll() is not None)
-                assert servers[0].poll() is None, log.read_text("utf-8")
-                continue
-            asked = command.replace(ADDRESS, f"127.0.0.1:{port}")
-            done = subprocess.run(["bash", "-c", asked], cwd=folder, env=environment, capture_output=True, text=True)
-            accepted = (0, 1) if command.startswith("awnet audit") else (0,)  # 1: the linter objects to so few pictures
-            assert done.returncode in accepted, f"{command}\n{done.stdout}\n{done.stderr}"
-            said[command] = done.stdout
+        for fence in fences((ROOT / "docs/your-own-data.md").read_text("utf-8")):
+            for command in fence.body.splitlines() if fence.kind == "bash" else ():
+                said[command] = folder.run(replace(fence, body=command))
         yield folder, said
     finally:
-        for server in servers:
-            server.terminate()
-            server.wait(60)
+        folder.stop()
 
 
 def of(said: dict[str, str], begin: str) -> str:
     return next(text for command, text in said.items() if command.startswith(begin))
 
 
-def test_the_page_goes_from_a_folder_to_a_served_answer(followed: tuple[Path, dict[str, str]]) -> None:
+def test_the_page_goes_from_a_folder_to_a_served_answer(followed: tuple[Folder, dict[str, str]]) -> None:
     """One of the page's own classes, by thresholds that were drawn from the honest pictures."""
     _, said = followed
     answer = json.loads(of(said, "curl -sS -F"))
@@ -83,8 +47,8 @@ def test_the_page_goes_from_a_folder_to_a_served_answer(followed: tuple[Path, di
     assert answer["model"]["version"] == "2"
 
 
-def test_every_step_leaves_what_the_page_says(followed: tuple[Path, dict[str, str]]) -> None:
-    folder, said = followed
+def test_every_step_leaves_what_the_page_says(followed: tuple[Folder, dict[str, str]]) -> None:
+    folder, said = followed[0].path, followed[1]
     for path in ("audit/audit.md", "audit/card.json", "models/awnet/1/model.onnx", "models/awnet/2/model.onnx"):
         assert (folder / path).is_file()
     report = json.loads((folder / "calibrated.json").read_text("utf-8"))
@@ -96,7 +60,7 @@ def test_every_step_leaves_what_the_page_says(followed: tuple[Path, dict[str, st
         assert len(list(csv.DictReader(f))) == 280
 
 
-def test_the_dashboards_metrics_count_the_pictures(followed: tuple[Path, dict[str, str]]) -> None:
+def test_the_dashboards_metrics_count_the_pictures(followed: tuple[Folder, dict[str, str]]) -> None:
     """Of the model that was trained here, 281 of them: one by curl, 280 by `awnet predict`."""
     metrics = of(followed[1], "curl -sS http")
     counts = re.findall(r'^awnet_verdicts_total\{.*model="awnet".*version="2".*\} (\S+)$', metrics, re.MULTILINE)
@@ -104,10 +68,10 @@ def test_the_dashboards_metrics_count_the_pictures(followed: tuple[Path, dict[st
 
 
 def test_other_pictures_than_those_it_was_trained_on_are_refused_by_audit_and_export(
-    followed: tuple[Path, dict[str, str]], environment: dict[str, str]
+    followed: tuple[Folder, dict[str, str]],
 ) -> None:
     """Classes that were renamed, and a folder that is not there: one line, and nothing is written."""
-    folder, _ = followed
+    folder, environment = followed[0].path, followed[0].environment
     (folder / "other").mkdir()
     (folder / "other/train").symlink_to(folder / "honest/test")
     (folder / "renamed/train").mkdir(parents=True)
@@ -123,3 +87,18 @@ def test_other_pictures_than_those_it_was_trained_on_are_refused_by_audit_and_ex
             (line,) = done.stderr.splitlines()
             assert done.returncode == 2 and complaint in line
             assert not (folder / "refused").exists()
+
+
+def test_what_to_expect_is_what_was_measured() -> None:
+    """The page's figures are those of the kept run, whose recipes are today's stages."""
+    report = json.loads((ROOT / "benchmarks/results/own_data.json").read_text("utf-8"))
+    page = (ROOT / "docs/your-own-data.md").read_text("utf-8")
+    seconds = [f"{step['seconds']:,.0f}" for step in report["steps"]]
+    parts, flagged = report["figures"]["parts"], report["figures"]["calibrated"]["flagged"]["as it is"]
+    assert "{}, {}, {} and {} s".format(*seconds[:4]) in page and "{}, {} and {} s".format(*seconds[4:]) in page
+    shares = [parts["clean"]["accuracy"], parts["worst_case@8"]["accuracy"], parts["clean"]["fpr"]["0.05"]]
+    shares += [parts[name]["tpr"]["0.05"] for name in ("worst_case@8", "T3@8")]
+    shares += [flagged[when]["suspicious"][0] for when in ("before", "after")]
+    assert [f"{100 * share:.1f} %" for share in shares if f"{100 * share:.1f} %" not in page] == []
+    assert all(finding["holds"] for finding in report["figures"]["linter"])
+    assert told(report) == (ROOT / "benchmarks/results/own_data.md").read_text("utf-8")
