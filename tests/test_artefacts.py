@@ -21,7 +21,8 @@ DOCUMENTS = sorted(
 ARTEFACTS = ("training/reports", "training/checkpoints", "training/recipes", "benchmarks/results", "docs/images")
 REPRODUCED = ("training/reports/tables/", "training/reports/figures/")
 TEXTS = (".md", ".py", ".toml", ".yaml", ".sh")
-SUFFIXES = ("json", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
+SUFFIXES = ("json", "jsonl", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
+SPAN_ATTRIBUTES = r"(awnet|service)\.[a-z_.]+"  # of OpenTelemetry, which docs/telemetry.md tells
 LIBRARIES = ("onnx", "torch")  # export/onnx.py is no one's prefix in prose
 TELL_OLD_NAMES = (
     "benchmarks/results/structure-before.md",
@@ -194,7 +195,10 @@ def unknown_names(text: str) -> list[str]:
 )
 def test_every_name_of_code_that_a_document_tells_exists(document):
     """A reader finds the function; a rename reaches the documents."""
-    assert unknown_names((ROOT / document).read_text("utf-8")) == []
+    unknown = unknown_names((ROOT / document).read_text("utf-8"))
+    if document == "docs/telemetry.md":
+        unknown = [name for name in unknown if not re.fullmatch(SPAN_ATTRIBUTES, name)]
+    assert unknown == []
 
 
 def test_a_name_that_leads_nowhere_is_found():

