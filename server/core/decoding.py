@@ -24,8 +24,11 @@ from .engine import Terms
 from .images import EncodedImage
 
 CHEAP_COST = 500_000  # pixels, some 5 ms: what a request may leave to the engine's threads, all its images together
-SMALL_COST = 20_000  # pixels, some 0.2 ms: what is decoded on the event loop's thread, all images of a request together
-INLINE_BYTES = 64 << 10  # of a request: more is read on another thread than the event loop's
+SMALL_COST = 30_000  # pixels, some 0.3 ms: what is decoded on the event loop's thread, all images of a request together
+IMAGE_COST = 10_000  # of that, for any image, however small: objects are made, and statistics of what the model sees
+INLINE_BYTES = (
+    8 << 10
+)  # of a request: more is read on another thread than the event loop's; 4 may be a segment, or 0.6 us
 
 
 class Prepared(NamedTuple):
@@ -94,7 +97,7 @@ class Decoding:
                 apart.append(image)
                 jobs.append((image.data, count, cost))
         seconds = 0.0
-        if not apart and CHEAP_COST - left <= SMALL_COST:
+        if not apart and CHEAP_COST - left + IMAGE_COST * len(cheap) <= SMALL_COST:
             seconds = _decode(cheap, size, refused)
         elif refused is not None and cheap:
             seconds = await asyncio.to_thread(_decode, cheap, size, refused)

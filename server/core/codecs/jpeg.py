@@ -21,8 +21,9 @@ MAX_SEGMENTS = 1024  # a photograph has some twenty, one with a depth map in ext
 MAX_SCANS = 100  # the usual script has 10
 MAX_FILL_BYTES = 4096  # before markers and between segments, in all
 MAX_SAMPLING = 4
-# Pixels: a block of 64 samples, one more scan over a block, a byte of data, and one where blocks are refined.
-BLOCK_COST, SCAN_COST, BYTE_COST, REFINED_BYTE_COST = 1, 3, 1, 4
+# Pixels: a block of 64 samples, one more scan over a block, a byte of data, one where blocks are refined, and a scan,
+# however small.
+BLOCK_COST, SCAN_COST, BYTE_COST, REFINED_BYTE_COST, SCAN_START_COST = 1, 3, 1, 4, 500
 
 _EOI, _SOS, _DHT, _DNL, _DRI = 0xD9, 0xDA, 0xC4, 0xDC, 0xDD
 _APP1, _APP2 = 0xE1, 0xE2
@@ -90,6 +91,7 @@ class JPEGFile(ImageFile):
         work = super().decoded_pixels(size) + BLOCK_COST * self._frame_blocks
         if self._buffered:
             work += SCAN_COST * self._scan_blocks + REFINED_BYTE_COST * self._scan_bytes
+            work += SCAN_START_COST * self._scans
         else:
             work += BYTE_COST * self._scan_bytes
         return work + (PROFILE_COST if self._profile else 0)

@@ -12,8 +12,10 @@ from .file import MAX_PROFILE_BYTES, PROFILE_COST, Format, ImageFile, refuse
 
 MAX_CHUNKS = 64  # beside frames; a file with everything has eight
 # Pixels: a pixel, one with transparency, a byte of coefficients, and a byte of lossless data, which may be part of a
-# table of codes; a table is for at least 16 pixels.
+# table of codes. A table that is used is for at least 16 pixels; those of groups that are not, of which there may be
+# 65,536 of 20 bits, are read all the same.
 PIXEL_COST, ALPHA_COST, BYTE_COST, TABLE_BYTE_COST, TABLE_PIXEL_COST = 2, 4, 6, 150, 50
+MOST_UNUSED_BYTES = 65_536 * 20 // 8
 _ANIMATION, _XMP, _EXIF, _ALPHA, _PROFILE = 0x02, 0x04, 0x08, 0x10, 0x20  # flags of VP8X
 _DROPPED = _XMP | _EXIF | _PROFILE
 
@@ -43,7 +45,7 @@ class WebPFile(ImageFile):
         pixels, data = self.width * self.height, sum(end - start for _, start, end in self._parts)
         work = pixel * pixels + BYTE_COST * data
         if self._lossless or self._see_through:  # transparency is stored as a lossless image
-            work += min(TABLE_BYTE_COST * data, TABLE_PIXEL_COST * pixels)
+            work += min(TABLE_BYTE_COST * data, TABLE_PIXEL_COST * pixels + TABLE_BYTE_COST * MOST_UNUSED_BYTES)
         return work + (PROFILE_COST if self._profile else 0)
 
     def profile(self) -> bytes | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import slow_inputs
 from server.core.decode_pool import DecodePool
 from server.core.decoding import CHEAP_COST, Decoding, Prepared
 from server.core.engine import Terms
@@ -46,6 +47,29 @@ def slow(side: int = 4000) -> bytes:
     file = io.BytesIO()
     Image.new("RGBA", (side, side)).save(file, "WEBP", lossless=True)
     return file.getvalue()
+
+
+def unused_groups(groups: int) -> bytes:
+    """A lossless WebP of 8 x 8 pixels, all of the last of so many groups of codes."""
+    code, value = "1000", "{:08b}"  # one symbol, 0
+    low, high = (value.format((groups - 1) >> shift & 255)[::-1] for shift in (0, 8))
+    sizes = f"{7:014b}"[::-1] * 2
+    bits = value.format(0x2F)[::-1] + sizes + "0000" + "0" + "0" + "1" + "101"  # no transforms, no cache, groups by 2^7
+    bits += "0" + "101" + low + "101" + high + 3 * code + groups * 5 * code + 64 * "0"
+    data = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    return webp_file(data + bytes(len(data) & 1))
+
+
+def webp_file(data: bytes) -> bytes:
+    chunk = b"VP8L" + len(data).to_bytes(4, "little") + data
+    return b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG of 8 x 8 pixels."""
+    genes = {"width": 8, "height": 8, "components": 1, "across": 1, "down": 1, "progressive": True, "noise": False}
+    genes |= {"scans": ["first"] * scans, "restart": 0, "segments": 0, "fill": 0, "exif": False}
+    return slow_inputs.make_jpeg(genes)
 
 
 def images(*files: bytes) -> list[EncodedImage]:
@@ -127,6 +151,56 @@ def test_a_small_image_is_decoded_at_once_on_the_thread_that_reads_it() -> None:
             with pytest.raises(ImageError) as corrupt:
                 await decoding.prepare(images(spoilt_pixels(SMALL)), SIZE, soon())
             assert corrupt.value.image == 0
+
+    run(test)
+
+
+def tiny(kind: str, **options: object) -> bytes:
+    """The smallest image that is taken."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param([tiny("PNG")] * 32, id="many"),
+        pytest.param([tiny("JPEG")] * 4, id="few"),
+        pytest.param([unused_groups(1000)], id="a thousand tables of codes for 64 pixels"),
+        pytest.param([many_scans(99)], id="99 scans of 64 pixels"),
+    ],
+)
+def test_nothing_that_takes_half_a_millisecond_is_decoded_on_the_event_loops_thread(files: list[bytes]) -> None:
+    """However few pixels and bytes: any image takes a tenth of one, and tables and scans take time without pixels."""
+
+    async def test() -> None:
+        async with pool() as made:
+            these = images(*files)
+            assert await Decoding(made, 1 << 30).prepare(these, SIZE, soon()) == Prepared()
+            assert all(image.decoded is None for image in these)
+            assert all(image.pixels(SIZE).shape == (3, SIZE, SIZE) for image in these)  # they are images
+
+    run(test)
+
+
+def test_the_structure_of_more_than_8_kib_is_read_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment of 4 bytes takes longer than a KB of pixels."""
+    picture = tiny("JPEG")
+    many = picture[:2] + b"\xff\xe5\x00\x02" * 900 + picture[2:]
+    read: list[threading.Thread] = []
+    admit = EncodedImage.admit
+    monkeypatch.setattr(
+        EncodedImage, "admit", lambda self, size: (read.append(threading.current_thread()), admit(self, size))[1]
+    )
+
+    async def test() -> None:
+        async with pool() as made:
+            await Decoding(made, 1 << 30).prepare(images(many), SIZE, soon())
+            assert read[0] is threading.main_thread()
+            read.clear()
+            await Decoding(made, 1 << 30).prepare(images(*[many] * 3), SIZE, soon())
+            assert read[0] is not threading.main_thread()
 
     run(test)
 
