@@ -99,7 +99,7 @@ def _audit(arguments: Sequence[str]) -> object:
     if _of_a_file(arguments):
         from export.audit.__main__ import main as audit_file
 
-        return audit_file(arguments)
+        return audit_file(arguments, "awnet audit")
     from training.audit.options import audit_parser
 
     audit_parser("awnet audit").parse_args(arguments)

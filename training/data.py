@@ -23,9 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from domain.shares import enough_for, wilson
+
 from .folder import DataError, looks_like_classes, read_folder
 from .rng import KeyedRng, Rng
 
+STRICTEST = 0.01  # the false-positive rate of the upper threshold
 VALIDATION_IMAGES = 5_000
 SPLIT_SEED = 20_240  # fixed for good: every checkpoint and report depends on it
 
@@ -116,7 +119,14 @@ def load_folder(source: Source, data_dir: Path) -> ImageSet:
     """Pictures of one's own; errors as `folder.read_folder`."""
     found = read_folder(data_dir, source.size, source.held_out)
     parts = {name: Split(*part) for name, part in found.parts.items()}
-    return ImageSet(parts["train"], parts["validation"], parts["test"], found.labels, found.notes)
+    count, notes = len(parts["validation"]), list(found.notes)
+    if count < enough_for(STRICTEST):
+        _, low, high = (100 * share for share in wilson(STRICTEST * count, count))
+        notes.append(
+            f"{count} validation pictures know a false-positive rate of 1 % as {low:.1f} to {high:.1f} %: "
+            f"`awnet calibrate` draws thresholds from more, or give {enough_for(STRICTEST)}"
+        )
+    return ImageSet(parts["train"], parts["validation"], parts["test"], found.labels, notes)
 
 
 def load_cifar10(data_dir: Path, download: bool = True) -> ImageSet:

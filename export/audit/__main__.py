@@ -35,11 +35,13 @@ from .report import Report, ReportError
 
 PARTS = ("golden", "natural", "t0", "corruptions", "square", "boundary")
 
+PROG = "python -m export.audit"
+
 EXAMPLES = """examples:
-  python -m export.audit --model model_repository/awnet/3/model.onnx --out audit.json       # golden values only
-  python -m export.audit --model model.onnx --t0 runs/audit/t0 --out audit.json             # by training's audit
-  python -m export.audit --model model.onnx --images photos --eps 2 4 8 16 --out audit.json # PNG files, photos/<label>/
-  python -m export.audit --model model.onnx --t0 runs/audit/t0 --parts square --queries 5000 --out square.json
+  {prog} --model model_repository/awnet/3/model.onnx --out audit.json       # golden values only
+  {prog} --model model.onnx --t0 runs/audit/t0 --out audit.json             # by training's audit
+  {prog} --model model.onnx --images photos --eps 2 4 8 16 --out audit.json # PNG files, photos/<label>/
+  {prog} --model model.onnx --t0 runs/audit/t0 --parts square --queries 5000 --out square.json
 
 exit status: 0 finished, 1 the golden values do not hold, 2 something cannot be audited
 """
@@ -132,11 +134,11 @@ def planned(model: ModelFile, images: Images, options: argparse.Namespace) -> It
             yield name, partial(parts.attacked, model, images.labelled, name, aim, eps, options.queries, rng)
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m export.audit",
+        prog=prog,
         description="Audit a model file alone: golden values, T0 files, corruptions, black-box attacks.",
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -165,12 +167,12 @@ def _whole(text: str, least: int = 0) -> int:
     return int(text)
 
 
-def main(arguments_given: Sequence[str] | None = None) -> int:
-    """The command line; 0 finished, 1 the golden values do not hold, 2 refused, 130 interrupted."""
+def main(arguments_given: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """The command line, as `prog`; 0 finished, 1 the golden values do not hold, 2 refused, 130 interrupted."""
     given = sys.argv[1:] if arguments_given is None else list(arguments_given)
-    options = arguments().parse_args(given)
+    options = arguments(prog).parse_args(given)
     try:
-        document = audit(options, f"python -m export.audit {shlex.join(given)}")
+        document = audit(options, f"{PROG} {shlex.join(given)}")
     except (ModelFileError, ImageSetError, ReportError, OSError) as error:
         print(f"not audited: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ import pytest
 
 from awnet.__main__ import COMMANDS, WITH_PACKAGES, install, main
 from domain import __version__
+from export.audit.__main__ import main as audit_file
 from tests.repository import ROOT
 
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "PIL", "fastapi", "pydantic"}
@@ -191,6 +192,14 @@ def test_a_command_hands_its_options_over(command: str, program: str, capsys: py
         assert status == 2
         said.append(" ".join(re.sub(r"python -m [\w.]+", f"awnet {command}", capsys.readouterr().err).split()))
     assert said[0] == said[1] != ""
+
+
+def test_the_audit_of_a_file_goes_by_the_name_it_was_started_by(capsys: pytest.CaptureFixture[str]) -> None:
+    for run, name in ((main, "awnet audit"), (lambda given: audit_file(given[1:]), "python -m export.audit")):
+        with pytest.raises(SystemExit):
+            run(["audit", "--model", "m.onnx", "--help"])
+        said = capsys.readouterr().out
+        assert said.startswith(f"usage: {name} [-h]") and f"\n  {name} --model" in said
 
 
 def test_an_audit_is_of_a_checkpoint_or_of_a_file_by_its_options(capsys: pytest.CaptureFixture[str]) -> None:
