@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from server.findings.chain import Link, chains, verify
 
     try:
-        heads = {link.chain: link for link in map(Link.parse, given.head)}
+        heads = [Link.parse(head) for head in given.head]
         folders = chains(given.folder)
         if not folders:
             raise ValueError(f"there is no journal in {given.folder}")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             problems += len(report.problems)
             verdict = "as it was written" if not report.problems else f"CHANGED, {len(report.problems)} problems"
             print(f"{folder.name}: {report.lines} lines, {verdict}" + (f"; head {report.head}" if report.head else ""))
-        for chain in heads.keys() - known:
+        for chain in {head.chain for head in heads} - known:
             print(f"no chain {chain}, of which a head was kept, is there: it was removed")
             problems += 1
     except (OSError, ValueError) as error:

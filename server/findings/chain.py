@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import orjson
 
 FIRST = "0" * 64  # hash of what is before the first line
 SUFFIX = ".jsonl"
+_SEGMENT = re.compile(r"[0-9]{1,18}")
 _LINK = re.compile(r"([0-9a-f]{32}):([0-9]{1,18}):([0-9a-f]{64})")
 _SEALED = re.compile(rb'(.*),"hash":"([0-9a-f]{64})"\}\}\}', re.DOTALL)
 
@@ -85,12 +86,14 @@ def read_line(line: bytes) -> Line | None:
         previous, kept_from, torn = str(chain["previous"]), int(chain.get("kept_from", 1)), chain.get("torn")
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
+    if _LINK.fullmatch(str(link)) is None:  # it is printed
+        return None
     return Line(link, previous, kept_from, torn, hashlib.sha256(body).hexdigest() == own, document)
 
 
 def segments(folder: Path) -> list[Path]:
     """The files of a chain, oldest first; each is named by the number of its first line."""
-    return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if _SEGMENT.fullmatch(path.stem) and path.is_file())
 
 
 def chains(folder: Path) -> list[Path]:
@@ -120,11 +123,12 @@ class _Read(NamedTuple):
     line: Line
 
 
-def verify(folder: Path, heads: Mapping[str, Link] | None = None) -> Report:
+def verify(folder: Path, heads: Iterable[Link] = ()) -> Report:
     """Check one chain. Raises OSError.
 
     Args:
-        heads: that were kept elsewhere, by their chains; the line of this chain's must still be in it.
+        heads: that were kept elsewhere, of any chains; the lines of this chain's must still be in it. One that is no
+            longer kept is a problem, too: whoever can make a chain anew can say in it what is kept.
     """
     report = Report(folder)
     found = list(_lines(folder, report))
@@ -150,12 +154,16 @@ def verify(folder: Path, heads: Mapping[str, Link] | None = None) -> Report:
             report.problems.append(f"{where}: it does not follow line {before.sequence}: one of the two was replaced")
         before = line.link
     report.head = before
-    kept = (heads or {}).get(before.chain)
-    if kept is not None:
-        same = {read.line.link.sequence: read.line.link.hash for read in true}.get(kept.sequence)
-        if same is None and kept.sequence >= kept_from:
-            report.problems.append(f"line {kept.sequence}, whose hash was kept, is not there: the end was removed")
-        elif same is not None and same != kept.hash:
+    there = {read.line.link.sequence: read.line.link.hash for read in true}
+    for kept in heads:
+        if kept.chain != before.chain:
+            continue
+        same = there.get(kept.sequence)
+        if same is None:
+            why = "no longer kept: nothing says whether it was removed" if kept.sequence < kept_from else "not there"
+            end = ": the end was removed" if kept.sequence > before.sequence else ""
+            report.problems.append(f"line {kept.sequence}, whose hash was kept, is {why}{end}")
+        elif same != kept.hash:
             report.problems.append(f"line {kept.sequence} has another hash than was kept: the chain was made anew")
     return report
 

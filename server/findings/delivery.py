@@ -192,9 +192,6 @@ class Deliveries:
     async def _batch(self, receiver: Delivery, folder: Path) -> bool:
         cursor = await asyncio.to_thread(_read, folder, receiver.name)
         batch = await asyncio.to_thread(next_batch, folder, cursor)
-        if batch.lost:
-            self._counted(receiver.name, "lost", batch.lost)
-            log.error("%d findings were no longer kept before %s took them", batch.lost, receiver.name)
         if batch.end == cursor:
             return False
         if batch.lines:
@@ -206,6 +203,9 @@ class Deliveries:
                 raise
             self._counted(receiver.name, "sent", len(batch.lines))
         await asyncio.to_thread(_keep, folder, receiver.name, batch.end)
+        if batch.lost:  # once, however often the lines behind them were tried
+            self._counted(receiver.name, "lost", batch.lost)
+            log.error("%d findings were no longer kept before %s took them", batch.lost, receiver.name)
         return True
 
 

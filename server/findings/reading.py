@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
-    """The events of one chain in their order; what is no line is passed over. Raises OSError."""
+    """The events of one chain in their order; what is no line, or was changed, is passed over. Raises OSError."""
     there = segments(folder)
     for path in there if newest_segments is None else there[-newest_segments:]:
         try:
@@ -39,7 +39,7 @@ def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
             continue
         for raw in data.split(b"\n")[:-1]:
             line = read_line(raw)
-            if line is not None:
+            if line is not None and line.intact:
                 yield line.document
 
 

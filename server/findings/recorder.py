@@ -90,7 +90,12 @@ class Recorder:
         self._thread = None
 
     def _run(self) -> None:
-        self._write(list(left_open(self._journal.folder)))
+        try:
+            left = list(left_open(self._journal.folder))
+        except (OSError, KeyError, TypeError):  # lines that were made anew, with hashes, and are no events of ours
+            log.exception("findings that were open in %s cannot be read, and are not closed", self._journal.folder)
+            left = []
+        self._write(left)
         for folder in self._journal.broken:
             log.error("the end of %s was changed; another chain goes on, `awnet verify-log` says where", folder)
         ticks = time.monotonic() + TICK_SECONDS

@@ -75,7 +75,7 @@ class Webhook:
             raise DeliveryError(
                 f"it redirects ({status}), which is not followed: name the address itself", MOST_PAUSE_SECONDS
             )
-        if again.isdigit():
+        if again.isascii() and again.isdigit():
             raise DeliveryError(f"it answers {status}", min(float(again), REFUSED_PAUSE_SECONDS))
         lasting = 400 <= status < 500 and status not in (408, 425, 429)
         raise DeliveryError(f"it answers {status}", REFUSED_PAUSE_SECONDS if lasting else None)

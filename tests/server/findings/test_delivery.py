@@ -233,6 +233,42 @@ def test_the_cursor_goes_over_segments_and_torn_lines_and_says_what_is_gone(tmp_
     assert next_batch(journal.folder, Cursor(segments[0].name, 10, 1)).lost == gone - 1
 
 
+def test_what_is_gone_is_counted_once_however_often_the_lines_behind_it_were_tried(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, 20, segment_bytes=9000)
+    oldest, second = sorted(journal.folder.glob("*.jsonl"))[:2]
+    oldest.unlink()
+    told: list[tuple[str, str, int]] = []
+
+    async def scenario() -> None:
+        with receiving(503, 503) as receiver:
+            deliveries = Deliveries(tmp_path, journal.folder, [webhook(receiver)], lambda *one: told.append(one))
+            deliveries.start()
+            await until(lambda: receiver.taken)
+            await deliveries.stop()
+
+    asyncio.run(scenario())
+    assert [number for _, result, number in told if result == "lost"] == [int(second.stem) - 1]
+
+
+def test_a_retry_after_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """A superscript two is a digit to Python, and no number."""
+
+    async def scenario() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 503 no\r\nretry-after: \xb2\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            hook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", SECRET)
+            with pytest.raises(DeliveryError, match="503"):
+                await hook.send([b"{}"])
+            await hook.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A certificate of 127.0.0.1 that nobody signed."""

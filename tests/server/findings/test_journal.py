@@ -15,10 +15,11 @@ import pytest
 
 from awnet.command.verify_log import main as verify_log
 from server.errors import StartupError
-from server.findings.chain import Link, Report, chains, segments, verify
+from server.findings.chain import Link, Report, chains, sealed, segments, verify
 from server.findings.journal import Journal
 from server.findings.ocsf import document
 from server.findings.reading import events, findings, left_open
+from server.findings.recorder import Recorder
 from tests.server.findings.test_ocsf import finding
 
 KEEP = (1 << 30, 86_400.0)
@@ -106,7 +107,7 @@ def test_no_change_of_any_byte_goes_unnoticed(tmp_path: Path, seed: int) -> None
     place = random.Random(seed).randrange(len(data) - 70)
     data[place] ^= 1
     path.write_bytes(data)
-    assert verify(chain(tmp_path), {head.chain: head}).problems
+    assert verify(chain(tmp_path), [head]).problems
 
 
 def test_a_segment_that_somebody_removed_is_missed(tmp_path: Path) -> None:
@@ -130,6 +131,58 @@ def test_a_cut_end_and_a_chain_made_anew_are_found_by_a_head_that_was_kept(
     assert "it was removed" in capsys.readouterr().out
     assert verify_log([str(tmp_path / "anew"), "--head", "nonsense"]) == 2
     assert verify_log([str(tmp_path / "nowhere")]) == 2
+
+
+def test_each_of_several_heads_is_compared(tmp_path: Path) -> None:
+    """A daily job has one for each day; the last one given may be the oldest."""
+    early, late = write(tmp_path, 4), write(tmp_path, 5)
+    (path,) = segments(chain(tmp_path))
+    path.write_bytes(b"".join(lines(tmp_path)[:6]))
+    for given in ([late, early], [early, late]):
+        (problem,) = verify(chain(tmp_path), given).problems
+        assert problem.startswith("line 9, whose hash was kept, is not there")
+
+
+def test_a_chain_that_says_it_no_longer_keeps_the_line_of_a_head_is_not_believed(tmp_path: Path) -> None:
+    """Whoever makes a chain anew can begin it anywhere; that older lines were over their age is what they would say."""
+    head = write(tmp_path, 9)
+    (path,) = segments(chain(tmp_path))
+    line, _ = sealed(document(finding()), Link(head.chain, 30, "0" * 64), {"kept_from": 31})
+    path.unlink()
+    path.with_name("000000000031.jsonl").write_bytes(line)
+    assert verify(chain(tmp_path)).problems == []
+    (problem,) = verify(chain(tmp_path), [head]).problems
+    assert problem == "line 9, whose hash was kept, is no longer kept: nothing says whether it was removed"
+
+
+@pytest.mark.parametrize("name", ["\u00b2.jsonl", "notes.jsonl", "000000000003.jsonl/"])
+def test_what_else_lies_in_a_chains_folder_is_no_segment(tmp_path: Path, name: str) -> None:
+    head = write(tmp_path, 3)
+    other = chain(tmp_path) / name
+    other.mkdir() if name.endswith("/") else other.write_bytes(b"x")
+    assert verify(chain(tmp_path)) == Report(chain(tmp_path), 3, [], [], head)
+    assert write(tmp_path, 1).sequence == 4
+
+
+def test_a_line_that_was_changed_is_read_as_no_finding_and_can_set_no_mark(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    (path,) = segments(chain(tmp_path))
+    path.write_bytes(path.read_bytes().replace(b'"count":', b'"count":9', 1))
+    assert verify(chain(tmp_path)).problems
+    assert [found.id for found in findings(tmp_path)] == [f"{1:032x}"]
+
+
+def test_lines_that_are_no_events_end_no_recorder(tmp_path: Path) -> None:
+    """Made by somebody who can write there, with hashes that are right: what comes is written all the same."""
+    head = write(tmp_path, 1)
+    (path,) = segments(chain(tmp_path))
+    line, _ = sealed({"metadata": {}, "unmapped": {"awnet": {}}}, head, {})
+    path.write_bytes(path.read_bytes() + line)
+    recorder = Recorder(Journal(tmp_path, *KEEP), 60.0)
+    recorder.start()
+    recorder.write(document(finding()))
+    recorder.stop()
+    assert verify(chain(tmp_path)).lines == 3
 
 
 @pytest.mark.parametrize("cut", [1, 2, 60, 500, 1500])

@@ -294,6 +294,8 @@ def test_the_api_document_is_readable_without_another_host(served: Running) -> N
     assert "<script" not in answer.text and "http:" not in answer.text and "https:" not in answer.text
     for path, methods in served.http.get("/openapi.json").json()["paths"].items():
         for method, told in methods.items():
+            if method == "servers":  # of the admin port
+                continue
             assert f"{method.upper()} {path}</code>" in answer.text
             assert all(f"<code>{given['name']}</code>" in answer.text for given in told.get("parameters", []))
 
