@@ -27,9 +27,8 @@ import uvicorn
 
 from .access.rates import Rates, default_rate
 from .core.engine import Engine
-from .engines.model_file import ModelFile
-from .engines.repository import Repository
-from .errors import AWNetError, ManifestError, StartupError
+from .engines.model_file import repository_of
+from .errors import AWNetError, StartupError
 from .http.acceptor import Acceptor, Peers
 from .http.admin import create_admin
 from .http.admission import Admission, ConnectionLimits
@@ -396,7 +395,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     from .engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
 
     return EmbeddedEngine(
-        _repository(settings),
+        repository_of(settings.repository, settings.model, settings.signing_key),
         threads=settings.threads,
         max_batch=settings.max_batch,
         capacity=settings.queue_capacity,
@@ -405,15 +404,6 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
         repository_seconds=settings.repository_seconds,
         on_batch=metrics.batch,
     )
-
-
-def _repository(settings: Settings) -> Repository | ModelFile:
-    """Where the embedded engine reads models. Raises ManifestError."""
-    if not settings.repository.is_file():
-        return Repository(settings.repository, settings.signing_key)
-    if settings.signing_key is not None:
-        raise ManifestError(f"{settings.repository} is a file alone, which has no signature")
-    return ModelFile(settings.repository, settings.model)
 
 
 def work(descriptor: int) -> int:

@@ -19,7 +19,7 @@ from domain import __version__
 from server.access.keys import Keys, read_file
 from server.core.bundled import EXAMPLES
 from server.core.cpu_limits import cgroup_quota, usable_cores
-from server.engines.repository import Repository
+from server.engines.model_file import repository_of
 from server.errors import AWNetError
 from server.listening import listen
 from server.settings import Settings
@@ -163,10 +163,10 @@ def access(settings: Settings) -> Iterator[Check]:
 
 
 def repository(settings: Settings) -> Iterator[Check]:
-    """What the folder holds, and whether others than its owner may change what will be run."""
+    """What the folder, or the file, holds, and whether others than its owner may change what will be run."""
     root = settings.repository
     try:
-        found = Repository(root, settings.signing_key).catalogue()
+        found = repository_of(root, settings.model, settings.signing_key).catalogue()
     except AWNetError as error:
         yield Check("fail", "repository", error.detail)
         return

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 from ..core.regular_files import open_regular
-from ..errors import ModelNotFound
+from ..errors import ManifestError, ModelNotFound
 from .onnx_scan import scan
-from .repository import Artifact
+from .repository import Artifact, Repository
 
 VERSION = 1  # of a file that says none
 
@@ -25,8 +25,8 @@ class ModelFile:
         return {self._name: (VERSION,)}
 
     def fingerprint(self) -> object:
-        """The file is read once."""
-        return ()
+        """Never another, as the file is read once; it names the version, or a reload would take it to be missing."""
+        return ((self._name, VERSION),)
 
     def read(self, name: str, version: int) -> Artifact:
         """The file.
@@ -42,3 +42,16 @@ class ModelFile:
             raise ModelNotFound(f"{self._path} cannot be read: {error.strerror}") from error
         scan(data)
         return Artifact(data, hashlib.sha256(data).hexdigest())
+
+
+def repository_of(path: Path, name: str, key: Path | None) -> Repository | ModelFile:
+    """The repository in the folder `path`, signed with `key` where there is one, or the file there as the model `name`.
+
+    Raises:
+        ManifestError: the key cannot be used, or a file alone should have a signature.
+    """
+    if not path.is_file():
+        return Repository(path, key)
+    if key is not None:
+        raise ManifestError(f"{path} is a file alone, which has no signature")
+    return ModelFile(path, name)

@@ -84,6 +84,17 @@ def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, caps
         assert status == 1 and told["repository"][0] == told["model"][0] == "fail"
 
 
+def test_a_model_file_is_checked_in_place_of_a_repository(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `awnet serve --repository FILE` takes it; others who may write it are warned of, and a key refuses it."""
+    file = repository / "awnet/1/model.onnx"
+    file.chmod(0o666)
+    status, told = doctor(file, *QUIET, capsys=capsys)
+    assert status == 0 and told["repository"] == ("ok", f"{file}: awnet 1") and told["model"][0] == "ok"
+    assert told["permissions"] == ("warn", f"{file} can be written by every user of this machine")
+    status, told = doctor(file, *QUIET, "--signing-key", str(file), capsys=capsys)
+    assert status == 1 and told["repository"] == ("fail", f"{file} is a file alone, which has no signature")
+
+
 def test_settings_that_cannot_be_read_are_told_as_the_server_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--engine", "tritn"]) == 2
     assert capsys.readouterr().err.startswith("setting engine (AWNET_ENGINE): ")
