@@ -22,7 +22,7 @@ ARTEFACTS = ("training/reports", "training/checkpoints", "training/recipes", "be
 REPRODUCED = ("training/reports/tables/", "training/reports/figures/")
 TEXTS = (".md", ".py", ".toml", ".yaml", ".sh")
 SUFFIXES = ("json", "jsonl", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
-SPAN_ATTRIBUTES = r"(awnet|service)\.[a-z_.]+"  # of OpenTelemetry, which docs/telemetry.md tells
+SPAN_ATTRIBUTES = r"(awnet|ocsf|service)\.[a-z_.]+"  # of OpenTelemetry, which docs/telemetry.md tells
 LIBRARIES = ("onnx", "torch")  # export/onnx.py is no one's prefix in prose
 TELL_OLD_NAMES = (
     "benchmarks/results/structure-before.md",
