@@ -144,7 +144,7 @@ LIBRARIES = {
     "server.access": {"pydantic"},
     "server.tls": set(),
     "server.core": {"numpy"},
-    "server.core.codecs": {"PIL"},
+    "server.core.codecs": {"PIL", "numpy"},
     "server.engines": {"cryptography", "numpy", "onnxruntime"},
     "server.engines.triton": {"grpc", "numpy", "tritonclient"},
     "server.findings": {"httpx", "orjson"},
