@@ -355,8 +355,8 @@ def make_telemetry(settings: Settings, metrics: Metrics, assignment: Assignment 
         from .telemetry.exporting import Exporting
     except ModuleNotFoundError as error:
         raise StartupError(
-            f"otlp_endpoint needs the package {error.name}: install awnet-server[telemetry], or set "
-            "AWNET_OTLP_ENDPOINT to nothing"
+            f"otlp_endpoint needs the package {error.name}: install the extra, pip install '.[telemetry]' in a "
+            "checkout, or set AWNET_OTLP_ENDPOINT to nothing"
         ) from None
     metrics.expect_telemetry(signal for signal in settings.signals if signal != "findings")
     salt = assignment.salt if assignment else secrets.token_bytes(16)

@@ -190,7 +190,9 @@ def _verifier(key_file: Path) -> Callable[[bytes, Path, str], None]:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
-        raise ManifestError("a signing key needs the package cryptography: install awnet-server[signing]") from None
+        raise ManifestError(
+            "a signing key needs the package cryptography: install the extra, pip install '.[signing]' in a checkout"
+        ) from None
     try:
         key = load_pem_public_key(read_regular(key_file, MAX_KEY_BYTES))
     except (OSError, ValueError) as error:

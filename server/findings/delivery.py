@@ -239,7 +239,8 @@ def _read(folder: Path, name: str) -> Cursor:
 def _keep(folder: Path, name: str, cursor: Cursor) -> None:
     path = folder / f"cursor-{name}"
     partial = path.with_suffix(".partial")
-    partial.write_bytes(orjson.dumps(cursor._asdict()))
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o640)) as file:
+        file.write(orjson.dumps(cursor._asdict()))
     partial.replace(path)
 
 

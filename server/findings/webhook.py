@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import ssl
 import time
 from collections.abc import Sequence
@@ -24,7 +25,6 @@ from ..listening import is_loopback
 from .delivery import MOST_PAUSE_SECONDS, SEND_SECONDS, DeliveryError
 
 LEAST_SECRET_BYTES = 24  # of Standard Webhooks
-MOST_ANSWER_BYTES = 4096
 REFUSED_PAUSE_SECONDS = 300.0  # for statuses that another try does not change
 
 
@@ -45,6 +45,8 @@ class Webhook:
     def __init__(self, url: str, secret: bytes, ca: Path | None = None) -> None:
         import httpx  # a second of the start for those who ask for no webhook
 
+        # It logs each call with its whole address, and the path of a webhook often is the receiver's secret.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._url, self._secret = url, secret
         self._errors = (httpx.HTTPError, httpx.InvalidURL)
         # No redirects: they could lead the findings, and the signature, elsewhere. No proxies of the environment.

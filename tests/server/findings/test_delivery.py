@@ -7,6 +7,8 @@ import base64
 import hashlib
 import hmac
 import http.server
+import logging
+import os
 import ssl
 import subprocess
 import threading
@@ -158,6 +160,37 @@ def test_every_line_arrives_whatever_the_receiver_answered_first(tmp_path: Path,
     asyncio.run(scenario())
     assert sum(number for _, result, number in told if result == "sent") == 6
     assert sum(result == "failed" for _, result, _ in told) == len(answers)
+
+
+def test_the_log_does_not_tell_the_path_of_a_receiver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be what lets one write there. What fails is told, too, without it."""
+    journal = journal_of(tmp_path, 1)
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        with receiving(500) as receiver:
+            async with delivering(journal, webhook(receiver)):
+                await until(lambda: len(receiver.taken) == 1)
+
+    asyncio.run(scenario())
+    assert "webhook" in caplog.text and "/in" not in caplog.text
+
+
+def test_what_lies_beside_the_journal_is_closed_to_others(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, 1)
+    before = os.umask(0o022)
+    try:
+
+        async def scenario() -> None:
+            with receiving() as receiver:
+                async with delivering(journal, webhook(receiver)) as made:
+                    await until(lambda: made.waiting() == {"webhook": 0})
+
+        asyncio.run(scenario())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in journal.folder.iterdir()}
+    assert "cursor-webhook" in modes and set(modes.values()) == {0o640}
 
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:

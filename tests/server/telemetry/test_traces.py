@@ -360,4 +360,4 @@ def test_without_the_package_the_start_says_what_to_install(repository: Path) ->
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "PATH": ""}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert "awnet-server[telemetry]" in ended.stderr and "Traceback" not in ended.stderr
+    assert "pip install '.[telemetry]'" in ended.stderr and "Traceback" not in ended.stderr
