@@ -75,7 +75,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
         type=_scopes,
         default=("predict",),
         metavar="SCOPES",
-        help=f"what it may ask, separated by commas: {', '.join(SCOPES)} [predict]",
+        help=f"what it may ask, separated by commas: {', '.join(SCOPES)} (default: predict)",
     )
     new.add_argument(
         "--expires", type=date.fromisoformat, metavar="DATE", help="refused from the beginning of this day on, UTC"
@@ -83,10 +83,12 @@ def _parser(called: str) -> argparse.ArgumentParser:
     replaced = commands.add_parser("replace", help="make another key for a name; the last one stays valid beside it")
     revoked = commands.add_parser("revoke", help="take a name with all its keys out of the file")
     for command in (replaced, revoked):
-        command.add_argument("name")
+        command.add_argument("name", help="of its holder")
     listing = commands.add_parser("list", help="names, scopes and the beginnings of the hashes")
     for command in (new, replaced, revoked, listing):
-        command.add_argument("--file", type=Path, metavar="FILE", help=f"[AWNET_API_KEYS, else {DEFAULT}]")
+        command.add_argument(
+            "--file", type=Path, metavar="FILE", help=f"of the keys (default: AWNET_API_KEYS, else {DEFAULT})"
+        )
     return parser
 
 

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"most requests under way at a time (default: {CLOSED}; with --rate: {OPEN})",
     )
     add("--rate", type=float, metavar="R", help="an open loop: R requests a second on average")
-    add("--arrivals", choices=KINDS, default="poisson", help="with --rate: how they come (default: poisson)")
+    add("--arrivals", choices=KINDS, help="with --rate: how they come (default: poisson)")
     add("--out", type=Path, metavar="FILE", help="the report as JSON (default: only printed)")
     add_settings(made, hidden=True)
     return made
@@ -80,6 +80,10 @@ def _bench(given: argparse.Namespace) -> int:
         given.concurrency = CLOSED if given.rate is None else OPEN
     if given.rate is not None and not 0 < given.rate <= MAX_RATE:
         raise SettingsError(f"--rate must be above 0 and at most {MAX_RATE:,}")
+    if given.rate is None and given.arrivals is not None:
+        raise SettingsError(
+            "--arrivals needs --rate: without one, each request is sent when one before it was answered"
+        )
     if given.concurrency < 1 or not 0 < given.seconds <= 86_400:
         raise SettingsError("--concurrency must be at least 1, --seconds above 0 and at most a day")
     import orjson
@@ -93,7 +97,7 @@ def _bench(given: argparse.Namespace) -> int:
     opened = answerer(given, Retries(attempts=1))  # a refusal is a result here
     named = given.clean or given.adversarial
     labelled = read(given.clean, given.adversarial) if named else examples()
-    pace = None if given.rate is None else Pace(given.rate, given.arrivals)
+    pace = None if given.rate is None else Pace(given.rate, given.arrivals or "poisson")
     load = Load(labelled, given.seconds, given.concurrency, pace)
     try:
         asyncio.run(load.run(opened))

@@ -32,6 +32,8 @@ EXTRAS = {
     "training": ("torch", "torchvision", "scipy", "tqdm"),
     "export": ("torch", "onnx"),
     "signing": ("cryptography",),
+    "telemetry": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
+    "parquet": ("pyarrow",),
 }
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
 DESCRIPTORS_ASIDE = 64  # files, sockets and pipes of a server beside its clients' connections

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from .proposal import propose, with_poison, without_poison
@@ -22,6 +23,7 @@ from .proposal import propose, with_poison, without_poison
 EXAMPLES = """examples:
   awnet findings list /var/lib/awnet/findings
   awnet findings mark /var/lib/awnet/findings 4f1c false_alarm --comment "photographs of the new camera"
+  awnet findings evidence /var/lib/awnet/findings 4f1c --model model.onnx
   awnet findings propose /var/lib/awnet/findings --model model.onnx --images 120000
   awnet findings publish model.onnx --domain pristine --adversarial 0.93 --fpr 0.01 --repository model_repository
 
@@ -37,16 +39,16 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the newest findings, a line each")
-    listing.add_argument("--most", type=int, default=20, metavar="N", help="so many [%(default)s]")
+    listing.add_argument("--most", type=int, default=20, metavar="N", help="at most so many (default: %(default)s)")
     marking = commands.add_parser("mark", help="say what a finding was")
     showing = commands.add_parser("evidence", help="what there is of a finding, as a ZIP with a manifest of hashes")
     proposing = commands.add_parser("propose", help="a threshold that the marks propose, and what it rests on")
     for command in (listing, marking, showing, proposing):
-        command.add_argument("folder", type=Path, metavar="DIR", help="AWNET_FINDINGS_DIR")
+        command.add_argument("folder", type=Path, metavar="DIR", help="AWNET_FINDINGS_DIR of the server")
     for command in (marking, showing):
         command.add_argument("id", metavar="ID", help="of the finding, or how it begins")
     showing.add_argument("--model", type=Path, metavar="MODEL.onnx", help="whose thresholds are added")
-    showing.add_argument("--out", type=Path, metavar="FILE", help="[evidence-ID.zip]")
+    showing.add_argument("--out", type=Path, metavar="FILE", help="the ZIP (default: evidence-ID.zip)")
     marking.add_argument("mark", choices=("false_alarm", "confirmed"), help="natural images, or an attack")
     marking.add_argument("--comment", default="", help="for whoever reads the event")
     proposing.add_argument("--model", type=Path, required=True, metavar="MODEL.onnx", help="that the findings are of")
@@ -58,15 +60,27 @@ def parser() -> argparse.ArgumentParser:
         help="natural images of that domain that were judged while these findings came, such as the increase of "
         "awnet_verdicts_total",
     )
-    proposing.add_argument("--domain", help="[the one of most false alarms]")
-    proposing.add_argument("--fpr", type=float, help="share of natural images to be flagged [that of the model]")
+    proposing.add_argument("--domain", help="whose threshold (default: that of most false alarms)")
+    proposing.add_argument(
+        "--fpr", type=float, help="share of natural images that may be flagged (default: that of the model)"
+    )
     publishing = commands.add_parser("publish", help="a version of a model with another threshold")
-    publishing.add_argument("model", type=Path, metavar="MODEL.onnx")
-    publishing.add_argument("--domain", required=True)
-    publishing.add_argument("--adversarial", type=float, required=True, metavar="SCORE")
-    publishing.add_argument("--fpr", type=float, required=True, metavar="SHARE", help="of natural images flagged by it")
-    publishing.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR")
-    publishing.add_argument("--name", default="awnet", help="name of the model there [%(default)s]")
+    publishing.add_argument("model", type=Path, metavar="MODEL.onnx", help="that the new version is made of")
+    publishing.add_argument("--domain", required=True, help="whose threshold is replaced")
+    publishing.add_argument(
+        "--adversarial", type=float, required=True, metavar="SCORE", help="the threshold, from 0 to 1"
+    )
+    publishing.add_argument(
+        "--fpr", type=float, required=True, metavar="SHARE", help="of natural images that lie above it"
+    )
+    publishing.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="DIR",
+        help="that it is written to; a server that serves this folder takes it (default: %(default)s)",
+    )
+    publishing.add_argument("--name", default="awnet", help="name of the model there (default: %(default)s)")
     return made
 
 
@@ -126,8 +140,10 @@ def _mark(given: argparse.Namespace) -> int:
 def _one(given: argparse.Namespace) -> Any:
     """The finding whose id begins so. Raises ValueError."""
     these = [found for found in _journal(given.folder) if found.id.startswith(given.id)]
-    if len(these) != 1:
-        raise ValueError(f"{len(these)} findings begin with {given.id!r}")
+    if not these:
+        raise ValueError(f"no id of a finding begins with {given.id!r}; `awnet findings list {given.folder}` has them")
+    if len(these) > 1:
+        raise ValueError(f"{len(these)} findings begin with {given.id!r}: give more of the id")
     return these[0]
 
 
@@ -186,9 +202,7 @@ def _propose(given: argparse.Namespace) -> int:
     else:
         print(f"of {len(confirmed)} confirmed images it still flags {_share(made.tpr)}")
     clients = {found.about["key"] or found.about["client"] for found in alarms}
-    print(
-        f"\nwho could have moved it: the false alarms are of {len(clients)} clients. Had somebody chosen of the images:"
-    )
+    print(f"\nwho could have moved it: clients of the false alarms: {len(clients)}. Had somebody chosen of the images:")
     for share in POISON_SHARES:
         poison = max(1, round(share * given.images))
         less = without_poison(given.images, natural, rate, poison, present["score"])
@@ -199,8 +213,8 @@ def _propose(given: argparse.Namespace) -> int:
     print(f"from {made.rank} images on ({share:.2g} %) whoever has them marked sets the threshold alone")
     print("\nnothing was changed. Whoever has looked at the images and the clients publishes it as a new version by:")
     print(
-        f"  awnet findings publish {given.model} --domain {name} --adversarial {made.score!r} --fpr {rate:g} "
-        "--repository model_repository"
+        f"  awnet findings publish {quote(str(given.model))} --domain {quote(name)} --adversarial {made.score!r} "
+        f"--fpr {rate:g} --repository model_repository"
     )
     return 0
 

@@ -56,6 +56,7 @@ def test_folders_of_ones_own_are_measured(tmp_path: Path, capsys: pytest.Capture
         (["--concurrency", "0"], "--concurrency must be at least 1"),
         (["--rate", "0"], "--rate must be above 0"),
         (["--rate", "nan"], "--rate must be above 0"),
+        (["--arrivals", "bursts"], "--arrivals needs --rate"),
         (["--clean", "nowhere"], "nowhere: no such file or folder"),
         (["--repository", "nowhere"], "Startup failed: awnet cannot be served"),
         (["--url", f"http://127.0.0.1:{free_port()}"], "http://127.0.0.1:"),

@@ -35,6 +35,7 @@ def test_a_machine_that_can_serve_passes_every_check(repository: Path, capsys: p
     assert status == 0 and {state for state, _ in told.values()} <= {"ok", "warn"}
     named = {"awnet", "processor", "runtime", "libraries", "extras", "descriptors", "port", "repository", "permissions"}
     assert named | {"model"} == set(told)
+    assert all(f"{extra}: " in told["extras"][1] for extra in ("training", "export", "signing", "telemetry", "parquet"))
     assert "golden values hold" in told["model"][1] and "onnxruntime" in told["runtime"][1]
 
 
