@@ -112,18 +112,7 @@ class Service:
         self.requests = Requests(metrics, monitor.clients, tracing=telemetry)
         self.ports = PortWatch()
         self.limits = Limits(settings.max_pixels, settings.min_side)
-        self.decoding = Decoding(
-            DecodePool(
-                workers=settings.decode_workers or settings.threads or usable_cores(),
-                seconds=settings.decode_seconds,
-                room=settings.decode_queue_pixels,
-                capacity=settings.queue_capacity,
-                max_bytes=DECODER_BYTES + DECODER_BYTES_PER_PIXEL * settings.max_pixels,
-                elsewhere=engine.waiting,
-                on_end=metrics.engine.decoder_ended,
-            ),
-            settings.max_request_pixels,
-        )
+        self.decoding = _decoding(settings, engine, metrics)
         self.models = Models(
             engine,
             default=settings.model,
@@ -138,20 +127,10 @@ class Service:
         )
         self.verdict_history = VerdictHistory()
         self._reporting = Reporting.of(settings, metrics, monitor, telemetry.receivers() if telemetry else ())
-        guarding = None
-        if settings.query_guard != "off":
-            guarding = Guarding(
-                settings.query_guard,
-                settings.query_guard_images,
-                settings.query_guard_seconds,
-                settings.query_guard_noise,
-                metrics,
-                monitor.clients,
-                None if self._reporting is None else self._reporting.repeated,
-            )
+        repeated = None if self._reporting is None else self._reporting.repeated
         self._answering = Answering(
-            *(settings, engine, self.decoding, self._rates, metrics, monitor),
-            *(self.verdict_history, self._reporting, guarding),
+            *(settings, engine, self.decoding, self._rates, metrics, monitor, self.verdict_history, self._reporting),
+            Guarding.of(settings, metrics, monitor.clients, repeated),
         )
         self._draining_since: float | None = None
         self.failure: AWNetError | None = None
@@ -385,3 +364,16 @@ class Service:
                 await self.models.reload()
             except Exception:
                 log.exception("the reload failed")
+
+
+def _decoding(settings: Settings, engine: Engine, metrics: Metrics) -> Decoding:
+    pool = DecodePool(
+        workers=settings.decode_workers or settings.threads or usable_cores(),
+        seconds=settings.decode_seconds,
+        room=settings.decode_queue_pixels,
+        capacity=settings.queue_capacity,
+        max_bytes=DECODER_BYTES + DECODER_BYTES_PER_PIXEL * settings.max_pixels,
+        elsewhere=engine.waiting,
+        on_end=metrics.engine.decoder_ended,
+    )
+    return Decoding(pool, settings.max_request_pixels)

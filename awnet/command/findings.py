@@ -189,7 +189,7 @@ def _propose(given: argparse.Namespace) -> int:
     natural, confirmed = _scores(alarms, name, present), _scores(these, name, present, "confirmed")
     unmarked = _scores(these, name, present, None)
     try:
-        made = propose(given.images, natural, confirmed, rate, present["score"])
+        made = propose(given.images, natural, confirmed, rate)
     except ValueError as error:
         print(f"nothing to propose: {error}")
         return 1

@@ -45,13 +45,13 @@ def rank_of(images: int, rate: float) -> int:
     return images - math.ceil((images + 1) * (1 - rate)) + 1
 
 
-def propose(images: int, natural: Sequence[float], confirmed: Sequence[float], rate: float, present: float) -> Proposal:
+def propose(images: int, natural: Sequence[float], confirmed: Sequence[float], rate: float) -> Proposal:
     """The threshold at which a share `rate` of natural images is flagged.
 
     Args:
         images: natural ones that were judged in all.
-        natural: scores of those of them that are over `present`.
-        confirmed: scores of attacked images over `present`.
+        natural: scores of those of them that are over the present threshold.
+        confirmed: scores of attacked images over it.
 
     Raises:
         ValueError: too few images for this rate, or fewer false alarms than the present threshold may have: it is not

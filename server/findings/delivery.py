@@ -25,7 +25,7 @@ from .chain import chains, read_line, segments
 POLL_SECONDS = 0.5
 BATCH_BYTES = 256 << 10
 SEND_SECONDS = 10.0  # for one call, after which it has failed
-FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 0.5, 60.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 60.0
 LAST_SECONDS = 2.0  # for what is left when the process ends
 
 Result = Literal["sent", "failed", "lost"]
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     lost: int
 
 
-def next_batch(folder: Path, cursor: Cursor, most_bytes: int = BATCH_BYTES) -> Batch:
+def next_batch(folder: Path, cursor: Cursor, max_bytes: int = BATCH_BYTES) -> Batch:
     """What follows in a chain: lines that are whole, one at least if there is one. Raises OSError."""
     lost = 0
     for path in segments(folder):
@@ -87,7 +87,7 @@ def next_batch(folder: Path, cursor: Cursor, most_bytes: int = BATCH_BYTES) -> B
             cursor = cursor._replace(sequence=first - 1)
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(most_bytes)
+            data = file.read(max_bytes)
             if data and b"\n" not in data:
                 data += file.readline()
         whole = data[: data.rfind(b"\n") + 1]
@@ -167,12 +167,12 @@ class Deliveries:
                     log.error("%s does not take findings, they wait: %s", receiver.name, error or type(error).__name__)
                 self._down.add(receiver.name)
                 asked = error.pause_seconds if isinstance(error, DeliveryError) else None
-                longest = min(MOST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 10))
+                longest = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures, 10))
                 failures += 1
                 await self._pause(asked if asked is not None else longest * random.uniform(0.5, 1))  # noqa: S311
             except Exception:
                 log.exception("delivery to %s failed in an unforeseen way; it goes on", receiver.name)
-                await self._pause(MOST_PAUSE_SECONDS)
+                await self._pause(MAX_PAUSE_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         """So long, or until the end."""

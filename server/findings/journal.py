@@ -26,7 +26,7 @@ from .chain import FIRST, SUFFIX, Line, Link, read_line, sealed, segments
 
 SEGMENT_BYTES = 8 << 20
 SEGMENT_SECONDS = 86_400.0
-MOST_CHAINS = 1024
+MAX_CHAINS = 1024
 
 
 class BrokenChainError(ValueError):
@@ -121,7 +121,7 @@ class Journal:
 
     def _take(self, folder: Path) -> None:
         """Hold the first chain that is free and in order."""
-        for number in range(MOST_CHAINS):
+        for number in range(MAX_CHAINS):
             self.folder = folder / f"chain-{number}"
             self.folder.mkdir(mode=0o750, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -134,7 +134,7 @@ class Journal:
             except BrokenChainError:
                 self.broken.append(self.folder)
             os.close(self._lock)
-        raise OSError(f"{MOST_CHAINS} chains are there, and all are in use or broken")
+        raise OSError(f"{MAX_CHAINS} chains are there, and all are in use or broken")
 
     def _go_on(self) -> None:
         """Find the chain's end, and close a torn line. Raises OSError, BrokenChainError."""

@@ -25,7 +25,7 @@ from .webhook import trusted
 FACILITY = 13  # log audit
 SEVERITIES = {2: 5, 3: 4, 4: 3}  # of OCSF -> of syslog: notice, warning, error
 PORTS = {"udp": 514, "tcp": 514, "tls": 6514}
-MOST_DATAGRAM_BYTES = 65_000
+MAX_DATAGRAM_BYTES = 65_000
 
 _ADDRESS = re.compile(r"(udp|tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
@@ -96,7 +96,7 @@ class Syslog:
             sender.setblocking(False)
             await loop.sock_connect(sender, where)
             for one in messages:
-                await loop.sock_sendall(sender, one[:MOST_DATAGRAM_BYTES])
+                await loop.sock_sendall(sender, one[:MAX_DATAGRAM_BYTES])
 
 
 def message(line: bytes) -> bytes:

@@ -22,9 +22,9 @@ from .. import __version__
 from ..core.regular_files import read_regular
 from ..errors import StartupError
 from ..listening import is_loopback
-from .delivery import MOST_PAUSE_SECONDS, SEND_SECONDS, DeliveryError
+from .delivery import MAX_PAUSE_SECONDS, SEND_SECONDS, DeliveryError
 
-LEAST_SECRET_BYTES = 24  # of Standard Webhooks
+MIN_SECRET_BYTES = 24  # of Standard Webhooks
 REFUSED_PAUSE_SECONDS = 300.0  # for statuses that another try does not change
 
 
@@ -75,7 +75,7 @@ class Webhook:
             return
         if 300 <= status < 400:
             raise DeliveryError(
-                f"it redirects ({status}), which is not followed: name the address itself", MOST_PAUSE_SECONDS
+                f"it redirects ({status}), which is not followed: name the address itself", MAX_PAUSE_SECONDS
             )
         if again.isascii() and again.isdigit():
             raise DeliveryError(f"it answers {status}", min(float(again), REFUSED_PAUSE_SECONDS))
@@ -104,8 +104,8 @@ def read_secret(path: Path) -> bytes:
             secret = base64.b64decode(text[6:], validate=True)
         except binascii.Error:
             raise StartupError(f"the webhook's secret {path}: there is no base64 behind whsec_") from None
-    if len(secret) < LEAST_SECRET_BYTES:
-        raise StartupError(f"the webhook's secret {path} has {len(secret)} bytes; it needs {LEAST_SECRET_BYTES}")
+    if len(secret) < MIN_SECRET_BYTES:
+        raise StartupError(f"the webhook's secret {path} has {len(secret)} bytes; it needs {MIN_SECRET_BYTES}")
     return secret
 
 

@@ -100,7 +100,7 @@ class QueryGuard:
             images: made by `fingerprints` of what the model sees.
             now: seconds that never go back.
         """
-        one = self._known(client, now)
+        one = self._known(client)
         found = []
         for image in images:
             own = one.window.add(image, one.number, request_id, now)
@@ -127,7 +127,7 @@ class QueryGuard:
         intervals = [self._interval(repeats.similar) for repeats in found if repeats.repeated]
         if not intervals:
             return 0.0
-        one = self._known(client, now)
+        one = self._known(client)
         leaves = max(one.free, now) + sum(intervals[:-1])
         if leaves > deadline:
             raise RepeatedQueries(
@@ -141,8 +141,8 @@ class QueryGuard:
         doublings = (similar - self._images) / DOUBLED_EVERY
         return float(min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(doublings, 30)))
 
-    def _known(self, client: str, now: float) -> _Client:
-        """What is remembered of `client`, who is here now."""
+    def _known(self, client: str) -> _Client:
+        """What is remembered of `client`."""
         group = self._suspects if client in self._suspects else self._clients
         one = group.get(client)
         if one is None:

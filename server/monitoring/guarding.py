@@ -16,6 +16,7 @@ import orjson
 from ..core.images import ImageInput
 from ..guard.fingerprint import Watched
 from ..guard.guard import Event, QueryGuard, Repeats
+from ..settings import Settings
 from .clients import TopClients
 from .metrics import Metrics
 from .request import KEY, UNKNOWN, ObservedRequest
@@ -51,6 +52,16 @@ class Guarding:
         self._clients = clients
         self._report = report
         self._limit = images
+
+    @classmethod
+    def of(
+        cls, settings: Settings, metrics: Metrics, clients: TopClients, report: Callable[[Event], None] | None
+    ) -> Guarding | None:
+        """What the settings ask for; None where that is nothing."""
+        if settings.query_guard == "off":
+            return None
+        how = settings.query_guard_images, settings.query_guard_seconds, settings.query_guard_noise
+        return cls(settings.query_guard, *how, metrics, clients, report)
 
     @property
     def tells(self) -> bool:

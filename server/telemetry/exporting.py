@@ -39,7 +39,7 @@ WAITING_TRACES, WAITING_LINES, WAITING_METRICS = 2048, 2048, 1
 BATCH = 256  # traces or lines in one export
 EVERY_SECONDS = 1.0
 FLUSH_SECONDS = 5.0  # at the end of the process, for what waits
-LEAST_FLUSH_SECONDS = 0.5
+MIN_FLUSH_SECONDS = 0.5
 
 log = logging.getLogger("awnet.telemetry")
 
@@ -125,7 +125,7 @@ class Exporting:
         if self._pushing is not None and self._push is not None:
             self._pushing.cancel()
             await self._push()
-        limit = max(LEAST_FLUSH_SECONDS, min(FLUSH_SECONDS, seconds))
+        limit = max(MIN_FLUSH_SECONDS, min(FLUSH_SECONDS, seconds))
         senders: list[Sender[Any]] = [s for s in (self._traces, self._lines, self._metrics) if s is not None]
         left = sum(await asyncio.gather(*(asyncio.to_thread(sender.close, limit) for sender in senders)))
         if left:

@@ -24,13 +24,13 @@ def over(scores: list[float]) -> list[float]:
 
 def test_the_proposal_flags_the_share_that_was_asked_for_and_says_what_it_rests_on() -> None:
     scores = drawn(0, 2000)
-    made = propose(2000, over(scores), [0.6, 0.95, 0.99, 0.999], 0.02, PRESENT)
+    made = propose(2000, over(scores), [0.6, 0.95, 0.99, 0.999], 0.02)
     assert made.rank == rank_of(2000, 0.02) == 40
     assert made.score == sorted(scores)[-40]
     assert made.fpr[0] == 39 / 2000 and made.fpr[1] < 0.02 < made.fpr[2]
     assert made.fpr_before[0] == len(over(scores)) / 2000 > 0.02
     assert made.tpr is not None and made.tpr[0] == 0.75 and made.tpr[1] < 0.4 < 0.9 < made.tpr[2]
-    assert propose(2000, over(scores), [], 0.02, PRESENT).tpr is None
+    assert propose(2000, over(scores), [], 0.02).tpr is None
 
 
 def test_the_threshold_is_the_conformal_one() -> None:
@@ -38,7 +38,7 @@ def test_the_threshold_is_the_conformal_one() -> None:
     exceeded = 0
     for seed in range(400):
         *scores, further = drawn(seed, 200)
-        exceeded += further > propose(199, scores, [], 0.05, PRESENT).score
+        exceeded += further > propose(199, scores, [], 0.05).score
     assert exceeded / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
 
 
@@ -52,7 +52,7 @@ def test_the_threshold_is_the_conformal_one() -> None:
 )
 def test_nothing_is_proposed_where_nothing_is_known(images: int, alarms: int, rate: float, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        propose(images, alarms * [0.9], [], rate, PRESENT)
+        propose(images, alarms * [0.9], [], rate)
 
 
 @pytest.mark.parametrize("poison", [1, 3, 9])
@@ -61,7 +61,7 @@ def test_without_the_poison_the_threshold_is_no_lower_than_the_bound(seed: int, 
     """Whichever of the images were an attacker's: all highest, all lowest, any."""
     scores, rate = drawn(seed, 400), 0.05
     bound = without_poison(400, over(scores), rate, poison, PRESENT)
-    assert bound <= propose(400, over(scores), [], rate, PRESENT).score
+    assert bound <= propose(400, over(scores), [], rate).score
     rng = random.Random(seed)
     choices = [sorted(scores)[-poison:], sorted(scores)[:poison], *(rng.sample(scores, poison) for _ in range(50))]
     for chosen in choices:

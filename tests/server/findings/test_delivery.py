@@ -107,8 +107,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(delivery, "SEND_SECONDS", 0.5)
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(delivery, "MOST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("server.findings.webhook.MOST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(delivery, "MAX_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("server.findings.webhook.MAX_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr("server.findings.webhook.REFUSED_PAUSE_SECONDS", 0.05)
 
 
@@ -256,7 +256,7 @@ def test_the_cursor_goes_over_segments_and_torn_lines_and_says_what_is_gone(tmp_
     with segments[1].open("ab") as file:
         file.write(b'{"torn":\n')
     read, cursor = [], Cursor()
-    while (batch := next_batch(journal.folder, cursor, most_bytes=3000)).end != cursor:
+    while (batch := next_batch(journal.folder, cursor, max_bytes=3000)).end != cursor:
         read, cursor = read + batch.lines, batch.end
         assert not batch.lost
     assert read == [line for line in written(journal) if line != b'{"torn":'] and cursor.sequence == 20
