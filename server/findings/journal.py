@@ -157,8 +157,7 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._size, self._begun = len(data), path.stat().st_mtime
         if data and not data.endswith(b"\n"):
-            os.write(self._file, b"\n")
-            self._size += 1
+            self._pending = b"\n"  # before the next line, or as soon as the disk has room for it
             rest += b"\n"
         whole = read_line(rest[:-1]) if rest else None
         if whole is not None and whole.intact:

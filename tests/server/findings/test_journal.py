@@ -263,7 +263,7 @@ def test_segments_over_their_age_go(tmp_path: Path) -> None:
 
 
 FULL = """
-import resource, sys
+import fcntl, resource, sys
 from pathlib import Path
 from server.findings.chain import verify
 from server.findings.journal import Journal
@@ -280,6 +280,10 @@ for n in range(20):
     except OSError:
         failed += 1
 assert failed > 10 and journal.pending_bytes > 10_000
+fcntl.flock(journal._lock, fcntl.LOCK_UN)  # as if it had been killed
+restarted = Journal(Path(sys.argv[1]), 1 << 30, 1e9)
+assert restarted.head.sequence == 1 and restarted.pending_bytes == 1  # the end of the torn line
+fcntl.flock(restarted._lock, fcntl.LOCK_UN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 journal.append([])
 journal.close()
@@ -290,7 +294,10 @@ assert (report.lines, report.problems, report.notes) == (20, [], []), report
 
 @pytest.mark.process
 def test_what_a_full_disk_did_not_take_is_written_once_it_does(tmp_path: Path) -> None:
-    """In a process of its own, since the limit on files is one of the process."""
+    """Nor does it keep a process that was killed meanwhile from starting again.
+
+    In a process of its own, since the limit on files is one of the process.
+    """
     root = Path(__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
