@@ -265,7 +265,8 @@ def test_exemplars_name_the_trace(traced: Traced) -> None:
     traced.server.http.post("/predict", content=PNG, headers=IMAGE | {"x-request-id": "exemplary"})
     (server,) = traced.trace_of(4, **{"awnet.request.id": "exemplary"})["POST /predict"]
     text = traced.server.http.get("/metrics", headers={"accept": "application/openmetrics-text"}).text
-    assert f'trace_id="{server.trace_id}",span_id="{server.span_id}"' in text or 'trace_id="' in text
+    ids = f'{{request_id="exemplary",span_id="{server.span_id}",trace_id="{server.trace_id}"}}'
+    assert f"# {ids}" in text
 
 
 def test_the_trace_goes_on_to_triton(collector: Collector, repository: Path) -> None:
