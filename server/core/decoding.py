@@ -26,8 +26,8 @@ from .images import EncodedImage
 CHEAP_COST = 500_000  # pixels, some 5 ms: what a request may leave to the engine's threads, all its images together
 SMALL_COST = 30_000  # pixels, some 0.3 ms: what is decoded on the event loop's thread, all images of a request together
 IMAGE_COST = 10_000  # of that, for any image, however small: objects are made, and statistics of what the model sees
-# Of a request: the structure of more is read on another thread than the event loop's. Four bytes may be a segment, which
-# takes 0.6 us to read.
+# Of a request: the structure of more is read on another thread than the event loop's. Four bytes may be a segment,
+# which takes 0.6 us to read.
 INLINE_BYTES = 8 << 10
 
 
