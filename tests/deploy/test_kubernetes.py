@@ -34,8 +34,11 @@ VERSIONS = ("1.28", "1.33", latest_version())
 POD_ONLY = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "labels", "model")  # of a component of KServe
 
 OCI = "model.source=image,model.image.reference=registry.example/awnet-model@sha256:" + "0" * 64
+WEBHOOK = "findings.enabled=true,findings.webhook=https://siem.example/in,findings.secret=f,"
 CASES = {
     "plain": "",
+    "findings": "findings.enabled=true",
+    "findings-sent": WEBHOOK + "networkPolicy.egress[0].ports[0].port=443",
     "keys-and-tls": "keys.secret=k,tls.secret=t,grpc.enabled=true",
     "client-certificates": "tls.secret=t,tls.clientCa=true",
     "hpa": "autoscaling.kind=hpa",
@@ -168,7 +171,7 @@ def test_every_setting_is_one_of_the_server(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_pods_are_hardened_and_limited(case: str) -> None:
-    """No root, no capabilities, nothing to write but /tmp, no token of the cluster, no variables of its Services."""
+    """No root, no capabilities, nothing to write but volumes, no token of the cluster, no variables of its Services."""
     for pod in pod_specs(CASES[case]):
         containers = pod["containers"] + pod.get("initContainers", [])
         for container in containers:
@@ -188,6 +191,20 @@ def test_volumes_that_are_mounted_exist(case: str) -> None:
         containers = pod["containers"] + pod.get("initContainers", [])
         mounted = {mount["name"] for container in containers for mount in container.get("volumeMounts", [])}
         assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
+
+
+def test_the_journal_of_findings_has_room_and_its_secret_is_closed() -> None:
+    """The one place beside /tmp that a server writes to: the journal is full before the kubelet ends the pod."""
+    data = resources(CASES["findings-sent"])["ConfigMap", "awnet"]["data"]
+    (pod,) = pod_specs(CASES["findings-sent"])
+    mounts = {mount["mountPath"]: mount for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {path for path, mount in mounts.items() if not mount.get("readOnly")} == {"/tmp", "/var/lib/awnet"}
+    assert data["AWNET_FINDINGS_DIR"].startswith("/var/lib/awnet/")
+    assert volumes["findings"]["emptyDir"] == {"sizeLimit": "1Gi"}
+    assert 2 * Settings.model_fields["findings_keep_bytes"].default < 1 << 30
+    assert data["AWNET_FINDINGS_WEBHOOK_SECRET_FILE"] == "/etc/awnet/findings/secret"
+    assert volumes["findings-secret"]["secret"] == {"secretName": "f", "defaultMode": 0o440}
 
 
 def test_probes_ask_what_the_server_answers() -> None:
@@ -271,6 +288,11 @@ def test_the_version_is_that_of_the_server() -> None:
         ("tls.clientCa=true", "tls.secret"),
         ("monitoring.enabled=true,keys.secret=k", "monitoring.keySecret"),
         ("kind=kserve,autoscaling.kind=hpa", "KServe"),
+        ("findings.enabled=true,findings.webhook=https://siem.example", "each call is signed"),
+        ("findings.webhook=https://siem.example,findings.secret=f", "findings.enabled=true"),
+        ("findings.enabled=true,findings.webhook=http://siem.example,findings.secret=f", "webhook"),
+        (WEBHOOK + "networkPolicy.enabled=true", "networkPolicy.egress"),
+        ("settings.AWNET_FINDINGS_DIR=/tmp", "the chart sets it itself"),
         ("autoscaling.kind=keda,autoscaling.minReplicas=5,autoscaling.maxReplicas=2", "maxReplicas"),
         ("settings.AWNET_PORT=9000", "the chart sets it itself"),
         ("settings.PORT=9000", "settings"),

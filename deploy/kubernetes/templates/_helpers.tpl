@@ -50,11 +50,14 @@ capabilities: {drop: [ALL]}
 {{- if and $v.triton.enabled (eq $v.model.source "bundled") }}{{ fail "triton.enabled=true needs model.source=image or claim: Triton does not have the bundled model" }}{{ end }}
 {{- if and $v.tls.clientCa (not $v.tls.secret) }}{{ fail "tls.clientCa=true needs tls.secret, whose ca.crt is the authority" }}{{ end }}
 {{- if and $v.monitoring.enabled $v.keys.secret (not $v.monitoring.keySecret) }}{{ fail "with keys.secret, monitoring needs monitoring.keySecret: an API key of scope metrics" }}{{ end }}
+{{- if ne (empty $v.findings.webhook) (empty $v.findings.secret) }}{{ fail "findings.webhook and findings.secret belong together: each call is signed" }}{{ end }}
+{{- if and $v.findings.webhook (not $v.findings.enabled) }}{{ fail "findings.webhook needs findings.enabled=true: what is sent is read from the journal" }}{{ end }}
+{{- if and $v.findings.webhook $v.networkPolicy.enabled (not $v.networkPolicy.egress) }}{{ fail "findings.webhook needs networkPolicy.egress, with rules for the receiver and for DNS: pods reach nothing else" }}{{ end }}
 {{- if and (eq $v.kind "kserve") (ne $v.autoscaling.kind "none") }}{{ fail "kind=kserve scales by KServe: set autoscaling.kind=none" }}{{ end }}
 {{- if and (eq $v.autoscaling.kind "hpa") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- if and (eq $v.autoscaling.kind "keda") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- range $name, $_ := $v.settings }}
-{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
+{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_FINDINGS_DIR" "AWNET_FINDINGS_WEBHOOK" "AWNET_FINDINGS_WEBHOOK_SECRET_FILE" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
 {{- fail (printf "settings.%s: the chart sets it itself, by a value of its own" $name) }}
 {{- end }}
 {{- end }}
@@ -85,6 +88,13 @@ AWNET_TLS_CERTIFICATE: /etc/awnet/tls/tls.crt
 AWNET_TLS_KEY: /etc/awnet/tls/tls.key
 {{- if .Values.tls.clientCa }}
 AWNET_TLS_CLIENT_CA: /etc/awnet/tls/ca.crt
+{{- end }}
+{{- end }}
+{{- if .Values.findings.enabled }}
+AWNET_FINDINGS_DIR: /var/lib/awnet/findings
+{{- if .Values.findings.webhook }}
+AWNET_FINDINGS_WEBHOOK: {{ .Values.findings.webhook | quote }}
+AWNET_FINDINGS_WEBHOOK_SECRET_FILE: /etc/awnet/findings/secret
 {{- end }}
 {{- end }}
 {{- if .Values.triton.enabled }}
@@ -159,6 +169,12 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- if .Values.tls.secret }}
 - {name: tls, mountPath: /etc/awnet/tls, readOnly: true}
 {{- end }}
+{{- if .Values.findings.enabled }}
+- {name: findings, mountPath: /var/lib/awnet}
+{{- end }}
+{{- if .Values.findings.secret }}
+- {name: findings-secret, mountPath: /etc/awnet/findings, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- define "awnet.volumes" -}}
@@ -178,6 +194,15 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- if .Values.tls.secret }}
 - name: tls
   secret: {secretName: {{ .Values.tls.secret }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.findings.enabled }}
+# Four times what one worker keeps: restarts of the container find the journal again.
+- name: findings
+  emptyDir: {sizeLimit: 1Gi}
+{{- end }}
+{{- if .Values.findings.secret }}
+- name: findings-secret
+  secret: {secretName: {{ .Values.findings.secret }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
 
