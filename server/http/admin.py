@@ -73,6 +73,34 @@ def create_admin(service: Service) -> AdminFront:
         address = request.query_params.get("address")
         return _json(report if address is None else report | {"client": service.monitor.clients.name(address)})
 
+    def guarded(handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            if "origin" in request.headers:
+                raise Forbidden("no web page is answered here")
+            if request.method not in READ and not models.ready:
+                raise NotReady("the models are being loaded")  # nothing can be changed yet
+            return await handler(request)
+
+        return answer
+
+    routes = [
+        Route("/admin/models", guarded(status), methods=["GET"]),
+        Route("/admin/detection", guarded(detection), methods=["GET"]),
+        Route("/admin/reload", guarded(reload), methods=["POST"]),
+        Route("/admin/models/{name}/rollback", guarded(rollback), methods=["POST"]),
+        Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
+        Route("/admin/canary", guarded(canary), methods=["PUT"]),
+        Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
+        *(Route(path, guarded(handler), methods=[method]) for path, method, handler in _of_findings(service)),
+    ]
+    service.metrics.expect(routes_of(routes))
+    service.metrics.expect_rejections(Misdirected)
+    return AdminFront(Routes(routes), service)
+
+
+def _of_findings(service: Service) -> list[tuple[str, str, Handler]]:
+    """Path, method and handler of what is about findings."""
+
     async def findings(request: Request) -> Response:
         most = request.query_params.get("most", "100")
         if not re.fullmatch(r"[1-9][0-9]{0,3}", most):
@@ -92,31 +120,11 @@ def create_admin(service: Service) -> AdminFront:
             raise InvalidQuery(f"'mark' must be one of {', '.join(MARKS)}, 'comment' at most {MAX_COMMENT} characters")
         return _json(_finding(await service.mark_finding(request.path_params["id"], mark, comment)))
 
-    def guarded(handler: Handler) -> Handler:
-        async def answer(request: Request) -> Response:
-            if "origin" in request.headers:
-                raise Forbidden("no web page is answered here")
-            if request.method not in READ and not models.ready:
-                raise NotReady("the models are being loaded")  # nothing can be changed yet
-            return await handler(request)
-
-        return answer
-
-    routes = [
-        Route("/admin/models", guarded(status), methods=["GET"]),
-        Route("/admin/detection", guarded(detection), methods=["GET"]),
-        Route("/admin/reload", guarded(reload), methods=["POST"]),
-        Route("/admin/models/{name}/rollback", guarded(rollback), methods=["POST"]),
-        Route("/admin/models/{name}/promote", guarded(promote), methods=["POST"]),
-        Route("/admin/canary", guarded(canary), methods=["PUT"]),
-        Route("/admin/shadow", guarded(shadow), methods=["PUT"]),
-        Route("/admin/findings", guarded(findings), methods=["GET"]),
-        Route("/admin/findings/{id}/evidence", guarded(evidence), methods=["GET"]),
-        Route("/admin/findings/{id}", guarded(mark), methods=["POST"]),
+    return [
+        ("/admin/findings", "GET", findings),
+        ("/admin/findings/{id}/evidence", "GET", evidence),
+        ("/admin/findings/{id}", "POST", mark),
     ]
-    service.metrics.expect(routes_of(routes))
-    service.metrics.expect_rejections(Misdirected)
-    return AdminFront(Routes(routes), service)
 
 
 class AdminFront(Front):
