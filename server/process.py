@@ -358,11 +358,11 @@ def make_telemetry(settings: Settings, metrics: Metrics, assignment: Assignment 
             f"otlp_endpoint needs the package {error.name}: install the extra, pip install '.[telemetry]' in a "
             "checkout, or set AWNET_OTLP_ENDPOINT to nothing"
         ) from None
-    metrics.expect_telemetry(signal for signal in settings.signals if signal != "findings")
+    metrics.expect_telemetry(signal for signal in settings.telemetry_signals if signal != "findings")
     salt = assignment.salt if assignment else secrets.token_bytes(16)
     return Exporting(
         settings.otlp_endpoint,
-        settings.signals,
+        settings.telemetry_signals,
         ratio=settings.trace_ratio,
         follow=settings.trace_parents,
         scheme="https" if settings.tls_certificate else "http",

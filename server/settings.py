@@ -409,7 +409,7 @@ class Settings(BaseSettings):
             raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
         if (self.findings_webhook or self.findings_syslog) and self.findings_dir is None:
             raise ValueError("findings_webhook and findings_syslog need findings_dir: what is sent is read from there")
-        if "findings" in self.signals and self.findings_dir is None:
+        if "findings" in self.telemetry_signals and self.findings_dir is None:
             raise ValueError("otlp_signals with findings needs findings_dir: what is sent is read from there")
         if bool(self.findings_webhook) != (self.findings_webhook_secret_file is not None):
             raise ValueError("findings_webhook and findings_webhook_secret_file belong together: each call is signed")
@@ -458,7 +458,7 @@ class Settings(BaseSettings):
         return self.tls_certificate is not None, self.api_keys is not None
 
     @property
-    def signals(self) -> list[str]:
+    def telemetry_signals(self) -> list[str]:
         """Those of `otlp_signals`."""
         return _names(self.otlp_signals)
 
