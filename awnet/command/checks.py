@@ -21,6 +21,7 @@ from server.core.bundled import EXAMPLES
 from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.engines.model_file import repository_of
 from server.errors import AWNetError
+from server.findings.webhook import read_secret
 from server.listening import listen
 from server.settings import Settings
 from server.tls import EXPIRES_SOON_SECONDS, Certificates
@@ -58,6 +59,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield descriptors(settings)
     yield from ports(settings)
     yield from access(settings)
+    yield from sending(settings)
     if settings.engine == "embedded":
         yield from repository(settings)
     yield model(settings)
@@ -146,9 +148,7 @@ def access(settings: Settings) -> Iterator[Check]:
         try:
             text, mode = read_file(settings.api_keys)
             count = len(Keys.parse(text).entries)
-            loose = bool(mode & (stat.S_IROTH | stat.S_IWOTH))
-            told = f"{count} names in {settings.api_keys}" + ("; every user of this machine reads it" if loose else "")
-            yield Check("warn" if loose else "ok", "keys", told)
+            yield _closed("keys", f"{count} names in {settings.api_keys}", mode)
         except AWNetError as error:
             yield Check("fail", "keys", error.detail)
     elif settings.host not in ("127.0.0.1", "::1", "localhost"):
@@ -160,8 +160,36 @@ def access(settings: Settings) -> Iterator[Check]:
             told = f"{settings.tls_certificate} is valid for {left / 86_400:.0f} days more"
             state: State = "ok" if left > EXPIRES_SOON_SECONDS else "warn" if left > 0 else "fail"
             yield Check(state, "certificate", told if left > 0 else f"{settings.tls_certificate} has expired")
+            yield _closed("tls-key", str(settings.tls_key), settings.tls_key.stat().st_mode)
         except AWNetError as error:
             yield Check("fail", "certificate", error.detail)
+
+
+def sending(settings: Settings) -> Iterator[Check]:
+    """The folder of findings, their webhook's secret, and what OpenTelemetry needs, where the settings ask for them."""
+    if settings.findings_dir is not None:
+        folder = settings.findings_dir.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        told = f"{folder} {'can' if writable else 'cannot'} be written to"
+        yield Check("ok" if writable else "fail", "findings", told)
+    if settings.findings_webhook_secret_file is not None:
+        secret = settings.findings_webhook_secret_file
+        try:
+            read_secret(secret)
+            yield _closed("webhook", f"the secret {secret}", secret.stat().st_mode)
+        except AWNetError as error:
+            yield Check("fail", "webhook", error.detail)
+    if settings.otlp_endpoint:
+        absent = [name for name in EXTRAS["telemetry"] if not version(name)]
+        told = f"needs {', '.join(absent)}, the extra telemetry" if absent else f"to {settings.otlp_endpoint}"
+        yield Check("fail" if absent else "ok", "telemetry", told)
+
+
+def _closed(about: str, told: str, mode: int) -> Check:
+    """Of a file with this mode whose contents are secret."""
+    loose = bool(mode & (stat.S_IROTH | stat.S_IWOTH))
+    return Check("warn" if loose else "ok", about, told + ("; every user of this machine reads it" if loose else ""))
 
 
 def repository(settings: Settings) -> Iterator[Check]:

@@ -77,6 +77,24 @@ def test_what_others_may_change_or_read_is_warned_of(
     assert told["keys"] == ("warn", "0.0.0.0 is reached from elsewhere, and nobody needs a key (--api-keys)")
 
 
+def test_where_findings_go_is_checked_and_left_as_it_is(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "file"), capsys=capsys)
+    assert status == 1 and told["findings"] == ("fail", f"{tmp_path / 'file'} cannot be written to")
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of thirty-two bytes, or so")
+    secret.chmod(0o644)
+    sent = ["--findings-webhook", "https://siem.example/in", "--findings-webhook-secret-file", str(secret)]
+    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
+    assert status == 0 and told["findings"][0] == "ok" and not (tmp_path / "new").exists()
+    assert told["webhook"] == ("warn", f"the secret {secret}; every user of this machine reads it")
+    secret.write_text("short")
+    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
+    assert status == 1 and told["webhook"][0] == "fail" and "needs 24" in told["webhook"][1]
+
+
 def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     shutil.copytree(publish(tmp_path / "other", name="other"), tmp_path / "others")

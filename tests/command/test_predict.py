@@ -93,6 +93,13 @@ def test_bounds_of_a_servers_clients_are_none_of_a_command(photos: Path, tmp_pat
     assert [isinstance(line["adversarial"]["score"], float) for line in lines(out)] == 6 * [True]  # type: ignore[index]
 
 
+def test_images_that_are_scored_here_are_no_findings_of_a_server(photos: Path, tmp_path: Path) -> None:
+    """Whose settings the command may have: nobody is paged because somebody scores a folder of attacks."""
+    settings = ["--findings-dir", str(tmp_path / "findings"), "--findings-at", "suspicious"]
+    assert main(["predict", str(photos), *settings, "--out", str(tmp_path / "out.jsonl"), "--quiet"]) in (0, 1)
+    assert (tmp_path / "out.jsonl").exists() and not (tmp_path / "findings").exists()
+
+
 def test_paths_are_files_folders_patterns_and_archives_in_a_stable_order(photos: Path, tmp_path: Path) -> None:
     """In the order of the paths, by name within each, each image once; of folders only what ends like an image."""
     packed = tmp_path / "packed.zip"
