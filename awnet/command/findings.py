@@ -187,6 +187,7 @@ def _propose(given: argparse.Namespace) -> int:
     present = _domain(contract, name)["thresholds"]["adversarial"]
     rate = present["fpr"] if given.fpr is None else given.fpr
     natural, confirmed = _scores(alarms, name, present), _scores(these, name, present, "confirmed")
+    known = _scores(alarms, name, present, known=True)
     unmarked = _scores(these, name, present, None)
     try:
         made = propose(given.images, natural, confirmed, rate)
@@ -205,7 +206,7 @@ def _propose(given: argparse.Namespace) -> int:
     print(f"\nwho could have moved it: clients of the false alarms: {len(clients)}. Had somebody chosen of the images:")
     for share in POISON_SHARES:
         poison = max(1, round(share * given.images))
-        less = without_poison(given.images, natural, rate, poison, present["score"])
+        less = without_poison(given.images, known, rate, poison, present["score"])
         more = with_poison(given.images, natural, rate, poison)
         alone = ": the attacker alone decides" if more == 1 else ""
         print(f"  {100 * share:g} % ({poison}): without them {less:.6g}; by as many more up to {more:.6g}{alone}")
@@ -250,17 +251,18 @@ def _domain(contract: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _scores(
-    found: Sequence[Any], domain: str, present: dict[str, float], mark: str | None = "false_alarm"
+    found: Sequence[Any], domain: str, present: dict[str, float], mark: str | None = "false_alarm", known: bool = False
 ) -> list[float]:
     """Scores over the present threshold of the images of findings with this mark, in one domain.
 
-    A finding has its highest scores; its other images count as the lowest of these, which they do not exceed.
+    A finding has its highest scores; its other images count as the lowest of these, which they do not exceed, or not at
+    all (`known`): a poisoner who shares a finding with others, by a key or an address, decides what that lowest is.
     """
     scores: list[float] = []
     for one in found:
         about = one.about
         if one.mark == mark and about["image"]["domain"] == domain and about["scores"]:
-            rest = max(0, about["images"]["total"] - len(about["scores"]))
+            rest = 0 if known else max(0, about["images"]["total"] - len(about["scores"]))
             scores += [*about["scores"], *rest * [about["scores"][0]]]
     return [score for score in scores if score > present["score"]]
 

@@ -7,7 +7,9 @@ import random
 
 import pytest
 
+from awnet.command.findings import _scores
 from awnet.command.proposal import propose, rank_of, with_poison, without_poison
+from server.findings.reading import Found
 
 PRESENT = 0.5
 
@@ -94,3 +96,17 @@ def test_every_choice_of_a_small_sample_is_within_the_bound() -> None:
         bound = without_poison(8, scores, 0.4, poison, PRESENT)
         for kept in itertools.combinations(scores, 8 - poison):
             assert sorted(kept, reverse=True)[rank_of(8 - poison, 0.4) - 1] >= bound
+
+
+def test_32_images_in_a_finding_of_others_do_not_move_the_bound_by_a_thousand() -> None:
+    """Behind one address: a finding has 32 scores, and its other images count as the lowest of them."""
+    present, rate, images = {"score": 0.5}, 0.01, 20_000
+    honest = [0.5 + n / 10_000 for n in range(1, 1001)]
+    poison = [0.999] * 32
+    about = {"image": {"domain": "pristine"}, "scores": sorted(poison), "images": {"total": 1032}}
+    shared = [Found({"unmapped": {"awnet": about}}, "false_alarm")]
+    true = sorted(honest, reverse=True)[rank_of(images - 32, rate) - 1]
+    counted, known = _scores(shared, "pristine", present), _scores(shared, "pristine", present, known=True)
+    assert propose(images, counted, [], rate).score == 0.999 > true
+    assert without_poison(images, counted, rate, 32, 0.5) > true  # these are scores that nobody has seen
+    assert without_poison(images, known, rate, 32, 0.5) <= true
