@@ -376,4 +376,4 @@ def _decoding(settings: Settings, engine: Engine, metrics: Metrics) -> Decoding:
         elsewhere=engine.waiting,
         on_end=metrics.engine.decoder_ended,
     )
-    return Decoding(pool, settings.max_request_pixels)
+    return Decoding(pool, settings.max_request_pixels, engine.waiting)

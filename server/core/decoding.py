@@ -5,16 +5,17 @@ structure, at the worst that its bytes could make of it, is left to the engine's
 `DecodePool` before the request enters the engine's queue, so that no thread of an engine ever waits for a decoder. Who
 finds no place is told so before anything is decoded: what the pool has let in, the engine's queue lets in as well.
 
-A request whose images are small is decoded at once, on the event loop's thread: it takes no longer than answering it.
-An engine's thread would give the interpreter lock away dozens of times while it decodes an image, and wait for the
-event loop each time to get it back: five times as long as decoding takes, with a core idle.
+A request whose images are small is decoded at once, on the event loop's thread, while others are in the engine: it
+takes no longer than answering it. An engine's thread would give the interpreter lock away dozens of times while it
+decodes an image, and wait for the event loop each time to get it back: five times as long as decoding takes, with a
+core idle. Where nobody else is, nobody else wants the lock, and the engine's thread begins while the event loop works.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..errors import AWNetError, ImageError, ImageTooLarge, MissingImage, UnsupportedMedia
@@ -51,10 +52,12 @@ class Decoding:
     Args:
         pool: decodes what is not cheap.
         max_request_pixels: most that the images of one request may decode to.
+        waiting: images in the engine.
     """
 
-    def __init__(self, pool: DecodePool, max_request_pixels: int) -> None:
+    def __init__(self, pool: DecodePool, max_request_pixels: int, waiting: Callable[[], int]) -> None:
         self.pool = pool
+        self._waiting = waiting
         self._max_request_pixels = max_request_pixels
 
     async def prepare(
@@ -97,7 +100,8 @@ class Decoding:
                 apart.append(image)
                 jobs.append((image.data, count, cost))
         seconds = 0.0
-        if not apart and CHEAP_COST - left + IMAGE_COST * len(cheap) <= SMALL_COST:
+        small = not apart and CHEAP_COST - left + IMAGE_COST * len(cheap) <= SMALL_COST
+        if small and (refused is not None or self._waiting()):
             seconds = _decode(cheap, size, refused)
         elif refused is not None and cheap:
             seconds = await asyncio.to_thread(_decode, cheap, size, refused)

@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -283,7 +280,6 @@ class Batcher:
     # Worker threads from here on.
 
     def _work(self) -> None:
-        _let_others_first()
         lock, scheduler, sleepers, now = self._lock, self._scheduler, self._sleepers, time.monotonic
         rest = threading.Lock()
         rest.acquire()
@@ -388,17 +384,6 @@ class Batcher:
                     ticket.future.set_result(_signals(ticket))
         if feed.closing:
             feed.release_if_idle()
-
-
-def _let_others_first() -> None:
-    """Tell the kernel that this thread computes: a worker that wakes, or has long run, does not hold up the event loop.
-
-    What the loop reads in the meantime makes the next batch fuller. Workers keep their share of the cores.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):  # a sandbox may forbid it
-            if os.sched_getscheduler(0) == os.SCHED_OTHER:
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _execute(

@@ -112,7 +112,7 @@ def test_what_is_cheap_starts_no_process_and_anything_else_has_the_same_pixels()
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             cheap = images(SMALL, SMALL)
             assert await decoding.prepare(cheap, SIZE, soon()) == Prepared()
             assert all(image.decoded is None for image in cheap)
@@ -134,11 +134,11 @@ def test_what_is_cheap_starts_no_process_and_anything_else_has_the_same_pixels()
 
 
 def test_a_small_image_is_decoded_at_once_on_the_thread_that_reads_it() -> None:
-    """Whether its answer stands alone or not; a request of many small images leaves them to the engine."""
+    """Whether its answer stands alone or not; the engine gets many small images, and one that is alone there."""
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             for refused in (None, dict[int, AWNetError]()):
                 (small,) = images(SMALL)
                 threads = threading.active_count()
@@ -146,6 +146,7 @@ def test_a_small_image_is_decoded_at_once_on_the_thread_that_reads_it() -> None:
                 assert small.decoded is not None and threading.active_count() == threads
                 np.testing.assert_array_equal(small.decoded.pixels, decode(SMALL, SIZE, Limits()).pixels)
                 assert 0 < decoded <= waited and not admitted
+            assert await Decoding(made, 1 << 30, lambda: 0).prepare(images(SMALL), SIZE, soon()) == Prepared()
             many = images(*[SMALL] * 8)
             assert await decoding.prepare(many, SIZE, soon()) == Prepared()
             with pytest.raises(ImageError) as corrupt:
@@ -177,7 +178,7 @@ def test_nothing_that_takes_half_a_millisecond_is_decoded_on_the_event_loops_thr
     async def test() -> None:
         async with pool() as made:
             these = images(*files)
-            assert await Decoding(made, 1 << 30).prepare(these, SIZE, soon()) == Prepared()
+            assert await Decoding(made, 1 << 30, lambda: 1).prepare(these, SIZE, soon()) == Prepared()
             assert all(image.decoded is None for image in these)
             assert all(image.pixels(SIZE).shape == (3, SIZE, SIZE) for image in these)  # they are images
 
@@ -196,10 +197,10 @@ def test_the_structure_of_more_than_8_kib_is_read_on_another_thread(monkeypatch:
 
     async def test() -> None:
         async with pool() as made:
-            await Decoding(made, 1 << 30).prepare(images(many), SIZE, soon())
+            await Decoding(made, 1 << 30, lambda: 1).prepare(images(many), SIZE, soon())
             assert read[0] is threading.main_thread()
             read.clear()
-            await Decoding(made, 1 << 30).prepare(images(*[many] * 3), SIZE, soon())
+            await Decoding(made, 1 << 30, lambda: 1).prepare(images(*[many] * 3), SIZE, soon())
             assert read[0] is not threading.main_thread()
 
     run(test)
@@ -211,11 +212,11 @@ def test_an_image_that_takes_too_long_ends_its_process_and_no_other() -> None:
     async def test() -> None:
         async with pool(seconds=0.05) as made:
             with pytest.raises(ImageError, match=r"more than 0\.05 seconds") as refused:
-                await Decoding(made, 1 << 30).prepare(images(SMALL, slow()), SIZE, soon())
+                await Decoding(made, 1 << 30, lambda: 1).prepare(images(SMALL, slow()), SIZE, soon())
             assert refused.value.image == 1
             assert made.waiting == 0
             (good,) = images(LARGE)
-            await Decoding(made, 1 << 30).prepare([good], SIZE, soon())
+            await Decoding(made, 1 << 30, lambda: 1).prepare([good], SIZE, soon())
             assert good.decoded is not None
 
     run(test)
@@ -228,7 +229,9 @@ def test_images_that_are_answered_each_for_itself_are_all_decoded_and_the_bad_on
         async with pool(seconds=0.05) as made:
             late, refused = LARGE[: len(LARGE) // 2], dict[int, AWNetError]()
             given = images(SMALL, b"", b"text", slow(), LARGE, late)
-            decoded, waited, admitted = await Decoding(made, 1 << 30).prepare(given, SIZE, soon(), None, refused)
+            decoded, waited, admitted = await Decoding(made, 1 << 30, lambda: 1).prepare(
+                given, SIZE, soon(), None, refused
+            )
             assert admitted
             assert 0 < decoded <= waited
             kinds = {1: MissingImage, 2: UnsupportedMedia, 3: ImageError, 5: ImageError}
@@ -244,7 +247,7 @@ def test_a_process_that_is_stuck_is_killed_after_the_deadline() -> None:
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             stuck = asyncio.create_task(decoding.prepare(images(slow()), SIZE, soon(2.0)))
             os.kill(await child_of(made), signal.SIGSTOP)
             with pytest.raises(DeadlineExceeded):
@@ -264,7 +267,7 @@ def test_a_decoder_that_crashes_costs_the_image_alone(ended: signal.Signals, kin
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             task = asyncio.create_task(decoding.prepare(images(slow()), SIZE, soon()))
             pid = await child_of(made)
             os.kill(pid, ended)
@@ -283,7 +286,7 @@ def test_a_process_that_ended_while_it_had_nothing_to_do_is_replaced() -> None:
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             await decoding.prepare(images(LARGE), SIZE, soon())
             (child,) = made._idle
             child.kill()
@@ -300,7 +303,7 @@ def test_a_request_that_is_given_up_frees_its_process() -> None:
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             gone = asyncio.create_task(decoding.prepare(images(slow(), slow()), SIZE, soon()))
             os.kill(await child_of(made), signal.SIGSTOP)
             gone.cancel()
@@ -320,7 +323,7 @@ def test_more_pixels_than_a_request_may_have_are_refused_before_any_is_decoded()
 
     async def test() -> None:
         async with pool() as made:
-            decoding = Decoding(made, 150_000)
+            decoding = Decoding(made, 150_000, lambda: 1)
             with pytest.raises(ImageTooLarge, match="240000 pixels together"):
                 await decoding.prepare(images(LARGE, LARGE), SIZE, soon())
             await decoding.prepare(images(LARGE), SIZE, soon())
@@ -335,7 +338,7 @@ def test_a_client_takes_at_most_what_it_leaves_to_the_others() -> None:
     async def test() -> None:
         weight = 120_000 + 2 * len(LARGE)
         async with pool(room=4 * weight) as made:
-            decoding = Decoding(made, 1 << 30)
+            decoding = Decoding(made, 1 << 30, lambda: 1)
             asked = [made.decode([(LARGE, 120_000, 120_000)], SIZE, soon(), client) for client in "aaab"]
             results = await asyncio.gather(*asked, return_exceptions=True)
             assert [type(result) for result in results] == [list, list, QueueFull, list]
@@ -381,14 +384,14 @@ def test_the_end_of_a_process_is_told_with_its_reason() -> None:
         told: list[str] = []
         async with pool(seconds=0.05, on_end=told.append) as made:
             with pytest.raises(ImageError):
-                await Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon())
+                await Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon())
         async with pool(on_end=told.append) as made:
             for ended in (signal.SIGSEGV, signal.SIGKILL):
-                task = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon()))
+                task = asyncio.create_task(Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon()))
                 os.kill(await child_of(made), ended)
                 with pytest.raises(AWNetError):
                     await task
-            late = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon(1.0)))
+            late = asyncio.create_task(Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon(1.0)))
             os.kill(await child_of(made), signal.SIGSTOP)
             with pytest.raises(DeadlineExceeded):
                 await late
@@ -403,7 +406,7 @@ def test_a_clients_second_image_comes_after_everybody_elses_first() -> None:
 
     async def test() -> None:
         async with pool() as made:
-            decoding, order = Decoding(made, 1 << 30), []
+            decoding, order = Decoding(made, 1 << 30, lambda: 1), []
 
             async def ask(client: str, count: int) -> None:
                 await decoding.prepare(images(*[LARGE] * count), SIZE, soon(), client=client)
@@ -425,7 +428,7 @@ def test_an_image_that_needs_too_much_memory_is_refused() -> None:
     async def test() -> None:
         async with pool(memory=200 << 20) as made:
             with pytest.raises(ImageError):
-                await Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon())
+                await Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon())
             assert len(made._idle) == 1
 
     run(test)
@@ -436,7 +439,7 @@ def test_closing_gives_up_what_runs_and_leaves_no_process() -> None:
 
     async def test() -> None:
         async with pool() as made:
-            task = asyncio.create_task(Decoding(made, 1 << 30).prepare(images(slow()), SIZE, soon()))
+            task = asyncio.create_task(Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon()))
             pid = await child_of(made)
             os.kill(pid, signal.SIGSTOP)
             await made.close()
@@ -445,6 +448,6 @@ def test_closing_gives_up_what_runs_and_leaves_no_process() -> None:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
             with pytest.raises(Unavailable):
-                await Decoding(made, 1 << 30).prepare(images(LARGE), SIZE, soon())
+                await Decoding(made, 1 << 30, lambda: 1).prepare(images(LARGE), SIZE, soon())
 
     run(test)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import sys
 import threading
 import time
 import weakref
@@ -136,26 +134,6 @@ def test_what_is_waiting_runs_together_and_nothing_waits_to_be_joined() -> None:
         model.gate.set()
         await asyncio.gather(first, *others)
         assert model.batches == [1, 4]
-        await queue.close()
-
-    run(scenario)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy SCHED_BATCH")
-def test_workers_let_the_event_loop_first() -> None:
-    """The kernel knows that they compute; the loop's thread is as it was."""
-
-    async def scenario() -> None:
-        policies = []
-
-        def model(images: np.ndarray, alone: bool) -> Outputs:
-            policies.append(os.sched_getscheduler(0))
-            return Model()(images, alone)
-
-        before = os.sched_getscheduler(0)
-        queue = batcher(model)
-        await queue.submit([image(1)])
-        assert policies == [os.SCHED_BATCH] and os.sched_getscheduler(0) == before
         await queue.close()
 
     run(scenario)

@@ -126,7 +126,7 @@ def test_a_request_is_a_tree_of_spans(traced: Traced) -> None:
     for child in (queue, decode, inference):
         assert (child.trace_id, child.parent_id, child.kind) == (TRACE, server.span_id, INTERNAL)
         assert server.start <= child.start <= child.end <= server.end
-    assert decode.end <= queue.start and queue.end <= inference.start
+    assert queue.end <= decode.start and decode.end <= inference.start
     assert inference.attributes.pop("awnet.batch.number") >= 1
     assert inference.attributes == {"awnet.batch.images": 1, **model}
     assert server.resource["service.name"] == "awnet" and server.resource["service.version"] == __version__
@@ -238,9 +238,9 @@ def test_what_programs_ask_all_the_time_is_not_traced(traced: Traced) -> None:
     assert not any("health" in span.name or "metrics" in span.name for span in traced.collector.spans())
 
 
-@pytest.mark.parametrize(("side", "before"), [(32, True), (100, False), (1500, True)])
+@pytest.mark.parametrize(("side", "before"), [(32, False), (100, False), (1500, True)])
 def test_an_image_has_one_span_of_decoding_wherever_that_was_done(traced: Traced, side: int, before: bool) -> None:
-    """At once, by the engine's thread that runs it, or by a process."""
+    """By the engine's thread that runs it, or by a process."""
     name = f"side-{side}"
     image = encoded(noise(side, side))
     traced.server.http.post("/predict", content=image, headers=IMAGE | {"x-request-id": name})
