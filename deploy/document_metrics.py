@@ -18,6 +18,7 @@ from server.core.policy import POLICIES
 from server.core.verdict import VERDICTS
 from server.findings.delivery import Result as Delivered
 from server.findings.finding import ACTIVITIES, KINDS
+from server.findings.quarantine import Result as Quarantined
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
@@ -58,6 +59,8 @@ LABELS = {
     + ", ".join(f"`{result}`" for result in GUARD_RESULTS)
     + "; of findings "
     + ", ".join(f"`{result}`" for result in get_args(Delivered))
+    + "; of their images "
+    + ", ".join(f"`{result}`" for result in get_args(Quarantined))
     + "; of telemetry "
     + ", ".join(f"`{result}`" for result in SENDING_RESULTS),
     "role": "`serving`, `canary`, `shadow` or `kept`",

@@ -244,9 +244,12 @@ class Service:
         return await asyncio.to_thread(self._reports().findings, most)
 
     async def evidence(self, identity: str) -> bytes:
-        """What there is of a finding, as a ZIP. Raises UnknownFinding."""
+        """What there is of a finding, as a ZIP. Raises UnknownFinding.
+
+        Images are given to holders of a key alone: without keys, whoever reaches the port would get them.
+        """
         models = [model for versions in self.models.loaded().values() for model in versions.values()]
-        return await asyncio.to_thread(self._reports().evidence, identity, models)
+        return await asyncio.to_thread(self._reports().evidence, identity, models, self.caller.name is not None)
 
     async def mark_finding(self, identity: str, mark: Mark, comment: str) -> Found:
         """Mark a finding. Raises UnknownFinding."""

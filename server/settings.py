@@ -268,6 +268,15 @@ class Settings(BaseSettings):
         256 << 20, ge=32 << 20, description="Most bytes of the journal of each worker; the oldest files go first."
     )
     findings_keep_days: float = Field(90.0, gt=0, le=36_500, description="Longest time that they are kept.")
+    findings_images_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of flagged images that are kept there for evidence, by all workers together; 0 keeps "
+        "none.",
+    )
+    findings_images_days: float = Field(
+        7.0, gt=0, le=36_500, description="Longest time that an image is kept after it came last."
+    )
     findings_webhook: str = Field("", description="Address that findings are sent to: https, or http on this machine.")
     findings_webhook_secret_file: Path | None = Field(
         None, description="File with the secret that those calls are signed with: 'whsec_' and base64, or text."
@@ -409,6 +418,8 @@ class Settings(BaseSettings):
             raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
         if (self.findings_webhook or self.findings_syslog) and self.findings_dir is None:
             raise ValueError("findings_webhook and findings_syslog need findings_dir: what is sent is read from there")
+        if self.findings_images_bytes and self.findings_dir is None:
+            raise ValueError("findings_images_bytes needs findings_dir: images are kept there")
         if "findings" in self.telemetry_signals and self.findings_dir is None:
             raise ValueError("otlp_signals with findings needs findings_dir: what is sent is read from there")
         if bool(self.findings_webhook) != (self.findings_webhook_secret_file is not None):

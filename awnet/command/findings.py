@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   awnet findings list /var/lib/awnet/findings
   awnet findings mark /var/lib/awnet/findings 4f1c false_alarm --comment "photographs of the new camera"
   awnet findings evidence /var/lib/awnet/findings 4f1c --model model.onnx
+  awnet findings forget /var/lib/awnet/findings 4f1c
   awnet findings propose /var/lib/awnet/findings --model model.onnx --images 120000
   awnet findings publish model.onnx --domain pristine --adversarial 0.93 --fpr 0.01 --repository model_repository
 
@@ -41,13 +43,19 @@ def parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="the newest findings, a line each")
     listing.add_argument("--most", type=int, default=20, metavar="N", help="at most so many (default: %(default)s)")
     marking = commands.add_parser("mark", help="say what a finding was")
-    showing = commands.add_parser("evidence", help="what there is of a finding, as a ZIP with a manifest of hashes")
+    showing = commands.add_parser(
+        "evidence", help="what there is of a finding, its image where that is kept, as a ZIP with a manifest of hashes"
+    )
+    forgetting = commands.add_parser("forget", help="remove the kept images of a finding; its events stay")
     proposing = commands.add_parser("propose", help="a threshold that the marks propose, and what it rests on")
-    for command in (listing, marking, showing, proposing):
+    for command in (listing, marking, showing, forgetting, proposing):
         command.add_argument("folder", type=Path, metavar="DIR", help="AWNET_FINDINGS_DIR of the server")
-    for command in (marking, showing):
+    for command in (marking, showing, forgetting):
         command.add_argument("id", metavar="ID", help="of the finding, or how it begins")
     showing.add_argument("--model", type=Path, metavar="MODEL.onnx", help="whose thresholds are added")
+    showing.add_argument(
+        "--no-image", action="store_true", help="without the image, as for somebody who may not see it"
+    )
     showing.add_argument("--out", type=Path, metavar="FILE", help="the ZIP (default: evidence-ID.zip)")
     marking.add_argument("mark", choices=("false_alarm", "confirmed"), help="natural images, or an attack")
     marking.add_argument("--comment", default="", help="for whoever reads the event")
@@ -91,7 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from ..local import StartError
 
-    runs = {"list": _list, "mark": _mark, "evidence": _evidence, "propose": _propose, "publish": _publish}
+    runs = {
+        "list": _list,
+        "mark": _mark,
+        "evidence": _evidence,
+        "forget": _forget,
+        "propose": _propose,
+        "publish": _publish,
+    }
     run = runs[given.command]
     try:
         return run(given)
@@ -159,10 +174,30 @@ def _evidence(given: argparse.Namespace) -> int:
     if given.model is not None:
         data = given.model.read_bytes()
         models[hashlib.sha256(data).hexdigest()] = thresholds(parse(json.dumps(contract_of(data))))
-    made = evidence(given.folder, identity, models) or b""
+    made = evidence(given.folder, identity, models, not given.no_image) or b""
     path = given.out or Path(f"evidence-{identity}.zip")
-    path.write_bytes(made)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # an image is somebody's
+        file.write(made)
     print(f"{path}: SHA-256 {hashlib.sha256(made).hexdigest()}")
+    return 0
+
+
+def _forget(given: argparse.Namespace) -> int:
+    from server.findings.chain import chains
+    from server.findings.quarantine import forget
+    from server.findings.reading import events
+
+    identity = _one(given).id
+    images = {
+        event["unmapped"]["awnet"].get("image", {}).get("sha256")
+        for chain in chains(given.folder)
+        for event in events(chain)
+        if event["finding_info"]["uid"] == identity
+    }
+    gone = [sha256 for sha256 in sorted(images - {None}) if forget(given.folder, sha256)]
+    for sha256 in gone:
+        print(f"removed the image with SHA-256 {sha256}")
+    print(f"{identity}: {len(gone)} images removed")
     return 0
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import heapq
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from .finding import MOST_SCORES, Activity, Finding, Image, Observation, Subject
 
@@ -42,11 +43,18 @@ class Coalescer:
     Args:
         window: seconds, over 0.
         most: findings that are open at a time, those without a client aside.
+        most_held: bytes of images that are held until their findings are told of again; 0 holds none. An event has the
+            data of its image where no earlier one had it.
+        dropped: called for each image that there was no room for.
     """
 
-    def __init__(self, window: float, most: int = MOST_OPEN) -> None:
+    def __init__(
+        self, window: float, most: int = MOST_OPEN, most_held: int = 0, dropped: Callable[[], None] = lambda: None
+    ) -> None:
         self._window = window
         self._most = most
+        self._most_held, self._dropped = most_held, dropped
+        self._held = 0
         self._open: dict[Subject, _Open] = {}
 
     def __len__(self) -> int:
@@ -70,7 +78,7 @@ class Coalescer:
         if seen.image is not None:
             (heapq.heappush if len(found.scores) < MOST_SCORES else heapq.heappushpop)(found.scores, seen.image.score)
         if seen.image is not None and (found.image is None or seen.image.score > found.image.score):
-            found.image = seen.image.settled()
+            self._hold(found, seen.image, at_once=begins)
         return [self._tell(subject, found, "create", seen.time)] if begins else []
 
     def tick(self, now: float, time: int) -> list[Finding]:
@@ -93,10 +101,28 @@ class Coalescer:
         self._open.clear()
         return told
 
+    def _hold(self, found: _Open, image: Image, at_once: bool) -> None:
+        """This is the image with the highest score of `found` now; it is told of `at_once`, or held until then."""
+        self._let_go(found)
+        found.image = image.settled()
+        if self._most_held and image.data is not None:
+            if not at_once and self._held + len(image.data) > self._most_held:
+                self._dropped()
+                return
+            found.image = replace(found.image, data=image.data)
+            self._held += len(image.data)
+
+    def _let_go(self, found: _Open) -> None:
+        if found.image is not None and found.image.data is not None:
+            self._held -= len(found.image.data)
+            found.image = replace(found.image, data=None)
+
     def _tell(self, subject: Subject, found: _Open, activity: Activity, time: int) -> Finding:
         new, found.told = found.count - found.told, found.count
+        image = found.image
+        self._let_go(found)
         return Finding(
             *(found.id, subject, activity, time, found.first_time, found.last_time, found.count, new),
-            *(found.first_request_id, found.last_request_id, found.image, found.detail, max(1, len(found.clients))),
+            *(found.first_request_id, found.last_request_id, image, found.detail, max(1, len(found.clients))),
             tuple(sorted(found.scores)),
         )

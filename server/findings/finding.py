@@ -47,8 +47,9 @@ class Image:
         probability: P(attacked); None where the contract knows none.
         drift: makes `omega_drift`; only until `settled`.
         omega_drift: distance of this image's omega from the clean mean for each block, in clean standard deviations.
-        data: the file as sent, or the bytes of a tensor; only until `settled`.
+        data: the file as sent, or the bytes of a tensor; only until `settled`, or until it is told of where it is kept.
         sha256: of it.
+        shape: of the tensor; None for a file.
     """
 
     mode: Mode
@@ -65,9 +66,10 @@ class Image:
     sha256: str | None = None
     drift: Callable[[], Mapping[str, float]] | None = None
     omega_drift: Mapping[str, float] | None = None
+    shape: tuple[int, ...] | None = None
 
     def settled(self) -> Image:
-        """This image by what is kept of it, its hash and its drift."""
+        """This image by its hash and its drift, without its data."""
         sha256 = self.sha256 if self.data is None else hashlib.sha256(self.data).hexdigest()
         omega_drift = self.omega_drift if self.drift is None else self.drift()
         return replace(self, data=None, sha256=sha256, drift=None, omega_drift=omega_drift)

@@ -138,6 +138,8 @@ def document(finding: Finding) -> dict[str, Any]:
             "policy": image.policy,
             "decision": image.decision,
         }
+        if image.shape is not None:
+            evidence["shape"] = list(image.shape)
         if image.omega_drift is not None:
             evidence["omega_drift"] = {block: float(f"{value:.4g}") for block, value in image.omega_drift.items()}
         about["image"] = evidence

@@ -18,12 +18,14 @@ from .coalescing import Coalescer
 from .finding import Activity, Finding, Kind, Observation
 from .journal import Journal
 from .ocsf import document
+from .quarantine import Quarantine
 from .reading import left_open
 
 TICK_SECONDS = 0.5
 SYNC_SECONDS = 1.0
 WAITING = 10_000  # observations that the thread has not taken yet
 WAITING_BYTES = 64 << 20  # of images among them
+HELD_BYTES = 32 << 20  # of images that are kept once their findings are told of
 PENDING_BYTES = 4 << 20  # of lines that a full disk does not take
 CLOSE_SECONDS = 5.0
 
@@ -38,6 +40,7 @@ class Recorder:
         window: seconds, see `Coalescer`.
         counted: called for each event that was written.
         lost: called with the number of observations, or of events, that there was no room for.
+        quarantine: keeps the image of each event; started and stopped with this.
     """
 
     def __init__(
@@ -46,9 +49,15 @@ class Recorder:
         window: float,
         counted: Callable[[Kind, Activity], None] = lambda kind, activity: None,
         lost: Callable[[int], None] = lambda number: None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self._journal = journal
-        self._coalescer = Coalescer(window)
+        self._quarantine = quarantine
+        self._coalescer = (
+            Coalescer(window, most_held=HELD_BYTES, dropped=quarantine.lost)
+            if quarantine is not None and quarantine.keeps
+            else Coalescer(window)
+        )
         self._counted, self._lost = counted, lost
         self._queue: queue.SimpleQueue[tuple[float, Observation] | dict[str, Any] | None] = queue.SimpleQueue()
         self._written: list[dict[str, Any]] = []  # events of others, to be written as they are
@@ -60,6 +69,8 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to write."""
+        if self._quarantine is not None:
+            self._quarantine.start()
         self._thread = threading.Thread(target=self._run, name="findings", daemon=True)
         self._thread.start()
 
@@ -88,6 +99,8 @@ class Recorder:
         self._queue.put(None)
         self._thread.join(CLOSE_SECONDS)
         self._thread = None
+        if self._quarantine is not None:
+            self._quarantine.stop()
 
     def _run(self) -> None:
         try:
@@ -111,6 +124,8 @@ class Recorder:
             self._written.clear()
             for one in found:
                 self._counted(one.subject.kind, one.activity)
+                if self._quarantine is not None and one.image is not None and one.image.data is not None:
+                    self._quarantine.keep(str(one.image.sha256), one.image.data)
             if ends:
                 self._journal.close()
                 return

@@ -31,6 +31,7 @@ from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
 from ..findings.delivery import Result as Delivered
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
+from ..findings.quarantine import Result as Quarantined
 from ..guard.guard import WHO, Repeats, Who
 from ..tls import CertificateRead
 from ..versions.events import Events
@@ -180,6 +181,13 @@ class Metrics(Events):
             "awnet_findings_lost",
             "What should have been in a finding, or a finding's event, and found no room: too much at once, or a disk "
             "that takes nothing.",
+            registry=registry,
+        )
+        self._findings_images = Counter(
+            "awnet_findings_images",
+            "Images that were to be kept for evidence: kept, or lost, because there was no room in memory or the disk "
+            "took nothing.",
+            ["result"],
             registry=registry,
         )
         self._findings_delivery = Counter(
@@ -360,6 +368,15 @@ class Metrics(Events):
         for kind in KINDS:
             for activity in ACTIVITIES:
                 self._findings.labels(kind, activity)
+
+    def expect_findings_images(self) -> None:
+        """Flagged images are kept: they are counted from 0 on."""
+        for result in get_args(Quarantined):
+            self._findings_images.labels(result)
+
+    def findings_image(self, result: Quarantined) -> None:
+        """An image was to be kept; on any thread."""
+        self._findings_images.labels(result).inc()
 
     def deliver_findings(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Findings are sent to these receivers; `waiting` says how many lines each does not have."""

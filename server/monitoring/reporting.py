@@ -21,6 +21,7 @@ from ..findings.evidence import evidence, thresholds
 from ..findings.finding import Image, Observation, Subject
 from ..findings.journal import Journal
 from ..findings.ocsf import Mark, marked
+from ..findings.quarantine import FOLDER, Quarantine
 from ..findings.reading import Found, findings
 from ..findings.recorder import Recorder
 from ..guard.guard import Event
@@ -43,6 +44,7 @@ class Reporting:
         metrics: counts them.
         monitor: has the CUSUMs, and hashes addresses.
         receivers: that the journal is sent to.
+        quarantine: keeps flagged images.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Reporting:
         metrics: Metrics,
         monitor: Monitor,
         receivers: Sequence[Delivery] = (),
+        quarantine: Quarantine | None = None,
     ) -> None:
         metrics.expect_findings()
         self._deliveries = Deliveries(journal.folder.parent, journal.folder, receivers, metrics.delivered)
         metrics.deliver_findings(self._deliveries.waiting)
         self._folder = journal.folder.parent
-        self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost)
+        self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost, quarantine)
         self._at: At = at
         self._flagged = {"adversarial"} if at == "adversarial" else {"adversarial", "suspicious"}
         self._monitor = monitor
@@ -73,7 +76,8 @@ class Reporting:
         kept = settings.findings_keep_bytes, DAY_SECONDS * settings.findings_keep_days
         journal = Journal(settings.findings_dir, *kept)
         how = settings.findings_window_seconds, settings.findings_at
-        return cls(journal, *how, metrics, monitor, [*_receivers(settings), *further])
+        quarantine = _quarantine(settings, metrics)
+        return cls(journal, *how, metrics, monitor, [*_receivers(settings), *further], quarantine)
 
     def start(self) -> None:
         """Begin to write and to send, on the running loop; what was seen before is kept until then."""
@@ -89,9 +93,10 @@ class Reporting:
         """The newest findings of all processes; reads files. Raises OSError."""
         return findings(self._folder, NEWEST_SEGMENTS)[:most]
 
-    def evidence(self, identity: str, models: Iterable[Model]) -> bytes:
+    def evidence(self, identity: str, models: Iterable[Model], with_image: bool) -> bytes:
         """What there is of a finding, as a ZIP; reads files. Raises UnknownFinding, OSError."""
-        found = evidence(self._folder, identity, {model.sha256: thresholds(model.contract) for model in models})
+        known = {model.sha256: thresholds(model.contract) for model in models}
+        found = evidence(self._folder, identity, known, with_image)
         if found is None:
             raise UnknownFinding("no finding with this id is kept")
         return found
@@ -133,9 +138,10 @@ class Reporting:
         seen, watch = [], self._monitor.of(model)
         for row in rows:
             judged, file = judgements[row], files[row]
-            data = images[row].pixels(model.contract.preprocessing.size).tobytes() if file is None else file
+            pixels = images[row].pixels(model.contract.preprocessing.size) if file is None else None
+            data, shape = (file or b"", None) if pixels is None else (pixels.tobytes(), pixels.shape)
             drift = partial(watch.omega.distances, omega[row].copy())
-            image = _image(judged, mode, policy, decisions[row], data, drift)
+            image = _image(judged, mode, policy, decisions[row], data, shape, drift)
             seen.append(Observation(subject, now, 1, request_id, image))
         cusum = watch.cusums[self._at]
         if cusum.raised:
@@ -162,6 +168,15 @@ class Reporting:
         if client.startswith(KEY):
             return None, client.removeprefix(KEY)
         return self._monitor.clients.name(client), None
+
+
+def _quarantine(settings: Settings, metrics: Metrics) -> Quarantine | None:
+    """What the settings ask for; images that an earlier start has kept go by age all the same. Raises StartupError."""
+    folder, most_bytes = settings.findings_dir, settings.findings_images_bytes
+    if folder is None or not (most_bytes or (folder / FOLDER).is_dir()):
+        return None
+    metrics.expect_findings_images()
+    return Quarantine(folder, most_bytes, DAY_SECONDS * settings.findings_images_days, metrics.findings_image)
 
 
 def _receivers(settings: Settings) -> list[Delivery]:
@@ -191,6 +206,7 @@ def _image(
     policy: Policy,
     decision: Decision,
     data: bytes,
+    shape: tuple[int, ...] | None,
     drift: Callable[[], Mapping[str, float]],
 ) -> Image:
     thresholds = judged.applied.thresholds
@@ -199,6 +215,7 @@ def _image(
         *(mode, judged.verdict, judged.score, exceeded.score, exceeded.fpr, judged.applied.name, judged.calibrated),
         *(judged.probability, policy, decision, data),
         drift=drift,
+        shape=shape,
     )
 
 

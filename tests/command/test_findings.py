@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from awnet.__main__ import main
@@ -19,6 +21,7 @@ from server.findings.chain import chains, segments, verify
 from server.findings.finding import Finding, Image, Subject
 from server.findings.journal import Journal
 from server.findings.ocsf import document
+from server.findings.quarantine import FOLDER, Quarantine, kept
 from server.findings.reading import findings
 from tests.server.schema_2 import schema_2
 from tests.server.tiny import encoded, noise, publish
@@ -211,3 +214,83 @@ def test_the_replay_gets_the_verdict_again(
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
     assert main(shlex.split(replay[2])[1:]) == 0
     assert "score" in capsys.readouterr().out
+
+
+def keep(tmp_path: Path, model: Path, image: bytes, shape: tuple[int, ...] | None = None) -> Path:
+    """A journal with one finding, whose image was kept."""
+    facts = finding(1, [0.9], model).image
+    assert facts is not None
+    settled = dataclasses.replace(facts, data=image, shape=shape).settled()
+    written = Journal(tmp_path / "findings", *KEEP)
+    written.append([document(dataclasses.replace(finding(1, [0.9], model), image=settled))])
+    written.close()
+    quarantine = Quarantine(tmp_path / "findings", 1 << 20, 86_400.0)
+    quarantine.start()
+    quarantine.keep(str(settled.sha256), image)
+    quarantine.stop()
+    return tmp_path / "findings"
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_where_the_image_was_kept_the_replay_needs_the_bundle_and_the_model_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tensor: bool
+) -> None:
+    """A tensor's bytes have its hash, and a picture of the same pixels gets its verdict."""
+    picture = noise(seed=5)
+    pixels = np.asarray(picture).transpose(2, 0, 1)
+    image = pixels.tobytes() if tensor else encoded(picture)
+    journal = keep(tmp_path, model, image, pixels.shape if tensor else None)
+    out = tmp_path / "e.zip"
+    assert run("evidence", journal, "0", "--model", model, "--out", out, capsys=capsys)[0] == 0
+    assert out.stat().st_mode & 0o777 == 0o600
+    there = tmp_path / "there"
+    with zipfile.ZipFile(out) as held:
+        held.extractall(there)
+        facts = json.loads(held.read("manifest.json"))["files"]
+    sha256 = hashlib.sha256(image).hexdigest()
+    assert facts["image.tensor" if tensor else "image.png"]["sha256"] == sha256
+    if tensor:
+        assert np.array_equal(np.asarray(PIL.Image.open(there / "image.png")).transpose(2, 0, 1), pixels)
+    replay = (there / "replay.txt").read_text().splitlines()
+    assert shlex.split(replay[0], comments=True) == ["sha256sum", "image.tensor" if tensor else "image.png"]
+    monkeypatch.chdir(there)
+    (there / "model.onnx").write_bytes(model.read_bytes())
+    assert main(shlex.split(replay[2])[1:]) == 0
+    again = json.loads(capsys.readouterr().out)
+    (there / "sent.png").write_bytes(encoded(picture))
+    assert main(["predict", "sent.png", *shlex.split(replay[2])[3:]]) == 0
+    of_sender = json.loads(capsys.readouterr().out)
+    own = {"file", "sha256"}
+    assert {name: value for name, value in again.items() if name not in own} == {
+        name: value for name, value in of_sender.items() if name not in own
+    }
+
+
+def test_evidence_can_be_had_without_the_image(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal, out = keep(tmp_path, model, encoded(noise())), tmp_path / "e.zip"
+    assert run("evidence", journal, "0", "--no-image", "--out", out, capsys=capsys)[0] == 0
+    held = zipfile.ZipFile(out)
+    assert "image.png" not in held.namelist()
+    assert "predict IMAGE" in held.read("replay.txt").decode()
+
+
+def test_a_finding_s_images_are_forgotten_and_its_events_are_not(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = encoded(noise())
+    journal = keep(tmp_path, model, image)
+    status, told = run("forget", journal, "0", capsys=capsys)
+    assert status == 0 and hashlib.sha256(image).hexdigest() in told and "1 images removed" in told
+    assert kept(journal, hashlib.sha256(image).hexdigest()) is None
+    assert "0 images removed" in run("forget", journal, "0", capsys=capsys)[1]
+    assert run("forget", journal, "ffff", capsys=capsys)[0] == 2
+    assert len(findings(journal)) == 1 and verify(chains(journal)[0]).problems == []
+
+
+def test_another_image_under_the_name_is_not_put_into_the_evidence(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal, out = keep(tmp_path, model, encoded(noise())), tmp_path / "e.zip"
+    (journal / FOLDER / hashlib.sha256(encoded(noise())).hexdigest()).write_bytes(encoded(noise(seed=1)))
+    assert run("evidence", journal, "0", "--out", out, capsys=capsys)[0] == 0
+    assert "image.png" not in zipfile.ZipFile(out).namelist()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import signal
 import threading
 import time
@@ -18,11 +19,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL.PngImagePlugin import PngInfo
 from py_ocsf_models.events.findings.detection_finding import DetectionFinding
 
 from server.core.engine import Signals
 from server.errors import StartupError
 from server.findings.chain import chains, segments, verify
+from server.findings.quarantine import FOLDER
 from server.findings.reading import Event, events
 from server.http.admin import create_admin
 from server.http.app import create_app
@@ -412,3 +415,133 @@ def test_the_admin_port_says_where_findings_are_off(repository: Path) -> None:
         await service.stop()
 
     asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def admin_of(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_admin(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+def images_of(folder: Path) -> list[Path]:
+    return [path for path in (folder / FOLDER).glob("*") if len(path.name) == 64]
+
+
+def numbered(number: int) -> PngInfo:
+    made = PngInfo()
+    made.add_text("number", str(number))
+    return made
+
+
+IMAGES = {"findings_images_bytes": 1 << 20}
+
+
+def test_no_image_is_kept_where_that_is_not_asked_for(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path) as reported:
+            await reported.clients.predict(ADVERSARIAL)
+            await reported.first()
+            count = reported.service.metrics.registry.get_sample_value
+            assert count("awnet_findings_images_total", {"result": "kept"}) is None
+
+    asyncio.run(scenario())
+    assert not (tmp_path / FOLDER).exists()
+    assert "quarantine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_flagged_image_is_kept_and_its_neighbours_are_not(repository: Path, tmp_path: Path) -> None:
+    """By its hash: the name that its sender gave it is nowhere."""
+
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path, **IMAGES) as reported:
+            count = reported.service.metrics.registry.get_sample_value
+            assert count("awnet_findings_images_total", {"result": "lost"}) == 0
+            files = [("image", ("holiday.png", data)) for data in (CLEAN, ADVERSARIAL, SUSPICIOUS)]
+            assert (await reported.clients.post("/predict", files=files)).status_code == 200
+            kept = {"result": "kept"}
+            await until(lambda: count("awnet_findings_images_total", kept) == 1, PATIENCE_SECONDS)
+
+    asyncio.run(scenario())
+    (path,) = images_of(tmp_path)
+    assert path.read_bytes() == ADVERSARIAL and path.name == hashlib.sha256(ADVERSARIAL).hexdigest()
+
+
+def test_what_was_flagged_just_before_the_end_is_kept(repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reporting(repository, tmp_path, **IMAGES) as reported:
+            await reported.clients.predict(ADVERSARIAL)
+
+    asyncio.run(scenario())
+    assert len(images_of(tmp_path)) == 1
+
+
+def test_the_admin_port_gives_an_image_to_the_holder_of_a_key_alone(repository: Path, tmp_path: Path) -> None:
+    """Without keys, whoever reaches the port would have it; the rest of the evidence is there all the same."""
+    keys = write(tmp_path / "keys.toml", table("boss", ["admin"]), table("shop", ["predict"]))
+
+    async def scenario(folder: Path, **settings: Any) -> list[str]:
+        async with reporting(repository, folder, **IMAGES, **settings) as reported:
+            headers = {"authorization": f"Bearer {key('shop')}"}
+            await reported.clients.post("/predict", content=ADVERSARIAL, headers=headers)
+            path = f"/admin/findings/{(await reported.first())['finding_info']['uid']}/evidence"
+            await until(lambda: bool(images_of(folder)), PATIENCE_SECONDS)
+            async with admin_of(reported.service) as admin:
+                if settings:
+                    assert (await admin.get(path)).status_code == 401
+                    assert (await admin.get(path, headers=headers)).status_code == 403
+                answer = await admin.get(path, headers={"authorization": f"Bearer {key('boss')}"})
+        held = zipfile.ZipFile(io.BytesIO(answer.content))
+        if "image.png" in held.namelist():
+            assert held.read("image.png") == ADVERSARIAL
+            assert "predict image.png" in held.read("replay.txt").decode()
+        return held.namelist()
+
+    assert "image.png" in asyncio.run(scenario(tmp_path / "a", api_keys=keys))
+    assert "image.png" not in asyncio.run(scenario(tmp_path / "b"))
+
+
+@pytest.mark.slow
+def test_kept_images_outlive_a_kill_and_go_when_their_time_is_over(
+    process: None, repository: Path, tmp_path: Path
+) -> None:
+    """A real server, killed in a flood of different images; two workers share the folder afterwards."""
+    settings = {"findings_dir": tmp_path, "trusted_proxies": "127.0.0.1", "findings_images_bytes": 200 * 4096}
+    sent = [encoded(plain(0.9), pnginfo=numbered(number)) for number in range(40)]
+    assert len(set(sent)) == 40
+    running = Running(repository, **settings)
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            headers = {"x-forwarded-for": f"198.51.100.{number}"}
+            httpx.post(f"{running.url}/predict", content=sent[number], headers=headers, **CALL).raise_for_status()
+
+    def whole() -> bool:
+        return all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in images_of(tmp_path))
+
+    try:
+        running.wait_ready()
+        send(range(20))
+        time.sleep(WRITTEN_SECONDS)
+        running.send(signal.SIGKILL)
+        running.popen.wait()
+        assert {path.name for path in images_of(tmp_path)} == {hashlib.sha256(one).hexdigest() for one in sent[:20]}
+        assert whole()
+        for path in images_of(tmp_path)[:10]:
+            os.utime(path, (0, time.time() - 8 * 86_400))
+    finally:
+        running.stop()
+    running = Running(repository, **settings, workers=2)
+    try:
+        running.wait_ready()
+        eventually(lambda: len(images_of(tmp_path)) == 10, PATIENCE_SECONDS, "what was too old has gone")
+        send(range(20, 40))
+        eventually(lambda: len(images_of(tmp_path)) == 30, PATIENCE_SECONDS, "both workers keep theirs")
+        assert whole()
+    finally:
+        running.stop()
+
+
+def test_images_need_a_folder() -> None:
+    with pytest.raises(ValueError, match="findings_images_bytes needs findings_dir"):
+        Settings(findings_images_bytes=1)

@@ -92,3 +92,33 @@ def test_what_was_not_told_is_told_when_the_process_ends() -> None:
     (event,) = coalescer.end(2000)
     assert (event.activity, event.count, event.new) == ("close", 2, 1)
     assert coalescer.end(2000) == []
+
+
+def test_an_event_has_the_bytes_of_its_image_once_where_they_are_held() -> None:
+    """The first image at once, then the highest of each window; none where it is still the one of an earlier event."""
+    given = [(0, 0.8, b"first"), (1, 0.95, b"highest"), (2, 0.9, b"other"), (70, 0.85, b"late"), (130, 0.99, b"last")]
+    flood = [(float(at), seen(at, score=score, data=data)) for at, score, data in given]
+    told = run(Coalescer(WINDOW, most_held=100), flood, 300)
+    assert [(f.activity, f.image and f.image.data) for f in told] == [
+        ("create", b"first"),
+        ("update", b"highest"),
+        ("update", None),
+        ("update", b"last"),
+        ("close", None),
+    ]
+    assert told[1].image is not None and told[1].image.sha256 == hashlib.sha256(b"highest").hexdigest()
+    assert all(f.image is not None and f.image.data is None for f in run(Coalescer(WINDOW), flood, 300))
+
+
+def test_held_bytes_are_bounded_and_what_found_no_room_is_said() -> None:
+    dropped: list[int] = []
+    coalescer = Coalescer(WINDOW, most_held=10, dropped=lambda: dropped.append(1))
+    for client in "abc":
+        coalescer.see(seen(0, client), 0.0)
+        coalescer.see(seen(1, client, 0.9, b"more"), 1.0)
+    coalescer.see(seen(2, "a", 0.95, b"4444"), 2.0)  # takes the place of its own
+    assert len(dropped) == 1
+    held = {f.subject.client: f.image.data for f in coalescer.tick(60.0, 60_000) if f.image is not None}
+    assert held == {"a": b"4444", "b": b"more", "c": None}
+    (told,) = coalescer.see(seen(61, "d", 0.8, 10 * b"x"), 61.0)
+    assert told.image is not None and told.image.data == 10 * b"x" and len(dropped) == 1
