@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 import time
 import zipfile
@@ -107,8 +108,10 @@ def evidence(folder: Path, identity: str, models: Mapping[str, Thresholds], with
 
 def _files(image: Mapping[str, Any], data: bytes) -> dict[str, bytes]:
     """A kept image by the names that it has in the ZIP; a tensor as a picture of the same pixels, too."""
-    if "shape" in image:
-        return {"image.png": _png(image["shape"][1:], data), "image.tensor": data}
+    shape = image.get("shape")
+    if shape is not None:
+        picture = {"image.png": _png(shape[1:], data)} if math.prod(shape) == len(data) else {}
+        return {**picture, "image.tensor": data}
     suffix = next((suffix for begin, suffix in SUFFIXES.items() if data.startswith(begin)), "")
     return {f"image{suffix}": data}
 

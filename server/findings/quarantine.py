@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -109,34 +110,33 @@ class Quarantine:
             now = time.monotonic()
             if now >= due:
                 due = now + SWEEP_SECONDS
-                with contextlib.suppress(OSError), self._alone() as lock:
-                    self._sweep(lock, 0)
+                self._done(lambda lock: self._sweep(lock, 0))
             try:
                 given = self._queue.get(timeout=due - now if due > now else 0)
             except queue.Empty:
                 continue
             if given is None:
                 return
-            self._take(*given)
+            self._counted("kept" if self._done(partial(self._write, *given)) else "lost")
             with self._lock:
                 self._bytes -= len(given[1])
 
-    def _take(self, sha256: str, data: bytes) -> None:
+    def _done(self, act: Callable[[int], object]) -> bool:
+        """Whether this could be done while nobody else does anything; the log says once that it could not."""
         try:
             with self._alone() as lock:
-                self._write(lock, sha256, data)
+                act(lock)
         except OSError as error:
             if not self._failing:
-                log.error("flagged images cannot be kept in %s: %s", self._folder, error.strerror or error)
+                log.error("flagged images cannot be kept or removed in %s: %s", self._folder, error.strerror or error)
             self._failing = True
-            self._counted("lost")
-            return
+            return False
         if self._failing:
-            log.warning("flagged images are kept again in %s", self._folder)
+            log.warning("flagged images are kept and removed again in %s", self._folder)
             self._failing = False
-        self._counted("kept")
+        return True
 
-    def _write(self, lock: int, sha256: str, data: bytes) -> None:
+    def _write(self, sha256: str, data: bytes, lock: int) -> None:
         path, part = self._folder / sha256, self._folder / PART
         if kept(self._folder.parent, sha256) is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -197,6 +197,7 @@ class Quarantine:
             os.close(lock)
 
     def _open(self) -> int:
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it with all images
         return os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 

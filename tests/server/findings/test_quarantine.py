@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ from server.findings.quarantine import Quarantine
 quarantine = Quarantine(Path(sys.argv[1]), int(sys.argv[2]), 1e9)
 for n in range(int(sys.argv[3]), int(sys.argv[3]) + int(sys.argv[4])):
     data = made(n, 1 + n % 6)
-    quarantine._take(digest(data), data)
+    assert quarantine._done(lambda lock: quarantine._write(digest(data), data, lock))
     print(n, flush=True)
 """
 
@@ -260,3 +261,33 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(tmp_path: Path) ->
     (tmp_path / FOLDER).write_text("")
     with pytest.raises(StartupError, match="flagged images cannot be kept in"):
         Quarantine(tmp_path, 1, DAY)
+
+
+def test_a_folder_that_was_removed_with_all_images_is_made_again(tmp_path: Path) -> None:
+    counted: list[Result] = []
+    quarantine = Quarantine(tmp_path, 1 << 30, DAY, counted.append)
+    quarantine.start()
+    quarantine.keep(digest(b"first"), b"first")
+    eventually(lambda: counted == ["kept"], PATIENCE_SECONDS, "it is kept")
+    shutil.rmtree(tmp_path / FOLDER)
+    quarantine.keep(digest(b"second"), b"second")
+    quarantine.stop()
+    assert counted == ["kept", "kept"] and names(tmp_path) == {digest(b"second")}
+    assert (tmp_path / FOLDER).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_log_says_once_that_what_is_too_old_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Personal data that outlives its time is not passed over in silence."""
+    monkeypatch.setattr("server.findings.quarantine.SWEEP_SECONDS", 0.01)
+    quarantine = Quarantine(tmp_path, 1 << 30, DAY)
+    shutil.rmtree(tmp_path / FOLDER)
+    (tmp_path / FOLDER).write_text("")
+    quarantine.start()
+    eventually(lambda: caplog.records, PATIENCE_SECONDS, "it is said")
+    time.sleep(0.2)
+    (tmp_path / FOLDER).unlink()
+    eventually(lambda: len(caplog.records) > 1, PATIENCE_SECONDS, "it works again")
+    quarantine.stop()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
