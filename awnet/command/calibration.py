@@ -31,7 +31,7 @@ from . import site
 from .images import Image, images, shown
 from .plot import drawn
 from .site import KINDS, Seen
-from .versions import VersionError, contract_of, publish, with_contract
+from .versions import VersionError, contract_of, publish, published, with_contract
 
 PROGRESS_EVERY = 25  # images
 
@@ -91,8 +91,7 @@ async def calibrate(task: Task) -> dict[str, Any]:
     made["provenance"] = {**contract.get("provenance", {}), "site": about}
     finished = with_contract(data, made)
     await proven(finished)
-    numbers = task.model.resolve().parent.name
-    folder = publish(finished, task.repository, task.name, int(numbers) if numbers.isdecimal() else 0)
+    folder = publish(finished, task.repository, task.name, task.model)
     document = {
         "from": {"file": str(task.model), "sha256": sha256},
         "published": str(folder),
@@ -209,9 +208,4 @@ def told(document: dict[str, Any]) -> str:
                 for point in RATE_POINTS
             )
             lines.append(f"{kind:<10} {when:<7} {shares}, {row['calibrated']} of {row['images']} calibrated")
-    folder = Path(document["published"])
-    lines += [
-        f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that",
-        f"serve it:  awnet serve --repository {folder.parent.parent} --model {folder.parent.name}",
-    ]
-    return "\n".join(lines)
+    return "\n".join(lines + published(Path(document["published"])))

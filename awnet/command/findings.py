@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   awnet findings evidence /var/lib/awnet/findings 4f1c --model model.onnx
   awnet findings forget /var/lib/awnet/findings 4f1c
   awnet findings propose /var/lib/awnet/findings --model model.onnx --images 120000
-  awnet findings publish model.onnx --domain pristine --adversarial 0.93 --fpr 0.01 --repository model_repository
+  awnet findings publish model.onnx --domain pristine --adversarial 0.93 --fpr 0.01
 
 exit status: 0 done, 1 there is nothing to propose, 2 it cannot be done
 """
@@ -82,11 +82,14 @@ def parser() -> argparse.ArgumentParser:
         "--fpr", type=float, required=True, metavar="SHARE", help="of natural images that lie above it"
     )
     publishing.add_argument(
+        "--out",
         "--repository",
+        dest="repository",
         type=Path,
-        default=Path("model_repository"),
+        default=Path("calibrated"),
         metavar="DIR",
-        help="that it is written to; a server that serves this folder takes it (default: %(default)s)",
+        help="repository that it is written to, made where it is missing; a server of that folder takes it "
+        "(default: %(default)s)",
     )
     publishing.add_argument("--name", default="awnet", help="name of the model there (default: %(default)s)")
     return made
@@ -250,14 +253,14 @@ def _propose(given: argparse.Namespace) -> int:
     print("\nnothing was changed. Whoever has looked at the images and the clients publishes it as a new version by:")
     print(
         f"  awnet findings publish {quote(str(given.model))} --domain {quote(name)} --adversarial {made.score!r} "
-        f"--fpr {rate:g} --repository model_repository"
+        f"--fpr {rate:g}"
     )
     return 0
 
 
 def _publish(given: argparse.Namespace) -> int:
     from .calibration import proven
-    from .versions import contract_of, publish, with_contract
+    from .versions import contract_of, publish, published, with_contract
 
     if not 0 <= given.adversarial <= 1 or not 0 < given.fpr < 1:
         raise ValueError("--adversarial is a score from 0 to 1, --fpr a share between them")
@@ -271,8 +274,7 @@ def _publish(given: argparse.Namespace) -> int:
         contract["thresholds"] = domain["thresholds"]
     made = with_contract(data, contract)
     asyncio.run(proven(made))
-    folder = publish(made, given.repository, given.name)
-    print(f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that")
+    print("\n".join(published(publish(made, given.repository, given.name, given.model))))
     return 0
 
 

@@ -45,8 +45,8 @@ def with_contract(model: bytes, contract: Mapping[str, Any]) -> bytes:
     raise VersionError("the model carries no contract")
 
 
-def publish(model: bytes, repository: Path, name: str, after: int = 0) -> Path:
-    """Write the next version of `name`, a number above `after`; returns its folder.
+def publish(model: bytes, repository: Path, name: str, made_of: Path) -> Path:
+    """Write the next version of `name`, a number above that of the file which it was made of; returns its folder.
 
     What was there before stays, whatever ends this.
     Triton's config.pbtxt, where there is one, gets the new version's contract and hash. Raises OSError.
@@ -65,7 +65,16 @@ def publish(model: bytes, repository: Path, name: str, after: int = 0) -> Path:
         ]
         return "".join(begun + added).encode()
 
-    return add_version(model, home, config, after=after)
+    number = made_of.resolve().parent.name
+    return add_version(model, home, config, after=int(number) if number.isdecimal() else 0)
+
+
+def published(folder: Path) -> list[str]:
+    """What is said of a new version: lines."""
+    return [
+        f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that",
+        f"serve it:  awnet serve --repository {folder.parent.parent} --model {folder.parent.name}",
+    ]
 
 
 def _metadata(model: bytes) -> list[tuple[Field, dict[int, bytes]]]:

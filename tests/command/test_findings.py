@@ -117,8 +117,8 @@ def test_marks_propose_a_threshold_with_its_rates_and_what_poison_could_do(
     assert f"from {RANK} images on (1 %)" in told
     (command,) = [line.strip() for line in told.splitlines() if line.startswith("  awnet findings publish")]
     repository = model.parents[2] / "published"
-    command = command.replace("--repository model_repository", f"--repository {repository}")
-    assert main(shlex.split(command)[1:]) == 0
+    assert main([*shlex.split(command)[1:], "--out", str(repository)]) == 0
+    assert f"serve it:  awnet serve --repository {repository} --model awnet" in capsys.readouterr().out
     made = (repository / "awnet/1/model.onnx").read_bytes()
     assert parse(contract_of_bytes(made)).domains[0].thresholds.adversarial.score == 0.61
     was, now = contract_of(model.read_bytes()), contract_of(made)
