@@ -12,8 +12,7 @@ from tests.server.http.one_port import certificate
 
 
 def found(chain: Path, key: Path) -> Check:
-    (check,) = access(Settings(tls_certificate=chain, tls_key=key))
-    return check
+    return next(check for check in access(Settings(tls_certificate=chain, tls_key=key)) if check.about == "certificate")
 
 
 @pytest.mark.parametrize(("days", "state"), [(90, "ok"), (3, "warn"), (-1, "fail")])

@@ -221,7 +221,7 @@ class Flood:
     def __init__(self, url: str) -> None:
         self.answered: dict[str, float] = {}
         self._number = iter(range(self.ADDRESSES))
-        self._lock = threading.Lock()
+        self._lock, self._rest = threading.Lock(), threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(url,)) for _ in range(3)]
         for thread in self._threads:
             thread.start()
@@ -240,7 +240,7 @@ class Flood:
                     return
                 assert answer.status_code == 200
                 self.answered[f"flood-{number}"] = time.monotonic()
-                time.sleep(0.02)
+                self._rest.wait(0.02)
 
     def join(self) -> None:
         for thread in self._threads:

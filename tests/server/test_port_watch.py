@@ -20,7 +20,7 @@ from server.tls import Certificates
 from tests.server.http.one_port import certificate
 from tests.server.small import Small
 from tests.server.tiny import Running
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 
 def test_a_port_in_trouble_is_told_once_and_again_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
@@ -74,8 +74,7 @@ def test_a_port_that_nobody_accepts_from_is_found(monkeypatch: pytest.MonkeyPatc
     async def go() -> str | None:
         probe = Probe("127.0.0.1", listening.getsockname()[1], False)
         running = asyncio.create_task(probe.run())
-        while probe.failure is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: probe.failure is not None)
         running.cancel()
         return probe.failure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -155,15 +156,16 @@ class Breaks:
     """Cannot be written: stands for a full disk, or a kill, in the middle of a save."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_save_that_dies_leaves_the_old_file(net: AWNet, tmp_path: Path) -> None:
     """The name `best.pt` always holds a whole checkpoint: the old one until the new one is complete."""
     path = tmp_path / "best.pt"
     save(path, pack(net, labels=LABELS, recipe={"run": "old"}))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="No space") as failed:
         save(path, {**pack(net, labels=LABELS, recipe={"run": "new"}), "late": Breaks()})
+    assert failed.value.filename == str(path)
     assert load(path).recipe == {"run": "old"}
     save(path, pack(net, labels=LABELS, recipe={"run": "new"}))
     assert load(path).recipe == {"run": "new"}

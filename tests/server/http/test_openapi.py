@@ -29,7 +29,7 @@ EXAMPLES, SEED = "5", "1"
 RUN_SECONDS = 900  # five on a quiet core
 # The generator knows no images; all of these are a body of bytes.
 RAW = "content_type_overrides:\n" + "".join(
-    f"  image/{kind}: application/octet-stream\n" for kind in ("png", "jpeg", "webp")
+    f"  {kind}: application/octet-stream\n" for kind in ("image/png", "image/jpeg", "image/webp", "application/zip")
 )
 
 
