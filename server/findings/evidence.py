@@ -21,8 +21,9 @@ import orjson
 
 from .. import __version__
 from ..core.contract import Contract
-from .chain import chains, read_line, segments, verify
+from .chain import chains, verify
 from .quarantine import kept
+from .reading import lines
 
 Thresholds = dict[str, dict[str, dict[str, float]]]
 # How a file begins -> what it is called, so that programs know it; the sender's name for it is not known.
@@ -52,20 +53,18 @@ def evidence(folder: Path, identity: str, models: Mapping[str, Thresholds], with
         models: SHA-256 of a model's file -> its thresholds, of models that are at hand.
         with_image: the image of the highest score that is kept is in it.
     """
-    lines: list[bytes] = []
+    written: list[bytes] = []
     last: dict[str, Any] = {}
     images: dict[str, dict[str, Any]] = {}
     for chain in chains(folder):
-        for path in segments(chain):
-            for raw in path.read_bytes().split(b"\n")[:-1]:
-                line = read_line(raw) if identity.encode() in raw else None
-                if line is not None and line.document["finding_info"]["uid"] == identity:
-                    lines.append(raw)
-                    last = line.document if line.document["time"] >= last.get("time", 0) else last
-                    image = line.document["unmapped"]["awnet"].get("image")
-                    if image is not None and image["sha256"] is not None:
-                        images[image["sha256"]] = image
-    if not lines:
+        for raw, event in lines(chain, about=identity.encode()):
+            if event["finding_info"]["uid"] == identity:
+                written.append(raw)
+                last = event if event["time"] >= last.get("time", 0) else last
+                image = event["unmapped"]["awnet"].get("image")
+                if image is not None and image["sha256"] is not None:
+                    images[image["sha256"]] = image
+    if not written:
         return None
     model = last.get("resources", [{}])[0]
     best = sorted(images.values(), key=lambda image: -image["score"])
@@ -77,7 +76,7 @@ def evidence(folder: Path, identity: str, models: Mapping[str, Thresholds], with
             break
     checked = [verify(chain) for chain in chains(folder)]
     parts: dict[str, bytes] = {
-        "events.jsonl": b"\n".join(lines) + b"\n",
+        "events.jsonl": b"\n".join(written) + b"\n",
         "finding.json": orjson.dumps(last, option=orjson.OPT_INDENT_2),
         "journal.json": orjson.dumps(
             [

@@ -31,6 +31,11 @@ class Found(NamedTuple):
 
 def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
     """The events of one chain in their order; what is no line, or was changed, is passed over. Raises OSError."""
+    return (event for _, event in lines(folder, newest_segments))
+
+
+def lines(folder: Path, newest_segments: int | None = None, about: bytes = b"") -> Iterator[tuple[bytes, Event]]:
+    """As `events`, each with its line as it was written; only of lines that hold `about`."""
     there = segments(folder)
     for path in there if newest_segments is None else there[-newest_segments:]:
         try:
@@ -38,9 +43,9 @@ def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
         except FileNotFoundError:  # no longer kept
             continue
         for raw in data.split(b"\n")[:-1]:
-            line = read_line(raw)
+            line = read_line(raw) if about in raw else None
             if line is not None and line.intact:
-                yield line.document
+                yield raw, line.document
 
 
 def findings(folder: Path, newest_segments: int | None = None) -> list[Found]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 from awnet.command.verify_log import main as verify_log
 from server.errors import StartupError
 from server.findings.chain import Link, Report, chains, sealed, segments, verify
+from server.findings.evidence import evidence
 from server.findings.journal import Journal
 from server.findings.ocsf import document
 from server.findings.reading import events, findings, left_open
@@ -328,3 +332,20 @@ def test_findings_are_read_with_their_last_event_the_newest_first(tmp_path: Path
 def test_a_report_of_nothing_is_no_problem(tmp_path: Path) -> None:
     Journal(tmp_path, *KEEP).close()
     assert verify(chain(tmp_path)) == Report(chain(tmp_path))
+
+
+def test_a_changed_line_is_no_evidence(tmp_path: Path) -> None:
+    """What somebody has made of a finding does not speak for it: that a line was changed stands beside it."""
+    journal = Journal(tmp_path, *KEEP)
+    one = finding(id="a" * 32)
+    journal.append([document(one), document(replace(one, activity="update", time=one.time + 1))])
+    journal.close()
+    (path,) = segments(chain(tmp_path))
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"count":7', b'"count":1'))
+    made = evidence(tmp_path, one.id, {}, False)
+    assert made is not None
+    held = zipfile.ZipFile(io.BytesIO(made))
+    assert held.read("events.jsonl") == first
+    assert json.loads(held.read("finding.json"))["activity_name"] == "Create"
+    assert "line 2 changed" in str(json.loads(held.read("journal.json"))[0]["problems"])
