@@ -151,7 +151,7 @@ class Server(Port):
         self._leave_at: float | None = None
         self._grpc: GrpcFront | None = None
         service.ports.add("public", self.trouble)
-        self._beside: dict[_PortBeside, asyncio.Task[None]] = {}
+        self._beside: dict[PortBeside, asyncio.Task[None]] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -214,7 +214,7 @@ class Server(Port):
             for purpose, create in (("admin", create_admin), ("metrics", create_metrics)):
                 if purpose in self._sockets:
                     sockets = self._sockets[purpose]
-                    port = _PortBeside(create(self._service), sockets, settings, self._certificates)
+                    port = PortBeside(create(self._service), sockets, settings, self._certificates)
                     self._beside[port] = served = asyncio.create_task(port.serve())
                     self._service.ports.add(purpose, partial(_trouble, port, served))
             if settings.grpc_port is not None:
@@ -262,7 +262,7 @@ class Worker(Server):
         self.handle_exit(signal.SIGTERM, None)
 
 
-class _PortBeside(Port):
+class PortBeside(Port):
     """A server beside another one, which handles the signals. Proxies have no business there."""
 
     BEHIND_PROXIES = False

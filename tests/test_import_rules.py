@@ -76,6 +76,10 @@ FORBIDDEN = {
         ("awnet/client/results.py", "import server.http.schemas"),
         ("awnet/client/local.py", "import torch"),
     ],
+    "Only awnet.ray knows Ray": [
+        ("awnet/command/predict.py", "import ray"),
+        ("server/process.py", "from ray import serve"),
+    ],
     "Training imports nothing of ours outside itself but the domain": [
         ("training/train.py", "import export.graph"),
         ("training/data.py", "import benchmarks.hops"),
@@ -127,6 +131,7 @@ LIBRARIES = {
     "domain": {"PIL", "numpy", "scipy"},
     "awnet.__main__": set(),
     "awnet.local": set(),
+    "awnet.ray": {"ray"},
     "awnet.command": {"PIL", "numpy", "onnxruntime", "orjson", "pyarrow"},
     "server.__main__": set(),
     "server.errors": set(),

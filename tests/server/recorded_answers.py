@@ -778,7 +778,7 @@ def play(ports: Ports, stored: dict[str, bytes]) -> dict[str, Answer]:
                         lambda before=logged: len(_logged(ports)) > before
                     )  # a refused call is counted after that
             else:
-                answers[ask.name] = _exchange(ports, ask)
+                answers[ask.name] = exchange(ports, ask)
     # A request is logged once its answer has been sent, so a client may read the answer before the line is there.
     eventually(lambda: _request_id(listed[-1]) in _logged(ports)[-1])
     answers["request log"] = {"body": [_plain_log(line) for line in _logged(ports)]}
@@ -794,7 +794,7 @@ def _logged(ports: Ports) -> list[str]:
     return [line for line in ports.log.read_text("utf-8", "replace").splitlines() if line.startswith("{")]
 
 
-def _exchange(ports: Ports, ask: Ask) -> Answer:
+def exchange(ports: Ports, ask: Ask) -> Answer:
     # The admin port answers under its own names only; "recorded" shows whether a host stands in an answer.
     host = "localhost" if ask.admin else "recorded"
     headers = {"host": host, "content-length": str(len(ask.body))} | ask.headers

@@ -1,0 +1,59 @@
+"""`python -m awnet.ray` on free ports of 127.0.0.1, and the processes of its replicas."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from pathlib import Path
+
+from .processes import Process, children, free_port
+
+REPLICA = b"ray::ServeReplica"  # what Ray calls the process of one
+START_SECONDS = 180  # a Ray starts ten processes that import a lot; two cores that are busy take a minute
+
+
+class RayServe(Process):
+    """A Ray of this machine with so many replicas, each with one thread.
+
+    Args:
+        folder: receives its log, and what Ray keeps in the home of whoever runs it.
+        settings: as in `server.settings`.
+    """
+
+    def __init__(self, folder: Path, replicas: int = 2, **settings: object) -> None:
+        self.port, self.metrics_port = free_port(), free_ports(replicas)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.replicas = replicas
+        given = {"port": self.port, "threads": 1, "metrics_port": self.metrics_port, **settings}
+        environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
+        count = str(replicas)
+        command = [sys.executable, "-m", "awnet.ray", "--min-replicas", count, "--max-replicas", count]
+        super().__init__(command, folder / "ray.log", environment | {"HOME": str(folder)})
+
+    def wait_ready(self) -> None:
+        """Wait until every replica answers."""
+        for number in range(self.replicas):
+            self.answering(f"http://127.0.0.1:{self.metrics_port + number}/metrics", START_SECONDS)
+        self.answering(f"{self.url}/v2/health/ready", START_SECONDS)
+
+    def pids(self) -> list[int]:
+        """Of the replicas that run."""
+        found, todo = [], [self.pid]
+        while todo:
+            for pid in children(todo.pop()):
+                todo.append(pid)
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(REPLICA):
+                        found.append(pid)
+        return found
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that are free."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
