@@ -397,6 +397,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     return EmbeddedEngine(
         repository_of(settings.repository, settings.model, settings.signing_key),
         threads=settings.threads,
+        lone_threads=settings.lone_threads,
         max_batch=settings.max_batch,
         capacity=settings.queue_capacity,
         delay=settings.batch_delay_ms / 1000,

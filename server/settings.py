@@ -233,6 +233,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="Inference threads of each worker; 0 divides the usable cores among the workers."
     )
+    lone_threads: int = Field(
+        1,
+        ge=0,
+        description="Of them, those that run an image while no other is there; 0 takes all. Others than 1 wait "
+        "actively: one client is answered sooner, and cores are busy for it.",
+    )
     max_batch: int = Field(8, ge=1, description="Most images in one execution of the model.")
     queue_capacity: int = Field(256, ge=1, description="Images that may wait or run; further requests get 503.")
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")

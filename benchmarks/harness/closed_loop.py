@@ -94,15 +94,18 @@ wrk.body = "{text}"
 wrk.headers["Content-Type"] = "multipart/form-data; boundary={boundary}"
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format('JSON{{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "failed": %d}}\\n',
-    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format('JSON{{"requests": %d, "seconds": %f, "failed": %d, ' ..
+    '"p10_ms": %f, "p50_ms": %f, "p99_ms": %f}}\\n',
+    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(10) / 1e3, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
 end
 """.encode()
 
 
 def wrk(port: int, clients: int, seconds: float, script: Path, pids: Sequence[int] = ()) -> Figures:
-    """One measurement. `cpu_ms` is the CPU time of the processes `pids` a request, where /proc tells it."""
+    """One measurement. `cpu_ms` is the CPU time of the processes `pids` a request, where /proc tells it; `cores` are
+    how many they kept busy.
+    """
     before = sum(map(cpu_seconds, pids))
     url = f"http://127.0.0.1:{port}/predict"
     done = subprocess.run(
@@ -118,8 +121,10 @@ def wrk(port: int, clients: int, seconds: float, script: Path, pids: Sequence[in
         print(f"warning: {told['failed']} of {told['requests']} requests failed", file=sys.stderr)
     return {
         "rps": (told["requests"] - told["failed"]) / told["seconds"],
+        "p10_ms": told["p10_ms"],
         "p50_ms": told["p50_ms"],
         "p99_ms": told["p99_ms"],
         "cpu_ms": 1000 * spent / max(1, told["requests"]),
+        "cores": spent / told["seconds"],
         "failed": told["failed"],
     }

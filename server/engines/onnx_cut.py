@@ -12,11 +12,27 @@ from typing import Final
 from ..errors import ContractError
 from .onnx_wire import BYTES, Field, encoded, fields
 
-_GRAPH: Final = 7  # of the model
+_GRAPH, _PROPERTY = 7, 14  # of the model
+_KEY, _VALUE = 1, 2  # of a property
 _NODE, _TENSOR, _OUTPUT = 1, 5, 12  # of the graph
 _NODE_INPUT, _NODE_OUTPUT, _ATTRIBUTE = 1, 2, 5
 _TENSOR_NAME, _VALUE_NAME = 8, 1
 _SUBGRAPHS: Final = (6, 11)  # of an attribute
+
+
+def property_of(data: bytes, key: str) -> str | None:
+    """The property `key` of the model's metadata; None where it has none. Raises ContractError: no ONNX file."""
+    for field in fields(data, 0, len(data)):
+        if (field.number, field.wire) == (_PROPERTY, BYTES) and key.encode() in _texts(data, field, _KEY):
+            return b"".join(_texts(data, field, _VALUE)[-1:]).decode("utf-8", "replace")
+    return None
+
+
+def outputs_in(data: bytes) -> set[str]:
+    """The names of the model's outputs. Raises ContractError: no ONNX file."""
+    graph = _graph(data)
+    found = [part for part in fields(data, graph.at, graph.end) if (part.number, part.wire) == (_OUTPUT, BYTES)]
+    return {name.decode("utf-8", "replace") for part in found for name in _texts(data, part, _VALUE_NAME)}
 
 
 def cut(data: bytes, outputs: Collection[str]) -> bytes:
@@ -28,17 +44,20 @@ def cut(data: bytes, outputs: Collection[str]) -> bytes:
         ContractError: there is no such output, a node that stays has a subgraph (what that uses is not followed), or
             the bytes are not well-formed protobuf.
     """
-    model = list(fields(data, 0, len(data)))
-    graphs = [field for field in model if (field.number, field.wire) == (_GRAPH, BYTES)]
-    if len(graphs) != 1:
-        raise ContractError(f"the model has {len(graphs)} graphs")
-    (graph,) = graphs
+    graph = _graph(data)
     parts = list(fields(data, graph.at, graph.end))
     kept = _needed(data, parts, outputs)
     if len(kept) == len(parts):
         return data
     smaller = encoded(_GRAPH, b"".join(data[part.begin : part.end] for part in kept))
     return data[: graph.begin] + smaller + data[graph.end :]
+
+
+def _graph(data: bytes) -> Field:
+    graphs = [field for field in fields(data, 0, len(data)) if (field.number, field.wire) == (_GRAPH, BYTES)]
+    if len(graphs) != 1:
+        raise ContractError(f"the model has {len(graphs)} graphs")
+    return graphs[0]
 
 
 def _needed(data: bytes, parts: list[Field], outputs: Collection[str]) -> list[Field]:

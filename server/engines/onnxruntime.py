@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import onnxruntime as ort
@@ -21,22 +22,22 @@ from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
 from .disk import Disk
 from .model_file import ModelFile
-from .onnx_cut import cut
+from .onnx_cut import cut, outputs_in, property_of
 from .repository import Artifact, Repository
-
-LONE_SPINS = True  # whether the threads of the session for lone images wait actively between two operators
 
 
 class EmbeddedEngine:
     """Runs models of a repository with ONNX Runtime on the CPU, all on one pool of workers.
 
-    Concurrent requests run on `threads` workers with one thread each, which gives the most answers a second. A lone
-    image, with no other to share the cores with, runs with all of them, which gives the shortest answer. Each mode of a
-    version has a queue of its own, so that no batch mixes them.
+    Requests run on `threads` workers with one thread each, which gives the most answers a second. A lone image, with no
+    other to share the cores with, may have more (`lone_threads`). Each mode of a version has a queue of its own, so
+    that no batch mixes them.
 
     Args:
         repository: where the models lie, or the file of the only one.
         threads: workers; 0 takes `usable_cores()`.
+        lone_threads: that run a lone image, at most `threads`; 0 takes as many. With more than one each mode has a
+            second session, whose threads wait actively between two operators, and between two images for a while.
         max_batch: largest batch.
         capacity: images that may wait or run, over all opened versions.
         delay: longest wait for a fuller batch while others run, seconds.
@@ -50,6 +51,7 @@ class EmbeddedEngine:
         repository: Repository | ModelFile,
         *,
         threads: int = 0,
+        lone_threads: int = 1,
         max_batch: int = 8,
         capacity: int = 256,
         delay: float = 0.001,
@@ -60,6 +62,7 @@ class EmbeddedEngine:
         self._repository = repository
         self._disk = Disk(repository_seconds)
         self._threads = threads or usable_cores()
+        self._lone_threads = min(lone_threads or self._threads, self._threads)
         self._max_batch = max_batch
         self._capacity = capacity
         self._delay = delay
@@ -97,18 +100,19 @@ class EmbeddedEngine:
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds)
 
     def _load(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract, str]:
-        whole = _session(artifact.data, 1, False)
-        promise = _checked_contract(whole)
+        promise = _promised(artifact.data)
         runs = {}
         for mode in promise.modes:
+            outputs = outputs_of(mode)
             # A session computes everything in its model, whatever is asked of it.
-            part = artifact.data if len(promise.modes) == 1 else cut(artifact.data, outputs_of(mode))
-            shared = whole if part is artifact.data else _session(part, 1, False)
-            # With one worker every batch has all cores there are.
-            lone = _session(part, self._threads, LONE_SPINS) if self._threads > 1 else shared
-            runs[mode] = _run(shared, lone, outputs_of(mode))
+            part = artifact.data if len(promise.modes) == 1 else cut(artifact.data, outputs)
+            shared = lone = _session(part, 1)
+            _check_tensors(shared, promise, outputs)
+            if self._lone_threads > 1:
+                lone = _session(part, self._lone_threads)
+            runs[mode] = _run(shared, lone, outputs)
         sha256 = artifact.sha256
-        del artifact, whole, part
+        del artifact, part
         _return_memory()
         return runs, promise, sha256
 
@@ -136,7 +140,7 @@ class _EmbeddedRunner:
         return self._model
 
     async def warm(self) -> None:
-        """Every bucket on the session that batches share, and one image on the session for lone ones."""
+        """Every bucket, and a lone image on the session that runs those."""
         for feed in self._feeds.values():
             await feed.warm(self._model.contract.golden.image)
         await asyncio.to_thread(_return_memory)
@@ -157,19 +161,33 @@ def _run(shared: ort.InferenceSession, lone: ort.InferenceSession, outputs: Sequ
     return run
 
 
-def _session(data: bytes, threads: int, spin: bool) -> ort.InferenceSession:
+def _session(data: bytes, threads: int) -> ort.InferenceSession:
+    """Threads beside the caller's wait actively, see `EmbeddedEngine`."""
+    _share_memory()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Plans are kept for each batch size that occurs; as fast without, and 10 MB less.
     options.enable_mem_pattern = False
-    # Decoding and the event loop need the cores that spinning threads would hold.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise ContractError(f"onnxruntime refuses the model: {error}") from error
+    session._model_bytes = None  # kept for other providers to fall back upon, of which there are none: a model's size
+    return session
+
+
+@cache
+def _share_memory() -> None:
+    """Let all sessions of this process take what they compute with from one place, which grows by what is asked for.
+
+    Else each keeps what its largest batch took, and doubles what it has whenever that is not enough.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 def _return_memory() -> None:
@@ -180,19 +198,25 @@ def _return_memory() -> None:
             trim(0)
 
 
-def _checked_contract(session: ort.InferenceSession) -> Contract:
-    """The model's contract, after comparing it with the tensors that the graph really has."""
-    text = session.get_modelmeta().custom_metadata_map.get(contract.METADATA_KEY)
+def _promised(data: bytes) -> Contract:
+    """The contract that the model carries. Raises ContractError: none, or one that has other outputs than the graph."""
+    text = property_of(data, contract.METADATA_KEY)
     if text is None:
         raise ContractError(f"the model carries no {contract.METADATA_KEY!r}: it was not made by export.onnx")
     promise = contract.parse(text)
+    if (found := outputs_in(data)) != set(promise.outputs):
+        raise ContractError(f"the graph's outputs are {sorted(found)}; the contract asks for {sorted(promise.outputs)}")
+    return promise
+
+
+def _check_tensors(session: ort.InferenceSession, promise: Contract, outputs: Sequence[str]) -> None:
+    """Raises ContractError where the tensors that the session has are not those of the contract."""
     size = promise.preprocessing.size
     wanted = {
         "image": ("tensor(uint8)", [3, size, size]),
-        **{name: ("tensor(float)", [columns]) for name, columns in promise.outputs.items()},
+        **{name: ("tensor(float)", [promise.outputs[name]]) for name in outputs},
     }
     found = {node.name: (node.type, list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())}
     batch = session.get_inputs()[0].shape[:1]
     if found != wanted or isinstance(batch[0], int):
         raise ContractError(f"the graph's tensors are {found}, batch {batch}; the contract asks for {wanted}")
-    return promise

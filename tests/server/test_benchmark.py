@@ -69,7 +69,7 @@ def test_a_short_round_measures_every_contestant(repository: Path, tmp_path: Pat
     done = call("--repository", str(repository), *arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "result.json").read_text())
-    assert set(report["servers"]) == {"server", "plain", "plain-1"}
+    assert set(report["servers"]) == {"server", "server-all", "plain", "plain-1"}
     for name, rows in report["servers"].items():
         assert rows["2"]["rps"] > 0, name
         assert rows["2"]["failed"] == 0, name

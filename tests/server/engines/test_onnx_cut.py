@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from server.engines.onnx_cut import cut
+from server.engines.onnx_cut import cut, outputs_in, property_of
 from server.errors import ContractError
 from tests.server.tiny import SIZE, graph, spoilt
 
@@ -50,6 +50,16 @@ def test_all_outputs_are_the_model_itself() -> None:
     """Nothing is written anew where nothing goes."""
     data = model().SerializeToString()
     assert cut(data, ["logits", "omega", "p_type"]) is data
+
+
+def test_outputs_and_properties_are_read_without_a_runtime() -> None:
+    """As the library has them; nothing of another key, and no file that is none."""
+    data = model().SerializeToString()
+    assert outputs_in(data) == {output.name for output in model().graph.output}
+    assert (property_of(data, "awnet.contract"), property_of(data, "awnet")) == ("kept", None)
+    for read in (outputs_in, lambda data: property_of(data, "awnet.contract")):
+        with pytest.raises(ContractError):
+            read(data[:100])
 
 
 def test_an_output_that_is_not_there_is_refused() -> None:

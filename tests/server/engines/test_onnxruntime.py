@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.core.engine import Runner, Signals, Terms, self_test
 from server.core.images import ImageInput, PixelArray
 from server.core.modes import Mode
-from server.engines.onnxruntime import EmbeddedEngine
+from server.engines.onnxruntime import EmbeddedEngine, _session
 from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
 from tests.server.schema_3 import publish_modes, schema_3
@@ -61,6 +62,38 @@ def test_answers_are_those_of_the_graph(repository: Path) -> None:
         assert engine.waiting() == 0
 
     with_engine(repository, use)
+
+
+def threads_of_this_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux lists them")
+@pytest.mark.parametrize(("lone_threads", "more"), [(1, 0), (2, 1), (0, 2), (9, 2)])
+def test_a_lone_image_starts_no_thread_that_waits_actively_unless_it_is_told_to(
+    repository: Path, lone_threads: int, more: int
+) -> None:
+    """A thread that waits between two images holds a core for one client; 0 is as many as there are workers."""
+
+    async def use(engine: EmbeddedEngine) -> None:
+        before = threads_of_this_process()
+        runner = await engine.open("awnet", 1)
+        await runner.warm()
+        await self_test(runner)
+        # Those that read and loaded may still be there: they are the event loop's own.
+        loaded = [thread for thread in threading.enumerate() if thread.name.startswith(("asyncio_", "awnet-disk"))]
+        assert threads_of_this_process() - len(loaded) - before == more
+
+    with_engine(repository, use, threads=3, lone_threads=lone_threads)
+
+
+def test_a_session_keeps_no_second_copy_of_its_model(repository: Path) -> None:
+    """The library holds the file's bytes for ever where it is not told that nobody needs them."""
+    data = file_of(repository).read_bytes()
+    before = sys.getrefcount(data)
+    session = _session(data, 1)
+    assert sys.getrefcount(data) == before
+    assert session.get_modelmeta().custom_metadata_map
 
 
 def test_the_model_is_named_by_what_was_loaded(repository: Path) -> None:
