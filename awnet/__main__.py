@@ -70,6 +70,12 @@ def _verify_log(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _pull(arguments: Sequence[str]) -> object:
+    from .command.pull import main
+
+    return main(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> object:
     from .command.doctor import main
 
@@ -124,6 +130,7 @@ COMMANDS = {
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "bench": Command("measure latency under load, and what the detector flags", _bench),
     "calibrate": Command("thresholds for natural images of your own, as a new version", _calibrate),
+    "pull": Command("fetch a model from a registry, a bucket or a web server", _pull),
     "findings": Command("list findings, mark them, see which threshold the marks propose", _findings),
     "verify-log": Command("check that the journal of findings is as it was written", _verify_log),
     "doctor": Command("check this machine: processor, libraries, model, ports, permissions", _doctor),

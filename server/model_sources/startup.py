@@ -1,0 +1,42 @@
+"""What a server does about its model source before it opens anything: the version is there, and it is that one."""
+
+from __future__ import annotations
+
+import logging
+
+from ..core.model_source import parse_model_source
+from ..settings import Settings
+from .pull import Pull, Pulled, pull
+
+log = logging.getLogger("awnet")
+
+
+async def fetch(settings: Settings) -> Settings:
+    """The settings with the version that their model source names, which is in the repository now.
+
+    A version that `AWNET_VERSION` names is the number that it gets. Nothing is asked of the network where a version
+    with the pinned digest is there already. Raises SourceError.
+    """
+    if not settings.model_source:
+        return settings
+    found = await pull(task_of(settings))
+    log.info("model source: %s, %s", told(found), found.source)
+    return settings.model_copy(update={"version": str(found.version)})
+
+
+def task_of(settings: Settings) -> Pull:
+    """What the settings ask to be fetched."""
+    return Pull(
+        parse_model_source(settings.model_source),
+        settings.repository,
+        settings.model,
+        settings.pinned,
+        settings.signing_key,
+        settings.model_source_seconds,
+        say=log.info,
+    )
+
+
+def told(found: Pulled) -> str:
+    """What came of it."""
+    return f"version {found.version} of {found.folder.parent.name} {'was fetched' if found.new else 'is there already'}"

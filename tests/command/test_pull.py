@@ -1,0 +1,89 @@
+"""`awnet pull`: what it prints, how it ends, and what it refuses before it asks anybody."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from awnet.__main__ import main
+from tests.server.model_sources.conftest import files
+from tests.server.model_sources.static import Static, body, serving
+from tests.server.tiny import publish
+
+pytestmark = pytest.mark.usefixtures("no_variables")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> bytes:
+    return (publish(tmp_path / "published") / "awnet/1/model.onnx").read_bytes()
+
+
+@pytest.fixture
+def web(model: bytes) -> Iterator[Static]:
+    with serving() as server:
+        server.routes["/model.onnx"] = body(model)
+        yield server
+
+
+def test_what_was_fetched_is_told_with_how_to_pin_it(
+    web: Static, model: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line can be given to a server as it is."""
+    arguments = ["pull", f"{web.url}/model.onnx", "--to", str(tmp_path / "models"), "--name", "ours", "--version", "7"]
+    assert main(arguments) == 0
+    digest = hashlib.sha256(model).hexdigest()
+    assert capsys.readouterr() == (
+        f"version 7 of ours was fetched: {tmp_path}/models/ours/7\npinned: {web.url}/model.onnx#sha256={digest}\n",
+        "",
+    )
+    assert main([*arguments, "--digest", f"sha256:{digest}"]) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert len(web.asked) == 1
+
+
+def test_without_a_source_it_does_what_a_server_would(
+    web: Static, model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an init container does; neither pinned nor signed, nothing is asked."""
+    monkeypatch.setenv("AWNET_REPOSITORY", str(tmp_path / "models"))
+    monkeypatch.setenv("AWNET_MODEL_SOURCE", f"{web.url}/model.onnx")
+    assert main(["pull"]) == 2
+    assert "#sha256=" in capsys.readouterr().err and web.asked == []
+    monkeypatch.setenv("AWNET_MODEL_SOURCE", f"{web.url}/model.onnx#sha256={hashlib.sha256(model).hexdigest()}")
+    assert main(["pull", "--quiet"]) == 0
+    assert files(tmp_path / "models") == [f"awnet/1/{name}" for name in ("manifest.json", "model.onnx", "source.json")]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "SOURCE is missing"),
+        (["--to", "x"], "--to needs SOURCE"),
+        (["model.onnx"], "SOURCE must begin with"),
+        (["https://host/m.onnx", "--digest", "12"], "--digest must be"),
+        ([f"https://host/m.onnx#sha256={'0' * 64}", "--digest", "1" * 64], "another than that of SOURCE"),
+        (["https://host/m.onnx", "--name", "../x"], "is no model name"),
+        (["https://host/m.onnx", "--version", "0"], "a version is a number"),
+        (["https://host/m.onnx", "--seconds", "0"], "--seconds must be"),
+        (["https://host/m.onnx", "--seconds", "nan"], "--seconds must be"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pull", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert why in said and said.count("\n") == 1
+
+
+def test_what_could_not_be_fetched_is_told_in_one_line(
+    web: Static, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pull", f"{web.url}/nothing", "--to", str(tmp_path / "models")]) == 1
+    said = capsys.readouterr().err
+    assert "404" in said and said.count("\n") == 1
+    assert files(tmp_path / "models") == []
