@@ -30,28 +30,22 @@ from tqdm import tqdm
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from domain.statistics import STATISTICS
 
-from . import checkpoint, files
+from .networks import checkpoint
+from .core import files
 from .attacks.ascent import Budget, Model
 from .attacks.copies import attackers_copy
 from .attacks.evasion import EVASIONS, evade
-from .checkpoint import Domain
-from .data import Split, load_images, to_bytes, to_pixels
+from .networks.checkpoint import Domain
+from .data.images import Split, load_images, to_bytes, to_pixels
 from .evaluation.attackers import load_surrogate, prepared
-from .evaluation.calibration import (
-    STRETCH,
-    Sample,
-    assigned,
-    attacked,
-    calibrate_domains,
-    rates_of,
-)
+from .evaluation.calibration import STRETCH, Sample, assigned, attacked, calibrate_domains, rates_of
 from .evaluation.calibration_report import MIDDLE, described, left_by, microseconds, row, rows, table, tolerance_table
 from .evaluation.detection import calibrate
 from .evaluation.pictures import PICTURES, changed
 from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
 from .evaluation.tolerance import MOST_FLAGGED, chosen, compared, of_group, tolerant
-from .hardware import device_of
-from .network import DetectingNetwork
+from .core.hardware import device_of
+from .networks.network import DetectingNetwork
 from .options import DATA_DIR_HELP, DEVICES
 
 T3_SAMPLE = ("selective_nat", "lambda_1", "two_gradients")  # evasions whose images are looked at

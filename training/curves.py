@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import drawing
+from .core import drawing
 
 # The names in a report, with what they are called.
 LOSSES = {

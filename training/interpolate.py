@@ -24,9 +24,10 @@ from pathlib import Path
 
 from torch import nn
 
-from . import checkpoint, files
-from .awnet import AWNet
-from .network import Network
+from .networks import checkpoint
+from .core import files
+from .networks.awnet import AWNet
+from .networks.network import Network
 from .trainer.build import copy_static
 from .trainer.recipe import RecipeError
 from .trainer.validation import git_commit

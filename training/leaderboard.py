@@ -19,7 +19,7 @@ from typing import Any
 
 from domain.shares import wilson
 
-from . import files
+from .core import files
 from .evaluation.natural import worst_kind
 from .evaluation.points_report import FPRS, LEAST_CLEAN, RULE, percent
 from .evaluation.report import table

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rng import GLOBAL_RNG, Rng
+from ..core.rng import GLOBAL_RNG, Rng
 
 Model = Callable[[Tensor], Tensor]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..network import NATURAL, Branch, DetectingNetwork, Network, Signals
+from ..networks.network import NATURAL, Branch, DetectingNetwork, Network, Signals
 
 SURE = 100.0  # log-odds at which a softmax is 1 in float32
 

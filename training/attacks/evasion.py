@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..network import Branch, DetectingNetwork
+from ..networks.network import Branch, DetectingNetwork
 from .ascent import Budget, cross_entropy, margin, project, quantise, uniform_start, whole_levels
 from .search import Detecting, Evaded, Seen, Strategy, Walk, search
 from .two_gradients import Orthogonal, TwoGradients

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
+from ..networks.network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
 from .ascent import Model
 from .evasion import Evasion
 from .search import Seen, Strategy

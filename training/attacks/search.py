@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
+from ..networks.network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork
 from .ascent import Budget, quantise, whole_levels
 
 STEP = 2 / 255  # the first step of strategies that let the budget say how far it goes

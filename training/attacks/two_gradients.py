@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..network import Branch
+from ..networks.network import Branch
 from .ascent import Budget, cross_entropy, margin, normalised, project, uniform_start, whole_levels
 from .search import Seen, Walk
 

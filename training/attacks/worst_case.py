@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..network import Network
+from ..networks.network import Network
 from .ascent import Budget, cross_entropy, margin, project, quantise, uniform_start, whole_levels
 from .best import BestIterate
 from .copies import AttackersCopy, attackers_copy

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import to_pixels
-from ..network import ADVERSARIAL, DetectingNetwork
+from ..data.images import to_pixels
+from ..networks.network import ADVERSARIAL, DetectingNetwork
 
 
 def agreement(model: Path, net: DetectingNetwork, images: Tensor, thresholds: Sequence[float]) -> dict[str, Any]:

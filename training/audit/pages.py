@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.report import table
-from ..files import write_text
+from ..core.files import write_text
 from . import linter
 from .card import FPR, mode_of, statement
 from .cells import TITLES, levels, percent, right, with_interval

@@ -24,7 +24,7 @@ from ..evaluation.attackers import Surrogate
 from ..evaluation.pictures import PICTURES, changed
 from ..evaluation.probability import brier, expected_calibration_error
 from ..evaluation.report import from_hex, to_hex
-from ..network import must_detect
+from ..networks.network import must_detect
 from . import measures
 from .agreement import agreement
 from .subject import Made, Make, Speed, Subject, finite_differences

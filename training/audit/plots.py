@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import drawing
+from ..core import drawing
 from .card import FPR
 from .linter import radius
 from .measures import REACH, log_odds

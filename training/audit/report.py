@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from ..core import files
 from ..evaluation.report import Report, table
 from . import linter
 from .card import FPR, statement, subject_of

@@ -16,15 +16,15 @@ from torch import Tensor
 from ..attacks.ascent import cross_entropy
 from ..attacks.copies import attackers_copy
 from ..attacks.search import Target
-from ..checkpoint import Domain
-from ..data import Split, to_bytes, to_pixels
+from ..networks.checkpoint import Domain
+from ..data.images import Split, to_bytes, to_pixels
 from ..evaluation import detection
 from ..evaluation.calibration import assigned, statistics_of
 from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
 from ..evaluation.probability import ScoreMap
 from ..evaluation.report import to_hex
-from ..files import whole
-from ..network import ADVERSARIAL, NATURAL, Network
+from ..core.files import whole
+from ..networks.network import ADVERSARIAL, NATURAL, Network
 from . import measures
 
 Made = tuple[Tensor, ...]  # x_adv [n,3,H,W] in [0,1], and whatever else belongs to each image

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint
-from ..network import Network
-from ..pretrained import PRETRAINED, load_pretrained
+from ..networks import checkpoint
+from ..networks.network import Network
+from ..networks.pretrained import PRETRAINED, load_pretrained
 
 
 @dataclass

@@ -25,9 +25,9 @@ from domain.statistics import STATISTICS, measure
 from ..attacks.ascent import Budget, Model
 from ..attacks.copies import attackers_copy
 from ..attacks.pgd import pgd_sat
-from ..checkpoint import Calibration, Domain
-from ..data import Split, to_bytes, to_pixels
-from ..network import ADVERSARIAL, DetectingNetwork
+from ..networks.checkpoint import Calibration, Domain
+from ..data.images import Split, to_bytes, to_pixels
+from ..networks.network import ADVERSARIAL, DetectingNetwork
 from .detection import FPRS, calibrate, histogram, threshold_at
 from .pictures import changed
 from .probability import PRIOR, ScoreMap, fit_score_map

@@ -13,7 +13,7 @@ from torch import Tensor
 from domain.corruptions import CORRUPTIONS
 from domain.statistics import STATISTICS, measure
 
-from ..checkpoint import Domain
+from ..networks.checkpoint import Domain
 from .calibration import Sample, assigned, flagged_at, inside
 from .pictures import PICTURES
 from .tolerance import served

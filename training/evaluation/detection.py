@@ -14,8 +14,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from ..checkpoint import Calibration
-from ..network import ADVERSARIAL, DetectingNetwork
+from ..networks.checkpoint import Calibration
+from ..networks.network import ADVERSARIAL, DetectingNetwork
 
 FPRS = (0.05, 0.01)  # the two operating points: suspicious, adversarial
 

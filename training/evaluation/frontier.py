@@ -21,9 +21,9 @@ from ..attacks.ascent import margin, whole_levels
 from ..attacks.best import BestIterate
 from ..attacks.copies import attackers_copy
 from ..attacks.worst_case import LOSSES, Member, climb, members_of
-from ..awnet import AWNet
-from ..data import to_bytes
-from ..network import DetectingNetwork
+from ..networks.awnet import AWNet
+from ..data.images import to_bytes
+from ..networks.network import DetectingNetwork
 from .points import Outputs, Point, outputs_of
 
 ELSEWHERE, MISSED, WRONG_AS_IT_IS = -3, -1, -2  # who broke an image, beside the index of a member

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from domain.shares import wilson
 
-from ..checkpoint import Calibration
-from ..network import DetectingNetwork
+from ..networks.checkpoint import Calibration
+from ..networks.network import DetectingNetwork
 from .calibration import Sample, assigned
 from .pictures import PICTURES, changed
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from domain.corruptions import CORRUPTIONS
 
-from ..data import load_cifar100, load_tiny_imagenet
+from ..data.images import load_cifar100, load_tiny_imagenet
 
 
 def changed(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..awnet import AWNet, bounded_mixture
-from ..network import DetectingNetwork, InMode
+from ..networks.awnet import AWNet, bounded_mixture
+from ..networks.network import DetectingNetwork, InMode
 
 
 class Outputs(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import drawing
+from ..core import drawing
 from .natural import worst_kind
 from .report import table
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
+from ..core import files
 from ..renames import rename_parts
 
 FORMAT = 1

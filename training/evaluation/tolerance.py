@@ -18,7 +18,7 @@ import torch
 from domain.corruptions import CORRUPTIONS
 from domain.shares import wilson
 
-from ..checkpoint import Domain
+from ..networks.checkpoint import Domain
 from .calibration import LEAST_OF_A_KIND, OPERATING_POINTS, Sample, assigned
 from .detection import threshold_at
 

@@ -29,7 +29,7 @@ from statistics import fmean
 from typing import Any
 
 from ..evaluation.report import ONE_STEP
-from ..files import write_json, write_text
+from ..core.files import write_json, write_text
 from . import sweep, tables
 from .full_width import full_width
 from .ledger import HEADINGS, ledger_markdown, standing

@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint, drawing
-from ..data import load_images
-from ..files import write_json, write_text
+from ..networks import checkpoint
+from ..core import drawing
+from ..data.images import load_images
+from ..core.files import write_json, write_text
 from .filters import describe, moments_of, spread
 
 FIGURES = ("1", "3", "4", "5", "6", "7", "8")

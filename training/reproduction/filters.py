@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..attacks.ascent import Budget, cross_entropy
 from ..attacks.pgd import pgd_trades
-from ..awnet import AWNet
-from ..network import Network
+from ..networks.awnet import AWNet
+from ..networks.network import Network
 
 
 def convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:

@@ -22,8 +22,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-from .. import drawing
-from ..files import write_json, write_text
+from ..core import drawing
+from ..core.files import write_json, write_text
 from . import sweep
 from .results import KINDS, Figure, Results
 from .sweep import is_of

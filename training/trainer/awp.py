@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..network import Network
+from ..networks.network import Network
 from .distributed import SINGLE_PROCESS, World
 from .objectives import Objective, Step
 

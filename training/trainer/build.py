@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
+from ..networks import checkpoint
 from ..attacks.ascent import Budget
-from ..awnet import AWNet, AWNetConfig
-from ..baselines import StaticConfig, build_static
-from ..data import Answers
-from ..network import Network
-from ..pretrained import PRETRAINED, load_pretrained
+from ..networks.awnet import AWNet, AWNetConfig
+from ..networks.baselines import StaticConfig, build_static
+from ..data.images import Answers
+from ..networks.network import Network
+from ..networks.pretrained import PRETRAINED, load_pretrained
 from .adversary import Adversary
 from .distillation import BoundedDistillation, Mtard, Rslad
 from .objectives import Mart, Objective, PgdAt, Standard, Trades

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..awnet import AWNetConfig, bounded_mixture
-from ..data import Answers
-from ..network import Network, Signals, must_detect
-from ..rng import GLOBAL_RNG, Rng
+from ..networks.awnet import AWNetConfig, bounded_mixture
+from ..data.images import Answers
+from ..networks.network import Network, Signals, must_detect
+from ..core.rng import GLOBAL_RNG, Rng
 from .adversary import Adversary
 from .objectives import Loss, Objective, PgdAt, Step, exit_logits, exit_mean, kl_divergence, natural_images, sign_noise
 from .recipe import RecipeError

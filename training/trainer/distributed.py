@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..hardware import device_of
+from ..core.hardware import device_of
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 writes best.pt and measures thresholds while the others wait

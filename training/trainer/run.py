@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .. import checkpoint
-from ..data import ImageSet, shuffled_batches
-from ..files import lock
-from ..network import Network
+from ..networks import checkpoint
+from ..data.images import ImageSet, shuffled_batches
+from ..core.files import lock
+from ..networks.network import Network
 from ..renames import CHECKPOINT_KEYS
-from ..rng import KeyedRng
+from ..core.rng import KeyedRng
 from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
 from .captured import CapturedStep, check_capturable
 from .distributed import SINGLE_PROCESS, World

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import files
+from ..core import files
 from .awnet import AWNet, AWNetConfig
 from .baselines import StaticConfig, build_static
-from .data import Source
+from ..data.images import Source
 from .network import Network
 
 FORMAT = 1

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hardware import Conv2d
+from ..core.hardware import Conv2d
 from .network import NATURAL, Branch, DetectingNetwork, Signals
 
 MIXINGS = ("norms", "bounded")

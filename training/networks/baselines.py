@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 from torchvision.models.vgg import make_layers
 
-from .hardware import Conv2d
+from ..core.hardware import Conv2d
 from .network import Network
 
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}

@@ -26,7 +26,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from domain.shares import enough_for, wilson
 
 from .folder import DataError, looks_like_classes, read_folder
-from .rng import KeyedRng, Rng
+from ..core.rng import KeyedRng, Rng
 
 STRICTEST = 0.01  # the false-positive rate of the upper threshold
 VALIDATION_IMAGES = 5_000

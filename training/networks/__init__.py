@@ -1,0 +1,1 @@
+"""Networks: AW-Net, the same standing still, static baselines, one interface to all, and their checkpoints."""
