@@ -90,7 +90,8 @@ def cifar_images(data_dir: Path, kept: Sequence[Path]) -> tuple[list[bytes], lis
     import torch
 
     from training.attacks.ascent import project, quantise
-    from training.data import load_cifar10, to_pixels
+    from training.data.images import to_pixels
+    from training.data.sets import load_cifar10
 
     test = load_cifar10(data_dir, download=False).test
     attacked, used = [], 0

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from export.audit.black_box import AIMS, Answers, Counts, Found, Pixels, boundary, distances, square
 from server.core import answers
 from server.core.answers import LEVELS
-from training.data import load_images, to_bytes
+from training.data.images import to_bytes
+from training.data.sets import load_images
 
 from .guard_attacks import Client
 from .harness import report

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from training.data import ImageSet, Split
-from training.hardware import multiplies_bfloat16
+from training.core.hardware import multiplies_bfloat16
+from training.data.images import ImageSet, Split
 from training.trainer.recipe import read_recipe
 from training.trainer.run import Run
 from training.trainer.step import Runtime

@@ -224,7 +224,7 @@ def prepare(home: Path, data: Path | None) -> None:
     if data is not None:
         from PIL import Image
 
-        from training.data import load_cifar10
+        from training.data.sets import load_cifar10
 
         (elsewhere / "photos").mkdir()
         for n, pixels in enumerate(load_cifar10(data, download=False).validation.images[:IMAGES]):

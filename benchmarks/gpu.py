@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training import checkpoint
 from training.attacks.ascent import Budget
 from training.attacks.autoattack import autoattack
-from training.awnet import AWNet, AWNetConfig
-from training.data import ImageSet, load_cifar10, to_pixels
-from training.network import Network
-from training.rng import KeyedRng
+from training.core.rng import KeyedRng
+from training.data.images import ImageSet, to_pixels
+from training.data.sets import load_cifar10
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.network import Network
 from training.train import train
 from training.trainer.adversary import Adversary
 from training.trainer.captured import CapturedStep

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from export import graph
-from training.awnet import AWNet, AWNetConfig, fold
+from training.networks.awnet import AWNet, AWNetConfig, fold
 
 from .harness.networks import randomised
 from .harness.report import RESULTS, processor, publish
@@ -283,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     nets = [random_net(width) for width in options.widths]
     if options.ckpt:
-        from training.checkpoint import load
+        from training.networks.checkpoint import load
 
         nets += [load(path).awnet for path in options.ckpt]
     rows: list[Any] = []

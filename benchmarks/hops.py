@@ -188,7 +188,7 @@ def batch(root: Path) -> dict[str, list[str]]:
     """Train three batches of random images in this process."""
     import torch
 
-    from training.data import ImageSet, Split
+    from training.data.images import ImageSet, Split
     from training.train import read_recipe, train
 
     torch.set_num_threads(1)

@@ -22,12 +22,13 @@ from torch import Tensor
 from export import graph, int8
 from training.attacks.ascent import Model
 from training.attacks.copies import attackers_copy
-from training.awnet import AWNet
-from training.checkpoint import load
-from training.data import Split, load_cifar10
+from training.data.images import Split
+from training.data.sets import load_cifar10
 from training.evaluation.attackers import load_surrogate, prepared
 from training.evaluation.calibration import attacked
 from training.evaluation.detection import auroc
+from training.networks.awnet import AWNet
+from training.networks.checkpoint import load
 from training.options import DATA_DIR_HELP
 
 from .graph import Settings, ratio, seconds, session

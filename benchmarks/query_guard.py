@@ -29,7 +29,7 @@ from server.core.images import EncodedImage, Limits
 from server.guard.fingerprint import SIDE
 from server.guard.guard import QueryGuard
 from server.settings import Settings
-from training.data import Source, load_images
+from training.data.sets import Source, load_images
 
 from .guard_attackers import EPS
 from .guard_attacks import LIMIT, attacks

@@ -10,9 +10,8 @@ the data set to the updated weights: batch, augmentation, adversarial images, te
                 differ from what is often assumed of it: its attack takes the gradient of the *image* only, and its
                 teachers run under `no_grad`; so does the transcription. What AW-Net adds (a branch for each
                 kind, L_type) is added here in the same style. On a GPU, cuDNN is deterministic, as the script sets it
-    ours        `training.trainer.step.train_step` on `training.data.shuffled_batches`: bfloat16 autocast, channels
-                last,
-                images cropped and flipped together, the detector once for both kinds of image
+    ours        `training.trainer.step.train_step` on `training.data.batches.shuffled_batches`: bfloat16 autocast,
+                channels last, images cropped and flipped together, the detector once for both kinds of image
 
 The other variants change one thing in one of the two, so that each difference has its own figure. All run in
 interleaved rounds, one step each, the order turned round every time, so that a noisy moment hits them alike; figures
@@ -55,12 +54,14 @@ from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import Split, load_cifar10, shuffled_batches
-from training.hardware import DeviceError, device_of, multiplies_bfloat16
+from training.core.hardware import DeviceError, device_of, multiplies_bfloat16
+from training.core.rng import GLOBAL_RNG, KeyedRng, Rng
+from training.data.batches import shuffled_batches
+from training.data.images import Split
+from training.data.sets import load_cifar10
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.options import DEVICES
-from training.rng import GLOBAL_RNG, KeyedRng, Rng
 from training.trainer.adversary import Adversary
 from training.trainer.build import build_optimizer, parameter_groups
 from training.trainer.captured import CapturedStep
@@ -98,7 +99,7 @@ class Variant:
         weight_gradients: the attack's backward also goes to the weights (`loss.backward()`).
         pil: images are cropped and flipped as PIL pictures by torchvision's transforms.
         compiled: the network's `forward` through `torch.compile`; in `train_step` only the attack calls it.
-        folded: the attack runs on `training.folded`; else on the network's own methods.
+        folded: the attack runs on `training.networks.folded`; else on the network's own methods.
         attackers: all four of `Adversary` share the batch, not the one of the deployed network alone.
         captured: its parts are replayed as CUDA graphs (`runtime.cuda_graphs`); on a CPU the same parts, called.
     """

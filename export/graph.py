@@ -1,7 +1,7 @@
 """AW-Net rewritten for inference, as an ONNX graph.
 
 In evaluation everything that modulates a convolution is one scale and one shift a channel a sample. With
-s, b the folded batch norms of `training.awnet.fold` and p = P_type (Eq. 13-16)::
+s, b the folded batch norms of `training.networks.awnet.fold` and p = P_type (Eq. 13-16)::
 
     scale_j = omega_j * (p_adv s_adv_j + p_nat s_nat_j)      shift_j = p_adv b_adv_j + p_nat b_nat_j
     unit_j(x) = scale_j * (K_j * x) + shift_j
@@ -12,7 +12,7 @@ shortcut is added to that of the convolution it meets. The extractor's batch nor
 
 A branch alone (s_adv, b_adv or s_nat, b_nat in place of the sums) is the same trunk once more: its filters are the
 same constants, its stem convolution is the same node, and its shifts are constants. Bounded mixing is two such
-passes and `training.awnet.bounded_mixture` of their logits; the modes of a model are outputs of its own.
+passes and `training.networks.awnet.bounded_mixture` of their logits; the modes of a model are outputs of its own.
 
 The graph is written node by node rather than traced: it is small, it has no local paths to clean away, and the
 choice of each node is a matter of speed (`benchmarks/graph.py`). Tests hold it against `AWNet` in float64.
@@ -375,7 +375,7 @@ def _branch(write: Writer, net: AWNet, stem: str, omega: str, branch: Branch, ou
 
 
 def _bounded_mixture(write: Writer, net: AWNet, type_logits: str) -> str:
-    """`training.awnet.bounded_mixture` of both branches -> `logits`: log p [N,K], finite wherever its inputs are."""
+    """`networks.awnet.bounded_mixture` of both branches -> `logits`: log p [N,K], finite wherever its inputs are."""
     limit, temperature = net.config.mixing_limit, net.config.mixing_temperature
 
     def log_softmax(x: str) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from training.attacks.ascent import Budget, quantise
 from training.attacks.pgd import cw_inf, fgsm, pgd_sat
-from training.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
-from training.checkpoint import Calibration, Checkpoint, Domain, load
-from training.network import ADVERSARIAL, NATURAL, Branch
+from training.networks.awnet import AWNet, ConvMixBN, DynamicBlock, ResNet18Extractor, fold
+from training.networks.checkpoint import Calibration, Checkpoint, Domain, load
+from training.networks.network import ADVERSARIAL, NATURAL, Branch
 
 if TYPE_CHECKING:
-    from training.data import ImageSet, Split
+    from training.data.images import ImageSet, Split
 
 __all__ = [
     "ADVERSARIAL",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def images_of(checkpoint: Checkpoint, data_dir: Path) -> ImageSet:
-    """The images that the checkpoint was trained on; errors as `training.data.load_images`."""
-    from training.data import load_images  # torchvision: only who asks for real images needs it
+    """The images that the checkpoint was trained on; errors as `training.data.sets.load_images`."""
+    from training.data.sets import load_images  # torchvision: only who asks for real images needs it
 
     return load_images(checkpoint.source, data_dir)

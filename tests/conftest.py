@@ -25,6 +25,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated AW-Net of width 4 as `best.pt`."""
     pytest.importorskip("torch")
     from tests.tiny_awnet import write_checkpoint
-    from training.awnet import AWNetConfig
+    from training.networks.awnet import AWNetConfig
 
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "best.pt", AWNetConfig(width=4, beta=4.0))

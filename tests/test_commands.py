@@ -54,4 +54,4 @@ def test_every_command_that_is_named_anywhere_exists() -> None:
 def test_a_command_is_found_however_it_is_written(text: str, modules: list[str]) -> None:
     """What the test above looks for; templates and other people's programs are none of ours."""
     assert NAMED.findall(text) == modules
-    assert not runnable(NOWHERE) and not runnable("training.awnet") and not runnable("training")
+    assert not runnable(NOWHERE) and not runnable("training.networks.awnet") and not runnable("training")

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from export.onnx import export_checkpoint  # noqa: E402
 from tests.server.tiny import Running, encoded, noise  # noqa: E402
 from tests.tiny_awnet import write_checkpoint  # noqa: E402
-from training.awnet import AWNetConfig  # noqa: E402
-from training.checkpoint import load  # noqa: E402
+from training.networks.awnet import AWNetConfig  # noqa: E402
+from training.networks.checkpoint import load  # noqa: E402
 
 pytestmark = pytest.mark.process
 

@@ -31,10 +31,10 @@ FORBIDDEN = {
     ],
     "The command knows the programs, and none of them knows it": [
         ("server/process.py", "import awnet.command.doctor"),
-        ("training/files.py", "import awnet"),
+        ("training/core/files.py", "import awnet"),
     ],
     "The server stands alone: no training, export, torch or onnx": [
-        ("server/core/verdict.py", "import training.awnet"),
+        ("server/core/verdict.py", "import training.networks.awnet"),
         ("server/engines/onnxruntime.py", "import onnx"),
         ("server/http/app.py", "import torch"),
         ("server/service.py", "import benchmarks.hops"),
@@ -84,16 +84,28 @@ FORBIDDEN = {
     ],
     "Training imports nothing of ours outside itself but the domain": [
         ("training/train.py", "import export.graph"),
-        ("training/data.py", "import benchmarks.hops"),
+        ("training/data/sets.py", "import benchmarks.hops"),
     ],
     "Training's rooms, from the reproduction down to what export may import": [
-        ("training/awnet.py", "from . import baselines"),
-        ("training/folded.py", "from . import checkpoint"),
-        ("training/attacks/ascent.py", "from .. import data"),
-        ("training/network.py", "from . import awnet"),
+        ("training/networks/awnet.py", "from ..attacks import ascent"),
+        ("training/data/images.py", "from ..networks import network"),
+        ("training/core/files.py", "from ..data import images"),
         ("training/evaluation/report.py", "from ..trainer import recipe"),
         ("training/trainer/recipe.py", "from .. import train"),
         ("training/evaluate.py", "from .reproduction import tables"),
+    ],
+    "Networks: their interface, what has it, what is made of those": [
+        ("training/networks/awnet.py", "from . import baselines"),
+        ("training/networks/folded.py", "from . import checkpoint"),
+        ("training/networks/network.py", "from . import awnet"),
+    ],
+    "Images: what a set is, the sets, their batches": [
+        ("training/data/images.py", "from . import sets"),
+        ("training/data/folder.py", "from . import images"),
+    ],
+    "An attack knows networks by their interface alone": [
+        ("training/attacks/ascent.py", "from ..data import images"),
+        ("training/attacks/pgd.py", "from ..networks import awnet"),
     ],
     "The reproduction in its order: networks, their figures, tables of them, claims about those": [
         ("training/reproduction/sweep.py", "from . import tables"),
@@ -123,7 +135,7 @@ FORBIDDEN = {
         ("export/audit/parts.py", "import torch"),
         ("export/audit/model_file.py", "from .. import contract"),
     ],
-    "Export reaches training in one module": [("export/graph.py", "import training.awnet")],
+    "Export reaches training in one module": [("export/graph.py", "import training.networks.awnet")],
 }
 
 # Room -> the packages of others that its modules import: all of them, and no other. Modules on top of `awnet` and
@@ -165,7 +177,10 @@ LIBRARIES = {
     "server.workers": set(),
     "export": {"PIL", "cryptography", "numpy", "onnx", "onnxruntime", "torch", "triton_python_backend_utils"},
     "export.audit": {"PIL", "numpy", "onnxruntime", "tqdm"},
-    "training": {"PIL", "matplotlib", "numpy", "torch", "torchvision", "tqdm"},
+    "training": {"numpy", "torch", "tqdm"},
+    "training.core": {"matplotlib", "torch"},
+    "training.data": {"PIL", "numpy", "torch", "torchvision"},
+    "training.networks": {"torch", "torchvision"},
     "training.attacks": {"pyautoattack", "torch"},
     "training.trainer": {"torch"},
     "training.evaluation": {"numpy", "sklearn", "torch", "tqdm"},

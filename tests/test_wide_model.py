@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from server.engines.repository import Repository
-from training import checkpoint
-from training.files import sha256
+from training.core.files import sha256
+from training.networks import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "awnet-r18"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.networks import randomised
-from training.awnet import AWNet, AWNetConfig
-from training.checkpoint import Calibration, pack, save
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.checkpoint import Calibration, pack, save
 
 
 def write_checkpoint(path: Path, config: AWNetConfig) -> Path:

@@ -30,13 +30,13 @@ from tqdm import tqdm
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from domain.statistics import STATISTICS
 
-from .networks import checkpoint
-from .core import files
 from .attacks.ascent import Budget, Model
 from .attacks.copies import attackers_copy
 from .attacks.evasion import EVASIONS, evade
-from .networks.checkpoint import Domain
-from .data.images import Split, load_images, to_bytes, to_pixels
+from .core import files
+from .core.hardware import device_of
+from .data.images import Split, to_bytes, to_pixels
+from .data.sets import load_images
 from .evaluation.attackers import load_surrogate, prepared
 from .evaluation.calibration import STRETCH, Sample, assigned, attacked, calibrate_domains, rates_of
 from .evaluation.calibration_report import MIDDLE, described, left_by, microseconds, row, rows, table, tolerance_table
@@ -44,7 +44,8 @@ from .evaluation.detection import calibrate
 from .evaluation.pictures import PICTURES, changed
 from .evaluation.probability import Groups, brier, expected_calibration_error, fit_score_map
 from .evaluation.tolerance import MOST_FLAGGED, chosen, compared, of_group, tolerant
-from .core.hardware import device_of
+from .networks import checkpoint
+from .networks.checkpoint import Domain
 from .networks.network import DetectingNetwork
 from .options import DATA_DIR_HELP, DEVICES
 

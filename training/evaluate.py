@@ -46,19 +46,20 @@ from tqdm import tqdm
 
 from domain.corruptions import CORRUPTIONS
 
-from .networks import checkpoint
-from .core import files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.evasion import EVASIONS, evasions_of
 from .attacks.search import STEP
 from .attacks.worst_case import WORST_CASE_BUDGET
-from .data.images import SETS, Split, load_images
+from .core import files
+from .core.hardware import device_of, multiplies_bfloat16
+from .data.images import Split
+from .data.sets import SETS, load_images
 from .evaluation import detection
 from .evaluation.attackers import load_surrogate
 from .evaluation.judge import Evaluation
 from .evaluation.report import ONE_STEP, PartProgress, Report
-from .core.hardware import device_of, multiplies_bfloat16
+from .networks import checkpoint
 from .networks.network import MODES, in_mode, must_detect
 from .options import DATA_DIR_HELP, DEVICES
 from .renames import OPTIONS, REPORT_PARTS, RenamedOption, run_table

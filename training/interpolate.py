@@ -24,8 +24,8 @@ from pathlib import Path
 
 from torch import nn
 
-from .networks import checkpoint
 from .core import files
+from .networks import checkpoint
 from .networks.awnet import AWNet
 from .networks.network import Network
 from .trainer.build import copy_static

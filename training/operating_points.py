@@ -30,12 +30,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .networks import checkpoint
-from .core import files
 from .attacks.ascent import Budget
 from .attacks.catalogue import ATTACKS
 from .attacks.worst_case import WORST_CASE_BUDGET, members_of, worst_case
-from .data.images import Split, load_images, to_bytes, to_pixels
+from .core import files
+from .core.hardware import device_of, multiplies_bfloat16
+from .data.images import Split, to_bytes, to_pixels
+from .data.sets import load_images
 from .evaluation.attackers import prepared, weights_sha256
 from .evaluation.calibration import Sample
 from .evaluation.detection import calibrate
@@ -43,7 +44,7 @@ from .evaluation.frontier import Attacked, Frontier, beaten, next_point, who_bro
 from .evaluation.natural import false_positives, flagged_as_served, share
 from .evaluation.points import FIXED, Point, grid, outputs_of
 from .evaluation.points_report import LEAST_CLEAN, chosen_of, draw, markdown, tied
-from .core.hardware import device_of, multiplies_bfloat16
+from .networks import checkpoint
 from .networks.network import Network
 from .options import DATA_DIR_HELP, DEVICES
 

@@ -22,11 +22,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .networks import checkpoint
-from .data.images import ImageSet, Source, load_images
 from .core.files import write_json
-from .data.folder import DataError
 from .core.hardware import DeviceError, multiplies_bfloat16
+from .data.folder import DataError
+from .data.images import ImageSet
+from .data.sets import Source, load_images
+from .networks import checkpoint
 from .options import train_parser
 from .trainer.distributed import SINGLE_PROCESS, World, process_group
 from .trainer.recipe import RecipeError, read_recipe

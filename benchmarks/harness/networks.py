@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from training.awnet import AWNet
+from training.networks.awnet import AWNet
 
 
 def randomised(net: AWNet) -> AWNet:

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import precisions
 from benchmarks.harness.networks import randomised
-from training.awnet import AWNet, AWNetConfig
-from training.data import Split
+from training.data.images import Split
+from training.networks.awnet import AWNet, AWNetConfig
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from benchmarks.harness.networks import randomised
 from export import graph
 from server.engines.onnx_cut import cut
 from server.engines.onnx_scan import scan
-from training.awnet import AWNet, AWNetConfig
-from training.network import Signals
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.network import Signals
 
 
 class ExactSignals(Signals):

@@ -17,9 +17,9 @@ from export.int8 import PrecisionError
 from export.onnx import main
 from server.engines.onnx_cut import cut
 from server.engines.onnx_scan import scan
-from training.awnet import AWNet
-from training.checkpoint import load
-from training.data import Split
+from training.data.images import Split
+from training.networks.awnet import AWNet
+from training.networks.checkpoint import load
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "training/checkpoints/awnet-robust-domains.pt"
 

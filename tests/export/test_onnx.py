@@ -24,7 +24,7 @@ from export.layout import METADATA_KEY
 from export.onnx import ExportError, export_checkpoint, main
 from export.parity import ParityError
 from server.core.contract import parse
-from training.checkpoint import CheckpointError, load, read, save
+from training.networks.checkpoint import CheckpointError, load, read, save
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -460,8 +460,8 @@ def test_a_calibration_of_another_network_is_refused(tiny_checkpoint: Path, tmp_
 
 def test_a_static_network_is_refused(tmp_path: Path) -> None:
     """Only an AW-Net can be exported, and the error says so."""
-    from training.baselines import StaticConfig, build_static
-    from training.checkpoint import pack
+    from training.networks.baselines import StaticConfig, build_static
+    from training.networks.checkpoint import pack
 
     path = tmp_path / "static.pt"
     save(path, pack(build_static(StaticConfig(width=4)), labels=["x"] * 10, recipe={}))

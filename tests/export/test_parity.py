@@ -12,8 +12,8 @@ import torch
 from onnx import numpy_helper
 
 from export import graph, parity
-from training.awnet import AWNet
-from training.checkpoint import load
+from training.networks.awnet import AWNet
+from training.networks.checkpoint import load
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from export import graph
 from export.layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, versions
 from export.repository import RepositoryError, publish
 from server.engines.repository import Repository
-from training.awnet import AWNet, AWNetConfig
+from training.networks.awnet import AWNet, AWNetConfig
 
 
 def make_model(contract: str, width: int = 4, modes: Collection[str] = ()) -> bytes:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import training as benchmark
 from benchmarks.training import OURS, PUBLISHED, VARIANTS, Size
-from training.awnet import AWNet, AWNetConfig
+from training.networks.awnet import AWNet, AWNetConfig
 from training.trainer.adversary import Adversary
 
 SIZE, CPU = Size(2, 4), torch.device("cpu")

@@ -13,12 +13,13 @@ import torch
 
 from domain.corruptions import CORRUPTIONS
 from domain.statistics import STATISTICS
-from training import calibrate, checkpoint
-from training.baselines import StaticConfig, build_static
+from training import calibrate
 from training.calibrate import main
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
 from training.evaluation.calibration_report import table, tolerance_table
 from training.evaluation.tolerance import MOST_FLAGGED
+from training.networks import checkpoint
+from training.networks.baselines import StaticConfig, build_static
 
 ROOT = Path(__file__).resolve().parents[2]
 # Version of the model -> its checkpoint, and its calibration's report.

@@ -11,19 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training import checkpoint, evaluate
+from training import evaluate
 from training.attacks.ascent import Budget
 from training.attacks.copies import attackers_copy
 from training.attacks.evasion import EVASIONS
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import ImageSet, Source, Split
+from training.data.images import ImageSet, Split
+from training.data.sets import Source
 from training.evaluate import main
 from training.evaluation import judge
 from training.evaluation.attackers import load_surrogate
 from training.evaluation.judge import Answers, Evaluation, Judge
 from training.evaluation.report import PartProgress, from_hex
-from training.network import MODES, Network
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
+from training.networks.network import MODES, Network
 
 LEVELS = ["T0", "T1", "T2", "T3"]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint, interpolate
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, StaticNet, build_static
+from training import interpolate
 from training.interpolate import between
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, StaticNet, build_static
 
 LABELS = [str(i) for i in range(10)]
 

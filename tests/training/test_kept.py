@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from training import checkpoint
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
+from training.networks import checkpoint
 from training.train import train
 from training.trainer.recipe import read_recipe
 from training.trainer.run import Run

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from tests.tiny_awnet import write_checkpoint
-from training import checkpoint, operating_points
-from training.awnet import AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import ImageSet, Split
+from training import operating_points
+from training.data.images import ImageSet, Split
 from training.evaluation import frontier, natural
 from training.evaluation.points_report import LEAST_CLEAN, chosen_of, tied
+from training.networks import checkpoint
+from training.networks.awnet import AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 
 ROOT = Path(__file__).resolve().parents[2]
 

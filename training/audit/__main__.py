@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..networks import checkpoint
 from ..attacks.rejection import MaxSoftmax, SeparateDetector
 from ..attacks.search import Detecting
-from ..data.images import ImageSet, load_images
+from ..core.files import sha256, write_json
+from ..core.hardware import device_of
+from ..data.images import ImageSet
+from ..data.sets import load_images
 from ..evaluation import detection
 from ..evaluation.attackers import load_surrogate, prepared
 from ..evaluation.judge import Evaluation
 from ..evaluation.report import PartProgress
-from ..core.files import sha256, write_json
-from ..core.hardware import device_of
+from ..networks import checkpoint
 from ..networks.network import Network, in_mode
 from . import linter, plots
 from .card import card

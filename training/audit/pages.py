@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.report import table
 from ..core.files import write_text
+from ..evaluation.report import table
 from . import linter
 from .card import FPR, mode_of, statement
 from .cells import TITLES, levels, percent, right, with_interval

@@ -16,14 +16,14 @@ from torch import Tensor
 from ..attacks.ascent import cross_entropy
 from ..attacks.copies import attackers_copy
 from ..attacks.search import Target
-from ..networks.checkpoint import Domain
+from ..core.files import whole
 from ..data.images import Split, to_bytes, to_pixels
 from ..evaluation import detection
 from ..evaluation.calibration import assigned, statistics_of
 from ..evaluation.judge import Answers, Evaluation, Judge, ask, concatenated, input_gradient
 from ..evaluation.probability import ScoreMap
 from ..evaluation.report import to_hex
-from ..core.files import whole
+from ..networks.checkpoint import Domain
 from ..networks.network import ADVERSARIAL, NATURAL, Network
 from . import measures
 

@@ -1,6 +1,6 @@
 """Which devices there are, and workarounds for operations that torch computes wrongly or slowly on some CPUs.
 
-Everything here is measured, with torch 2.14.1 (oneDNN 3.12.0); tests/training/test_hardware.py runs it again.
+Everything here is measured, with torch 2.14.1 (oneDNN 3.12.0); tests/training/core/test_hardware.py runs it again.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from domain.statistics import STATISTICS, measure
 from ..attacks.ascent import Budget, Model
 from ..attacks.copies import attackers_copy
 from ..attacks.pgd import pgd_sat
-from ..networks.checkpoint import Calibration, Domain
 from ..data.images import Split, to_bytes, to_pixels
+from ..networks.checkpoint import Calibration, Domain
 from ..networks.network import ADVERSARIAL, DetectingNetwork
 from .detection import FPRS, calibrate, histogram, threshold_at
 from .pictures import changed

@@ -21,8 +21,8 @@ from ..attacks.ascent import margin, whole_levels
 from ..attacks.best import BestIterate
 from ..attacks.copies import attackers_copy
 from ..attacks.worst_case import LOSSES, Member, climb, members_of
-from ..networks.awnet import AWNet
 from ..data.images import to_bytes
+from ..networks.awnet import AWNet
 from ..networks.network import DetectingNetwork
 from .points import Outputs, Point, outputs_of
 

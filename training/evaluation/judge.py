@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core import files
 from ..attacks.ascent import Budget, cross_entropy, project, quantise
 from ..attacks.catalogue import ATTACKS
 from ..attacks.copies import attackers_copy
 from ..attacks.evasion import evade, evasions_of
 from ..attacks.worst_case import broken_first_by, members_of, worst_case
+from ..core import files
 from ..data.images import Split
 from ..networks.network import ADVERSARIAL, NATURAL, Network, must_detect
 from . import detection

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from domain.corruptions import CORRUPTIONS
 
-from ..data.images import load_cifar100, load_tiny_imagenet
+from ..data.sets import load_cifar100
+from ..data.tiny_imagenet import load_tiny_imagenet
 
 
 def changed(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:

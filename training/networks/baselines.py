@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 from torchvision.models.vgg import make_layers
 
-from ..core.hardware import Conv2d
 from .network import Network
+from .rdi import RdiResNet
+from .repvgg import RepVGG, RepVGGBlock
+from .residual import BasicBlock, Bottleneck, ConvBN, ResNet, WideResNet
 
 RESNET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -79,129 +80,6 @@ class StaticNet(Network):
             self.body.set_exits(self.normalise(x))
 
 
-class ConvBN(nn.Module):
-    """Convolution without bias, then batch norm."""
-
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.conv(x))
-        return out
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `projection` is 'conv' or 'pad' (CIFAR option A: no parameters)."""
-
-    expansion = 1
-
-    def __init__(self, c_in: int, c_out: int, stride: int, projection: str = "conv") -> None:
-        super().__init__()
-        self.conv1 = ConvBN(c_in, c_out, 3, stride)
-        self.conv2 = ConvBN(c_out, c_out, 3)
-        self.stride, self.extra = stride, c_out - c_in
-        same = stride == 1 and c_in == c_out
-        self.shortcut = ConvBN(c_in, c_out, 1, stride) if projection == "conv" and not same else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(F.relu(self.conv1(x)))
-        if self.shortcut is not None:
-            x = self.shortcut(x)
-        elif self.extra or self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return F.relu(out + x)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions, the last to four times `c`, and a convolved shortcut."""
-
-    expansion = 4
-
-    def __init__(self, c_in: int, c: int, stride: int, projection: str = "conv") -> None:
-        super().__init__()
-        self.conv1 = ConvBN(c_in, c, 1)
-        self.conv2 = ConvBN(c, c, 3, stride)
-        self.conv3 = ConvBN(c, 4 * c, 1)
-        same = stride == 1 and c_in == 4 * c
-        self.shortcut = None if same else ConvBN(c_in, 4 * c, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
-        return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
-
-
-class ResNet(nn.Module):
-    """CIFAR ResNet (He et al. 2016): 3x3 stem, stages of blocks that double the width, global average pool."""
-
-    def __init__(
-        self,
-        blocks: tuple[int, ...],
-        width: int,
-        num_classes: int,
-        projection: str = "conv",
-        block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
-    ) -> None:
-        super().__init__()
-        self.stem = ConvBN(3, width, 3)
-        self.blocks, c_in = nn.ModuleList(), width
-        for stage, count in enumerate(blocks):
-            for i in range(count):
-                stride = 2 if stage and i == 0 else 1
-                self.blocks.append(block(c_in, width << stage, stride, projection))
-                c_in = block.expansion * (width << stage)
-        self.classifier = nn.Linear(c_in, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.stem(x))
-        for block in self.blocks:
-            h = block(h)
-        logits: Tensor = self.classifier(h.mean(dim=(2, 3)))
-        return logits
-
-
-class PreActBlock(nn.Module):
-    """Batch norm and ReLU before each 3x3 convolution; where the shape changes the shortcut starts after the first."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        same = stride == 1 and c_in == c_out
-        self.shortcut = None if same else Conv2d(c_in, c_out, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(x))
-        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(h))))
-        return out + (x if self.shortcut is None else self.shortcut(h))
-
-
-class WideResNet(nn.Module):
-    """WRN-depth-factor (Zagoruyko and Komodakis 2016) without dropout: `width` is 16 * factor, the stem has 16."""
-
-    def __init__(self, depth: int, factor: int, width: int, num_classes: int) -> None:
-        super().__init__()
-        c_in = max(1, width // factor)
-        self.stem = nn.Conv2d(3, c_in, 3, padding=1, bias=False)
-        self.blocks = nn.ModuleList()
-        for stage in range(3):
-            for i in range((depth - 4) // 6):
-                self.blocks.append(PreActBlock(c_in, width << stage, 2 if stage and i == 0 else 1))
-                c_in = width << stage
-        self.norm = nn.BatchNorm2d(c_in)
-        self.classifier = nn.Linear(c_in, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        for block in self.blocks:
-            h = block(h)
-        logits: Tensor = self.classifier(F.relu(self.norm(h)).mean(dim=(2, 3)))
-        return logits
-
-
 def vgg11_bn(width: int, num_classes: int) -> nn.Module:
     """VGG-11 with batch norm and one linear layer, `width` channels in the first convolution (64 in the original)."""
     layers: list[nn.Module] = []
@@ -248,68 +126,6 @@ def mobilenet_v2(width: int, num_classes: int) -> nn.Module:
     return net
 
 
-class RepVGGBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution and, where the shape allows, the identity, each with its batch norm; sum; ReLU."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv3 = ConvBN(c_in, c_out, 3, stride)
-        self.conv1 = ConvBN(c_in, c_out, 1, stride)
-        self.identity = nn.BatchNorm2d(c_in) if c_in == c_out and stride == 1 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(x) + self.conv1(x)
-        return F.relu(out if self.identity is None else out + self.identity(x))
-
-    def fused(self) -> tuple[Tensor, Tensor]:
-        """(weight [c_out,c_in,3,3], bias [c_out]) of the one convolution that the block is in evaluation, float64.
-
-        A 1x1 filter is a 3x3 filter that is zero around its middle, the identity is the 1x1 filter of the unit
-        matrix, and a batch norm in evaluation scales filters and shifts (Ding et al. 2021, sec. 3.3).
-        """
-        c_out, c_in = self.conv3.conv.weight.shape[:2]
-        branches = [
-            (self.conv3.conv.weight, self.conv3.norm),
-            (F.pad(self.conv1.conv.weight, (1,) * 4), self.conv1.norm),
-        ]
-        if self.identity is not None:
-            unit = torch.eye(c_out, c_in, device=self.conv3.conv.weight.device)[:, :, None, None]
-            branches.append((F.pad(unit, (1,) * 4), self.identity))
-        weight, bias = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for filters, norm in branches:
-            assert norm.running_mean is not None and norm.running_var is not None
-            scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-            weight = weight + filters.double() * scale[:, None, None, None]
-            bias = bias + norm.bias.double() - norm.running_mean.double() * scale
-        return weight, bias
-
-
-class RepVGG(nn.Module):
-    """RepVGG (Ding et al. 2021), type A: stages of 1, 2, 4, 14 and 1 blocks; `fused` builds the one that is deployed.
-
-    `width` is that of the second stage (64 a = 96 for A2); the first has min(64, 64 a) channels, the others 2, 4
-    and 8 b/a times as many. Strides are 1, 1, 2, 2, 2 instead of five times 2: our choice for 32x32 images.
-    """
-
-    def __init__(self, width: int, num_classes: int, a: float, b: float, fused: bool) -> None:
-        super().__init__()
-        first, last = round(width * min(1, 1 / a)), round(8 * width * b / a)
-        self.blocks, c_in = nn.ModuleList(), 3
-        for count, c, stride in ((1, first, 1), (2, width, 1), (4, 2 * width, 2), (14, 4 * width, 2), (1, last, 2)):
-            for i in range(count):
-                s = stride if i == 0 else 1
-                plain = nn.Sequential(nn.Conv2d(c_in, c, 3, s, padding=1), nn.ReLU()) if fused else None
-                self.blocks.append(plain or RepVGGBlock(c_in, c, s))
-                c_in = c
-        self.classifier = nn.Linear(c_in, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
-        return logits
-
-
 def reparameterised(net: StaticNet) -> StaticNet:
     """The deployed form of a RepVGG, a network of its own (`<arch>_fused`) that computes the same in evaluation.
 
@@ -327,84 +143,6 @@ def reparameterised(net: StaticNet) -> StaticNet:
             for name, value in zip(("weight", "bias"), mine.fused(), strict=True):
                 theirs.get_parameter(f"0.{name}").copy_(value)
     return other.train(net.training)
-
-
-class RdiResNet(nn.Module):
-    """RDI-ResNet-38 (Hu et al. 2020, "Triple Wins"): a CIFAR ResNet with an exit after blocks 2 and 5 of each stage.
-
-    In evaluation an image leaves by the first exit whose softmax has an entropy of at most `entropy` (nats, one
-    value an exit; `set_exits` chooses them), otherwise by the last one. What it would meet later is still
-    computed, because a batch holds images of all kinds; `leaves` says where each image left.
-    In training `forward` returns the last exit's logits; objectives ask for all of them, through `exits`.
-    """
-
-    entropy: Tensor
-
-    def __init__(self, count: int, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.stem = ConvBN(3, width, 3)
-        self.blocks, self.branches, c_in = nn.ModuleList(), nn.ModuleDict(), width
-        for stage in range(3):
-            c = width << stage
-            for i in range(count):
-                if i in (count // 4, 3 * count // 4):
-                    self.branches[str(len(self.blocks))] = self.branch(stage, width, num_classes)
-                self.blocks.append(BasicBlock(c_in, c, 2 if stage and i == 0 else 1))
-                c_in = c
-        self.classifier = nn.Linear(c_in, num_classes)
-        self.register_buffer("entropy", torch.zeros(len(self.branches)))
-
-    @staticmethod
-    def branch(stage: int, width: int, num_classes: int) -> nn.Sequential:
-        """One exit: the deeper its stage, the less stands between the features and the classifier."""
-        layers: list[nn.Module] = []
-        if stage == 0:
-            layers += [nn.MaxPool2d(2), ConvBN(width, 4 * width, 5), nn.ReLU()]
-            layers += [nn.MaxPool2d(2), ConvBN(4 * width, 2 * width, 3)]
-        elif stage == 1:
-            layers += [nn.MaxPool2d(2), BasicBlock(2 * width, 2 * width, 1)]
-        channels = (4 if stage == 2 else 2) * width
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-
-    def exits(self, x: Tensor) -> list[Tensor]:
-        """Logits of all seven exits, each [N, K]."""
-        h, out = F.relu(self.stem(x)), []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if str(i) in self.branches:
-                out.append(self.branches[str(i)](h))
-        return [*out, self.classifier(h.mean(dim=(2, 3)))]
-
-    def leaves(self, logits: list[Tensor]) -> Tensor:
-        """Index [N] of the exit by which each image leaves."""
-        sure = torch.stack(
-            [entropy(z) <= limit for z, limit in zip(logits[:-1], self.entropy, strict=True)]
-            + [torch.ones(len(logits[0]), dtype=torch.bool, device=logits[0].device)]
-        )
-        return sure.int().argmax(0)
-
-    @torch.no_grad()
-    def set_exits(self, x: Tensor) -> None:
-        """Thresholds by which an equal number of the images x [N, 3, H, W], normalised, leaves by each exit."""
-        logits = self.exits(x)
-        left = torch.arange(len(x), device=x.device)
-        for i, z in enumerate(logits[:-1]):
-            values = entropy(z[left])
-            self.entropy[i] = values.quantile(1 / (len(logits) - i)) if len(values) else 0.0
-            left = left[values > self.entropy[i]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.exits(x)
-        if self.training:
-            return logits[-1]
-        chosen = self.leaves(logits)
-        return torch.stack(logits)[chosen, torch.arange(len(x), device=x.device)]
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax of logits [N, K], in nats, [N]."""
-    log_p = F.log_softmax(logits.float(), dim=1)
-    return -(log_p.exp() * log_p).sum(1)
 
 
 @dataclass(frozen=True)

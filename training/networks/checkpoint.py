@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..core import files
+from ..data.sets import Source
 from .awnet import AWNet, AWNetConfig
 from .baselines import StaticConfig, build_static
-from ..data.images import Source
 from .network import Network
 
 FORMAT = 1

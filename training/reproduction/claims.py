@@ -28,8 +28,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..evaluation.report import ONE_STEP
 from ..core.files import write_json, write_text
+from ..evaluation.report import ONE_STEP
 from . import sweep, tables
 from .full_width import full_width
 from .ledger import HEADINGS, ledger_markdown, standing

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from ..networks import checkpoint
 from ..core import drawing
-from ..data.images import load_images
 from ..core.files import write_json, write_text
+from ..data.sets import load_images
+from ..networks import checkpoint
 from .filters import describe, moments_of, spread
 
 FIGURES = ("1", "3", "4", "5", "6", "7", "8")

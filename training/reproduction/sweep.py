@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 from .. import evaluate
-from ..data.images import Source, load_images
 from ..core.files import lock, whole, write_json
 from ..core.hardware import DeviceError, device_of
+from ..data.sets import Source, load_images
 from ..options import DATA_DIR_HELP, DEVICES
 from ..renames import RECIPE_KEYS, rename_recipe
 from ..train import train

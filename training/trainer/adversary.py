@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..attacks.ascent import Budget, ascend_within, cross_entropy, normal_start, project, quantise, uniform_start
 from ..attacks.evasion import selective
+from ..core.rng import GLOBAL_RNG, Rng
 from ..networks.folded import InParts, StillNetwork, still
 from ..networks.network import ADVERSARIAL, NATURAL, Branch, DetectingNetwork, Network, Signals
-from ..core.rng import GLOBAL_RNG, Rng
 
 STARTS = ("normal", "uniform", "n_fgsm")
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks import checkpoint
 from ..attacks.ascent import Budget
+from ..data.answers import Answers
+from ..networks import checkpoint
 from ..networks.awnet import AWNet, AWNetConfig
 from ..networks.baselines import StaticConfig, build_static
-from ..data.images import Answers
 from ..networks.network import Network
 from ..networks.pretrained import PRETRAINED, load_pretrained
 from .adversary import Adversary

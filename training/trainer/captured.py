@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..networks.network import Network
 from ..core.rng import KeyedRng
+from ..networks.network import Network
 from .distributed import SINGLE_PROCESS, World
 from .objectives import Objective
 from .recipe import RecipeError

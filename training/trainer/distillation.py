@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.awnet import AWNetConfig, bounded_mixture
-from ..data.images import Answers
-from ..networks.network import Network, Signals, must_detect
 from ..core.rng import GLOBAL_RNG, Rng
+from ..data.answers import Answers
+from ..networks.awnet import AWNetConfig, bounded_mixture
+from ..networks.network import Network, Signals, must_detect
 from .adversary import Adversary
 from .objectives import Loss, Objective, PgdAt, Step, exit_logits, exit_mean, kl_divergence, natural_images, sign_noise
 from .recipe import RecipeError
@@ -200,7 +200,7 @@ class BoundedDistillation(PgdAt):
     """`PgdAt` of an AW-Net with bounded mixing, whose adversarial branch learns a robust teacher's answers on x_adv.
 
     Both halves of `PgdAt` are kept; of the adversarial one, `distil` is KL(T(x) || z_adv(x_adv)) instead of
-    cross-entropy, as RSLAD has it. T(x) are `answers` that were written down once (`data.Answers`), so that no teacher
+    cross-entropy, as RSLAD has it. T(x) are `answers` that were written down once (`data.answers`), so that no teacher
     runs; images must not be shifted then. `mixture_weight` times the cross-entropy of the deployed mixture on x_adv is
     added: what an attacker gains who has steered detector and natural branch. The natural branch's answer to x_adv is
     taken with its running statistics, which are those of natural images and stay so.

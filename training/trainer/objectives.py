@@ -24,11 +24,11 @@ from torch import Tensor
 from domain.corruptions import STRENGTHS
 
 from ..attacks.ascent import Budget, ascend, cross_entropy, quantise, uniform_start
+from ..core.rng import GLOBAL_RNG, Rng
 from ..data.images import to_bytes, to_pixels
 from ..evaluation.calibration import TRAINING_KINDS
 from ..evaluation.pictures import changed
 from ..networks.network import ADVERSARIAL, NATURAL, DetectingNetwork, Network
-from ..core.rng import GLOBAL_RNG, Rng
 from .adversary import Adversary
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attacks.ascent import Budget, ascend, cross_entropy, normal_start, quantise, uniform_start
-from ..networks.network import Network, must_detect
 from ..core.rng import GLOBAL_RNG, Rng
+from ..networks.network import Network, must_detect
 from .adversary import Adversary, evading_gain
 from .objectives import Loss, Objective, Step, corrupted, sign_noise, type_loss
 

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..data.images import SETS
+from ..data.sets import SETS
 from ..renames import rename_recipe, warn_renamed
 
 RECIPES = Path(__file__).parents[1] / "recipes"

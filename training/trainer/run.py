@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..networks import checkpoint
-from ..data.images import ImageSet, shuffled_batches
 from ..core.files import lock
+from ..core.rng import KeyedRng
+from ..data.batches import shuffled_batches
+from ..data.images import ImageSet
+from ..networks import checkpoint
 from ..networks.network import Network
 from ..renames import CHECKPOINT_KEYS
-from ..core.rng import KeyedRng
 from .build import build_objective, build_optimizer, parameter_groups, schedule, starting_network
 from .captured import CapturedStep, check_capturable
 from .distributed import SINGLE_PROCESS, World

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..networks.network import Network
 from ..core.rng import GLOBAL_RNG, Rng
+from ..networks.network import Network
 from .awp import perturbed
 from .distributed import SINGLE_PROCESS, World
 from .objectives import Loss, Objective

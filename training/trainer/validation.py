@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks import checkpoint
 from ..attacks.ascent import Budget, quantise
 from ..attacks.pgd import pgd_trades
 from ..attacks.worst_case import MISSED, WRONG_AS_IT_IS, members_of, worst_case
 from ..data.images import ImageSet, Split
 from ..evaluation.calibration import calibrate_domains
 from ..evaluation.detection import auroc
+from ..networks import checkpoint
 from ..networks.network import ADVERSARIAL, DetectingNetwork, Network, must_detect
 from .distributed import SINGLE_PROCESS, World
 from .objectives import Objective

@@ -12,8 +12,8 @@ from torch import Tensor
 from training.attacks.ascent import Budget, ascend, cross_entropy, quantise
 from training.attacks.evasion import EVASIONS, Evasion, evade, evasions_of
 from training.attacks.two_gradients import TwoGradients
-from training.awnet import AWNet, AWNetConfig
-from training.network import InMode
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.network import InMode
 
 THRESHOLD = 0.5
 BUDGET = Budget(steps=60)

@@ -11,9 +11,9 @@ from training.attacks.ascent import Budget, cross_entropy, quantise
 from training.attacks.pgd import pgd_sat
 from training.attacks.rejection import STATIC_EVASIONS, MaxSoftmax, SeparateDetector, doubt
 from training.attacks.search import best_case
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
 from training.evaluation.detection import auroc, threshold_at
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 
 GREY = 128 / 255
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from training.attacks.ascent import Model, norm, quantise
 from training.attacks.copies import attackers_copy
 from training.attacks.shapes import L2, SHAPES, Patch, Shape, Sparse, shaped
-from training.awnet import AWNet, AWNetConfig
-from training.network import Signals
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.network import Signals
 
 GREY = 128 / 255
 

@@ -10,7 +10,7 @@ from training.attacks.ascent import Budget, normalised
 from training.attacks.evasion import EVASIONS, Evasion
 from training.attacks.search import Seen, Walk, search
 from training.attacks.two_gradients import Orthogonal, TwoGradients, gradients, without
-from training.network import Branch
+from training.networks.network import Branch
 
 GREY = 128 / 255
 

@@ -29,8 +29,8 @@ from training.attacks.worst_case import (
     members_of,
     worst_case,
 )
-from training.awnet import AWNet, AWNetConfig
-from training.network import InMode, Network
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.network import InMode, Network
 
 from .toys import Linear, Lure, Switch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.network import Branch, DetectingNetwork, Network, Signals
+from training.networks.network import Branch, DetectingNetwork, Network, Signals
 
 
 def level(z: Tensor) -> Tensor:

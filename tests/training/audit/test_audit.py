@@ -14,15 +14,15 @@ import torch
 
 from export.audit.image_sets import t0_files
 from tests.tiny_awnet import write_checkpoint
-from training import checkpoint
 from training.attacks import evasion
 from training.attacks.ascent import Budget
 from training.attacks.catalogue import ATTACKS
 from training.audit import __main__ as program
 from training.audit import groups, linter, parts
-from training.awnet import AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
+from training.networks import checkpoint
+from training.networks.awnet import AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 
 CONFIG = AWNetConfig(width=4, extractor_width=4)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from training.audit import linter
 from training.audit.linter import failures, lint
 from training.audit.subject import finite_differences
-from training.data import Split, to_pixels
+from training.data.images import Split, to_pixels
 from training.evaluation.judge import Evaluation
 from training.evaluation.report import to_hex
-from training.network import Branch, DetectingNetwork, Signals
+from training.networks.network import Branch, DetectingNetwork, Signals
 
 
 class Toy(DetectingNetwork):

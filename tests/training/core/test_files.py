@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import files
+from training.core import files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def other(program: str) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path: Path) -> 
     """The next writer is not in the way of what the killed one left."""
     file = tmp_path / "last.txt"
     files.write_text(file, "old")
-    program = f"from training import files\nwith files.whole(Path({str(file)!r})) as p:\n p.write_text('half')\n"
+    program = f"from training.core import files\nwith files.whole(Path({str(file)!r})) as p:\n p.write_text('half')\n"
     with other(program + " print('ready', flush=True); time.sleep(600)") as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -65,7 +65,7 @@ def test_the_bytes_of_a_tensor_file_are_those_of_its_value(tmp_path: Path) -> No
 def test_a_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     """Even by SIGKILL, and when it is closed."""
     path = tmp_path / "run/lock"
-    program = f"from training import files\nheld = files.lock(Path({str(path)!r}))\nassert held\n"
+    program = f"from training.core import files\nheld = files.lock(Path({str(path)!r}))\nassert held\n"
     with other(program + "print('ready', flush=True); time.sleep(600)") as process:
         assert files.lock(path) is None
         os.kill(process.pid, signal.SIGKILL)

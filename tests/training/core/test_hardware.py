@@ -14,17 +14,17 @@ from torch import nn
 
 from benchmarks import training as benchmark
 from training import evaluate, train
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import ARCHITECTURES, StaticConfig, build_static
-from training.hardware import BFLOAT16, Conv2d, cpu_features, has_bfloat16, multiplies_bfloat16
+from training.core.hardware import BFLOAT16, Conv2d, cpu_features, has_bfloat16, multiplies_bfloat16
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import ARCHITECTURES, StaticConfig, build_static
 from training.reproduction import sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 NARROW = """
 import torch
 from torch import nn
-from training.awnet import ResNet18Extractor
+from training.networks.awnet import ResNet18Extractor
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training import data, rng
-from training.rng import GLOBAL_RNG, KeyedRng
+from training.core import rng
+from training.core.rng import GLOBAL_RNG, KeyedRng
+from training.data.batches import shuffled_batches
+from training.data.images import Split
 
 
 def test_the_hash_is_splitmix64() -> None:
@@ -68,12 +70,10 @@ def test_the_other_source_is_torch_s_generator() -> None:
 def test_an_epoch_in_several_processes_has_the_same_images_as_in_one(processes: int) -> None:
     """Every image once, the same crops, rank r a contiguous share of each batch; it can be entered at any batch."""
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
-    split = data.Split(images, torch.arange(50))
-    whole = list(data.shuffled_batches(split, 16, seed=1, epoch=2))
+    split = Split(images, torch.arange(50))
+    whole = list(shuffled_batches(split, 16, seed=1, epoch=2))
     assert len(whole) == 3 and len(torch.cat([y for _, y, _ in whole]).unique()) == 48
-    pieces = [
-        list(data.shuffled_batches(split, 16, 1, 2, first=1, rank=r, world_size=processes)) for r in range(processes)
-    ]
+    pieces = [list(shuffled_batches(split, 16, 1, 2, first=1, rank=r, world_size=processes)) for r in range(processes)]
     for number, (x, y, keyed) in enumerate(whole[1:]):
         assert torch.equal(torch.cat([piece[number][0] for piece in pieces]), x)
         assert torch.equal(torch.cat([piece[number][1] for piece in pieces]), y)

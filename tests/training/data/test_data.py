@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training import data
+from training.data import sets
+from training.data.images import SPLIT_SEED, to_bytes
+from training.data.sets import Source, load_cifar10, load_cifar100, load_images
 
 WNIDS = ("n01443537", "n01629819")
 
@@ -47,7 +49,7 @@ def tiny_imagenet(root: Path, nested: bool, per_class: int = 20) -> Path:
 def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path, nested: bool) -> None:
     """A tenth is held out, `val` tests, classes are those of wnids.txt by name, and a grey image has three channels."""
     tiny_imagenet(tmp_path, nested)
-    images = data.load_images(data.Source("tiny"), tmp_path)
+    images = load_images(Source("tiny"), tmp_path)
     assert [len(s) for s in (images.train, images.validation, images.test)] == [36, 4, 4]
     assert images.labels == ["goldfish", "salamander"]
     assert images.test.labels.tolist() == [0, 1, 0, 1]
@@ -69,7 +71,7 @@ def test_what_is_missing_of_tiny_imagenet_is_named(tmp_path: Path, part: str) ->
     gone.rename(tmp_path / "elsewhere")
     word = {"a class": WNIDS[1], "everything": "tiny-imagenet-200.zip"}.get(part, part)
     with pytest.raises(FileNotFoundError, match=word) as error:
-        data.load_images(data.Source("tiny"), tmp_path)
+        load_images(Source("tiny"), tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
@@ -78,13 +80,13 @@ def test_an_image_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
     base = tiny_imagenet(tmp_path, nested=True)
     Image.new("RGB", (32, 64)).save(base / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_3.JPEG")
     with pytest.raises(ValueError, match=rf"{WNIDS[0]}_3\.JPEG is 32x64"):
-        data.load_images(data.Source("tiny"), tmp_path)
+        load_images(Source("tiny"), tmp_path)
 
 
 @pytest.mark.parametrize(("name", "word"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
 def test_a_missing_cifar_says_what_to_unpack_and_where(tmp_path: Path, name: str, word: str) -> None:
     """Without a download: the folder that is wanted, the file that holds it."""
-    load = {"cifar10": data.load_cifar10, "cifar100": data.load_cifar100}[name]
+    load = {"cifar10": load_cifar10, "cifar100": load_cifar100}[name]
     with pytest.raises(FileNotFoundError, match=word) as error:
         load(tmp_path, download=False)
     assert str(tmp_path) in str(error.value) and ".tar.gz" in str(error.value)
@@ -93,7 +95,7 @@ def test_a_missing_cifar_says_what_to_unpack_and_where(tmp_path: Path, name: str
 def test_an_unknown_set_is_refused() -> None:
     """The message lists what there is."""
     with pytest.raises(ValueError, match="cifar10, cifar100, tiny"):
-        data.load_images(data.Source("svhn"), Path())
+        load_images(Source("svhn"), Path())
 
 
 def test_cifar100_is_split_like_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +111,13 @@ def test_cifar100_is_split_like_cifar10(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"fine {i}" for i in range(100)]}))
     for file in folder.iterdir():
         sums[file.name] = hashlib.md5(file.read_bytes()).hexdigest()
-    monkeypatch.setattr(data.CIFAR100, "train_list", [["train", sums["train"]]])
-    monkeypatch.setattr(data.CIFAR100, "test_list", [["test", sums["test"]]])
-    monkeypatch.setattr(data.CIFAR100, "meta", {**data.CIFAR100.meta, "md5": sums["meta"]})
-    monkeypatch.setattr(data, "VALIDATION_IMAGES", 10)
-    images = data.load_images(data.Source("cifar100"), tmp_path)
+    monkeypatch.setattr(sets.CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(sets.CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(sets.CIFAR100, "meta", {**sets.CIFAR100.meta, "md5": sums["meta"]})
+    monkeypatch.setattr(sets, "VALIDATION_IMAGES", 10)
+    images = load_images(Source("cifar100"), tmp_path)
     assert [len(s) for s in (images.train, images.validation, images.test)] == [50, 10, 12]
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(data.SPLIT_SEED))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(SPLIT_SEED))
     assert images.validation.labels.tolist() == order[:10].tolist()
     assert images.labels[42] == "fine 42" and len(images.labels) == 100
 
@@ -132,7 +134,7 @@ def test_the_real_sets_load(name: str, folder: str) -> None:
     root = Path(os.environ["AWNET_DATA_DIR"])
     if not (root / folder).is_dir():
         pytest.skip(f"AWNET_DATA_DIR holds no {folder}")
-    images = data.load_images(data.Source(name), root)
+    images = load_images(Source(name), root)
     classes = {"cifar100": 100, "tiny": 200}[name]
     assert len(images.labels) == classes and len(images.test) == 10_000
     assert images.train.labels.unique().tolist() == list(range(classes))
@@ -149,5 +151,5 @@ def test_the_real_sets_load(name: str, folder: str) -> None:
 def test_bytes_are_not_made_bytes_twice() -> None:
     """255 times a byte overflows to its negative, which looks like a picture and is none of the set."""
     with pytest.raises(TypeError, match="uint8"):
-        data.to_bytes(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
-    assert data.to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 128, 255]
+        to_bytes(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    assert to_bytes(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 128, 255]

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageCms
 
 from server.core.images import Limits, decode
-from training import data, folder
-from training.data import Source, load_images
-from training.folder import DataError, pixels_of, read_folder
+from training.data import folder, sets
+from training.data.folder import DataError, pixels_of, read_folder
+from training.data.sets import Source, load_images
 
 
 def noise(width: int, height: int, seed: int) -> Image.Image:
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_not_judged_on_other_classes(tmp_path: Path) -> None:
 def test_a_set_is_not_downloaded_into_a_folder_of_something_else(tmp_path: Path, monkeypatch) -> None:
     """A mistyped folder that exists is left as it is, and own pictures are recognised."""
     drawn(tmp_path / "train")
-    monkeypatch.setattr(data.CIFAR10, "download", lambda self: pytest.fail("downloads"))
+    monkeypatch.setattr(sets.CIFAR10, "download", lambda self: pytest.fail("downloads"))
     with pytest.raises(FileNotFoundError, match=r"holds other things \(train\).*--set data\.set=folder"):
         load_images(Source("cifar10"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
@@ -217,7 +217,7 @@ def test_a_download_says_where_it_goes(tmp_path: Path, monkeypatch, capsys) -> N
     def refuse(self: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(data.CIFAR10, "download", refuse)
+    monkeypatch.setattr(sets.CIFAR10, "download", refuse)
     with pytest.raises(FileNotFoundError, match="no network"):
         load_images(Source("cifar10"), tmp_path)
     assert f"CIFAR-10 is not in {tmp_path}: downloading" in capsys.readouterr().err

@@ -14,9 +14,7 @@ from domain.ranges import LOW_ENDS, REACH, pool_ranges, pristine_ranges
 from domain.shares import wilson
 from domain.statistics import STATISTICS, outside
 from export import contract
-from training import checkpoint
-from training.checkpoint import Domain
-from training.data import Split
+from training.data.images import Split
 from training.evaluation import calibration
 from training.evaluation.calibration import (
     TRAINING_KINDS,
@@ -31,6 +29,8 @@ from training.evaluation.calibration import (
 )
 from training.evaluation.pictures import changed
 from training.evaluation.probability import brier, expected_calibration_error, fit_score_map
+from training.networks import checkpoint
+from training.networks.checkpoint import Domain
 
 
 def random_images(n: int, seed: int = 0) -> torch.Tensor:

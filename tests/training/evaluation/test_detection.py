@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoint
 from training.evaluation.detection import auroc, bootstrap, calibrate, flagged, histogram, threshold_at
+from training.networks import checkpoint
 
 CLEAN = torch.tensor([0.1, 0.2, 0.3, 0.4])
 ADVERSARIAL = torch.tensor([0.35, 0.8])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from training.attacks.ascent import quantise
-from training.awnet import AWNet, AWNetConfig
 from training.evaluation import frontier as room
 from training.evaluation.frontier import ELSEWHERE, WRONG_AS_IT_IS, Frontier, Standing, beaten, next_point, who_broke
 from training.evaluation.points import FIXED, Point, grid, outputs_of
+from training.networks.awnet import AWNet, AWNetConfig
 
 EPS, STEPS = 2 / 255, 3
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from training import checkpoint
-from training.awnet import AWNet, AWNetConfig
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
 from training.objectives import DetectorPretraining, Mart, Mtard, PgdAt, Rslad, Standard, Trades
 from training.recipe import DEFAULTS, read_recipe
 from training.run import Run

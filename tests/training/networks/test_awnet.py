@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.awnet import (
+from training.networks.awnet import (
     AWNet,
     AWNetConfig,
     ConvMixBN,
@@ -19,7 +19,7 @@ from training.awnet import (
     TypeHead,
     bounded_mixture,
 )
-from training.network import ADVERSARIAL, NATURAL
+from training.networks.network import ADVERSARIAL, NATURAL
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}  # float64, a few hundred additions
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.checkpoint import FORMAT, Calibration, CheckpointError, Domain, load, pack, read, save
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
+from training.networks.checkpoint import FORMAT, Calibration, CheckpointError, Domain, load, pack, read, save
 
 LABELS = [f"class {i}" for i in range(10)]
 

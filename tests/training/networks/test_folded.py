@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from training.attacks.ascent import Budget, ascend, cross_entropy, normal_start, project, quantise
 from training.attacks.evasion import selective
-from training.awnet import AWNet, AWNetConfig, SignalHead
-from training.folded import Folded, InParts, still
-from training.network import Branch, Signals
+from training.networks.awnet import AWNet, AWNetConfig, SignalHead
+from training.networks.folded import Folded, InParts, still
+from training.networks.network import Branch, Signals
 from training.trainer.adversary import Adversary
 
-from .attacks.toys import Lure
+from ..attacks.toys import Lure
 
 SWITCHES: list[dict[str, Any]] = [
     {},

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.network import MODES, InMode, Network, must_detect
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
+from training.networks.network import MODES, InMode, Network, must_detect
 
 
 @pytest.mark.parametrize(("arch", "exits"), [("resnet20", 1), ("rdi_resnet38", 7)])
@@ -73,6 +73,12 @@ def test_what_a_network_says_it_is_called_by_exists(net: Network) -> None:
 def test_attackers_losses_and_measures_ask_no_network_for_its_class() -> None:
     """What is about one class stands where that class is built, loaded or studied filter by filter."""
     asked = re.compile(r"isinstance\(.*(AWNet|StaticNet)")
-    training = Path(__file__).parents[2] / "training"
+    training = Path(__file__).parents[3] / "training"
     files = {p.relative_to(training).as_posix() for p in training.rglob("*.py") if asked.search(p.read_text("utf-8"))}
-    assert files == {"checkpoint.py", "folded.py", "interpolate.py", "trainer/build.py", "reproduction/filters.py"}
+    assert files == {
+        "networks/checkpoint.py",
+        "networks/folded.py",
+        "interpolate.py",
+        "trainer/build.py",
+        "reproduction/filters.py",
+    }

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.baselines import StaticConfig
-from training.pretrained import PRETRAINED, load_pretrained
+from training.networks.baselines import StaticConfig
+from training.networks.pretrained import PRETRAINED, load_pretrained
 
 
 class TheirBlock(nn.Module):

@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from training import checkpoint
-from training.baselines import (
+from training.data.sets import load_cifar10
+from training.networks import checkpoint
+from training.networks.baselines import (
     ARCHITECTURES,
     RESNET_BLOCKS,
-    RdiResNet,
     StaticConfig,
     StaticNet,
     build_static,
-    entropy,
     reparameterised,
 )
-from training.data import load_cifar10
-from training.pretrained import load_pretrained
+from training.networks.pretrained import load_pretrained
+from training.networks.rdi import RdiResNet, entropy
 
 
 def parameters(arch: str, num_classes: int = 10) -> int:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training import checkpoint
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.reproduction import figures
 from training.reproduction.filters import (
     convolutions,

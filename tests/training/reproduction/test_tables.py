@@ -20,7 +20,7 @@ import torch
 from tests.waiting import eventually
 from training import evaluate
 from training.attacks.ascent import Budget
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
 from training.evaluation.report import to_hex
 from training.reproduction import claims, sweep, tables
 from training.reproduction.claims import Claim, judge, verdict_on

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.trainer.adversary import Adversary
 from training.trainer.awp import perturbed
 from training.trainer.distillation import Mtard

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training import checkpoint, train
+from training import train
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import Answers, ImageSet, Split
-from training.network import Network
-from training.rng import KeyedRng
+from training.core.rng import KeyedRng
+from training.data.answers import Answers
+from training.data.images import ImageSet, Split
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
+from training.networks.network import Network
 from training.trainer import run as run_module
 from training.trainer.adversary import Adversary
 from training.trainer.captured import CapturedStep, StaticRng, check_capturable

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from domain.corruptions import CORRUPTIONS, STRENGTHS
 from training.attacks.ascent import Budget, quantise
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import Answers
+from training.core.rng import KeyedRng
+from training.data.answers import Answers
 from training.evaluation.pictures import changed
-from training.network import NATURAL, Signals
-from training.rng import KeyedRng
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
+from training.networks.network import NATURAL, Signals
 from training.trainer import objectives
 from training.trainer.adversary import Adversary, evading_gain
 from training.trainer.distillation import BoundedDistillation, LossBalance, Mtard, Rslad

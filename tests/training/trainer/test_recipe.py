@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from training import checkpoint
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.data import Source
+from training.data.sets import Source
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.trainer.build import OBJECTIVES, build_objective, copy_static, initialise, parameter_groups, schedule
 from training.trainer.pretraining import DetectorPretraining
 from training.trainer.recipe import DEFAULTS, RANGES, RecipeError, read_recipe

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from training import checkpoint
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, StaticNet, build_static
-from training.rng import KeyedRng
+from training.core.rng import KeyedRng
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, StaticNet, build_static
 from training.trainer.adversary import Adversary
 from training.trainer.distillation import Mtard
 from training.trainer.objectives import PgdAt, Standard, Trades

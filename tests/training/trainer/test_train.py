@@ -21,11 +21,15 @@ import training.train
 import training.trainer.run
 from examples import shapes
 from tests.waiting import eventually
-from training import checkpoint, data, evaluate
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
+from training import evaluate
+from training.core.rng import KeyedRng
+from training.data.batches import crop_and_flip
+from training.data.images import ImageSet, Split
+from training.data.sets import load_cifar10
+from training.networks import checkpoint
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.reproduction import sweep
-from training.rng import KeyedRng
 from training.train import main, train
 from training.trainer.distributed import World
 from training.trainer.recipe import RecipeError, read_recipe
@@ -36,14 +40,14 @@ ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "training" / "recipes"
 
 
-def small_set(count: int = 64, size: int = 32, classes: int = 10) -> data.ImageSet:
+def small_set(count: int = 64, size: int = 32, classes: int = 10) -> ImageSet:
     generator = torch.Generator().manual_seed(0)
 
-    def split(n: int) -> data.Split:
+    def split(n: int) -> Split:
         images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-        return data.Split(images, torch.randint(0, classes, (n,), generator=generator))
+        return Split(images, torch.randint(0, classes, (n,), generator=generator))
 
-    return data.ImageSet(split(count), split(16), split(16), [f"class {i}" for i in range(classes)])
+    return ImageSet(split(count), split(16), split(16), [f"class {i}" for i in range(classes)])
 
 
 def tiny_recipe(tmp_path: Path, text: str = "") -> dict[str, dict[str, object]]:
@@ -277,7 +281,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     assert states_equal(last, tmp_path / "whole" / "last.pt")
 
 
-def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: data.ImageSet, out: Path) -> None:
+def to_the_end_of_an_epoch(recipe: dict[str, dict[str, object]], images: ImageSet, out: Path) -> None:
     """On with a run, step by step, until an epoch has ended."""
     train(recipe, images, out, resume=True, stop_after_minutes=0)
     while checkpoint.read(out / "last.pt")["run"]["steps_done"]:
@@ -449,7 +453,7 @@ def test_augmentation_only_moves_and_flips_pixels() -> None:
     """Each crop is a window of the padded image or of its mirror image."""
     images = torch.arange(1, 1 + 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).to(torch.int32)
     for seed in range(20):
-        out = data.crop_and_flip(images, KeyedRng.of(seed, 0, 0, torch.arange(2)), padding=2)
+        out = crop_and_flip(images, KeyedRng.of(seed, 0, 0, torch.arange(2)), padding=2)
         for source, crop in zip(images, out, strict=True):
             padded = torch.nn.functional.pad(source, (2,) * 4)
             windows = [p[:, t : t + 8, s : s + 8] for p in (padded, padded.flip(2)) for t in range(5) for s in range(5)]
@@ -461,7 +465,7 @@ def test_augmentation_only_moves_and_flips_pixels() -> None:
 )
 def test_the_split_is_fixed_and_disjoint() -> None:
     """45,000 / 5,000 / 10,000 images; the validation images are the same for every run, for ever."""
-    images = data.load_cifar10(Path(os.environ["AWNET_DATA_DIR"]), download=False)
+    images = load_cifar10(Path(os.environ["AWNET_DATA_DIR"]), download=False)
     assert [len(s) for s in (images.train, images.validation, images.test)] == [45_000, 5_000, 10_000]
     assert images.labels[3] == "cat"
     import hashlib
@@ -476,7 +480,7 @@ def test_the_split_is_fixed_and_disjoint() -> None:
 def test_missing_data_says_what_is_missing(tmp_path: Path) -> None:
     """No traceback from torchvision: the folder and what must lie in it."""
     with pytest.raises(FileNotFoundError, match="cifar-10-batches-py"):
-        data.load_cifar10(tmp_path, download=False)
+        load_cifar10(tmp_path, download=False)
 
 
 @pytest.mark.parametrize("case", ["no recipe", "a file", "under a file", "no checkpoint"])

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks.ascent import Budget
-from training.awnet import AWNet, AWNetConfig
-from training.baselines import StaticConfig, build_static
-from training.rng import KeyedRng
+from training.core.rng import KeyedRng
+from training.networks.awnet import AWNet, AWNetConfig
+from training.networks.baselines import StaticConfig, build_static
 from training.trainer.adversary import Adversary
 from training.trainer.distillation import Mtard, Rslad
 from training.trainer.objectives import Mart, Objective, PgdAt, Trades

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.training.attacks.toys import Linear, Lure
-from training import checkpoint
 from training.attacks.ascent import Budget, quantise
 from training.attacks.copies import attackers_copy
 from training.attacks.pgd import pgd_trades
-from training.data import Split
+from training.data.images import Split
+from training.networks import checkpoint
 from training.trainer import validation
 from training.trainer.run import Run
 from training.trainer.step import Runtime

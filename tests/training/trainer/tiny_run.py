@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import training.trainer.run
-from training.data import ImageSet, Split
+from training.data.images import ImageSet, Split
 from training.train import train
 from training.trainer.distributed import process_group
 from training.trainer.step import Losses
