@@ -19,7 +19,7 @@ from pathlib import Path
 from server.options import SettingsError, add_settings
 
 from .arrivals import KINDS
-from .server_options import add_server
+from .options import add_server
 
 CLOSED, OPEN = 8, 32  # requests under way at a time
 MAX_RATE = 100_000

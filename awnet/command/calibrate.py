@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .options import add_repository
+
 EXAMPLES = """examples:
   awnet calibrate photos                                    # of the model that `awnet serve` would serve here
   awnet calibrate model.onnx photos --adversarial twins
@@ -39,17 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: the latest version of --name that `awnet serve` finds here)",
     )
     add("--adversarial", nargs="+", default=[], metavar="PATH", help="adversarial images: how many are flagged then")
-    add(
-        "--out",
-        "--repository",
-        dest="repository",
-        type=Path,
-        default=Path("calibrated"),
-        metavar="DIR",
-        help="repository that the new version is written to, made where it is missing; its number is above those that "
-        "are there and above the model's own (default: %(default)s)",
-    )
-    add("--name", default="awnet", help="name of the model there (default: %(default)s)")
+    add_repository(made)
     add(
         "--report",
         type=Path,

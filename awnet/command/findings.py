@@ -19,6 +19,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from .options import add_repository
 from .proposal import propose, with_poison, without_poison
 
 EXAMPLES = """examples:
@@ -81,17 +82,7 @@ def parser() -> argparse.ArgumentParser:
     publishing.add_argument(
         "--fpr", type=float, required=True, metavar="SHARE", help="of natural images that lie above it"
     )
-    publishing.add_argument(
-        "--out",
-        "--repository",
-        dest="repository",
-        type=Path,
-        default=Path("calibrated"),
-        metavar="DIR",
-        help="repository that it is written to, made where it is missing; a server of that folder takes it "
-        "(default: %(default)s)",
-    )
-    publishing.add_argument("--name", default="awnet", help="name of the model there (default: %(default)s)")
+    add_repository(publishing)
     return made
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from server.options import SettingsError, add_settings
 
-from .server_options import add_server
+from .options import add_server
 
 EXAMPLES = """examples:
   awnet predict photo.jpg

@@ -8,7 +8,9 @@ is seen only by someone who has kept a later head (the number and hash of a line
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -89,6 +91,20 @@ def read_line(line: bytes) -> Line | None:
     if _LINK.fullmatch(str(link)) is None:  # it is printed
         return None
     return Line(link, previous, kept_from, torn, hashlib.sha256(body).hexdigest() == own, document)
+
+
+def hold(folder: Path) -> int | None:
+    """Take a chain until the descriptor returned is closed; None where another process has it. Raises OSError."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def segments(folder: Path) -> list[Path]:

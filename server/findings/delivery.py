@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import random
@@ -20,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import orjson
 
-from .chain import chains, read_line, segments
+from .chain import chains, hold, read_line, segments
 
 POLL_SECONDS = 0.5
 BATCH_BYTES = 256 << 10
@@ -215,17 +214,12 @@ def _held(folder: Path, own: Path) -> Iterator[bool]:
     if folder == own:
         yield True
         return
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    lock = hold(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        yield False
-        return
-    try:
-        yield True
+        yield lock is not None
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _read(folder: Path, name: str) -> Cursor:

@@ -12,7 +12,6 @@ the first that is still kept, so that they are not missed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StartupError
-from .chain import FIRST, SUFFIX, Line, Link, read_line, sealed, segments
+from .chain import FIRST, SUFFIX, Line, Link, hold, read_line, sealed, segments
 
 SEGMENT_BYTES = 8 << 20
 SEGMENT_SECONDS = 86_400.0
@@ -124,13 +123,13 @@ class Journal:
         for number in range(MAX_CHAINS):
             self.folder = folder / f"chain-{number}"
             self.folder.mkdir(mode=0o750, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            lock = hold(self.folder)
+            if lock is None:
+                continue
+            self._lock = lock
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._go_on()
                 return
-            except BlockingIOError:
-                pass
             except BrokenChainError:
                 self.broken.append(self.folder)
             os.close(self._lock)

@@ -38,7 +38,7 @@ class Recorder:
     Args:
         journal: for this thread alone, once `start` was called.
         window: seconds, see `Coalescer`.
-        counted: called for each event that was written.
+        counted: called for each event that is in the journal, or will be once a full disk takes it.
         lost: called with the number of observations, or of events, that there was no room for.
         quarantine: keeps the image of each event; started and stopped with this.
     """
@@ -120,9 +120,9 @@ class Recorder:
                 found += self._coalescer.tick(now, _utc())
             if ends:
                 found += self._coalescer.end(_utc())
-            self._write([*(document(one) for one in found), *self._written])
+            taken = self._write([*(document(one) for one in found), *self._written])
             self._written.clear()
-            for one in found:
+            for one in found if taken else ():
                 self._counted(one.subject.kind, one.activity)
                 if self._quarantine is not None and one.image is not None and one.image.data is not None:
                     self._quarantine.keep(str(one.image.sha256), one.image.data)
@@ -153,8 +153,10 @@ class Recorder:
                 self._bytes -= len(seen.image.data)
         return told
 
-    def _write(self, documents: list[dict[str, Any]]) -> None:
-        if self._journal.pending_bytes > PENDING_BYTES and documents:
+    def _write(self, documents: list[dict[str, Any]]) -> bool:
+        """Whether the journal has them, if only in memory until a full disk takes them."""
+        taken = self._journal.pending_bytes <= PENDING_BYTES
+        if not taken and documents:
             self._lost(len(documents))
             documents = []
         try:
@@ -166,10 +168,11 @@ class Recorder:
             if not self._failing:
                 log.critical("findings cannot be written to %s: %s", self._journal.folder, error.strerror)
             self._failing = True
-            return
+            return taken
         if self._failing:
             log.warning("findings are written again to %s", self._journal.folder)
             self._failing = False
+        return taken
 
 
 def _utc() -> int:

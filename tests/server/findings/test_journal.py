@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,13 +18,16 @@ from typing import Any
 import pytest
 
 from awnet.command.verify_log import main as verify_log
+from benchmarks.harness.waiting import eventually
 from server.errors import StartupError
+from server.findings import recorder as recording
 from server.findings.chain import Link, Report, chains, sealed, segments, verify
 from server.findings.evidence import evidence
 from server.findings.journal import Journal
 from server.findings.ocsf import document
 from server.findings.reading import events, findings, left_open
 from server.findings.recorder import Recorder
+from tests.server.findings.test_coalescing import seen
 from tests.server.findings.test_ocsf import finding
 
 KEEP = (1 << 30, 86_400.0)
@@ -189,6 +193,28 @@ def test_lines_that_are_no_events_end_no_recorder(tmp_path: Path) -> None:
     assert verify(chain(tmp_path)).lines == 3
 
 
+def test_what_a_full_disk_leaves_no_room_for_is_lost_and_not_counted_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recording, "PENDING_BYTES", 0)
+    counted, lost = [], []
+    journal = Journal(tmp_path, *KEEP)
+    recorder = Recorder(journal, 60.0, lambda *event: counted.append(event), lost.append)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        recorder.start()
+        recorder.see([seen(1, client="a")])
+        eventually(lambda: journal.pending_bytes > 0)  # kept in memory, as much as has room
+        recorder.see([seen(2, client="b")])
+        eventually(lambda: lost == [1])
+    assert counted == [("image", "create")]
+    recorder.stop()
+    assert len(findings(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("cut", [1, 2, 60, 500, 1500])
 def test_a_line_that_the_end_of_its_process_cut_is_closed_and_the_chain_goes_on(tmp_path: Path, cut: int) -> None:
     write(tmp_path, 5)
@@ -272,6 +298,8 @@ from pathlib import Path
 from server.findings.chain import verify
 from server.findings.journal import Journal
 from server.findings.ocsf import document
+from benchmarks.harness.waiting import eventually
+from tests.server.findings.test_coalescing import seen
 from tests.server.findings.test_ocsf import finding
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
