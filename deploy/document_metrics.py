@@ -22,6 +22,7 @@ from server.findings.quarantine import Result as Quarantined
 from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
+from server.monitoring.engine_metrics import CacheResult
 from server.monitoring.metrics import GUARD_RESULTS, SENDING_RESULTS, Metrics
 from server.sources import SIGNALS
 from server.versions.events import ReloadResult
@@ -55,7 +56,9 @@ LABELS = {
     + ", ".join(f"`{result}`" for result in get_args(ReloadResult))
     + "; of golden probes "
     + ", ".join(f"`{result}`" for result in PROBES)
-    + "; of the shadow `compared`, `dropped`, `failed`; of the query guard "
+    + "; of the shadow `compared`, `dropped`, `failed`; of the answer cache "
+    + ", ".join(f"`{result}`" for result in get_args(CacheResult))
+    + "; of the query guard "
     + ", ".join(f"`{result}`" for result in GUARD_RESULTS)
     + "; of findings "
     + ", ".join(f"`{result}`" for result in get_args(Delivered))

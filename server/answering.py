@@ -9,12 +9,15 @@ from dataclasses import replace
 
 from .access.caller import Caller
 from .access.rates import QueueShares, Rates
+from .answer_cache import AnswerCache, Found
 from .core.decoding import Decoding
 from .core.engine import Engine, Signals, Terms
 from .core.images import EncodedImage, ImageInput
 from .core.verdict import judge_image
 from .errors import AWNetError, EngineFault, QueueFull
+from .guard.fingerprint import Watched
 from .monitoring.detection import Monitor
+from .monitoring.engine_metrics import CacheResult
 from .monitoring.guarding import Guarding
 from .monitoring.metrics import Metrics
 from .monitoring.reporting import Reporting
@@ -35,6 +38,7 @@ class Answering:
         rates: of all clients.
         reporting: makes findings, if anything does.
         guarding: the query guard, if there is one.
+        cache: keeps answers, if anything does.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Answering:
         verdict_history: VerdictHistory,
         reporting: Reporting | None,
         guarding: Guarding | None,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._prior = settings.prior
         self._policies = settings.decides
@@ -61,6 +66,7 @@ class Answering:
         self._verdict_history = verdict_history
         self._reporting = reporting
         self._guarding = guarding
+        self._cache = cache
 
     async def run(
         self, lease: Lease, images: Sequence[ImageInput], terms: Terms, caller: Caller, each: bool = False
@@ -88,10 +94,21 @@ class Answering:
         refused: dict[int, AWNetError] = {}
         apart = refused if each and len(images) > 1 else None
         files = [] if self._reporting is None else self._reporting.files(images)
-        with self._shares.hold(client, len(images), caller.queue_share):
-            signals, images = await self._signals(lease, images, terms, client, apart)
+        found = None if self._cache is None else await self._find(self._cache, lease, images, client)
+        if found is not None and found.signals is not None:
+            signals = found.signals
+            if self._guarding is not None:
+                images = self._guarding.watched(images, found.fingerprints)
+        else:
+            given = images
+            with self._shares.hold(client, len(images), caller.queue_share):
+                signals, images = await self._signals(lease, images, terms, client, apart)
         if not signals.finite():
             raise EngineFault("the model gave an answer that is not finite")
+        if self._cache is not None and found is not None and not signals.cached:
+            kept = [place for place in range(len(given)) if place not in refused]
+            prints = [image.fingerprint for image in images if isinstance(image, Watched)]
+            self._cache.keep([found.keys[n] for n in kept], signals, [given[n] for n in kept], prints)
         model = lease.model
         domains, prior = model.contract.domains, self._prior
         scores: list[float] = signals.p_type[:, 0].tolist()
@@ -112,6 +129,13 @@ class Answering:
                 *(request, model, lease.mode, judgements, policy, decisions, images, answered, signals.omega),
             )
         return outcome if self._guarding is None else await self._guarded(self._guarding, outcome, images, terms)
+
+    async def _find(self, cache: AnswerCache, lease: Lease, images: Sequence[ImageInput], client: str) -> Found:
+        """What the cache has; nothing while a shadow is compared, which sees every request or the shares are wrong."""
+        found = await cache.find(lease.model, lease.mode, client, images, computed=lease.compared)
+        result: CacheResult = "hit" if found.signals is not None else "bypassed" if lease.compared else "miss"
+        self._metrics.engine.cached(result, len(images))
+        return found
 
     async def _signals(
         self,

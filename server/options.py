@@ -33,6 +33,7 @@ GROUPS = {
     "max_connections": "connections",
     "max_body_bytes": "images",
     "workers": "processes and threads",
+    "answer_cache": "answer cache",
     "query_guard": "query guard",
     "findings_dir": "findings",
     "page": "page, shutdown and logs",

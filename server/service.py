@@ -16,13 +16,15 @@ from .access.access import Access, KeysRead
 from .access.addresses import TrustedProxies
 from .access.caller import Caller, Scope
 from .access.rates import Rates, default_rate
+from .answer_cache import AnswerCache
 from .answering import Answering
 from .core.cpu_limits import usable_cores
 from .core.decode_pool import DecodePool
 from .core.decoding import Decoding
-from .core.engine import Engine, Priority, Terms
+from .core.engine import Engine, Model, Priority, Terms
 from .core.images import ImageInput, Limits
 from .core.modes import Mode
+from .core.verdict import Verdict
 from .errors import (
     AWNetError,
     Forbidden,
@@ -128,9 +130,12 @@ class Service:
         self.verdict_history = VerdictHistory()
         self._reporting = Reporting.of(settings, metrics, monitor, telemetry.receivers() if telemetry else ())
         repeated = None if self._reporting is None else self._reporting.repeated
+        self._cache = cache = AnswerCache.of(settings)
+        if cache is not None:
+            metrics.engine.follow_answers(cache.__len__, lambda: cache.held_bytes)
         self._answering = Answering(
             *(settings, engine, self.decoding, self._rates, metrics, monitor, self.verdict_history, self._reporting),
-            Guarding.of(settings, metrics, monitor.clients, repeated),
+            *(Guarding.of(settings, metrics, monitor.clients, repeated), cache),
         )
         self._draining_since: float | None = None
         self.failure: AWNetError | None = None
@@ -183,8 +188,7 @@ class Service:
         self._fleet.loaded()
         every = self.settings.golden_probe_seconds
         if every and not self.draining:
-            missed = None if self._reporting is None else self._reporting.missed
-            probes = GoldenProbes(self.monitor, self._open, self.limits, every, missed)
+            probes = GoldenProbes(self.monitor, self._open, self.limits, every, self._missed)
             self._probing = asyncio.create_task(probes.run())
         if self.settings.poll_seconds and not self.draining:
             self._polling = asyncio.create_task(self.models.poll(self.settings.poll_seconds))
@@ -358,6 +362,13 @@ class Service:
                 except (UnknownModel, UnknownMode, NotReady):
                     continue  # closed in between
                 yield lease
+
+    def _missed(self, model: Model, mode: Mode, expected: Verdict) -> None:
+        """A golden image was answered wrongly: nor is what the engine said before to be believed."""
+        if self._cache is not None:
+            self._cache.clear()
+        if self._reporting is not None:
+            self._reporting.missed(model, mode, expected)
 
     async def _reload(self) -> None:
         self._again = True

@@ -251,6 +251,18 @@ class Settings(BaseSettings):
     queue_capacity: int = Field(256, ge=1, description="Images that may wait or run; further requests get 503.")
     retry_after_seconds: int = Field(1, ge=1, description="Retry-After of a 503 answer.")
 
+    answer_cache: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Answers that are kept, so that the same image from the same caller need not be run again; 0 "
+        "keeps none.",
+    )
+    answer_cache_shared: bool = Field(
+        False,
+        description="Callers share these answers, and so can learn by the time that one takes what others have asked.",
+    )
+
     query_guard: Literal["off", "observe", "flag", "slow"] = Field(
         "off",
         description="What is done about a client that asks about nearly the same image too often: 'observe' counts "
@@ -439,6 +451,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_client_ca needs tls_certificate: without TLS no client shows a certificate")
         if self.request_burst and not self.requests_per_second:
             raise ValueError("request_burst needs requests_per_second: without a rate there is no bucket")
+        if self.answer_cache_shared and not self.answer_cache:
+            raise ValueError("answer_cache_shared needs answer_cache: no answers are kept that could be shared")
         if (self.findings_webhook or self.findings_syslog) and self.findings_dir is None:
             raise ValueError("findings_webhook and findings_syslog need findings_dir: what is sent is read from there")
         if self.findings_images_bytes and self.findings_dir is None:

@@ -55,6 +55,7 @@ FORBIDDEN = {
         ("server/workers/member.py", "from .. import process"),
         ("server/errors.py", "from .core import images"),
         ("server/monitoring/request.py", "from .. import telemetry"),
+        ("server/answer_cache.py", "from . import outcome"),
     ],
     "Requests know versions, versions know roles, roles know what is open": [
         ("server/versions/open_versions.py", "from . import rollout"),
@@ -155,6 +156,7 @@ LIBRARIES = {
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),
+    "server.answer_cache": {"numpy"},
     "server.answering": set(),
     "server.outcome": set(),
     "server.fleet": set(),

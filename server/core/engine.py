@@ -105,7 +105,7 @@ class Signals:
 
     logits [N,K] of the mode that was asked for, p_type [N,2] = (P(adversarial), P(natural)), omega [N,C], all float32.
     Of the seconds, `decode` is the work on all images of the request, `inference` the executions that they took part
-    in, `queue` the rest.
+    in, `queue` the rest. `cached`: no engine was asked now, see `answer_cache`; then all three are 0.
     """
 
     logits: NDArray[np.float32]
@@ -115,6 +115,7 @@ class Signals:
     queue_seconds: float
     inference_seconds: float
     timeline: Timeline | None = None
+    cached: bool = False
 
     def finite(self) -> bool:
         """False where a value is NaN or infinite: such an answer is a fault, not a verdict."""

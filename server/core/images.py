@@ -47,13 +47,18 @@ class Traits(NamedTuple):
 
 
 class DecodedImage(NamedTuple):
-    """pixels [3,S,S] uint8 RGB; width and height as a viewer would show the file."""
+    """pixels [3,S,S] uint8 RGB; width and height as a viewer would show the file.
+
+    Attributes:
+        decoded_pixels: that were decoded to make these.
+    """
 
     pixels: NDArray[np.uint8]
     format: Format
     width: int
     height: int
     resized: bool
+    decoded_pixels: int
     traits: Traits
 
 
@@ -84,6 +89,15 @@ class PixelArray:
     def traits(self) -> Traits:
         assert self._traits is not None, "pixels() comes first"
         return self._traits
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """Its pixels, of whatever shape they came in."""
+        return self._pixels
+
+    def recall(self, traits: Traits) -> None:
+        """The same pixels had these traits."""
+        self._traits = traits
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
         if self._pixels.shape != (3, size, size):
@@ -129,6 +143,11 @@ class EncodedImage:
     def accept(self, decoded: Decoded, size: int) -> None:
         """It was decoded elsewhere."""
         self.decoded = _finished(self.admit(size), decoded, size)
+        self._forget()
+
+    def recall(self, decoded: DecodedImage) -> None:
+        """The same file was this when it was decoded, whose pixels nobody needs any more."""
+        self.decoded = decoded
         self._forget()
 
     def pixels(self, size: int) -> NDArray[np.uint8]:
@@ -182,4 +201,5 @@ def _finished(file: ImageFile, decoded: Decoded, size: int) -> DecodedImage:
     width, height = (file.height, file.width) if file.orientation in QUARTER_TURNS else (file.width, file.height)
     resized = (width, height) != (size, size)
     altered: Altered | None = "resized" if resized else "lossy" if file.lossy else None
-    return DecodedImage(pixels, file.format, width, height, resized, Traits(measure(pixels), decoded.unusual, altered))
+    traits = Traits(measure(pixels), decoded.unusual, altered)
+    return DecodedImage(pixels, file.format, width, height, resized, file.decoded_pixels(size), traits)

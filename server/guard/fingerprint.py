@@ -121,14 +121,18 @@ class Fingerprints:
 
 
 class Watched:
-    """An image of a request whose fingerprint is made where its pixels are: in the threads of the engine."""
+    """An image of a request whose fingerprint is made where its pixels are: in the threads of the engine.
+
+    Args:
+        known: its fingerprint, where it was made before.
+    """
 
     __slots__ = ("_fingerprint", "_fingerprints", "_image")
 
-    def __init__(self, image: ImageInput, fingerprints: Fingerprints) -> None:
+    def __init__(self, image: ImageInput, fingerprints: Fingerprints, known: Fingerprint | None = None) -> None:
         self._image = image
         self._fingerprints = fingerprints
-        self._fingerprint: Fingerprint | None = None
+        self._fingerprint = known
 
     @property
     def fingerprint(self) -> Fingerprint:

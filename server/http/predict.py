@@ -48,6 +48,7 @@ def document(
         "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
         "mode": outcome.mode,
         **({"policy": outcome.policy} if outcome.policy in APPLIED else {}),
+        **({"cached": True} if signals.cached else {}),
         "results": [
             found[place] if name is None else {"file": name, **found[place]} for place, name in enumerate(names)
         ],

@@ -281,12 +281,14 @@ class Timing(Shape):
 class Answer(Shape):
     """What /predict answers; `mode` is the operating mode in which the model did.
 
-    `policy` is named where it may withhold something: `abstain` or `reject`.
+    `policy` is named where it may withhold something: `abstain` or `reject`. `cached` is there, and true, where the
+    answer cache had the model's outputs; `timing_ms` is then 0 but for `total`.
     """
 
     request_id: str
     model: ModelId
     mode: Mode
     policy: Policy | None = None
+    cached: bool | None = None
     results: list[Result | ResultInLevels | ResultOfVerdict | Refused]
     timing_ms: Timing

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..core.decode_pool import DecodePool, DecoderEnd
+
+CacheResult = Literal["hit", "miss", "bypassed"]
 
 
 class EngineMetrics:
@@ -67,6 +69,26 @@ class EngineMetrics:
         )
         for why in get_args(DecoderEnd):
             self._decoders_ended.labels(why)
+        cached = Counter(
+            "awnet_answer_cache_images",
+            "Images, by the answer cache: answered from it (hit), by the engine (miss), or by the engine because a "
+            "shadow was to be compared (bypassed).",
+            ["result"],
+            registry=registry,
+        )
+        self._cached = {result: cached.labels(result) for result in get_args(CacheResult)}
+        self._cached_answers = Gauge(
+            "awnet_answer_cache_answers",
+            "Answers that the answer cache keeps, one an image.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._cached_bytes = Gauge(
+            "awnet_answer_cache_bytes",
+            "Memory that these answers take, at most.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
 
     def follow(self, up: Callable[[], bool], waiting: Callable[[], int]) -> None:
         """`up` says whether requests can be executed right now, `waiting` how many images are accepted, unanswered."""
@@ -82,6 +104,15 @@ class EngineMetrics:
     def decoder_ended(self, why: DecoderEnd) -> None:
         """A process of that pool ended while it decoded."""
         self._decoders_ended.labels(why).inc()
+
+    def follow_answers(self, answers: Callable[[], int], held_bytes: Callable[[], int]) -> None:
+        """There is an answer cache, which keeps so many in so many bytes."""
+        self._cached_answers.set_function(answers)
+        self._cached_bytes.set_function(held_bytes)
+
+    def cached(self, result: CacheResult, images: int) -> None:
+        """What the answer cache did with the images of a request."""
+        self._cached[result].inc(images)
 
     def backend(self, address: str, up: bool) -> None:
         """Whether one of several Tritons is used."""

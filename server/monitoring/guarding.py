@@ -9,12 +9,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Literal
 
 import orjson
 
 from ..core.images import ImageInput
-from ..guard.fingerprint import Watched
+from ..guard.fingerprint import Fingerprint, Watched
 from ..guard.guard import Event, QueryGuard, Repeats
 from ..settings import Settings
 from .clients import TopClients
@@ -68,9 +69,14 @@ class Guarding:
         """Whether clients hear what it found."""
         return self._reaction != "observe"
 
-    def watched(self, images: Sequence[ImageInput]) -> list[Watched]:
-        """`images` for the engine; `look` afterwards."""
-        return [Watched(image, self._guard.fingerprints) for image in images]
+    def watched(self, images: Sequence[ImageInput], known: Sequence[Fingerprint] | None = None) -> list[Watched]:
+        """`images` for the engine; `look` afterwards.
+
+        Args:
+            known: their fingerprints, where they were made before.
+        """
+        made, prints = self._guard.fingerprints, known or repeat(None, len(images))
+        return [Watched(image, made, one) for image, one in zip(images, prints, strict=True)]
 
     def look(self, request: ObservedRequest | None, images: Sequence[ImageInput]) -> list[Repeats]:
         """Count the images of a request that was answered, as `watched` made them."""

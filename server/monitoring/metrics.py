@@ -317,7 +317,9 @@ class Metrics(Events):
         self._batch.observe(images)
 
     def stages(self, signals: Signals) -> None:
-        """Where one request's time went."""
+        """Where one request's time went; one that was answered from the cache has passed no stage."""
+        if signals.cached:
+            return
         self._decode.observe(signals.decode_seconds)
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)

@@ -135,6 +135,8 @@ class RequestLog:
         if record.signals is not None:
             stages = ("decode", "queue", "inference")
             line["stages"] = {name: round(getattr(record.signals, f"{name}_seconds"), 6) for name in stages}
+            if record.signals.cached:
+                line["cached"] = True
         if record.refused:
             line["refused"] = dict(record.refused)
         if record.reason is not None:

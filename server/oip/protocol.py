@@ -333,6 +333,8 @@ def _about(outcome: Outcome, prior: float, caller: Caller) -> dict[str, Scalar]:
     if outcome.repeats is not None:
         found["similar_queries"] = max(repeats.similar for repeats in outcome.repeats)
         found["repeated"] = any(repeats.repeated for repeats in outcome.repeats)
+    if outcome.signals.cached:
+        found["cached"] = True
     found["mode"] = outcome.mode
     found["sha256"] = outcome.model.sha256
     return found

@@ -41,6 +41,7 @@ class Ended(NamedTuple):
 
     Attributes:
         stages: seconds of decode, queue and inference, as they are counted.
+        cached: the answer came from the cache.
         unix_ns, monotonic: the same time on two clocks.
     """
 
@@ -48,6 +49,7 @@ class Ended(NamedTuple):
     trace: Trace
     timeline: Timeline | None
     stages: tuple[float, float, float]
+    cached: bool
     unix_ns: int
     monotonic: float
 
@@ -59,7 +61,8 @@ class Ended(NamedTuple):
         if signals is not None:
             stages = (signals.decode_seconds, signals.queue_seconds, signals.inference_seconds)
         timeline = signals.timeline if signals else None
-        return cls(record, trace, timeline, stages, time.time_ns(), time.monotonic())
+        cached = signals is not None and signals.cached
+        return cls(record, trace, timeline, stages, cached, time.time_ns(), time.monotonic())
 
     def at(self, monotonic: float) -> int:
         """A time on `time.monotonic` as nanoseconds since 1970."""
@@ -109,6 +112,8 @@ class Spans:
             attributes["awnet.images"] = len(record.judgements)
             for stage, seconds in zip(("decode", "queue", "inference"), ended.stages, strict=True):
                 attributes[f"awnet.{stage}.seconds"] = round(seconds, 6)
+        if ended.cached:
+            attributes["awnet.cached"] = True
         if record.reason is not None:
             attributes[error_attributes.ERROR_TYPE] = record.reason
         parent = None if trace.parent_id is None else _context(trace, trace.parent_id, remote=True)

@@ -55,6 +55,11 @@ class Lease:
     ) -> None:
         self._open.release()
 
+    @property
+    def compared(self) -> bool:
+        """Whether a shadow is to answer as well."""
+        return self._shadow is not None and not self._shadow.retired
+
     def infer(self, images: Sequence[ImageInput], terms: Terms) -> Coroutine[Any, Any, Signals]:
         """`Runner.infer` of the leased version, to be awaited; the shadow, if any, is asked after it has answered."""
         shadow = self._shadow

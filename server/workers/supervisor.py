@@ -42,6 +42,7 @@ SHARED = (
     "max_connections_per_client",
     "max_held_bytes",
     "grpc_max_calls",
+    "answer_cache",
 )  # each worker has its part of these
 MARGIN_SECONDS = 5.0  # beyond drain and shutdown, before workers that should have left are killed
 
