@@ -146,7 +146,7 @@ LIBRARIES = {
     "domain": {"PIL", "numpy", "scipy"},
     "awnet.__main__": set(),
     "awnet.local": set(),
-    "awnet.ray": {"ray"},
+    "awnet.ray": {"pyarrow", "ray"},
     "awnet.command": {"PIL", "numpy", "onnxruntime", "orjson", "pyarrow"},
     "server.__main__": set(),
     "server.errors": set(),

@@ -138,7 +138,7 @@ class Results:
         part = self._out.with_name(f".{self._out.name}{JOURNAL}")
         try:
             with part.open("wb") as f:
-                _write(f, self._out.suffix, self.lines(names))
+                write(f, self._out.suffix, self.lines(names))
                 f.flush()
                 os.fsync(f.fileno())
             part.replace(self._out)
@@ -173,7 +173,8 @@ def _at(value: Any, path: Iterable[str | int]) -> Any:
     return value
 
 
-def _write(f: IO[bytes], suffix: str, lines: Iterator[Line]) -> None:
+def write(f: IO[bytes], suffix: str, lines: Iterable[Line]) -> None:
+    """The file of one of `FORMATS`."""
     if suffix == ".jsonl":
         f.writelines(encoded(line) for line in lines)
     elif suffix == ".csv":
@@ -211,7 +212,7 @@ def _parquet() -> Any:
     return pyarrow
 
 
-def _write_parquet(f: IO[bytes], lines: Iterator[Line]) -> None:
+def _write_parquet(f: IO[bytes], lines: Iterable[Line]) -> None:
     arrow = _parquet()
     types = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bool: arrow.bool_()}
     schema = arrow.schema([(name, types[kind]) for name, (_, kind) in COLUMNS.items()])

@@ -7,7 +7,8 @@ import hashlib
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from http import HTTPStatus
 
@@ -36,6 +37,53 @@ def problem(error: Error) -> Line:
 
 class StopError(Exception):
     """No further image will be answered; says why."""
+
+
+async def answers(
+    predictor: AsyncPredictor, images: Iterable[Image], concurrency: int, before: Mapping[str, str]
+) -> AsyncGenerator[Line | None]:
+    """The line of each image in turn, with `concurrency` of them under way. Raises StopError.
+
+    Args:
+        before: name -> SHA-256 of what was answered earlier: None is yielded for these.
+    """
+    under_way: deque[asyncio.Task[Line | None]] = deque()
+    try:
+        for image in images:
+            under_way.append(asyncio.create_task(_ask(predictor, image, before)))
+            if len(under_way) >= concurrency:
+                yield await under_way[0]
+                under_way.popleft()
+        while under_way:
+            yield await under_way[0]
+            under_way.popleft()
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+
+async def _ask(predictor: AsyncPredictor, image: Image, before: Mapping[str, str]) -> Line | None:
+    try:
+        body = await asyncio.to_thread(image.read)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return {"file": image.name, "error": {"title": "File cannot be read", "detail": why}}
+    sha256 = hashlib.sha256(body).hexdigest()
+    if before.get(image.name) == sha256:
+        return None
+    line: Line = {"file": image.name, "sha256": sha256}
+    try:
+        (result,) = await predictor.answer([Encoded(body, image.name)], None, {})
+    except (AccessError, AnswerError, TransportError) as error:  # every other image would meet it as well
+        keyless = isinstance(error, AccessError) and error.status == HTTPStatus.UNAUTHORIZED
+        raise StopError(f"{error}{'; --key takes one' if keyless else ''}") from None
+    except (ProblemError, DeadlineError) as error:
+        return {**line, "error": problem(error)}
+    if result.error is not None:
+        return {**line, "error": problem(result.error)}
+    assert result.model is not None
+    return {**line, "model": asdict(result.model), "mode": result.mode, **result.raw, "file": image.name}
 
 
 class Scoring:
@@ -76,44 +124,10 @@ class Scoring:
         return 1 if self._counts["failed"] else 0
 
     async def _ask_all(self, predictor: AsyncPredictor) -> None:
-        """Each image in turn, with `concurrency` of them under way."""
-        under_way: deque[asyncio.Task[Line | None]] = deque()
-        try:
-            for image in self._images:
-                under_way.append(asyncio.create_task(self._ask(predictor, image)))
-                if len(under_way) >= self._concurrency:
-                    self._told(await under_way[0])
-                    under_way.popleft()
-            while under_way:
-                self._told(await under_way[0])
-                under_way.popleft()
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-
-    async def _ask(self, predictor: AsyncPredictor, image: Image) -> Line | None:
-        """The line of one image; None where an earlier run has it. Raises StopError."""
-        try:
-            body = await asyncio.to_thread(image.read)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            return {"file": image.name, "error": {"title": "File cannot be read", "detail": why}}
-        sha256 = hashlib.sha256(body).hexdigest()
-        if self._results is not None and self._results.answered.get(image.name) == sha256:
-            return None
-        line: Line = {"file": image.name, "sha256": sha256}
-        try:
-            (result,) = await predictor.answer([Encoded(body, image.name)], None, {})
-        except (AccessError, AnswerError, TransportError) as error:  # every other image would meet it as well
-            keyless = isinstance(error, AccessError) and error.status == HTTPStatus.UNAUTHORIZED
-            raise StopError(f"{error}{'; --key takes one' if keyless else ''}") from None
-        except (ProblemError, DeadlineError) as error:
-            return {**line, "error": problem(error)}
-        if result.error is not None:
-            return {**line, "error": problem(result.error)}
-        assert result.model is not None
-        return {**line, "model": asdict(result.model), "mode": result.mode, **result.raw, "file": image.name}
+        before = {} if self._results is None else self._results.answered
+        async with aclosing(answers(predictor, self._images, self._concurrency, before)) as lines:
+            async for line in lines:
+                self._told(line)
 
     def _told(self, line: Line | None) -> None:
         """Write and count one line. Raises StopError where another model answers than before."""

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from server.errors import StartupError
 from server.listening import bind
@@ -16,9 +15,9 @@ from server.options import SettingsError, add_settings, only_known, settings_of
 from server.settings import Settings
 
 from . import INSTALL
+from .local import LOCAL
 from .settings import replica_settings, told
 
-OBJECT_STORE_BYTES = 200_000_000  # of a Ray of this machine: requests and answers are small, and no data set is held
 EXAMPLES = """examples:
   python -m awnet.ray                                        one to four replicas, 127.0.0.1:8000
   python -m awnet.ray --min-replicas 2 --max-replicas 8 --port 9000 --threads 1
@@ -83,10 +82,9 @@ def _serve(settings: Settings, given: argparse.Namespace) -> int:
 
     from .replica import TARGET_REQUESTS, deployment
 
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     # A Ray of its own counts at least as many cores as replicas: they then share those of the machine.
     cores = max(given.max_replicas, os.cpu_count() or 1)
-    ray.init(given.address, **({**local, "num_cpus": cores} if given.address == "local" else {}))
+    ray.init(given.address, **({**LOCAL, "num_cpus": cores} if given.address == "local" else {}))
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own, which end the process at once
         signal.signal(number, lambda *_: ended.set())

@@ -39,14 +39,19 @@ class RayServe(Process):
 
     def pids(self) -> list[int]:
         """Of the replicas that run."""
-        found, todo = [], [self.pid]
-        while todo:
-            for pid in children(todo.pop()):
-                todo.append(pid)
-                with contextlib.suppress(OSError):
-                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(REPLICA):
-                        found.append(pid)
-        return found
+        return below(self.pid, REPLICA)
+
+
+def below(pid: int, name: bytes) -> list[int]:
+    """Processes that Ray has named so, among those that `pid` has started, or they have."""
+    found, todo = [], [pid]
+    while todo:
+        for child in children(todo.pop()):
+            todo.append(child)
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/cmdline").read_bytes().startswith(name):
+                    found.append(child)
+    return found
 
 
 def free_ports(count: int) -> int:

@@ -1,0 +1,137 @@
+"""Scores units on Ray Data: a pool of processes with a model each, which write the parts themselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from server.options import settings_of
+
+from ..client.local import opened
+from ..client.loop import LoopThread
+from ..client.predictor import AsyncPredictor, Options
+from ..command.images import Image
+from ..command.results import Line
+from ..command.scoring import StopError, answers
+from .parts import write_part
+from .sources import Unit
+
+CONCURRENCY = 16  # images under way in a process: two batches
+
+
+class Done(NamedTuple):
+    """A part that has been written.
+
+    Attributes:
+        counts: images by their verdict, `failed` among them.
+        failed: lines of those without an answer, as they are told.
+    """
+
+    counts: Mapping[str, int]
+    failed: Sequence[str]
+
+
+class ScoringError(RuntimeError):
+    """Ray has given a unit up; says why."""
+
+
+class Scorer:
+    """One process that scores, with its own model, opened and proven by its golden values.
+
+    Args:
+        settings: by name; see `settings.told`.
+        top_k: classes asked for of each image.
+        folder: of the parts.
+        model: SHA-256 of the model that answers; a version that is published meanwhile is another.
+
+    Raises StartError.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], top_k: int, folder: str, model: str) -> None:
+        self._loop = LoopThread("awnet-scorer")
+        self._predictor = self._loop.run(opened(settings_of(settings), Options(top_k)))
+        self._folder, self._model = Path(folder), model
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Scores the unit of a row. Ray Data asks again elsewhere where this process dies.
+
+        Raises StopError: no other image would fare better.
+        """
+        unit: Unit = pickle.loads(row["unit"])  # noqa: S301 # of our own driver
+        lines = self._loop.run(_lines(self._predictor, unit.images()))
+        if others := {line["model"]["sha256"] for line in lines if "model" in line} - {self._model}:
+            raise StopError(f"another model answers ({min(others)[:12]}) than when the run began ({self._model[:12]})")
+        write_part(self._folder, row["number"], lines)
+        return {"done": pickle.dumps(summed(lines))}
+
+
+def summed(lines: Iterable[Line]) -> Done:
+    """What a part's lines are told as."""
+    counts: Counter[str] = Counter()
+    failed = []
+    for line in lines:
+        if "error" in line:
+            counts["failed"] += 1
+            failed.append(f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}")
+        else:
+            counts[line.get("adversarial", {}).get("verdict", "answered")] += 1
+    return Done(counts, failed)
+
+
+async def _lines(predictor: AsyncPredictor, images: Iterable[Image]) -> list[Line]:
+    async with aclosing(answers(predictor, images, CONCURRENCY, {})) as found:
+        return [line async for line in found if line is not None]
+
+
+def on_ray(
+    units: Mapping[int, Unit],
+    settings: Mapping[str, Any],
+    *,
+    top_k: int,
+    folder: Path,
+    model: str,
+    address: str | None,
+    scorers: int | None,
+) -> Iterator[Done]:
+    """Scores units by their numbers on Ray Data; yields as parts are written, in any order.
+
+    Args:
+        address: of a cluster; None: a Ray of this machine, which ends with the iteration.
+        scorers: processes, each on one core; None: as many as the cluster has cores.
+
+    Raises ScoringError.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.exceptions
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    from .local import LOCAL
+
+    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else LOCAL))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has set its own
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        processes = scorers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        rows = [{"number": number, "unit": pickle.dumps(unit)} for number, unit in units.items()]
+        scored = from_items(rows, override_num_blocks=len(rows)).map(
+            cast(Any, Scorer),
+            fn_constructor_args=(settings, top_k, str(folder.absolute()), model),
+            compute=ActorPoolStrategy(size=min(processes, len(rows))),
+            num_cpus=1,
+        )
+        for row in scored.iter_rows():
+            yield pickle.loads(row["done"])  # noqa: S301 # of our own processes
+    except ray.exceptions.RayError as error:
+        raise ScoringError(str(error).strip().splitlines()[-1]) from error
+    finally:
+        ray.shutdown()

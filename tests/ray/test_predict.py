@@ -1,0 +1,224 @@
+"""`awnet predict --engine ray`: one row for each image, whatever happens on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow.parquet import read_table, write_table
+
+from awnet.__main__ import main
+from awnet.command.images import PathError
+from awnet.command.results import COLUMNS, OutputError
+from awnet.ray.parts import Parts, part, write_part
+from awnet.ray.scoring import Scorer
+from awnet.ray.sources import Files, _cut, shown, units
+from benchmarks.harness.processes import Process
+from benchmarks.harness.ray import below
+from benchmarks.harness.waiting import eventually
+from tests.repository import ROOT
+
+EXAMPLES = {path.name: path.read_bytes() for path in sorted((ROOT / "examples").glob("*.png"))}
+RUN = {"model": "m"}
+SCORER = b"ray::MapWorker"  # what Ray Data calls the process of one
+
+
+def table(path: Path, rows: Sequence[tuple[str, Any]], group: int = 1000) -> Path:
+    """A Parquet file with the columns `key` and `image`."""
+    keys, images = zip(*rows, strict=True)
+    write_table(pyarrow.table({"key": keys, "image": list(images)}), path, row_group_size=group)
+    return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_table(folder).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "units"),
+    [
+        ([], []),
+        ([0], []),
+        ([3, 3, 3], [((0, 1, 2), 0, 9, 0)]),
+        ([6, 6], [((0,), 0, 6, 0), ((1,), 0, 6, 6)]),
+        ([25], [((0,), 0, 10, 0), ((0,), 10, 10, 10), ((0,), 20, 5, 20)]),
+        ([4, 12, 0, 4], [((0,), 0, 4, 0), ((1,), 0, 10, 4), ((1,), 10, 2, 14), ((3,), 0, 4, 16)]),
+    ],
+)
+def test_units_are_row_groups_together_or_in_pieces(sizes: list[int], units: list[Any]) -> None:
+    """At most ten rows each, every row in one, in their order."""
+    assert list(_cut(sizes, 10)) == units
+
+
+def test_each_row_of_a_parquet_file_is_read_once(tmp_path: Path) -> None:
+    """However its row groups lie: bytes, structs of Hugging Face, and rows that hold nothing."""
+    rows = [(f"k{number}", f"image {number}".encode()) for number in range(230)]
+    path = table(tmp_path / "a.parquet", rows, group=70)
+    for most in (1, 50, 100, 1000):
+        found = [image for unit in units([str(path)], "image", "key", most) for image in unit.images()]
+        assert [(image.name, image.read()) for image in found] == rows
+    (unit,) = units([str(path)], "image", None)
+    assert [image.name for image in unit.images()][:2] == [f"{path}#0", f"{path}#1"]
+    structs = [("a", {"bytes": b"one", "path": "x.png"}), ("b", {"bytes": None, "path": "y.png"})]
+    (unit,) = units([str(table(tmp_path / "b.parquet", structs))], "image", "key")
+    good, bad = unit.images()
+    assert good.read() == b"one"
+    with pytest.raises(ValueError, match="no encoded image"):
+        bad.read()
+
+
+def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp_path: Path) -> None:
+    """What it is called is what was asked for; file:// is read by the file systems of Arrow, as s3:// is."""
+    (tmp_path / "in").mkdir()
+    for name in ("b.png", "a.JPG", "in/c.webp", "notes.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    table(tmp_path / "in/d.parquet", [("k", b"row")])
+    expected = [("a.JPG", b"a.JPG"), ("b.png", b"b.png"), ("in/c.webp", b"in/c.webp"), ("in/d.parquet#0", b"row")]
+    for source in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}"):
+        base = source.rstrip("/")
+        found = [image for unit in units([source], "image", None) for image in unit.images()]
+        assert [(image.name.removeprefix(f"{base}/"), image.read()) for image in found] == expected
+    assert shown("s3://key:secret@bucket/a/b?region=x&secret=y") == "s3://bucket/a/b"
+
+
+def test_what_is_not_there_is_told_before_anything_is_begun(tmp_path: Path) -> None:
+    """A path, a column, a table that is none, a folder without images."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none.parquet").write_bytes(b"nothing")
+    path = table(tmp_path / "a.parquet", [("k", b"x")])
+    for source, column, why in (
+        (tmp_path / "nowhere", "image", "no such file or folder"),
+        (tmp_path / "empty", "image", "holds no image and no Parquet file"),
+        (tmp_path / "none.parquet", "image", "no Parquet file that can be read"),
+        (path, "pixels", "has no column pixels; it has key, image"),
+    ):
+        with pytest.raises(PathError, match=why):
+            units([str(source)], column, None)
+
+
+def test_a_run_goes_on_with_the_same_images_and_model_alone(tmp_path: Path) -> None:
+    """And nobody else writes at the same time; a folder that is there is not touched."""
+    (tmp_path / "a.png").write_bytes(b"a")
+    found = units([str(tmp_path / "a.png")], "image", None)
+    out = tmp_path / "out"
+    first = Parts(out, found, RUN, resume=False)
+    with pytest.raises(OutputError, match="another process writes"):
+        Parts(out, found, RUN, resume=True)
+    write_part(first.folder, 0, [{"file": "a.png", "error": {"title": "bad"}}])
+    first.close()
+    for resume, run, sources, why in (
+        (False, RUN, found, "go on with --resume"),
+        (True, {"model": "n"}, found, r"a run with other model \(m, now n\)"),
+        (True, RUN, [Files("x", ("a", "b"), ("a", "b"))], "a run with other images"),
+    ):
+        with pytest.raises(OutputError, match=why):
+            Parts(out, sources, run, resume)
+    again = Parts(out, found, RUN, resume=True)
+    assert again.left() == []
+    assert again.publish() == 1  # image without an answer
+    again.close()
+    with pytest.raises(OutputError, match="is there already"):
+        Parts(out, found, RUN, resume=True)
+
+
+def test_a_part_with_a_row_too_few_is_not_published(tmp_path: Path) -> None:
+    """The promise is checked and not believed."""
+    parts = Parts(tmp_path / "out", [Files("x", ("a", "b"), ("a", "b"))], RUN, resume=False)
+    write_part(parts.folder, 0, [{"file": "a"}])
+    with pytest.raises(OutputError, match="has 1 rows for 2 images"):
+        parts.publish()
+    assert not (tmp_path / "out").exists()
+    parts.close()
+
+
+def test_a_run_that_began_nothing_leaves_nothing(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "out", [Files("x", ("a",), ("a",))], RUN, resume=False)
+    parts.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_end_with_status_2_and_one_line(
+    tmp_path: Path, no_variables: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a Ray is started."""
+    image = str(ROOT / "examples/ship.png")
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, why in (
+        ([str(tmp_path / "nowhere"), *out], "no such file or folder"),
+        ([image, *out, "--part", "0"], "must be at least 1"),
+        ([image, *out, "--max-batch", "none"], "setting max_batch"),
+        ([image, *out, "--model", "other"], "other"),
+        ([image, "--out", str(tmp_path)], "is there already"),
+    ):
+        assert main(["predict", "--engine", "ray", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert why in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["predict", "--engine=ray", str(ROOT / "examples"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("awnet predict --engine ray needs ray: install") and "'.[ray]'" in line
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_each_image_has_one_row_though_a_scorer_is_killed_and_the_run_before_was_interrupted(
+    tmp_path: Path, no_variables: None
+) -> None:
+    """The row that `awnet predict` writes of the same image; of what is none, a row that says so."""
+    expected_path, out = tmp_path / "expected.parquet", tmp_path / "out"
+    assert main(["predict", str(ROOT / "examples"), "--out", str(expected_path), "--quiet"]) == 0
+    expected = {Path(row["file"]).name: row for row in read_table(expected_path).to_pylist()}
+
+    rows: list[tuple[str, Any]] = [
+        (f"{number}/{name}", data) for number in range(10) for name, data in EXAMPLES.items()
+    ]
+    rows[5:5] = [("text", b"no image"), ("nothing", None)]
+    source = table(tmp_path / "images.parquet", rows, group=100)
+    found = units([str(source)], "image", "key", 20)
+
+    # What an earlier run has left: its first part.
+    model = next(iter(expected.values()))["model_sha256"]
+    before = Parts(out, found, {"model": model, "mode": "auto", "top_k": 1}, resume=False)
+    Scorer({"threads": 1}, 1, str(before.folder), model)({"number": 0, "unit": pickle.dumps(found[0])})
+    kept = part(before.folder, 0).stat()
+    before.close()
+
+    command = [sys.executable, "-m", "awnet", "predict", "--engine", "ray", source, "--id-column", "key", "--out", out]
+    with Process(
+        [*command, "--part", "20", "--scorers", "2", "--resume"], tmp_path / "log", {"HOME": str(tmp_path)}
+    ) as run:
+        eventually(lambda: not run.running or len(before.left()) < len(found) - 1, 180, "a part is there")
+        for pid in below(run.pid, SCORER)[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        left = len(before.left()) if before.folder.exists() else 0
+        assert run.popen.wait(180) == 1, run.text()  # two images have no answer
+    assert left > 0, "it was over before a process was killed"
+
+    scored = rows_of(out)
+    assert Counter(row["file"] for row in scored) == Counter(key for key, _ in rows)
+    assert [row["file"] for row in scored] == [key for key, _ in rows]
+    for row in scored:
+        name = row["file"].partition("/")[2]
+        if not name:
+            assert row["error"] in ("File cannot be read", "Unsupported media type", "Unsupported image"), row
+            continue
+        assert {**row, "file": None} == {**expected[name], "file": None}
+    assert (out / "part-000000.parquet").stat().st_ino == kept.st_ino, "what had been scored was scored again"
+    assert set(scored[0]) == set(COLUMNS)
