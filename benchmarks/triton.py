@@ -21,7 +21,7 @@ from typing import Any
 
 from .harness import report
 from .harness.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
-from .harness.processes import Server, Triton, children, rss_mb
+from .harness.processes import Server, Triton, family, rss_mb
 from .harness.prometheus import scraped
 from .harness.report import ROOT
 
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             server.wait_ready()
         behind = {
             "embedded": [processes["embedded"].pid],
-            "triton": [processes["triton"].pid, *descendants(backend.pid)],
+            "triton": [processes["triton"].pid, *family(backend.pid)],
         }
         for name in ENGINES:
             wrk(ports[name], 8, 1.0, script)
@@ -106,15 +106,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "engines": table(samples),
         "samples": kept(samples),
     }
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below `pid`: the program that runs Triton, Triton, its Python stub."""
-    found, at = [pid], 0
-    while at < len(found):
-        found += children(found[at])
-        at += 1
-    return found
 
 
 def front_end(port: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from .harness import report
 from .harness.closed_loop import add_model, add_rounds, chosen, lua, medians, rotated, uploaded, wrk
-from .harness.processes import Server, children
+from .harness.processes import Server, children, family, memory_mb
 from .harness.prometheus import scraped
 
 EXAMPLES = """examples:
@@ -84,10 +84,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 told = wrk(server.port, clients, options.seconds, script, [server.pid, *children(server.pid)])
                 samples.setdefault((workers, clients), []).append(told)
         for workers, server in servers.items():
-            family = [server.pid, *children(server.pid)]
+            of = family(server.pid)
             found["of"][workers] = {
-                "rss_mb": {pid: memory(pid, "Rss") for pid in family},
-                "pss_mb": sum(memory(pid, "Pss") for pid in family),
+                "rss_mb": {pid: memory_mb(pid, "Rss") for pid in of},
+                "pss_mb": sum(memory_mb(pid, "Pss") for pid in of),
                 "clients": {clients: medians(samples[workers, clients]) for clients in options.clients},
             }
     found["machine"]["load_after"] = list(os.getloadavg())
@@ -142,14 +142,6 @@ def kill(options: argparse.Namespace) -> dict[str, Any]:
             for thread in threads:
                 thread.join()
     return found | {"answered": counts["answered"]}
-
-
-def memory(pid: int, kind: str) -> float:
-    """Rss or Pss of a process, MB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(f"the kernel tells no {kind}")
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -80,18 +80,32 @@ def kept(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Sequence[Figur
     return {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()}
 
 
+def form(image: bytes) -> tuple[bytes, str]:
+    """The body that a browser would send, and its content type."""
+    boundary = "awnet-benchmark"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n'
+    body = f"{head}Content-Type: image/png\r\n\r\n".encode() + image + f"\r\n--{boundary}--\r\n".encode()
+    return body, f"multipart/form-data; boundary={boundary}"
+
+
 def lua(image: bytes) -> bytes:
     """The wrk script that posts `image` as a browser would and prints its figures as JSON."""
-    boundary = "awnet-benchmark"
-    body = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image.png"\r\n'
-        "Content-Type: image/png\r\n\r\n"
-    ).encode()
-    body += image + f"\r\n--{boundary}--\r\n".encode()
+    body, content_type = form(image)
+    return posting(body, {"Content-Type": content_type})
+
+
+def posting(body: bytes, headers: Mapping[str, str], pause_ms: float = 0.0) -> bytes:
+    """The same for any body. `pause_ms`: a connection waits so long on average, exponentially distributed, before it
+    asks again.
+    """
     text = "".join(f"\\{byte:03d}" for byte in body)
+    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]
+    if pause_ms:
+        lines += ["function delay()", f"  return math.floor(0.5 - {pause_ms} * math.log(1 - math.random()))", "end"]
+    more = "\n".join(lines)
     return f"""wrk.method = "POST"
 wrk.body = "{text}"
-wrk.headers["Content-Type"] = "multipart/form-data; boundary={boundary}"
+{more}
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format('JSON{{"requests": %d, "seconds": %f, "failed": %d, ' ..
@@ -102,12 +116,14 @@ end
 """.encode()
 
 
-def wrk(port: int, clients: int, seconds: float, script: Path, pids: Sequence[int] = ()) -> Figures:
+def wrk(
+    port: int, clients: int, seconds: float, script: Path, pids: Sequence[int] = (), path: str = "/predict"
+) -> Figures:
     """One measurement. `cpu_ms` is the CPU time of the processes `pids` a request, where /proc tells it; `cores` are
     how many they kept busy.
     """
     before = sum(map(cpu_seconds, pids))
-    url = f"http://127.0.0.1:{port}/predict"
+    url = f"http://127.0.0.1:{port}{path}"
     done = subprocess.run(
         ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "-s", str(script), url],
         check=True,

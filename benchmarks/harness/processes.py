@@ -170,12 +170,14 @@ class Triton(Process):
         options: more of that program's.
     """
 
-    def __init__(self, repository: Path, venv: Path, log: Path, *options: str) -> None:
+    def __init__(
+        self, repository: Path, venv: Path, log: Path, *options: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.http, self.grpc, self.metrics = free_port(), free_port(), free_port()
         command: list[str | Path] = [sys.executable, ROOT / "deploy/triton/run.py", "--venv", venv.absolute()]
         command += ["--repository", repository]
         command += ["--http-port", str(self.http), "--grpc-port", str(self.grpc), "--metrics-port", str(self.metrics)]
-        super().__init__([*command, *options], log)
+        super().__init__([*command, *options], log, environment)
 
     async def until_ready(self) -> None:
         """Wait until the model can be asked."""
@@ -251,3 +253,20 @@ def children(pid: int) -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found += map(int, task.read_text("ascii").split())
     return found
+
+
+def family(pid: int) -> list[int]:
+    """`pid` and every process below it."""
+    found, at = [pid], 0
+    while at < len(found):
+        found += children(found[at])
+        at += 1
+    return found
+
+
+def memory_mb(pid: int, kind: str) -> float:
+    """Rss or Pss of a process."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ValueError(f"the kernel tells no {kind}")
