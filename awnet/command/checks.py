@@ -19,6 +19,7 @@ from domain import __version__
 from server.access.keys import Keys, read_file
 from server.core.bundled import EXAMPLES
 from server.core.cpu_limits import cgroup_quota, usable_cores
+from server.core.model_source import parse_model_source
 from server.engines.model_file import repository_of
 from server.errors import AWNetError
 from server.findings.webhook import read_secret
@@ -60,6 +61,9 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield from ports(settings)
     yield from access(settings)
     yield from sending(settings)
+    if settings.model_source:
+        found, settings = source(settings)
+        yield found
     if settings.engine == "embedded":
         yield from repository(settings)
     yield model(settings)
@@ -190,6 +194,18 @@ def _closed(about: str, told: str, mode: int) -> Check:
     """Of a file with this mode whose contents are secret."""
     loose = bool(mode & (stat.S_IROTH | stat.S_IWOTH))
     return Check("warn" if loose else "ok", about, told + ("; every user of this machine reads it" if loose else ""))
+
+
+def source(settings: Settings) -> tuple[Check, Settings]:
+    """The model source, fetched as a server would, and the settings that it then serves by."""
+    from server.model_sources.startup import fetch
+
+    try:
+        pinned = asyncio.run(fetch(settings))
+    except AWNetError as error:
+        return Check("fail", "source", error.detail), settings
+    told = f"{parse_model_source(settings.model_source)}: version {pinned.version} of {settings.model}"
+    return Check("ok", "source", told), pinned
 
 
 def repository(settings: Settings) -> Iterator[Check]:

@@ -18,6 +18,7 @@ from server.errors import StartupError
 from server.http.app import create_app
 from server.http.metrics_port import create_metrics
 from server.listening import listen
+from server.model_sources.startup import fetch
 from server.options import settings_of
 from server.process import PortBeside, begin_logging, make_service
 from server.service import Service
@@ -48,6 +49,7 @@ class Replica:
         cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         settings = replica_settings(settings_of(given or {}), int(cores))
         begin_logging(settings)
+        settings = await fetch(settings)
         self._service = make_service(settings)
         self._metrics: asyncio.Task[None] | None = None
         await self._service.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import socket
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_where_findings_go_is_checked_and_left_as_it_is(
     secret.write_text("short")
     status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
     assert status == 1 and told["webhook"][0] == "fail" and "needs 24" in told["webhook"][1]
+
+
+def test_a_model_source_is_fetched_as_a_server_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the version that it names is the one that is opened."""
+    model = publish(tmp_path / "published") / "awnet/1/model.onnx"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    publish(tmp_path / "models", "7", seed=1)
+    wrong = ["--model-source", f"file://{model}#sha256={'0' * 64}"]
+    status, told = doctor(tmp_path / "models", *QUIET, *wrong, capsys=capsys)
+    assert status == 1 and told["source"][0] == "fail" and digest in told["source"][1]
+    status, told = doctor(
+        tmp_path / "models", *QUIET, "--model-source", f"file://{model}#sha256={digest}", capsys=capsys
+    )
+    assert status == 0
+    assert told["source"] == ("ok", f"file://{model}#sha256={digest}: version 8 of awnet")
+    assert told["model"][1].startswith("awnet version 8:")
 
 
 def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ import yaml
 from kubernetes_validate.utils import latest_version
 
 from domain import __version__
+from server.core.model_source import parse_model_source
 from server.settings import Settings
 from tests.requires import SEARCH, requires
 
@@ -35,6 +36,11 @@ POD_ONLY = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "labels"
 
 OCI = "model.source=image,model.image.reference=registry.example/awnet-model@sha256:" + "0" * 64
 WEBHOOK = "findings.enabled=true,findings.webhook=https://siem.example/in,findings.secret=f,"
+PULLED = (
+    "model.source=pull,model.pull.source=oci://registry.example/awnet@sha256:"
+    + "0" * 64
+    + ",networkPolicy.egress[0].ports[0].port=443"
+)
 CASES = {
     "plain": "",
     "findings": "findings.enabled=true",
@@ -48,11 +54,16 @@ CASES = {
     "monitoring-with-keys": "monitoring.enabled=true,keys.secret=k,monitoring.keySecret=m,tls.secret=t",
     "model-volume": OCI,
     "model-copied": OCI + ",model.image.mount=init,model.signingKeySecret=s",
+    "model-pulled": PULLED,
+    "model-pulled-with-secrets": PULLED
+    + ",model.pull.variablesSecret=v,model.pull.dockerConfigSecret=d"
+    + ",model.signingKeySecret=s,settings.AWNET_MODEL=ours",
     "model-claim": "model.source=claim,model.claim=c,model.path=models/ours",
     "triton": "triton.enabled=true,model.source=claim,model.claim=c",
     "triton-copied": "triton.enabled=true,model.image.mount=init," + OCI,
     "kserve": "kind=kserve",
     "kserve-triton": "kind=kserve,triton.enabled=true,model.source=claim,model.claim=c",
+    "kserve-pulled": "kind=kserve," + PULLED,
     "kserve-copied": "kind=kserve,model.image.mount=init," + OCI,
     "everything": "keys.secret=k,tls.secret=t,grpc.enabled=true,autoscaling.kind=keda,monitoring.enabled=true,"
     "monitoring.keySecret=m,triton.enabled=true,model.source=claim,model.claim=c,settings.AWNET_PRIOR=0.02",
@@ -193,6 +204,27 @@ def test_volumes_that_are_mounted_exist(case: str) -> None:
         assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
 
 
+def test_a_model_is_pulled_by_whom_a_server_would_believe() -> None:
+    """The init container takes the server's own settings, a pinned source and the secrets, which the server has not."""
+    case = CASES["model-pulled-with-secrets"]
+    data = resources(case)["ConfigMap", "awnet"]["data"]
+    (pod,) = pod_specs(case)
+    (pull,), (server,) = pod["initContainers"], pod["containers"]
+    assert pull["image"] == server["image"] and pull["command"] == ["python", "-m", "awnet", "pull"]
+    given = data | {entry["name"]: entry["value"] for entry in pull["env"] if entry["name"].startswith("AWNET_")}
+    settings = Settings.model_validate({name.removeprefix("AWNET_").lower(): value for name, value in given.items()})
+    assert parse_model_source(settings.model_source).pinned
+    assert (str(settings.repository), settings.model) == ("/models/model_repository", "ours")
+    assert {"secretRef": {"name": "v"}} in pull["envFrom"] and {"secretRef": {"name": "v"}} not in server["envFrom"]
+    mounts = {mount["mountPath"]: mount for mount in pull["volumeMounts"]}
+    assert not mounts["/models"].get("readOnly") and mounts["/etc/awnet/docker"]["readOnly"]
+    ours = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    assert ours["/models"]["readOnly"] and "/etc/awnet/docker" not in ours
+    assert {"name": "DOCKER_CONFIG", "value": "/etc/awnet/docker"} in pull["env"]
+    (docker,) = [volume for volume in pod["volumes"] if volume["name"] == "docker"]
+    assert docker["secret"]["items"] == [{"key": ".dockerconfigjson", "path": "config.json"}]
+
+
 def test_the_journal_of_findings_has_room_and_its_secret_is_closed() -> None:
     """The one place beside /tmp that a server writes to: the journal is full before the kubelet ends the pod."""
     data = resources(CASES["findings-sent"])["ConfigMap", "awnet"]["data"]
@@ -293,6 +325,12 @@ def test_the_version_is_that_of_the_server() -> None:
         ("findings.enabled=true,findings.webhook=http://siem.example,findings.secret=f", "webhook"),
         (WEBHOOK + "networkPolicy.enabled=true", "networkPolicy.egress"),
         ("settings.AWNET_FINDINGS_DIR=/tmp", "the chart sets it itself"),
+        ("settings.AWNET_MODEL_SOURCE=x", "the chart sets it itself"),
+        ("model.source=pull", "needs model.pull.source"),
+        (PULLED.replace("@sha256:" + "0" * 64, ":latest"), "#sha256=DIGEST"),
+        (PULLED.replace("oci:", "file:"), "source"),
+        (PULLED.partition(",networkPolicy")[0], "networkPolicy.egress"),
+        (PULLED + ",triton.enabled=true", "config.pbtxt"),
         ("autoscaling.kind=keda,autoscaling.minReplicas=5,autoscaling.maxReplicas=2", "maxReplicas"),
         ("settings.AWNET_PORT=9000", "the chart sets it itself"),
         ("settings.PORT=9000", "settings"),

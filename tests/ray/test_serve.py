@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +22,12 @@ from benchmarks.harness.exchange import exposition, fetch, seconds_until
 from benchmarks.harness.load import loaded
 from benchmarks.harness.ray import RayServe
 from benchmarks.harness.report import ROOT
+from server.errors import SourceError
 from server.options import SettingsError
 from server.settings import Settings
 from tests.server.recorded_answers import Answer, Ports, asks, differences, exchange, kept, stored_images
 from tests.server.test_answers import EXPECTED
+from tests.server.tiny import publish
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,6 +162,31 @@ def test_paths_are_told_whole() -> None:
     assert told.keys() == {"repository", "api_keys", "max_batch"}
     assert told["repository"] == os.path.abspath("model_repository")
     assert told["api_keys"] == os.path.abspath("keys.json")
+
+
+def test_a_replica_fetches_its_model_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_variables: None
+) -> None:
+    """Each for its own repository; what cannot be fetched starts no replica."""
+    import ray
+
+    from awnet.ray.replica import Replica
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_assigned_resources=lambda: {"CPU": 1}))
+    model = publish(tmp_path / "published") / "awnet/1/model.onnx"
+
+    async def begun(sha256: str) -> dict[str, Any]:
+        replica: Any = SimpleNamespace()  # an object that Ray did not make would be awaited by nobody
+        given = {"repository": str(tmp_path / "models"), "model_source": f"file://{model}#sha256={sha256}"}
+        await Replica.__init__(replica, given)
+        status: dict[str, Any] = replica._service.models.status()
+        await replica._service.stop()
+        return status
+
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert asyncio.run(begun(digest))["models"][0]["versions"][0]["sha256"] == digest
+    with pytest.raises(SourceError):
+        asyncio.run(begun("0" * 64))
 
 
 def test_what_cannot_be_used_ends_with_status_2(no_variables: None, capsys: pytest.CaptureFixture[str]) -> None:

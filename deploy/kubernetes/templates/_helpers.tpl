@@ -48,6 +48,12 @@ capabilities: {drop: [ALL]}
 {{- if and (eq $v.model.source "image") (not $v.model.image.reference) }}{{ fail "model.source=image needs model.image.reference" }}{{ end }}
 {{- if and (eq $v.model.source "claim") (not $v.model.claim) }}{{ fail "model.source=claim needs model.claim, the name of a PersistentVolumeClaim" }}{{ end }}
 {{- if and $v.triton.enabled (eq $v.model.source "bundled") }}{{ fail "triton.enabled=true needs model.source=image or claim: Triton does not have the bundled model" }}{{ end }}
+{{- if eq $v.model.source "pull" }}
+{{- if not $v.model.pull.source }}{{ fail "model.source=pull needs model.pull.source" }}{{ end }}
+{{- if not (or (regexMatch "(#sha256=|@sha256:)[0-9a-f]{64}$" $v.model.pull.source) $v.model.signingKeySecret) }}{{ fail "model.pull.source must end with #sha256=DIGEST, or oci:// with @sha256:DIGEST, as awnet pull prints it; or give model.signingKeySecret" }}{{ end }}
+{{- if $v.triton.enabled }}{{ fail "triton.enabled=true needs model.source=image or claim: what is pulled has no config.pbtxt" }}{{ end }}
+{{- if and $v.networkPolicy.enabled (not $v.networkPolicy.egress) }}{{ fail "model.source=pull needs networkPolicy.egress, with rules for the source and for DNS: pods reach nothing else" }}{{ end }}
+{{- end }}
 {{- if and $v.tls.clientCa (not $v.tls.secret) }}{{ fail "tls.clientCa=true needs tls.secret, whose ca.crt is the authority" }}{{ end }}
 {{- if and $v.monitoring.enabled $v.keys.secret (not $v.monitoring.keySecret) }}{{ fail "with keys.secret, monitoring needs monitoring.keySecret: an API key of scope metrics" }}{{ end }}
 {{- if ne (empty $v.findings.webhook) (empty $v.findings.secret) }}{{ fail "findings.webhook and findings.secret belong together: each call is signed" }}{{ end }}
@@ -57,7 +63,7 @@ capabilities: {drop: [ALL]}
 {{- if and (eq $v.autoscaling.kind "hpa") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- if and (eq $v.autoscaling.kind "keda") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- range $name, $_ := $v.settings }}
-{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_FINDINGS_DIR" "AWNET_FINDINGS_WEBHOOK" "AWNET_FINDINGS_WEBHOOK_SECRET_FILE" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
+{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_MODEL_SOURCE" "AWNET_MODEL_SOURCE_SECONDS" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_FINDINGS_DIR" "AWNET_FINDINGS_WEBHOOK" "AWNET_FINDINGS_WEBHOOK_SECRET_FILE" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
 {{- fail (printf "settings.%s: the chart sets it itself, by a value of its own" $name) }}
 {{- end }}
 {{- end }}
@@ -187,6 +193,13 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 - name: signing
   secret: {secretName: {{ .Values.model.signingKeySecret }}, defaultMode: 0440}
 {{- end }}
+{{- if and (eq .Values.model.source "pull") .Values.model.pull.dockerConfigSecret }}
+- name: docker
+  secret:
+    secretName: {{ .Values.model.pull.dockerConfigSecret }}
+    defaultMode: 0440
+    items: [{key: .dockerconfigjson, path: config.json}]
+{{- end }}
 {{- if .Values.keys.secret }}
 - name: keys
   secret: {secretName: {{ .Values.keys.secret }}, defaultMode: 0440}
@@ -214,10 +227,49 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- else if and (eq .Values.model.source "image") (eq .Values.model.image.mount "volume") }}
 - name: models
   image: {reference: {{ .Values.model.image.reference }}, pullPolicy: IfNotPresent}
-{{- else if eq .Values.model.source "image" }}
+{{- else if ne .Values.model.source "bundled" }}
 - name: models
-  emptyDir: {sizeLimit: 1Gi}
+  emptyDir: {sizeLimit: {{ ternary "4Gi" "1Gi" (eq .Values.model.source "pull") }}}
 {{- end }}
+{{- end }}
+
+{{/* What brings a model before the server starts, if anything does. */}}
+{{- define "awnet.initContainers" }}
+{{- if and (eq .Values.model.source "image") (eq .Values.model.image.mount "init") }}
+{{- include "awnet.modelCopy" . }}
+{{- else if eq .Values.model.source "pull" }}
+{{- include "awnet.modelPull" . }}
+{{- end }}
+{{- end }}
+
+{{/* The server's own program and settings; the secrets of the source are nobody else's. */}}
+{{- define "awnet.modelPull" -}}
+- name: model
+  image: {{ include "awnet.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  command: [python, -m, awnet, pull]
+  envFrom:
+    - configMapRef: {name: {{ include "awnet.name" . }}}
+    {{- with .Values.model.pull.variablesSecret }}
+    - secretRef: {name: {{ . }}}
+    {{- end }}
+  env:
+    - {name: AWNET_MODEL_SOURCE, value: {{ .Values.model.pull.source | quote }}}
+    - {name: AWNET_MODEL_SOURCE_SECONDS, value: {{ .Values.model.pull.seconds | quote }}}
+    {{- if .Values.model.pull.dockerConfigSecret }}
+    - {name: DOCKER_CONFIG, value: /etc/awnet/docker}
+    {{- end }}
+  resources: {{- toYaml .Values.resources | nindent 4 }}
+  securityContext: {{- include "awnet.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: models, mountPath: /models}
+    {{- if .Values.model.signingKeySecret }}
+    - {name: signing, mountPath: /etc/awnet/signing, readOnly: true}
+    {{- end }}
+    {{- if .Values.model.pull.dockerConfigSecret }}
+    - {name: docker, mountPath: /etc/awnet/docker, readOnly: true}
+    {{- end }}
 {{- end }}
 
 {{- define "awnet.modelCopy" -}}
