@@ -29,17 +29,7 @@ from server.tls import EXPIRES_SOON_SECONDS, Certificates
 
 from ..local import Local, StartError
 
-LIBRARIES = (
-    "numpy",
-    "pillow",
-    "starlette",
-    "uvicorn",
-    "uvloop",
-    "httptools",
-    "pydantic",
-    "prometheus-client",
-    "grpcio",
-)
+LIBRARIES = ("numpy", "pillow", "fastapi", "uvicorn", "uvloop", "httptools", "pydantic", "prometheus-client", "grpcio")
 EXTRAS = {
     "training": ("torch", "torchvision", "scipy", "tqdm"),
     "export": ("torch", "onnx"),

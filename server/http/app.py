@@ -1,7 +1,7 @@
 """The HTTP application: routes requests to their handlers and turns every error into an answer of one form.
 
-`/predict`, the Open Inference Protocol and the page are answered by `PublicFront`, a plain ASGI layer; health, metrics
-and documents are ordinary routes behind it. What the OpenAPI document is made of is loaded when somebody asks for it.
+`/predict` is answered by `PublicFront`, a plain ASGI layer, because a FastAPI route with an upload costs as much as the
+decoding of a small image; health, metrics and the documents are ordinary FastAPI routes behind the same layer.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import orjson
+from fastapi import FastAPI, Response
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
+from .. import __version__
 from ..access.caller import Scope as KeyScope
 from ..core.images import EncodedImage
 from ..errors import (
@@ -33,13 +34,13 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
-from . import page, upload
+from . import openapi, page, upload
 from .caching import matches, tag_of
 from .cors import Cors
 from .description import described
 from .disclosure import check
 from .exchange import Exchange
-from .front import Front, Routes, routes_of
+from .front import Front, routes_of
 from .metrics_port import METRICS, scrape
 from .predict import document
 from .query import parse_model_query, parse_query
@@ -65,19 +66,43 @@ _NO_WEIGHT = re.compile(rb"q\s*=\s*0(\.0{0,3})?")
 
 def create_app(service: Service) -> PublicFront:
     """The application on top of `service`; starting and stopping that is up to the caller."""
-    settings = service.settings
+    app = _Routes(
+        model=service.settings.model,
+        by_keys=service.access.by_keys,
+        title="AW-Net server",
+        description="Which class, and was the image tampered with?",
+        docs_url=None,  # its page loads scripts from another host
+        redoc_url=None,
+    )
 
-    async def live(request: HTTPRequest) -> Response:
+    @app.get("/v2/health/live", operation_id="live", summary="The process answers.", tags=["health"])
+    async def live() -> Response:
         return _json({"live": True})
 
-    async def ready(request: HTTPRequest) -> Response:
+    @app.get(
+        "/v2/health/ready",
+        operation_id="ready",
+        summary="The model gave its golden values, and the engine is up.",
+        tags=["health"],
+    )
+    async def ready() -> Response:
         return _json({"ready": service.ready}, 200 if service.ready else 503)
 
-    async def exposition(request: HTTPRequest) -> Response:
-        return await scrape(service, request)
+    if service.settings.metrics_port is None:
 
+        @app.get(METRICS, operation_id="metrics", summary="Prometheus metrics.", tags=["observability"])
+        async def exposition(request: HTTPRequest) -> Response:
+            return await scrape(service, request)
+
+    @app.get(
+        "/model",
+        operation_id="model",
+        summary="A model's modes, domains, thresholds and audited figures.",
+        tags=["model"],
+    )
     async def model(request: HTTPRequest) -> Response:
         name, version = parse_model_query(request.scope["query_string"])
+        settings = service.settings
         told = orjson.dumps(described(service.models.find(name, version), settings.prior, service.default_mode))
         tag = tag_of(told)
         # It changes with a reload; a key may have another default mode, so no cache between gives it to others.
@@ -86,38 +111,41 @@ def create_app(service: Service) -> PublicFront:
             return Response(status_code=304, headers=headers)
         return Response(told, headers=headers, media_type="application/json")
 
-    @cache
-    def document() -> dict[str, Any]:
-        from . import openapi  # and with it pydantic's models of every answer
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(openapi.html(app.openapi()), headers=openapi.HEADERS, media_type="text/html")
 
-        scopes = needed if service.access.by_keys else None
-        return openapi.document(settings.model, metrics=settings.metrics_port is None, needed=scopes)
-
-    async def openapi_json(request: HTTPRequest) -> Response:
-        return JSONResponse(document())
-
-    async def docs(request: HTTPRequest) -> Response:
-        from . import openapi
-
-        return Response(openapi.html(document()), headers=openapi.HEADERS, media_type="text/html")
-
-    routes = [
-        Route("/openapi.json", openapi_json),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        *([Route(METRICS, exposition)] if settings.metrics_port is None else []),
-        Route("/model", model),
-        Route("/docs", docs),
-    ]
-    service.metrics.expect([(PREDICT, "POST"), *rest.ROUTES, *routes_of(routes)])
-    if settings.page:
+    service.metrics.expect([(PREDICT, "POST"), *rest.ROUTES, *routes_of(app.routes)])
+    if service.settings.page:
         service.metrics.expect([(page.INDEX, "GET"), (PAGE_FILE, "GET")])
-    return PublicFront(Routes(routes), service)
+    return PublicFront(app, service)
 
 
 def needed(path: str) -> KeyScope | None:
     """The scope that a path needs, the page's own files aside."""
     return NEEDED.get(path, "predict")
+
+
+class _Routes(FastAPI):
+    """FastAPI without its error handlers: errors reach `Front` as exceptions, which answers all in one form."""
+
+    def __init__(self, *, model: str, by_keys: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._by_keys = by_keys
+        self._model = model
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return AsyncExitStackMiddleware(self.router)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schema = get_openapi(
+                title=self.title, version=__version__, description=self.description, routes=self.routes
+            )
+            self.openapi_schema = openapi.complete(schema, self._model)
+            if self._by_keys:
+                openapi.secured(self.openapi_schema, needed)
+        return self.openapi_schema
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
@@ -127,7 +155,7 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
 class PublicFront(Front):
     """`/predict`, the Open Inference Protocol and the page by hand; `routes` have everything else."""
 
-    def __init__(self, routes: Routes, service: Service) -> None:
+    def __init__(self, routes: FastAPI, service: Service) -> None:
         settings = service.settings
         super().__init__(routes, service, Cors(settings.origins) if settings.origins else None)
         self._page = (
@@ -231,7 +259,7 @@ def _written(*given: Any) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 def _is_oip(path: str) -> bool:
-    """Whether the Open Inference Protocol answers; health is a route."""
+    """Whether the Open Inference Protocol answers; health is a route of FastAPI's, which documents it."""
     return path.startswith(OIP) and path[3:4] in ("", "/") and not path.startswith(HEALTH)
 
 

@@ -14,7 +14,6 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from .. import __version__
 from ..access.caller import Scope
 from ..core.engine import PRIORITIES
 from ..core.modes import LOGITS
@@ -24,7 +23,6 @@ from .openapi_paths import problems, ref, response
 from .query import DEFAULT_TOP_K, SignalsLevel
 from .schemas import Answer, Base64Images
 
-TITLE, DESCRIPTION = "AW-Net server", "Which class, and was the image tampered with?"
 PREDICT_PROBLEMS = {
     400: "The body is not what its headers say.",
     404: "No such model, or that version of it is not served.",
@@ -51,62 +49,51 @@ VERSION = {
 }
 
 
-def document(model: str, metrics: bool, needed: Callable[[str], Scope | None] | None) -> dict[str, Any]:
-    """The OpenAPI document.
+def complete(openapi: dict[str, Any], model: str) -> dict[str, Any]:
+    """`openapi` with the routes that are not FastAPI's, and with what its own take and give.
 
     Args:
+        openapi: as FastAPI makes it.
         model: the name of one that is served.
-        metrics: whether the public port has them.
-        needed: the scope that each path needs, None for none; None where there are no keys.
     """
     described: tuple[type[BaseModel], ...] = (Answer, Base64Images, *openapi_paths.SHAPES)
     _, shapes = models_json_schema(
         [(shape, "serialization") for shape in described],
         ref_template="#/components/schemas/{model}",
     )
-    paths = (
-        _own(metrics) | {"/predict": {"post": _predict()}} | openapi_paths.protocol(model) | openapi_paths.admin(model)
-    )
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(shapes["$defs"])
+    paths = openapi.setdefault("paths", {})
+    paths["/predict"] = {"post": _predict()}
+    paths["/model"]["get"] |= {
+        "parameters": [
+            {
+                "name": "name",
+                "in": "query",
+                "description": "Which model; left out, the default one.",
+                "schema": {"type": "string"},
+            },
+            VERSION,
+        ],
+        "responses": {"200": response("The model.", Description), **problems(MODEL_PROBLEMS)},
+    }
+    for name, not_so in (("live", None), ("ready", "It is not.")):
+        flag = {"type": "object", "required": [name], "properties": {name: {"type": "boolean"}}}
+        answers = {"200": "It is."} if not_so is None else {"200": "It is.", "503": not_so}
+        paths[f"/v2/health/{name}"]["get"]["responses"] = {
+            status: {"description": about, "content": {"application/json": {"schema": flag}}}
+            for status, about in answers.items()
+        }
+    if "/metrics" in paths:
+        text = {"schema": {"type": "string"}}
+        paths["/metrics"]["get"]["responses"] = {
+            "200": {"description": "In the text format of Prometheus.", "content": {"text/plain": text}}
+        }
+    paths |= openapi_paths.protocol(model)
+    paths |= openapi_paths.admin(model)
     for methods in paths.values():
         for method in set(methods) - {"servers"}:
             methods[method]["responses"] |= problems({429: PREDICT_PROBLEMS[429]})
-    info = {"title": TITLE, "description": DESCRIPTION, "version": __version__}
-    made = {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": shapes["$defs"]}}
-    return made if needed is None else secured(made, needed)
-
-
-def _own(metrics: bool) -> dict[str, Any]:
-    """Paths of health, of the model and, if the port has them, of metrics."""
-
-    def shown(tag: str, name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"get": {"tags": [tag], "summary": summary, "operationId": name, "responses": responses, **more}}
-
-    def flag(name: str, answers: Mapping[str, str]) -> dict[str, Any]:
-        shape = {"type": "object", "required": [name], "properties": {name: {"type": "boolean"}}}
-        content = {"application/json": {"schema": shape}}
-        return {status: {"description": about, "content": content} for status, about in answers.items()}
-
-    live, ready = "The process answers.", "The model gave its golden values, and the engine is up."
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    told = {"200": {"description": "In the text format of Prometheus.", "content": text}}
-    name = {
-        "name": "name",
-        "in": "query",
-        "description": "Which model; left out, the default one.",
-        "schema": {"type": "string"},
-    }
-    return {
-        "/v2/health/live": shown("health", "live", live, flag("live", {"200": "It is."})),
-        "/v2/health/ready": shown("health", "ready", ready, flag("ready", {"200": "It is.", "503": "It is not."})),
-        **({"/metrics": shown("observability", "metrics", "Prometheus metrics.", told)} if metrics else {}),
-        "/model": shown(
-            "model",
-            "model",
-            "A model's modes, domains, thresholds and audited figures.",
-            {"200": response("The model.", Description), **problems(MODEL_PROBLEMS)},
-            parameters=[name, VERSION],
-        ),
-    }
+    return openapi
 
 
 def secured(openapi: dict[str, Any], needed: Callable[[str], Scope | None]) -> dict[str, Any]:
@@ -129,7 +116,7 @@ def _predict() -> dict[str, Any]:
     files = {"type": "array", "items": binary["schema"], "minItems": 1}
     form = {"type": "object", "required": ["image"], "properties": {"image": files}}
     return {
-        "summary": DESCRIPTION,
+        "summary": "Which class, and was the image tampered with?",
         "operationId": "predict",
         "parameters": [
             {

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the Open Inference Protocol and of the admin port."""
+"""What the OpenAPI document says of routes that are not FastAPI's: the Open Inference Protocol and the admin port."""
 
 from __future__ import annotations
 

@@ -126,11 +126,10 @@ CHANGED: dict[str, str] = {
     "images have a verdict, uncalibrated ones CUSUMs of their own; images are counted by mode; "
     "refused images never reach the engine; each route is counted from 0, and timed by its name where it predicts; "
     "readings of a file of keys, decisions of policies, what the query guard finds, findings and misdirected "
-    "requests are counted; the processes that decode are told, and what is sent by OTLP; the answer cache is counted; "
-    "/openapi.json is a route with its name",
+    "requests are counted; the processes that decode are told, and what is sent by OTLP; the answer cache is counted",
     "request log": "every refusal has its reason and the route that it was for; admin calls are logged; "
     "uncalibrated images are counted by reason; the mode of an answer; images that are refused "
-    "among others are counted by reason; /openapi.json has its own route",
+    "among others are counted by reason",
 }
 
 # As small as the list allows, so that every limit is met by a small request. Nothing runs by the clock.

@@ -145,7 +145,7 @@ def test_a_fault_is_counted_and_logged_like_any_refusal(observed: Observed, path
 def test_a_fault_behind_a_route_is_a_problem_under_that_route(
     observed: Observed, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """A framework's own 500 is plain text, and another way to say it would be another thing to parse."""
+    """FastAPI's own 500 is plain text, and another way to say it would be another thing to parse."""
 
     async def broken() -> None:
         raise error

@@ -146,7 +146,7 @@ def test_a_wrong_method_is_told_the_right_one(served: Running, method: str) -> N
 
 
 def test_a_wrong_method_elsewhere_is_a_problem_too(served: Running) -> None:
-    """Routes that a router finds speak the same language."""
+    """Routes that FastAPI answers speak the same language."""
     answer = served.http.post("/metrics")
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
@@ -154,7 +154,7 @@ def test_a_wrong_method_elsewhere_is_a_problem_too(served: Running) -> None:
 
 
 def test_an_unknown_path_is_a_problem(served: Running) -> None:
-    """404, not the router's own shape."""
+    """404, not FastAPI's own shape."""
     answer = served.http.get("/nothing")
     assert answer.status_code == 404
     problem(answer)

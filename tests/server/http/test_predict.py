@@ -272,7 +272,7 @@ def test_the_number_of_series_is_bounded(served: Running) -> None:
 
 
 def test_the_api_document_describes_predict(served: Running) -> None:
-    """It is written by hand, and must not be forgotten; every $ref resolves."""
+    """Its route is not FastAPI's, so it is written in by hand, and must not be forgotten; every $ref resolves."""
     document = served.http.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
     forms = {"multipart/form-data", "application/json", "application/octet-stream"}
