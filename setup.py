@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 BELOW = ("domain", "server", "export", "training")
 MODEL = "awnet"  # the default of AWNET_MODEL: the one model that is in the wheel, in its latest version
 DATA = {
+    "awnet.planning": ["*.json"],
     "server.http": ["assets/*"],
     "training": ["recipes/**/*.toml"],
     "training.reproduction": ["*.toml"],

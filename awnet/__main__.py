@@ -68,6 +68,12 @@ def _bench(arguments: Sequence[str]) -> object:
     return main(arguments)
 
 
+def _plan(arguments: Sequence[str]) -> object:
+    from .command.plan import main
+
+    return main(arguments)
+
+
 def _calibrate(arguments: Sequence[str]) -> object:
     from .command.calibrate import main
 
@@ -145,6 +151,7 @@ COMMANDS = {
     "keys": Command("make, list, replace and revoke API keys", _keys),
     "predict": Command("score images: files, folders, patterns, ZIP archives, standard input", _predict),
     "bench": Command("measure latency under load, and what the detector flags", _bench),
+    "plan": Command("how many servers a load needs, what they cost, which latencies to expect", _plan, "planning"),
     "calibrate": Command("thresholds for natural images of your own, as a new version", _calibrate),
     "pull": Command("fetch a model from a registry, a bucket or a web server", _pull),
     "findings": Command("list findings, mark them, see which threshold the marks propose", _findings),

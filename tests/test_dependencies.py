@@ -24,6 +24,7 @@ IMPORTED_BY = {
     "signing": ("export", "server"),
     "parquet": ("awnet",),
     "telemetry": ("server",),
+    "planning": ("awnet",),
     "ray": ("awnet",),
     "site": (),
     "dev": ("tests", "benchmarks", "deploy", "examples", ".ci"),

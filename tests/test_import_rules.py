@@ -148,6 +148,7 @@ LIBRARIES = {
     "awnet.local": set(),
     "awnet.ray": {"pyarrow", "ray"},
     "awnet.command": {"PIL", "numpy", "onnxruntime", "orjson", "pyarrow"},
+    "awnet.planning": {"simpy"},
     "server.__main__": set(),
     "server.errors": set(),
     "server.listening": set(),

@@ -23,7 +23,9 @@ NEEDED = {
     "train": ["--recipe", "r.toml", "--data-dir", "data", "--out", "run"],
     "audit": ["--ckpt", "best.pt", "--data-dir", "data", "--out", "audit"],
     "export": ["--ckpt", "best.pt"],
+    "plan": ["--rate", "1"],
 }
+MISSING = ("torch", "onnx", "simpy")
 
 
 def ask(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -108,13 +110,14 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(
     name: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line instead of a traceback."""
-    for module in [m for m in sys.modules if m.partition(".")[0] in ("torch", "training", "export", "onnx")]:
+    loaded = ("torch", "training", "export", "onnx")
+    for module in [m for m in sys.modules if m.partition(".")[0] in loaded or m.startswith("awnet.planning.")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "onnx", None)
+    for module in MISSING:
+        monkeypatch.setitem(sys.modules, module, None)
     assert main([name, *NEEDED[name]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in ("torch", "onnx")}
+    assert line in {f"awnet {name} needs {module}: {install(extra)}" for module in MISSING}
 
 
 def test_an_installation_without_its_packages_says_how_to_get_them(

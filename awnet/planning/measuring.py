@@ -1,0 +1,134 @@
+"""Measures service times of a server that runs on this machine: CPU time of its threads under load."""
+
+from __future__ import annotations
+
+import statistics
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .asking import Asker, Sample
+from .times import ServiceTimes
+
+CLIENTS = (2, 3, 4, 6, 8, 12, 16, 24)
+SPREAD = 101  # quantiles
+
+
+class Spent(NamedTuple):
+    """What a load took of a server, in seconds of CPU time.
+
+    Attributes:
+        loop: of its main thread, which is its event loop.
+        others: of its other threads, which run the model.
+    """
+
+    requests: int
+    images: float
+    batches: float
+    loop: float
+    others: float
+
+
+async def measured(
+    asker: Asker,
+    pid: int,
+    url: str,
+    seconds: float,
+    about: Mapping[str, Any],
+    ready_seconds: float = 0.0,
+    progress: Callable[[float], object] = lambda share: None,
+) -> ServiceTimes:
+    """Closed loops of more and more clients; batches are fuller the more there are.
+
+    Args:
+        pid: of the server, one process on Linux.
+        url: where its /metrics are.
+        seconds: of all.
+
+    Raises:
+        ValueError: it is not to be measured.
+    """
+    each = seconds / (len(CLIENTS) + 2)
+    await asker.closed(8, each / 2)
+    alone = _answered(await asker.closed(1, 1.5 * each))
+    found = []
+    for at, clients in enumerate(CLIENTS):
+        progress((at + 2) / (len(CLIENTS) + 2))
+        before = _told(pid, url)
+        samples = await asker.closed(clients, each)
+        after = _told(pid, url)
+        _answered(samples)
+        found.append((Spent(len(samples), *(b - a for a, b in zip(before, after, strict=True))), samples))
+    base, image = _line([spent for spent, _ in found])
+    requests = sum(spent.requests for spent, _ in found)
+    loop = sum(spent.loop for spent, _ in found) / requests
+    decode = min(loop, statistics.median(sample.stages()["decode"] for _, samples in found for sample in samples))
+    inference = [sample.stages()["inference"] for sample in alone]
+    rest = max(0.0, (loop - decode) / 2)
+    lone = statistics.median(inference)
+    seen = statistics.median(sample.seconds for sample in alone)
+    mean = statistics.mean(inference)
+    return ServiceTimes(
+        executions={size: base + image * size for size in (1, 2, 4, 8, 16, 32)},
+        read=rest,
+        decode=decode,
+        answer=rest,
+        fixed=max(0.0, seen - 2 * rest - decode - lone),
+        spread=tuple(value / mean for value in statistics.quantiles(inference, n=SPREAD + 1, method="inclusive")),
+        memory_mb=_memory_mb(pid),
+        ready_seconds=ready_seconds,
+        about=about,
+    )
+
+
+def _line(found: Sequence[Spent]) -> tuple[float, float]:
+    """(seconds an execution, seconds an image) by least squares over the loads, each scaled to one image."""
+    points = [(spent.batches / spent.images, spent.others / spent.images) for spent in found if spent.images]
+    if len(points) < 2:
+        raise ValueError("the server ran no images")
+    x, y = (statistics.mean(values) for values in zip(*points, strict=True))
+    spread = sum((a - x) ** 2 for a, _ in points)
+    base = max(0.0, sum((a - x) * (b - y) for a, b in points) / spread) if spread > 1e-6 else 0.0
+    image = y - base * x
+    return base, max(image, 1e-6)
+
+
+def _answered(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Raises ValueError where one was not."""
+    for sample in samples:
+        if sample.status != 200:
+            raise ValueError(f"the server answers with status {sample.status}" if sample.status else "nobody answers")
+    return samples
+
+
+def _told(pid: int, url: str) -> tuple[float, float, float, float]:
+    """Images, batches, and seconds of the main thread and of the others. Raises ValueError."""
+    tasks = Path(f"/proc/{pid}/task")
+    spent = {"loop": 0.0, "others": 0.0}
+    try:
+        for task in tasks.iterdir():
+            try:
+                seconds = int((task / "schedstat").read_text("ascii").split()[0]) / 1e9
+            except (FileNotFoundError, ProcessLookupError):  # a thread that has ended
+                continue
+            spent["loop" if task.name == str(pid) else "others"] += seconds
+    except OSError as error:
+        raise ValueError(f"process {pid} cannot be looked at: {error.strerror}") from None
+    counts = {"sum": 0.0, "count": 0.0}
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310, an address that was given
+            for line in answer.read().decode().splitlines():
+                name, _, value = line.rpartition(" ")
+                if name.startswith("awnet_batch_images_"):
+                    counts[name.removeprefix("awnet_batch_images_")] = float(value)
+    except OSError as error:
+        raise ValueError(f"{url}/metrics: {error}") from None
+    return counts["sum"], counts["count"], spent["loop"], spent["others"]
+
+
+def _memory_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0

@@ -1,0 +1,179 @@
+"""`awnet plan`: the least number of front ends that keeps a promise, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awnet.__main__ import main
+from awnet.command import plan as plan_command
+from awnet.command.arrivals import arrivals
+from awnet.planning import sizing
+from awnet.planning.front_end import Shape
+from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest
+from awnet.planning.times import BUNDLED, ServiceTimes, parsed, read, written
+from benchmarks.harness.processes import Server
+
+TIMES = ServiceTimes({1: 4e-3, 8: 16e-3}, read=5e-4, answer=5e-4, memory_mb=1000)
+ONE = Shape(1)
+GOOD = {"format": 1, "executions_ms": {"1": 2.0, "8": 9.0}}
+
+
+def load(rate: float) -> Load:
+    return Load(rate, lambda rate, seconds: arrivals("poisson", rate, seconds), requests=4000)
+
+
+def plan(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "plan.json"
+    assert main(["plan", *arguments, "--out", str(out)]) == 0
+    document: dict[str, Any] = json.loads(out.read_text("utf-8"))
+    return document
+
+
+def test_one_fewer_would_not_do() -> None:
+    goal = Goal(0.03)
+    found, tried = smallest(load(1000), TIMES, ONE, goal)
+    assert found is not None and found.keeps(goal) and found.front_ends > 2
+    assert not level(found.front_ends - 1, load(1000), TIMES, ONE).keeps(goal)
+    assert [each.front_ends for each in tried] == sorted({each.front_ends for each in tried})
+
+
+def test_a_promise_below_the_service_time_cannot_be_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    found, tried = smallest(load(5), TIMES, ONE, Goal(0.001))
+    assert found is None and tried
+    assert main(["plan", "--rate", "2", "--p99-ms", "0.1"]) == 1
+    assert "no number is enough" in capsys.readouterr().out
+
+
+def test_room_is_left_in_the_cores() -> None:
+    """However loose the promise: a fleet that is fully used has no steady state."""
+    found, _ = smallest(load(1000), TIMES, ONE, Goal(10.0, busy=0.5))
+    assert found is not None and 0.4 < found.busy <= 0.5
+
+
+def test_a_large_fleet_behaves_as_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than `CELL` front ends are not simulated: each has the load that it would have among so many."""
+    monkeypatch.setattr(sizing, "CELL", 8)
+    whole, part = (level(count, load(150 * count), TIMES, ONE) for count in (1000, 8))
+    assert whole.p99 == pytest.approx(part.p99) and whole.busy == pytest.approx(part.busy)
+
+
+def test_costs_are_front_ends_times_hours() -> None:
+    shape, price = Shape(2, workers=2), Price(0.04, 0.005)
+    assert month(3, TIMES, shape, price) == pytest.approx(3 * (2 * 0.04 + 2 * 0.005) * 730)
+    assert million(3, 100, TIMES, shape, price) == pytest.approx(3 * 0.09 / 3600 / 100 * 1e6)
+
+
+@pytest.mark.slow
+def test_the_plan_says_what_to_run_and_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled times; more load, more front ends; spare ones cost and do not serve."""
+    small, large = (plan(tmp_path, "--rate", rate) for rate in ("100", "1500"))
+    spare = plan(tmp_path, "--rate", "100", "--spare", "1")
+    assert small["plan"]["front_ends"] == 1 < large["plan"]["front_ends"]
+    assert spare["plan"]["front_ends"] == 1 and spare["plan"]["vcpus"] == 2 * small["plan"]["vcpus"]
+    assert spare["plan"]["month"] == pytest.approx(2 * small["plan"]["month"], abs=0.02)
+    assert large["plan"]["million_images"] < small["plan"]["million_images"]
+    assert large["plan"]["p99_ms"] <= 50 and large["plan"]["busy"] <= 0.8
+    said = capsys.readouterr().out
+    assert "100 requests a second (poisson), 99 % within 50 ms" in said and "1 and 1 spare, of 2 cores: 4 vCPU" in said
+    assert plan(tmp_path, "--rate", "100") == small
+
+
+@pytest.mark.slow
+def test_a_balancer_that_does_not_look_needs_more(tmp_path: Path) -> None:
+    needed = {
+        balance: plan(tmp_path, "--rate", "2000", "--p99-ms", "12", "--busy", "0.9", "--balancer", balance)["plan"]
+        for balance in ("least", "random")
+    }
+    assert needed["least"]["front_ends"] < needed["random"]["front_ends"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "0"], "--rate must be 0.001 to 10,000,000"),
+        (["--rate", "nan"], "--rate must be"),
+        (["--rate", "9", "--p99-ms", "-1"], "--p99-ms must be"),
+        (["--rate", "9", "--cores", "0"], "--cores must be 1 to"),
+        (["--rate", "9", "--cores", "2", "--workers", "3"], "--workers must be 1 to --cores"),
+        (["--rate", "9", "--busy", "1"], "--busy must be"),
+        (["--rate", "9", "--url", "http://127.0.0.1:1"], "--url and --image are for --measure"),
+        (["--rate", "9", "--times", "nowhere.json"], "nowhere.json: No such file"),
+        (["--rate", "9", "--out", "nowhere/plan.json"], "--out nowhere/plan.json: No such file"),
+        (["--measure", "1"], "--measure needs --out FILE"),
+        (["--measure", "1", "--out", "x", "--url", "https://a.example"], "asks over http://"),
+        (["--measure", "1", "--out", "x", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1: "),
+        (["--measure", "1", "--out", "x", "--image", "nowhere.png"], "--image nowhere.png: No such file"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_times_are_read_as_they_were_written() -> None:
+    times = read(BUNDLED)
+    assert written(parsed(written(times))) == written(times)
+    assert {1, 2, 4, 8} <= times.executions.keys() and times.memory_mb > 50 and times.ready_seconds > 0.1
+    assert times.about["told"]
+
+
+def test_sizes_that_were_not_measured_lie_on_the_line() -> None:
+    assert TIMES.execution(4) == pytest.approx(4e-3 + 12e-3 * 3 / 7)
+    assert TIMES.execution(16) == pytest.approx(16e-3 + 12e-3 * 8 / 7)
+    assert ServiceTimes({2: 6e-3}).execution(8) == pytest.approx(24e-3)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {**GOOD, "format": 2},
+        {**GOOD, "executions_ms": {}},
+        {**GOOD, "executions_ms": {"0": 1.0}},
+        {**GOOD, "executions_ms": {"one": 1.0}},
+        {**GOOD, "executions_ms": {"1": 0}},
+        {**GOOD, "executions_ms": {"1": float("nan")}},
+        {**GOOD, "read_ms": -1},
+        {**GOOD, "read_ms": True},
+        {**GOOD, "spread": []},
+        {**GOOD, "spread": [0.0]},
+        {**GOOD, "memory_mb": "1"},
+    ],
+)
+def test_a_file_that_holds_no_times_is_refused(document: object, tmp_path: Path) -> None:
+    assert parsed(GOOD).executions[1] == 2e-3
+    path = tmp_path / "times.json"
+    path.write_text(json.dumps(document), "utf-8")
+    with pytest.raises(ValueError, match="no service times"):
+        read(path)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_running_server_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it spends is found in its threads; the file is one that a plan takes."""
+    monkeypatch.setattr(plan_command, "MEASURED_SECONDS", 2.0)
+    out = tmp_path / "times.json"
+    with Server(tmp_path, drain_seconds=0) as server:
+        server.wait_ready()
+        assert main(["plan", "--measure", str(server.pid), "--url", server.url, "--out", str(out)]) == 0
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(b"none")
+        assert main(["plan", "--measure", "1", "--url", server.url, "--image", str(bad), "--out", str(bad)]) == 2
+    said = capsys.readouterr()
+    assert "one core answers" in said.out and "status 415" in said.err and bad.read_bytes() == b"none"
+    times = read(out)
+    assert 0.0003 < times.execution(1) < 0.1 and 0.00005 < times.request(1) - times.execution(1) < 0.01
+    assert 50 < times.memory_mb < 1000
+    assert main(["plan", "--rate", "10", "--times", str(out), "--p99-ms", "1000"]) == 0
