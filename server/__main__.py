@@ -43,11 +43,10 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
         print(error, file=sys.stderr)
         return 2
     if settings.model_source:
-        try:
-            settings = _with_model(settings)
-        except AWNetError as error:
-            logging.getLogger("awnet").critical("%s: %s", error.title, error.detail)
+        fetched = _with_model(settings)
+        if fetched is None:
             return 1
+        settings = fetched
     # A supervisor that serves nothing itself needs little of what a server needs, and no server needs a supervisor.
     if settings.workers > 1:
         from .workers.supervisor import supervise
@@ -58,20 +57,24 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
     return serve(settings)
 
 
-def _with_model(settings: Settings) -> Settings:
-    """The settings once their model source was fetched. Raises SourceError."""
+def _with_model(settings: Settings) -> Settings | None:
+    """The settings once their model source was fetched; None where it could not be, and the log says why."""
     # Imported only here: a server that fetches nothing needs no client.
     from .model_sources.startup import fetch
     from .monitoring.log_writer import log_to_stderr
 
     log_to_stderr(settings.log_level, "%(name)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole addresses, and a query can be a secret
-    # SIGTERM ends this by an exception, so that what was begun is removed.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Signals end this by an exception, so that what was begun is removed.
+    before = {sent: signal.signal(sent, lambda *_: sys.exit(0)) for sent in (signal.SIGTERM, signal.SIGINT)}
     try:
         return asyncio.run(fetch(settings))
+    except AWNetError as error:
+        logging.getLogger("awnet").critical("%s: %s", error.title, error.detail)
+        return None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
+        logging.root.handlers.clear()  # whoever serves sets up a log of its own
 
 
 def read_settings(arguments: list[str] | None = None, called: str = CALLED) -> Settings:

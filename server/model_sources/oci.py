@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from ..core.model_source import ModelSource
 from ..core.regular_files import read_regular
@@ -47,11 +47,16 @@ class Layer(NamedTuple):
 
 
 class Artifact(NamedTuple):
-    """Files by their name without folders, and the hexadecimal SHA-256 of the manifest that lists them."""
+    """Files, and the hexadecimal SHA-256 of the manifest that lists them."""
 
-    layers: dict[str, Layer]
+    layers: list[Layer]
     model: Layer
     manifest: str
+
+    def file(self, name: str) -> Layer | None:
+        """The one of this name that is a file as it is."""
+        found = [layer for layer in self.layers if layer.name == name and not layer.packed]
+        return found[0] if len(found) == 1 else None
 
 
 class Registry:
@@ -67,7 +72,7 @@ class Registry:
         self._hub = source.place in ("docker.io", "index.docker.io", DOCKER_HUB)
         host = DOCKER_HUB if self._hub else source.place
         # As Docker has it: a registry on this machine speaks HTTP, any other one HTTPS.
-        scheme = "http" if is_loopback(host.rpartition(":")[0].strip("[]") or host) else "https"
+        scheme = "http" if is_loopback(urlsplit(f"//{host}").hostname or "") else "https"
         library = "library/" if self._hub and "/" not in source.path else ""
         self._name = library + source.path
         self._base = f"{scheme}://{host}/v2/{self._name}"
@@ -83,9 +88,9 @@ class Registry:
         if source.manifest and digest != source.manifest:
             raise SourceError(f"{source}: the registry sends a manifest with the digest sha256:{digest}")
         layers = _layers(document, str(source))
-        models = [layer for layer in layers.values() if layer.name.endswith(".onnx")]
+        models = [layer for layer in layers if layer.name.endswith(".onnx")]
         if len(models) != 1:
-            named = ", ".join(sorted(layers))[:200] or "none with a name"
+            named = ", ".join(layer.name for layer in layers)[:200] or "none with a name"
             raise SourceError(f"{source}: one layer has to be named *.onnx; {len(models)} are, of {named}")
         return Artifact(layers, models[0], digest)
 
@@ -144,8 +149,8 @@ class Registry:
         return {}
 
 
-def _layers(document: bytes, where: str) -> dict[str, Layer]:
-    """The layers with a name, by the last part of it. Raises SourceError."""
+def _layers(document: bytes, where: str) -> list[Layer]:
+    """The layers with a name, of which only the last part is kept. Raises SourceError."""
 
     def refuse(why: str) -> NoReturn:
         raise SourceError(f"{where}: the manifest {why}")
@@ -159,7 +164,7 @@ def _layers(document: bytes, where: str) -> dict[str, Layer]:
     listed = manifest.get("layers")
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         refuse("has no list of layers")
-    found: dict[str, Layer] = {}
+    found: list[Layer] = []
     for entry in listed:
         annotations: Any = entry.get("annotations")
         names = [annotations.get(key) for key in NAMES] if isinstance(annotations, dict) else []
@@ -171,10 +176,7 @@ def _layers(document: bytes, where: str) -> dict[str, Layer]:
         digest, size = re.fullmatch(r"sha256:([0-9a-f]{64})", str(entry.get("digest"))), entry.get("size")
         if digest is None or type(size) is not int or size < 0:
             refuse(f"has no SHA-256 and size for {path[:80]}")
-        name = path.rpartition("/")[2]
-        if name in found:
-            refuse(f"has two layers named {name[:80]}")
-        found[name] = Layer(name, digest[1], size, _packed(str(entry.get("mediaType"))))
+        found.append(Layer(path.rpartition("/")[2], digest[1], size, _packed(str(entry.get("mediaType")))))
     return found
 
 

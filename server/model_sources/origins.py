@@ -168,9 +168,9 @@ class _Oci:
         return Fetched(self._source.pin(sha256, manifest=artifact.manifest), size)
 
     async def beside(self, name: str, most: int) -> bytes:
-        layer = (await self._known()).layers.get(name)
-        if layer is None or layer.packed:
-            raise SourceError(f"{self._source}: there is no layer named {name}, as a file")
+        layer = (await self._known()).file(name)
+        if layer is None:
+            raise SourceError(f"{self._source}: there is no layer {name}, or more than one")
         body, _ = await self._transfer.small(self._registry.blob(layer), most)
         if hashlib.sha256(body).hexdigest() != layer.sha256:
             raise SourceError(f"{self._source}: the registry sends another {name} than its manifest says")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import random
 import re
@@ -82,6 +83,8 @@ class Transfer:
     """An asynchronous context that fetches files."""
 
     def __init__(self) -> None:
+        for library in ("httpx", "httpcore"):  # they log addresses and headers, in which secrets are
+            logging.getLogger(library).setLevel(logging.WARNING)
         # No proxies and no passwords of the environment: what is sent where is decided here.
         self._client = httpx.AsyncClient(
             verify=ssl.create_default_context(),
@@ -109,7 +112,7 @@ class Transfer:
                         raise SourceError(f"{said(answer.url)} sends more than {most} bytes")
             return body, headers
 
-        return await self._patiently(once, lambda: 0)
+        return await self._patiently(request, once, lambda: 0)
 
     async def file(self, request: Request, file: BinaryIO, most: int, progress: Progress) -> Got:
         """Write the body, of at most `most` bytes, to `file`, which is empty. Raises SourceError, OSError.
@@ -123,7 +126,9 @@ class Transfer:
             nonlocal digest, done, etag
             more = {"range": f"bytes={done}-", "if-range": etag} if done and etag else {}
             async with self._answer(request, more) as (answer, headers):
-                if answer.status_code != 206 or not more:
+                if answer.status_code == 206 and not more:
+                    raise SourceError(f"{said(answer.url)} sends a part, and the whole was asked for")
+                if answer.status_code != 206:
                     digest, done = hashlib.sha256(), 0
                     file.seek(0)
                     file.truncate()
@@ -145,10 +150,10 @@ class Transfer:
                     progress(done, total)
                 return headers
 
-        headers = await self._patiently(once, lambda: done)
+        headers = await self._patiently(request, once, lambda: done)
         return Got(digest.hexdigest(), done, headers)
 
-    async def _patiently(self, once: Callable[[], Awaitable[T]], done: Callable[[], int]) -> T:
+    async def _patiently(self, request: Request, once: Callable[[], Awaitable[T]], done: Callable[[], int]) -> T:
         tried, before = 0, 0
         while True:
             try:
@@ -156,9 +161,9 @@ class Transfer:
             except (_AgainError, httpx.TransportError) as error:
                 tried = 1 if done() > before else tried + 1
                 before = done()
-                why = str(error) or type(error).__name__
                 if tried >= TRIES:
-                    raise SourceError(f"{why}; given up after {TRIES} tries") from None
+                    where, why = said(_address(request.url)), str(error) or type(error).__name__
+                    raise SourceError(f"{where}: {why}; given up after {TRIES} tries") from None
                 pause = FIRST_PAUSE_SECONDS * 2.0 ** (tried - 1)
                 asked = error.seconds if isinstance(error, _AgainError) else None
                 # Not all at once, where many servers ask for the same file.
@@ -183,13 +188,13 @@ class Transfer:
             except httpx.TransportError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise SourceError(f"{said(url)}: its certificate is not trusted ({error})") from None
-                raise _AgainError(f"{said(url)}: {str(error) or type(error).__name__}") from None
+                raise _AgainError(str(error) or type(error).__name__) from None
             try:
                 if peer := answer.extensions["network_stream"].get_extra_info("server_addr"):
                     reach.check_peer(url, peer[0])
                 first = answer.headers if first is None else first
                 if answer.status_code in (301, 302, 303, 307, 308):
-                    url = _target(answer, url)
+                    url = _target(answer, url, request.hint)
                     continue
                 if answer.status_code == 401 and origin(url) == origin(own) and not challenged:
                     challenged = True
@@ -207,7 +212,7 @@ class Transfer:
 def room(file: BinaryIO, size: int) -> None:
     """Raises SourceError where the disk has no room for so many bytes more: known before they are asked for."""
     system = os.fstatvfs(file.fileno())
-    if system.f_bavail * system.f_frsize < size:
+    if system.f_blocks and system.f_bavail * system.f_frsize < size:  # none: a disk without a limit of its own
         raise SourceError(
             f"there is no room for {size} bytes: {system.f_bavail * system.f_frsize} are free where the repository lies"
         )
@@ -220,11 +225,12 @@ def _address(text: str) -> httpx.URL:
         raise SourceError(f"{text[:80]!r} is no address: {error}") from None
 
 
-def _target(answer: httpx.Response, url: httpx.URL) -> httpx.URL:
+def _target(answer: httpx.Response, url: httpx.URL, hint: str) -> httpx.URL:
     try:
         return url.join(answer.headers["location"])
-    except KeyError:
-        raise SourceError(f"{said(url)} redirects ({answer.status_code}) without saying where") from None
+    except KeyError:  # S3 has it so where the region is another one
+        why = f": {hint}" if hint else ""
+        raise SourceError(f"{said(url)} redirects ({answer.status_code}) without saying where{why}") from None
     except httpx.InvalidURL:
         raise SourceError(f"{said(url)} redirects to what is no address") from None
 
@@ -234,9 +240,9 @@ def _judge(answer: httpx.Response, hint: str) -> None:
     status, where = answer.status_code, said(answer.url)
     if status in AGAIN:
         after = answer.headers.get("retry-after", "")
-        raise _AgainError(f"{where} answers {status}", float(after) if re.fullmatch(r"[0-9]{1,6}", after) else None)
+        raise _AgainError(f"it answers {status}", float(after) if re.fullmatch(r"[0-9]{1,6}", after) else None)
     if status not in (200, 206):
-        why = f": {hint}" if hint and status in (301, 400, 401, 403, 404) else ""
+        why = f": {hint}" if hint and status in (400, 401, 403, 404) else ""
         raise SourceError(f"{where} answers {status} {answer.reason_phrase[:40]}{why}")
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise SourceError(f"{where} sends the file compressed, which was not asked for")

@@ -80,6 +80,15 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
     assert why in said and said.count("\n") == 1
 
 
+def test_a_terminal_sees_how_far_it_is(
+    web: Static, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["pull", f"{web.url}/model.onnx", "--to", str(tmp_path / "models")]) == 0
+    said = capsys.readouterr().err
+    assert "100 %" in said and "MB/s" in said and said.startswith("\r") and said.endswith("\n")
+
+
 def test_what_could_not_be_fetched_is_told_in_one_line(
     web: Static, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

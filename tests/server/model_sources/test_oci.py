@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from server.errors import SourceError
 from server.model_sources import oci, origins
@@ -63,6 +65,7 @@ def test_a_modelpack_by_tag_and_by_digest(
     """The model beside files that are none; a digest names it for ever, and is not asked for again."""
     layers = [
         registry.layer(b"# AW-Net", "README.md", "application/vnd.cncf.model.doc.v1.raw"),
+        registry.layer(b"# More", "docs/README.md", "application/vnd.cncf.model.doc.v1.tar+zstd"),
         registry.layer(model, "awnet/model.onnx"),
     ]
     manifest = registry.push(layers, "4", artifactType="application/vnd.cncf.model.manifest.v1+json")
@@ -138,7 +141,7 @@ def test_an_archive_that_unpacks_to_too_much(
         (["a.onnx", "b.onnx"], "2 are"),
         (["../model.onnx"], "leads elsewhere"),
         (["/etc/model.onnx"], "leads elsewhere"),
-        (["a/model.onnx", "b/model.onnx"], "two layers named model.onnx"),
+        (["a/model.onnx", "b/model.onnx"], "2 are"),
     ],
 )
 def test_which_layer_is_the_model_has_to_be_clear(
@@ -148,6 +151,25 @@ def test_which_layer_is_the_model_has_to_be_clear(
     with pytest.raises(SourceError, match=why):
         fetch(f"oci://{registry.host}/models/awnet:unclear")
     assert files(repository) == []
+
+
+@requires("registry")
+def test_a_signed_artifact(fetch: Fetch, registry: Registry, model: bytes, tmp_path: Path) -> None:
+    """Manifest and signature are layers of their names, as files; without one of them nothing is taken."""
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "public.pem").write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    manifest = (publish(tmp_path / "published", "4") / "awnet/4/manifest.json").read_bytes()
+    signature = base64.b64encode(key.sign(manifest))
+    parts = [(model, "model.onnx"), (manifest, "awnet/4/manifest.json"), (signature, "awnet/4/manifest.json.sig")]
+    layers = [registry.layer(data, path) for data, path in parts]
+    for broken in (layers[:2], [*layers, layers[2]], [*layers[:2], registry.layer(b"x", "manifest.json.sig")]):
+        registry.push(broken, "broken")
+        with pytest.raises(SourceError, match=r"manifest\.json\.sig"):
+            fetch(f"oci://{registry.host}/models/awnet:broken", signing_key=tmp_path / "public.pem")
+    registry.push(layers, "signed")
+    assert fetch(f"oci://{registry.host}/models/awnet:signed", signing_key=tmp_path / "public.pem").version == 4
 
 
 @requires("registry")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from export.files import alone_in
 from server.core.model_source import parse_model_source
 from server.engines.repository import Repository
 from server.errors import SourceError
@@ -167,6 +169,25 @@ def test_a_compressed_body_is_refused(fetch: Fetch, web: Static, model: bytes) -
     assert web.asked[0].headers["accept-encoding"] == "identity"
 
 
+def test_a_part_that_nobody_asked_for_is_refused(fetch: Fetch, web: Static, model: bytes) -> None:
+    web.routes["/model.onnx"] = body(model, 206, content_range=f"bytes 0-{len(model) - 1}/{2 * len(model)}")
+    with pytest.raises(SourceError, match="sends a part"):
+        fetch(f"{web.url}/model.onnx")
+
+
+def test_what_opens_an_address_is_in_no_log(
+    fetch: Fetch, web: Static, model: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Libraries below log whole addresses and headers, at the levels that a debugging operator sets."""
+    caplog.set_level(logging.DEBUG)
+    web.routes["/model.onnx"] = redirect("/other?signature=secret")
+    web.routes["/other"] = body(model)
+    assert fetch(f"{web.url}/model.onnx?signature=secret").new
+    with pytest.raises(SourceError) as raised:
+        fetch(f"{web.url}/nothing?signature=secret")
+    assert "secret" not in caplog.text + str(raised.value)
+
+
 @pytest.mark.parametrize("head", [True, False])
 def test_a_server_that_stalls_is_given_up_in_time(fetch: Fetch, repository: Path, web: Static, head: bool) -> None:
     """A byte now and then is progress to a timeout of silence, in a header as in a body."""
@@ -262,6 +283,14 @@ def test_two_at_once_fetch_one_version(repository: Path, web: Static, model: byt
     assert sorted(asyncio.run(both())) == [False, True]
     assert (files(repository), web.paths()) == (VERSION, ["/model.onnx"])
     assert len(said) == 1 and "waiting" in said[0]
+
+
+def test_another_writer_is_waited_for_and_not_for_ever(fetch: Fetch, repository: Path, web: Static) -> None:
+    """`awnet export` holds the same lock."""
+    (repository / "awnet").mkdir(parents=True)
+    with alone_in(repository / "awnet"), pytest.raises(SourceError, match=r"within 0.3 s"):
+        fetch(f"{web.url}/model.onnx", seconds=0.3)
+    assert web.asked == []
 
 
 @pytest.mark.process

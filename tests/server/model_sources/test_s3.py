@@ -99,3 +99,6 @@ def test_a_refusal_says_what_to_look_at(fetch: Fetch, web: Static, monkeypatch: 
     with pytest.raises(SourceError, match=r"403.*AWS_ACCESS_KEY_ID"):
         fetch("s3://bucket/model.onnx")
     assert "authorization" not in web.asked[0].headers
+    web.routes["/bucket/model.onnx"] = body(b"", 301)
+    with pytest.raises(SourceError, match="AWS_REGION"):
+        fetch("s3://bucket/model.onnx")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from awnet.local import Local, StartError
+from benchmarks.harness.processes import Server
 from server.errors import SourceError
 from server.options import SettingsError, settings_of
 from server.settings import Settings
 from tests.repository import ROOT
 from tests.server.model_sources.conftest import Fetch, files
-from tests.server.model_sources.static import Static, body
+from tests.server.model_sources.static import Static, body, trickle
 from tests.server.tiny import Running, publish
+from tests.waiting import eventually
 
 SIGNED = [f"awnet/4/{name}" for name in ("manifest.json", "manifest.json.sig", "model.onnx", "source.json")]
 
@@ -78,6 +82,21 @@ def test_a_source_that_cannot_be_fetched_ends_the_start_in_one_line(
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "Model not fetched" in done.stderr and "404" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_stop_while_it_fetches_stops(
+    repository: Path, web: Static, tmp_path: Path, sent: signal.Signals
+) -> None:
+    """At once, with status 0 as ever, and leaves nothing."""
+    web.routes["/model.onnx"] = trickle(head=False)
+    source = f"{web.url}/model.onnx#sha256={'0' * 64}"
+    with Server(tmp_path, repository=repository, model_source=source) as server:
+        eventually(lambda: list(repository.glob("awnet/.partial-*/awnet/1/model.onnx")))
+        assert server.stop(sent) == 0
+        assert "Traceback" not in server.text()
+    assert files(repository) == []
 
 
 @pytest.mark.parametrize(
@@ -147,8 +166,6 @@ def test_a_model_in_this_process_has_the_same_source(
     repository: Path, web: Static, model: bytes, digest: str, no_variables: None
 ) -> None:
     """`awnet predict` opens what `awnet serve` would."""
-    import asyncio
-
     web.routes["/model.onnx"] = body(model)
 
     async def opened(sha256: str) -> str:
