@@ -1,9 +1,10 @@
-"""Where a small image's request spends its time: CPU time by thread, and what each stage costs alone.
+"""Where a small image's request spends its time: CPU time by thread, what the event loop does in its part of it, and
+what each stage costs alone.
 
 Under load: CPU time a request of the event loop's thread (in the kernel, which is sockets and waking others; outside of
 it) and of the other threads, which run the model; how often threads were put off or waited; how full
-batches were, and the stages as `/metrics` has them. Alone: the fastest of many calls. `--before` measures another
-checkout too, in turns with this one.
+batches were, and the stages as `/metrics` has them. Of the event loop, part by part: `harness.loop_parts`. Alone: the
+fastest of many calls. `--before` measures another checkout too, in turns with this one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from .harness import report, stage_times
+from .harness import loop_parts, report, stage_times
 from .harness.closed_loop import Figures, add_image, add_rounds, kept, lua, medians, rotated, uploaded, wrk
 from .harness.exchange import exposition
 from .harness.processes import Process, free_port
@@ -63,6 +64,7 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (image := scratch / "image").write_bytes(uploaded(options.image))
         alone = {name: _alone(folder, image, options.version) for name, folder in folders.items()}
+        parts = {name: _in(folder, loop_parts.__file__, str(image)) for name, folder in folders.items()}
         (script := scratch / "post.lua").write_bytes(lua(image.read_bytes()))
         servers = {}
         for name, folder in folders.items():
@@ -83,6 +85,7 @@ def main() -> int:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "load": {name: {str(c): medians(rounds) for c, rounds in by.items()} for name, by in samples.items()},
+        "loop_us": parts,
         "alone_us": alone,
         "samples": kept(samples),
     }
@@ -97,9 +100,14 @@ def _alone(folder: Path, image: Path, version: str) -> dict[str, float]:
     models = folder / "model_repository/awnet"
     newest = max(int(path.name) for path in models.iterdir() if path.name.isdigit())
     model = models / (str(newest) if version == "latest" else version) / "model.onnx"
-    command = [sys.executable, stage_times.__file__, str(image), str(model)]
+    return _in(folder, stage_times.__file__, str(image), str(model))
+
+
+def _in(folder: Path, *command: str) -> dict[str, float]:
+    """What a program prints that runs on the checkout in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    given = [sys.executable, *command]
+    done = subprocess.run(given, cwd=folder, env=environment, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout))
 
 
@@ -156,17 +164,22 @@ def markdown(found: dict[str, Any]) -> str:
         f"{found['machine']['cpu']}, {found['machine']['cores']} cores shared with wrk, load "
         f"{found['machine']['load_before'][0]:.1f} at the start; medians of {found['rounds']} rounds of "
         f"{found['seconds']:g} s, the checkouts in turns. CPU time hangs less on what else runs than requests a second "
-        "do. Made by `python -m benchmarks.stages" + (" --before DIR`." if len(names) > 1 else "`."),
+        "do. Of the event loop's own work: one request after the other in one process, without socket and network, "
+        "images decoded on it. Made by `python -m benchmarks.stages" + (" --before DIR`." if len(names) > 1 else "`."),
     ]
     for clients in load[names[0]]:
         lines += ["", f"## {clients} clients" if clients != "1" else "## One client", ""]
         lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
         for row, (figure, digits) in ROWS.items():
             lines.append(f"| {row} | {' | '.join(f'{load[name][clients][figure]:.{digits}f}' for name in names)} |")
-    lines += ["", "## Each stage alone, us an image", "", f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
-    for stage in alone[names[-1]]:
-        cells = [f"{alone[name][stage]:.1f}" if stage in alone[name] else "" for name in names]
-        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    for title, figures in (
+        ("The event loop, us a request", found["loop_us"]),
+        ("Each stage alone, us an image", alone),
+    ):
+        lines += ["", f"## {title}", "", f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+        for stage in figures[names[-1]]:
+            cells = [f"{figures[name][stage]:.1f}" if stage in figures[name] else "" for name in names]
+            lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -107,7 +107,7 @@ def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
 
 @requires("wrk")
 def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
-    """Two checkouts in turns; the threads' CPU time is the process's, and the parts of decoding cost less than it."""
+    """Two checkouts in turns; the threads' CPU time is the process's, and parts cost less than what they are of."""
     from benchmarks.stages import main
 
     with pytest.MonkeyPatch.context() as patch:
@@ -122,4 +122,6 @@ def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
         assert parts == pytest.approx(load["cpu_ms"], rel=0.5)
         assert 0 < alone["structure"] + alone["statistics"] < alone["decode, with structure and statistics"]
         assert alone["session, batch of 1"] > alone["parse"] > 0
+        loop = found["loop_us"][name]
+        assert loop["all"] > loop["all but decoding"] > loop["document"] > loop["connection, bytes out"] > 0
     assert "| statistics |" in (tmp_path / "result.md").read_text()
