@@ -117,10 +117,8 @@ class Answering:
         ]
         policy = self._policies.of(model.name, caller.policy)
         decisions = self._policies.decide(policy, judgements)
-        self._metrics.count_verdicts(model, lease.mode, judgements)
-        self._metrics.count_decisions(model, policy, decisions)
-        self._metrics.stages(signals)
-        self._verdict_history.add(judged.verdict for judged in judgements)
+        self._metrics.answered(model, lease.mode, judgements, policy, decisions, signals)
+        self._verdict_history.add([judged.verdict for judged in judgements])
         outcome = Outcome(model, lease.mode, signals, judgements, policy, decisions, refused=refused)
         self._record(outcome)
         if self._reporting is not None:

@@ -40,6 +40,7 @@ from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
 from .engine_metrics import EngineMetrics
 from .rollout_metrics import RolloutMetrics, remove
+from .unlocked import UnlockedCounter, UnlockedHistogram
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GRPC"})
 OTHER = "other"
@@ -75,9 +76,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of all ser
 class _Children(NamedTuple):
     """The series of one version that are counted with every answer."""
 
-    verdicts: dict[Verdict, Counter]
-    modes: dict[Mode, Counter]
-    scores: Histogram
+    verdicts: dict[Verdict, UnlockedCounter]
+    modes: dict[Mode, UnlockedCounter]
+    scores: UnlockedHistogram
 
 
 class Metrics(Events):
@@ -110,10 +111,13 @@ class Metrics(Events):
             buckets=_SECONDS,
             registry=registry,
         )
-        self._decode, self._queue, self._inference = map(stages.labels, ("decode", "queue", "inference"))
-        self._batch = Histogram(
+        self._decode, self._queue, self._inference = (
+            UnlockedHistogram(stages.labels(stage)) for stage in ("decode", "queue", "inference")
+        )
+        batch = Histogram(
             "awnet_batch_images", "Images in one execution of the model.", buckets=_IMAGES, registry=registry
         )
+        self._batch = UnlockedHistogram(batch)
         self._verdicts = Counter(
             "awnet_verdicts", "Verdicts given.", ["model", "version", "verdict"], registry=registry
         )
@@ -231,9 +235,9 @@ class Metrics(Events):
         ProcessCollector(registry=registry)
         self._until_exemplar = 0
         # Looking a labelled child up costs more than counting it, and there are only a few.
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[str, str, int], tuple[UnlockedCounter, UnlockedHistogram]] = {}
         self._model_children: dict[tuple[str, int], _Children] = {}
-        self._decided = cache(self._decisions.labels)
+        self._decided = cache(lambda *labels: UnlockedCounter(self._decisions.labels(*labels)))
 
     # Requests.
 
@@ -254,7 +258,10 @@ class Metrics(Events):
         children = self._children.get(key)
         if children is None:
             timed = route if route.endswith(PREDICTIONS) else OTHER  # a histogram is 18 series
-            children = (self._requests.labels(route, key[1], str(code)), self._request_seconds.labels(timed))
+            children = (
+                UnlockedCounter(self._requests.labels(route, key[1], str(code))),
+                UnlockedHistogram(self._request_seconds.labels(timed)),
+            )
             self._children[key] = children
         children[0].inc()
         if request_id is not None and self._leaves_exemplar(seconds, trace):
@@ -263,7 +270,7 @@ class Metrics(Events):
                 ids["trace_id"] = trace.trace_id
                 if len(request_id) <= EXEMPLAR_REQUEST_ID:
                     ids["span_id"] = trace.span_id
-            children[1].observe(seconds, ids)
+            children[1].series.observe(seconds, ids)
             return
         children[1].observe(seconds)
 
@@ -316,26 +323,27 @@ class Metrics(Events):
         """One execution of the model."""
         self._batch.observe(images)
 
-    def stages(self, signals: Signals) -> None:
-        """Where one request's time went; one that was answered from the cache has passed no stage."""
-        if signals.cached:
+    def answered(
+        self,
+        model: Model,
+        mode: Mode,
+        judgements: Sequence[Judgement],
+        policy: Policy,
+        decisions: Sequence[Decision],
+        signals: Signals,
+    ) -> None:
+        """The images of one request that `model` answered in `mode`, and where its time went."""
+        children = self._model_children.get((model.name, model.version)) or self._children_of(model)
+        children.modes[mode].inc(len(judgements))
+        for judged, decision in zip(judgements, decisions, strict=True):
+            children.verdicts[judged.verdict].inc()
+            children.scores.observe(judged.score)
+            self._decided(model.name, policy, decision).inc()
+        if signals.cached:  # it has passed no stage
             return
         self._decode.observe(signals.decode_seconds)
         self._queue.observe(signals.queue_seconds)
         self._inference.observe(signals.inference_seconds)
-
-    def count_verdicts(self, model: Model, mode: Mode, judgements: Sequence[Judgement]) -> None:
-        """The images of one request that `model` answered in `mode`."""
-        children = self._model_children.get((model.name, model.version)) or self._children_of(model)
-        children.modes[mode].inc(len(judgements))
-        for judged in judgements:
-            children.verdicts[judged.verdict].inc()
-            children.scores.observe(judged.score)
-
-    def count_decisions(self, model: Model, policy: Policy, decisions: Sequence[Decision]) -> None:
-        """What `policy` decided of the images of one request to `model`."""
-        for decision in decisions:
-            self._decided(model.name, policy, decision).inc()
 
     def rejection(self, reason: str) -> None:
         """One request that was not answered; `reason` is an error's slug."""
@@ -447,9 +455,9 @@ class Metrics(Events):
         found = self._model_children.get(key)
         if found is None:
             found = self._model_children[key] = _Children(
-                {verdict: self._verdicts.labels(*key, verdict) for verdict in VERDICTS},
-                {mode: self._mode_images.labels(*key, mode) for mode in model.contract.modes},
-                self._scores.labels(*key),
+                {verdict: UnlockedCounter(self._verdicts.labels(*key, verdict)) for verdict in VERDICTS},
+                {mode: UnlockedCounter(self._mode_images.labels(*key, mode)) for mode in model.contract.modes},
+                UnlockedHistogram(self._scores.labels(*key)),
             )
         return found
 
