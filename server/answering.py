@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from .access.caller import Caller
 from .access.rates import QueueShares, Rates
@@ -89,7 +88,7 @@ class Answering:
         """
         request = CURRENT.get()
         client = request.client if request else UNKNOWN
-        if request is not None:
+        if request is not None and len(images) > 1:
             self._rates.charge(client, caller.rate, len(images) - 1, before=1)
         refused: dict[int, AWNetError] = {}
         apart = refused if each and len(images) > 1 else None
@@ -166,7 +165,7 @@ class Answering:
             if waited and request is not None and request.traced:
                 request.note("decode", {"awnet.decode.seconds": decoded}, started)
             if admitted:
-                terms = replace(terms, admitted=True)
+                terms = terms._replace(admitted=True)
             if refused:
                 images = [image for place, image in enumerate(images) if place not in refused]
                 if not images:
@@ -181,7 +180,7 @@ class Answering:
             raise
         if waited:
             queued = signals.queue_seconds + max(0.0, waited - decoded)
-            signals = replace(signals, decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
+            signals = signals._replace(decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
         return signals, images
 
     async def _guarded(
@@ -191,7 +190,7 @@ class Answering:
         request = CURRENT.get()
         found = guarding.look(request, images)
         await guarding.hold(request, found, terms.deadline)
-        return replace(outcome, repeats=found) if guarding.tells else outcome
+        return outcome._replace(repeats=found) if guarding.tells else outcome
 
     def _record(self, outcome: Outcome) -> None:
         judgements = outcome.judgements
@@ -200,7 +199,8 @@ class Answering:
         if request is not None:
             request.record_judgements(outcome.model, outcome.mode, judgements, outcome.signals)
             request.record_decisions(outcome.policy, outcome.decisions)
-            request.record_refusals(error.slug for error in outcome.refused.values())
+            if outcome.refused:
+                request.record_refusals(error.slug for error in outcome.refused.values())
             if request.client_address is not None:
                 for judged in judgements:
                     if judged.verdict != "clean":

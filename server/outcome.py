@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from .core.engine import Model, Signals
 from .core.modes import Mode
@@ -13,8 +14,7 @@ from .errors import AWNetError
 from .guard.guard import Repeats
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The engine's answer in `mode`, one judgement and one decision an image, in their order.
 
     Attributes:
@@ -30,7 +30,7 @@ class Outcome:
     policy: Policy
     decisions: list[Decision]
     repeats: Sequence[Repeats] | None = None
-    refused: Mapping[int, AWNetError] = field(default_factory=dict)
+    refused: Mapping[int, AWNetError] = MappingProxyType({})
 
     def withheld(self, policy: Policy) -> list[int]:
         """The images that `policy` withholds from the client: none where the request has another policy."""

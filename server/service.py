@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 from .access.access import Access, KeysRead
@@ -335,9 +335,11 @@ class Service:
         request = CURRENT.get()
         return Terms(time.monotonic() + seconds, priority, trace=request.trace if request else None)
 
-    async def run(self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False) -> Outcome:
-        """The answer of `lease` to a request of this caller; see `Answering.run`."""
-        return await self._answering.run(lease, images, terms, self.caller, each)
+    def run(
+        self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False
+    ) -> Coroutine[Any, Any, Outcome]:
+        """The answer of `lease` to a request of this caller, to be awaited; see `Answering.run`."""
+        return self._answering.run(lease, images, terms, self.caller, each)
 
     def _keys_read(self, result: KeysRead) -> None:
         self.metrics.keys_read(result)

@@ -25,6 +25,7 @@ SETS, WAYS = 8192, 8
 TABLE_BYTES = SETS * WAYS * 16  # a million; memory that no client has touched is not there
 LONGEST_SECONDS = 86_400  # of Retry-After
 _SLOWEST = 1e9  # seconds for a request
+_UNBOUNDED = nullcontext()
 
 
 def default_rate(settings: Settings) -> Rate | None:
@@ -132,7 +133,7 @@ class QueueShares:
         Raises QueueShareTaken on entering.
         """
         share = self._share if own is None else own
-        return nullcontext() if share >= 1 else self._counted(client, images, int(share * self._capacity))
+        return _UNBOUNDED if share >= 1 else self._counted(client, images, int(share * self._capacity))
 
     @contextmanager
     def _counted(self, client: str, images: int, most: int) -> Iterator[None]:

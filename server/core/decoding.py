@@ -83,7 +83,7 @@ class Decoding:
             QueueFull, DeadlineExceeded, Unavailable: see `DecodePool.decode`.
         """
         started = time.perf_counter()
-        if sum(len(image.data) for image in images) > INLINE_BYTES:
+        if sum([len(image.data) for image in images]) > INLINE_BYTES:
             files = await asyncio.to_thread(_admit, images, size, refused)
         else:
             files = _admit(images, size, refused)

@@ -91,13 +91,13 @@ def significant(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Softmax over the last axis, in float64; logits [..., K] -> [..., K]."""
-    exponent = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
-    return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True))
+def ranked(logits: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
+    """The `count` most probable classes of an image with these logits [K], and their probabilities: softmax in float64.
 
-
-def top(row: NDArray[np.float64], count: int) -> list[int]:
-    """The `count` most probable classes of one row [K], most probable first, ties by class number."""
-    order: list[int] = np.argsort(-row, kind="stable")[:count].tolist()
-    return order
+    The most probable class first, ties by class number.
+    """
+    # Plain floats: a few of them are exponentiated and sorted before numpy has looked at its arguments.
+    likely = list(map(math.exp, (logits - logits.max()).tolist()))
+    whole = sum(likely)
+    order = sorted(range(len(likely)), key=likely.__getitem__, reverse=True)
+    return [(k, likely[k] / whole) for k in order[:count]]

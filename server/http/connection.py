@@ -7,6 +7,7 @@ connection is ended in the way that its client can follow.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ MAX_PIPELINED = 32  # requests of one read that wait for the answers before thei
 SEND_SECONDS = 30.0  # a client that takes nothing of a response for this long is given up
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 << 20  # what a client may go on sending after its last answer
 HALF_CLOSED_SECONDS = 2.0  # nobody can tell a client that has gone from one that only has nothing more to send
+
+log = logging.getLogger("awnet.http")
 
 TurnAway = Callable[[AWNetError, str], tuple[int, Iterable[tuple[bytes, bytes]], bytes]]
 
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._leaving = False  # the server does
 
         self._reading = True
-        self._write_paused = False
+        self.write_paused = False
         self._unsent, self._since_sent = 0, 0.0
         self._drained: asyncio.Event | None = None
 
@@ -137,11 +140,11 @@ class Connection(asyncio.Protocol):
         return not self._secure  # TLS as asyncio has it ends both ways at once
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self.write_paused = True
         self._unsent, self._since_sent = self._transport.get_write_buffer_size(), time.monotonic()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
+        self.write_paused = False
         if self._drained is not None:
             self._drained.set()
 
@@ -151,8 +154,8 @@ class Connection(asyncio.Protocol):
         """A request: its turn, or its place behind those before it. Raises MalformedRequest."""
         if self._running is not None and len(self._waiting) >= MAX_PIPELINED:
             raise MalformedRequest(f"more than {MAX_PIPELINED} requests wait on this connection")
-        scheme = "https" if self._secure else "http"
-        scope |= {"server": self._server, "client": self._client, "scheme": scheme}
+        scope["server"], scope["client"] = self._server, self._client
+        scope["scheme"] = "https" if self._secure else "http"
         keep_alive = keep_alive and not self._leaving
         transaction = Transaction(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
         transaction.begun = time.monotonic()
@@ -185,14 +188,17 @@ class Connection(asyncio.Protocol):
 
     def _start(self, transaction: Transaction) -> None:
         self._running = transaction
-        task = asyncio.get_running_loop().create_task(transaction.run(self._app))
+        transaction.task = task = asyncio.get_running_loop().create_task(self._run(transaction))
         self._state.tasks.add(task)
-        task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._state.tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # the application has logged it
+    async def _run(self, transaction: Transaction) -> None:
+        try:
+            await self._app(transaction.scope, transaction.receive, transaction.send)
+        except Exception:  # the application has logged what is wrong
+            log.debug("a request has ended with an error", exc_info=True)
+        finally:
+            self._state.tasks.discard(transaction.task)
+            transaction.end()
 
     def answered(self, transaction: Transaction) -> None:
         """The response is out, or will never be: the next request's turn."""
@@ -239,7 +245,7 @@ class Connection(asyncio.Protocol):
         status, headers, body = self._turn_away(error, self._client[0] if self._client else "")
         ending = ((b"content-length", b"%d" % len(body)), (b"connection", b"close"))
         head = response_head(status, (*self._state.default_headers, *headers, *ending))
-        self.write(b"".join((*head, b"\r\n", body)))
+        self.write(b"%b\r\n%b" % (head, body))
         self._linger()
 
     def _settle(self) -> None:
@@ -295,7 +301,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     async def writable(self) -> None:
-        while self._write_paused:
+        while self.write_paused:
             if self._drained is None:
                 self._drained = asyncio.Event()
             self._drained.clear()
@@ -333,7 +339,7 @@ class Connection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         limits, phase = self._limits, self._phase
         waited = now - self._since
-        if self._write_paused:
+        if self.write_paused:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:
                 self._unsent, self._since_sent = unsent, now

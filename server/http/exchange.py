@@ -131,16 +131,15 @@ class Exchange:
             BodyTooLarge: before reading where that is known.
             ClientGoneError: it left before it had sent all of it.
         """
-        too_large = BodyTooLarge(f"the body is larger than {limit} bytes")
         if declared is not None and int(declared) > limit:
-            raise too_large
+            raise _too_large(limit)
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
             chunks, size = [body], len(body)
             while message.get("more_body"):
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit)
                 message = await self.receive()
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
@@ -149,17 +148,16 @@ class Exchange:
             raise ClientGoneError
         self._unread = False
         if len(body) > limit:
-            raise too_large
+            raise _too_large(limit)
         return body
 
     async def respond(self, status: int, extra: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer, the last one of the connection where the request's body was not read."""
-        headers = [(b"x-request-id", self._request_id), *extra]
-        given = {name for name, _ in extra}
+        headers, given = [(b"x-request-id", self._request_id), *extra], dict(extra)
         if b"cache-control" not in given:
             headers.append((b"cache-control", NO_STORE))
         if b"content-length" not in given and status != 304:
-            headers.append((b"content-length", str(len(body)).encode()))
+            headers.append((b"content-length", b"%d" % len(body)))
         if self._close or self._unread:
             headers.append((b"connection", b"close"))
         self._request.answered(status)
@@ -180,3 +178,7 @@ class Exchange:
         elif self._head:
             message["body"] = b""
         await self._send(message)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit} bytes")

@@ -38,24 +38,29 @@ def document(
         InvalidQuery: more classes are asked for than there are.
         ImageRejected, or why an image could not be decoded: no image is left.
     """
-    decoded = {place: image.decoded for place, image in enumerate(images) if image.decoded is not None}
-    answers = withheld(outcome, results(outcome, list(decoded.values()), query, prior), list(decoded), request.id)
-    found = dict(zip(decoded, disclosed(answers, request.caller.answers), strict=True))
-    found |= {place: {"problem": problem(error, request.id)} for place, error in outcome.refused.items()}
+    decoded = [image.decoded for image in images if image.decoded is not None]
+    told = results(outcome, decoded, query, prior)
+    if outcome.policy in APPLIED:
+        places = [place for place, image in enumerate(images) if image.decoded is not None]
+        told = withheld(outcome, told, places, request.id)
+    told = disclosed(told, request.caller.answers)
+    for place, error in sorted(outcome.refused.items()):
+        told.insert(place, {"problem": problem(error, request.id)})
     model, signals = outcome.model, outcome.signals
-    return {
+    answer: dict[str, Any] = {
         "request_id": request.id,
         "model": {"name": model.name, "version": str(model.version), "sha256": model.sha256},
         "mode": outcome.mode,
-        **({"policy": outcome.policy} if outcome.policy in APPLIED else {}),
-        **({"cached": True} if signals.cached else {}),
-        "results": [
-            found[place] if name is None else {"file": name, **found[place]} for place, name in enumerate(names)
-        ],
-        "timing_ms": {
-            "decode": round(1000 * signals.decode_seconds, 3),
-            "queue": round(1000 * signals.queue_seconds, 3),
-            "inference": round(1000 * signals.inference_seconds, 3),
-            "total": round(1000 * request.seconds, 3),
-        },
     }
+    if outcome.policy in APPLIED:
+        answer["policy"] = outcome.policy
+    if signals.cached:
+        answer["cached"] = True
+    answer["results"] = [one if name is None else {"file": name, **one} for name, one in zip(names, told, strict=True)]
+    answer["timing_ms"] = {
+        "decode": round(1000 * signals.decode_seconds, 3),
+        "queue": round(1000 * signals.queue_seconds, 3),
+        "inference": round(1000 * signals.inference_seconds, 3),
+        "total": round(1000 * request.seconds, 3),
+    }
+    return answer

@@ -7,7 +7,8 @@ upgrade, no coding but `chunked`, no header from a trailer. RFC 9110 and 9112.
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -22,11 +23,13 @@ from ..errors import (
 )
 
 MAX_TARGET_BYTES = 8 << 10
+MAX_KEPT_TARGETS, MAX_KEPT_TARGET_BYTES = 64, 128  # that are not read again: clients ask for few different ones
 MAX_HEADERS = 100
 BODY_BYTES_PER_CHUNK = 64  # of the whole body, once there are MANY_CHUNKS
 MANY_CHUNKS = 1024
 FRAMING_BYTES_PER_CHUNK = 64
 
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=:%\[\]-]*")
 _SPECIAL = frozenset({b"host", b"transfer-encoding", b"expect", b"content-length"})
 
@@ -156,15 +159,16 @@ class RequestReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._replaying:
             return
+        headers = self._headers
         self._size += len(name) + len(value) + 4
-        if self._size > self._header_bytes or len(self._headers) >= MAX_HEADERS:
+        if self._size > self._header_bytes or len(headers) >= MAX_HEADERS:
             raise self._refused(
                 HeadersTooLarge(f"more than {self._header_bytes} bytes or {MAX_HEADERS} lines of headers")
             )
         if not self.within_head:
             return  # of a trailer, which must change nothing that was decided by the header
         name = name.lower()
-        self._headers.append((name, value))
+        headers.append((name, value))
         if name in _SPECIAL:
             self._special.setdefault(name, []).append(value)
 
@@ -217,28 +221,47 @@ class RequestReader:
                 raise NotImplementedHere("no Transfer-Encoding is understood but chunked")
         if method == "CONNECT":
             raise NotImplementedHere("this is no proxy")
-        try:
-            url = httptools.parse_url(self._target)
-            raw_path = url.path or b"/"
-            path = raw_path.decode("ascii")
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            raise MalformedRequest("the request's target is no path") from None
+        read = _often_read if len(self._target) <= MAX_KEPT_TARGET_BYTES else _read_target
+        target = read(self._target)
         headers = self._headers
-        if url.host is not None:  # RFC 9112, 3.2.2: the host of such a target counts, not the header's
-            host = b"[%s]" % url.host if b":" in url.host else url.host
-            headers = [(b"host", host), *(header for header in headers if header[0] != b"host")]
+        if target.host is not None:  # RFC 9112, 3.2.2: the host of such a target counts, not the header's
+            headers = [(b"host", target.host), *(header for header in headers if header[0] != b"host")]
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": _ASGI,
             "http_version": version,
             "root_path": "",
             "headers": headers,
             "method": method,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": url.query or b"",
+            "path": target.path,
+            "raw_path": target.raw_path,
+            "query_string": target.query,
         }
         keep_alive = version == "1.1" and parser.should_keep_alive()
         expects = special.get(b"expect", ())
         continues = version == "1.1" and len(expects) == 1 and expects[0].lower() == b"100-continue"
         self._handler.begin(scope, keep_alive=keep_alive, expects_continue=continues)
+
+
+class _Target(NamedTuple):
+    """What a request is for. `host`: of an address that names one, as a Host header has it."""
+
+    path: str
+    raw_path: bytes
+    query: bytes
+    host: bytes | None
+
+
+def _read_target(target: bytes) -> _Target:
+    """Raises MalformedRequest."""
+    try:
+        url = httptools.parse_url(target)
+        raw_path = url.path or b"/"
+        path = raw_path.decode("ascii")
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+        raise MalformedRequest("the request's target is no path") from None
+    host = b"[%s]" % url.host if url.host is not None and b":" in url.host else url.host
+    return _Target(unquote(path) if "%" in path else path, raw_path, url.query or b"", host)
+
+
+_often_read = lru_cache(MAX_KEPT_TARGETS)(_read_target)

@@ -18,7 +18,7 @@ from ..core.contract import OmegaSlice
 from ..core.images import DecodedImage
 from ..core.modes import Mode
 from ..core.policy import Decision, Policy
-from ..core.verdict import Verdict, probabilities, shown, significant, top
+from ..core.verdict import Verdict, ranked, shown, significant
 from ..outcome import Outcome
 from .query import Query, SignalsLevel
 
@@ -29,27 +29,25 @@ def results(outcome: Outcome, decoded: Sequence[DecodedImage], query: Query, pri
     labels = contract.labels
     classes = query.classes(len(labels))
     answers = []
-    likely = probabilities(signals.logits)
     for n, (judged, image) in enumerate(zip(outcome.judgements, decoded, strict=True)):
-        row, probability = likely[n], judged.probability
+        probability, calibrated = judged.probability, judged.why is None
         thresholds = judged.applied.thresholds
+        suspicious, adversarial = thresholds.suspicious, thresholds.adversarial
         answer: dict[str, Any] = {
             "predictions": [
-                {"class_id": k, "label": labels[k], "probability": significant(row[k])} for k in top(row, classes)
+                {"class_id": k, "label": labels[k], "probability": significant(share)}
+                for k, share in ranked(signals.logits[n], classes)
             ],
             "adversarial": {
                 "score": shown(judged.score, thresholds),
                 "verdict": judged.verdict,
-                "thresholds": {
-                    "suspicious": thresholds.suspicious.score,
-                    "adversarial": thresholds.adversarial.score,
-                },
-                "target_fpr": {"suspicious": thresholds.suspicious.fpr, "adversarial": thresholds.adversarial.fpr},
+                "thresholds": {"suspicious": suspicious.score, "adversarial": adversarial.score},
+                "target_fpr": {"suspicious": suspicious.fpr, "adversarial": adversarial.fpr},
                 "probability": None if probability is None else significant(probability),
                 "prior": prior,
-                "calibrated": judged.calibrated,
+                "calibrated": calibrated,
                 "why": judged.why,
-                "domain": judged.applied.name if judged.calibrated else None,
+                "domain": judged.applied.name if calibrated else None,
             },
             "image": {
                 "format": image.format,

@@ -7,7 +7,7 @@ import http
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
 from ..errors import AWNetError
 
@@ -21,7 +21,13 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Line(Protocol):
-    """The connection, as far as a transaction needs it."""
+    """The connection, as far as a transaction needs it.
+
+    Attributes:
+        write_paused: the client does not take what was written.
+    """
+
+    write_paused: bool
 
     def write(self, data: bytes) -> None:
         """Send bytes; dropped where the connection is lost."""
@@ -40,7 +46,7 @@ class Line(Protocol):
 
 
 class Transaction:
-    """A request whose head is there; `run` has the application answer it.
+    """A request whose head is there, and the answer to it; an application is handed `scope`, `receive` and `send`.
 
     Args:
         line: the connection.
@@ -54,6 +60,7 @@ class Transaction:
         gone: the client is.
         received: bytes of the body so far.
         counted: those of them that `Admission` counts.
+        task: has the application answer it.
         begun: when the server began to wait for the body, on `time.monotonic`.
     """
 
@@ -78,6 +85,7 @@ class Transaction:
         "received",
         "scope",
         "started",
+        "task",
     )
 
     def __init__(self, line: Line, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool) -> None:
@@ -88,23 +96,21 @@ class Transaction:
         self.complete = self.answered = self.gone = self.started = False
         self.received = self.counted = 0
         self.begun = 0.0
+        self.task: asyncio.Task[None] | None = None
         self._delivered = False  # the application knows that the body is complete
         self._chunks: list[bytes] = []
         self._waiting_bytes = 0
         self._failure: AWNetError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._head: list[bytes] | None = None  # of the response, until the first of its body is sent with it
+        self._head = b""  # of the response, until the first of its body is sent with it
         self._left: int | None = None  # bytes of the response's body by its Content-Length
         self._chunked = self._no_body = False
 
-    async def run(self, app: ASGIApp) -> None:
-        """Have `app` answer; where it does not to the end, the connection is closed."""
-        try:
-            await app(self.scope, self.receive, self.send)
-        finally:
-            if not self.answered:
-                self.keep_alive = False
-                self._line.answered(self)
+    def end(self) -> None:
+        """The application is done; where it has not answered to the end, the connection is closed."""
+        if not self.answered:
+            self.keep_alive = False
+            self._line.answered(self)
 
     # What the connection tells.
 
@@ -179,48 +185,52 @@ class Transaction:
             return
         if not self.started or self.answered:
             raise RuntimeError("there is no response that has begun and goes on")
-        await self._line.writable()
+        line = self._line
+        if line.write_paused:
+            await line.writable()
         body, more = message.get("body", b""), message.get("more_body", False)
-        parts, self._head = self._head or [], None
+        written, self._head = self._head, b""
         if not self._no_body:
             if self._left is not None:
                 self._left -= len(body)
                 if self._left < 0 or (self._left and not more):
                     raise RuntimeError("the response's body is not as long as its Content-Length says")
             if self._chunked:
-                parts += (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
-                parts += () if more else (b"0\r\n\r\n",)
+                written += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+                written += b"" if more else b"0\r\n\r\n"
             else:
-                parts.append(body)
-        self._line.write(b"".join(parts))
+                written += body
+        line.write(written)
         if not more:
             self.answered = True
             self._wake()
-            self._line.answered(self)
+            line.answered(self)
 
-    def _response_head(self, status: int, headers: Headers) -> list[bytes]:
+    def _response_head(self, status: int, headers: Headers) -> bytes:
         self._no_body = self.scope["method"] == "HEAD" or status in (204, 304)
-        given = (*self._line.default_headers(), *headers)
-        parts = response_head(status, given)
-        closing = (b"connection", b"close") in given
-        self._left = next((int(value) for name, value in given if name == b"content-length"), None)
+        given = [*self._line.default_headers(), *headers]
+        head = response_head(status, given)
+        closing = False
+        for name, value in given:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection" and value == b"close":
+                closing = True
         if self._left is None and not self._no_body:
             self._chunked = self.scope["http_version"] == "1.1"
-            parts.append(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+            head += b"transfer-encoding: chunked\r\n" if self._chunked else b""
             self.keep_alive = self.keep_alive and self._chunked
         # The rest of a body that the application does not read would have to be read past.
         self.keep_alive = self.keep_alive and not closing and self.complete
         if not self.keep_alive and not closing:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        return parts
+            head += b"connection: close\r\n"
+        return head + b"\r\n"
 
 
-def response_head(status: int, headers: Headers) -> list[bytes]:
+def response_head(status: int, headers: Headers) -> bytes:
     """Status line and headers, without the empty line behind them."""
-    parts = [_STATUS_LINES[status]]
-    for name, value in headers:
-        if b"\n" in value or b"\r" in value:
-            raise RuntimeError("a response header with a line end")
-        parts += (name, b": ", value, b"\r\n")
-    return parts
+    lines = [b"%b: %b\r\n" % (name, value) for name, value in headers]
+    head = _STATUS_LINES[status] + b"".join(lines)
+    if not head.count(b"\n") == head.count(b"\r") == 1 + len(lines):
+        raise RuntimeError("a response header with a line end")
+    return head

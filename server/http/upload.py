@@ -154,7 +154,7 @@ def _files(boundary: bytes, body: bytes, max_images: int) -> list[Upload]:
         head = piece.find(b"\r\n\r\n", line, PART_HEADER_BYTES)
         if line < 0 or piece[:line].strip(b" \t") or head < 0:
             raise MalformedUpload("a part of the body has no headers, or too many")
-        name, filename = _disposition(_FOLD.sub(b" ", piece[line + 2 : head]) if head > line else b"")
+        name, filename = _disposition(piece[line + 2 : head] if head > line else b"")
         if name == FIELD:
             if filename == "" and head + 4 == len(piece) and empty < EMPTY_FILES:
                 empty += 1  # as a browser sends an input in which nothing was chosen
@@ -184,6 +184,8 @@ def _instead(others: Sequence[str]) -> str:
 
 def _disposition(headers: bytes) -> tuple[str, str | None]:
     """(field name, file name if there is one) of one part."""
+    if b"\n " in headers or b"\n\t" in headers:
+        headers = _FOLD.sub(b" ", headers)
     found = _DISPOSITION.search(headers)
     if not found:
         raise MalformedUpload("a part has no 'Content-Disposition: form-data'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.policy import APPLIED
 from ..errors import ImageRejected, problem
 from ..outcome import Outcome
 
@@ -13,7 +12,7 @@ from ..outcome import Outcome
 def withheld(
     outcome: Outcome, answers: list[dict[str, Any]], places: Sequence[int], request_id: str
 ) -> list[dict[str, Any]]:
-    """`answers`, one an image, with the decision on each, as far as its policy is carried out.
+    """`answers`, one an image, with the decision on each; of a policy that is carried out.
 
     Args:
         outcome: of the images that could be decoded.
@@ -24,8 +23,6 @@ def withheld(
     Raises:
         ImageRejected: no image is left. Where others could not be decoded, what is wrong with the first of those.
     """
-    if outcome.policy not in APPLIED:
-        return answers
     rejected = outcome.withheld("reject")
     if rejected and len(rejected) == len(answers):
         if outcome.refused:

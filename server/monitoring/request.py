@@ -253,4 +253,4 @@ def identify(given: str = "") -> str:
 
     New ones are no secret. `os.urandom` would release the interpreter lock in the middle of every request.
     """
-    return given if _ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    return given if given and _ID.fullmatch(given) else f"{random.getrandbits(128):032x}"

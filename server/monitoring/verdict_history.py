@@ -57,6 +57,8 @@ class VerdictHistory:
     def _turn(self) -> None:
         # No timer moves the ring: the next call empties the slots that have passed.
         now = int(self._clock() / self._seconds)
+        if now <= self._slot:
+            return
         for slot in range(self._slot + 1, min(now, self._slot + len(self._counts)) + 1):
             self._counts[slot % len(self._counts)] = [0] * len(VERDICTS)
-        self._slot = max(now, self._slot)
+        self._slot = now

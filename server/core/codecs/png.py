@@ -39,6 +39,7 @@ _KINDS = {
     (6, 8): ("RGBA", "RGBA", 32),
     (6, 16): ("RGBA", "RGBA;16B", 64),
 }
+_CHUNK, _CHECKSUM = struct.Struct(">I4s").unpack_from, struct.Struct(">I").unpack_from
 _LOW_BYTES = "RGB;16L"  # the raw mode that keeps the second byte of each 16-bit sample, which in a PNG is the low one
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _COLOUR_TYPE_PALETTE, _WITH_ALPHA = 3, (4, 6)
@@ -155,13 +156,12 @@ class PNGFile(ImageFile):
         for _ in range(MAX_CHUNKS):
             if at + 12 > end:
                 break
-            length = int.from_bytes(view[at : at + 4], "big")
+            length, name = _CHUNK(data, at)
             after = at + 12 + length
             if after > end:
                 break
-            if zlib.crc32(view[at + 4 : after - 4]) != int.from_bytes(view[after - 4 : after], "big"):
+            if zlib.crc32(view[at + 4 : after - 4]) != _CHECKSUM(data, after - 4)[0]:
                 raise refuse("PNG", "is corrupt: a checksum does not match")
-            name = data[at + 4 : at + 8]
             where = (at + 8, after - 4)
             if name == b"IDAT":
                 if self._pixel_data and previous != name:

@@ -335,7 +335,6 @@ def test_answers_are_those_that_the_server_gives(tmp_path, change) -> None:
     images[-2] = 255  # one colour
     model = ModelFile(path)
     served, outputs = model.serve(images), model.run(images)
-    probabilities = verdict.probabilities(outputs["logits"])
     for n, image in enumerate(images):
         right = verdict.judge_image(float(outputs["p_type"][n, 0]), Traits(measure(image)), domains, 0.5)
         assert served.score[n] == verdict.shown(right.score, right.applied.thresholds)
@@ -343,7 +342,8 @@ def test_answers_are_those_that_the_server_gives(tmp_path, change) -> None:
         assert verdict.VERDICTS[sum(flags)] == right.verdict
         assert (served.domain[n] != OUTSIDE) == right.calibrated
         assert model.domains[served.domain[n]].name == right.applied.name
-        told = [verdict.significant(value) for value in probabilities[n]]
+        ranked = verdict.ranked(outputs["logits"][n], len(served.logits[n]))
+        told = [verdict.significant(share) for _, share in sorted(ranked)]
         assert np.exp(served.logits[n]) == pytest.approx(told, rel=1e-12)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from server.core.domains import Threshold, Thresholds
-from server.core.verdict import judge, probabilities, shown, significant, top
+from server.core.verdict import judge, ranked, shown, significant
 
 AT = Thresholds(Threshold(0.41, 0.05), Threshold(0.77, 0.01))
 
@@ -45,17 +45,17 @@ def test_no_score_is_shown_on_the_other_side_of_a_threshold() -> None:
 
 def test_probabilities_add_up_and_survive_large_logits() -> None:
     """The largest is subtracted first."""
-    row = probabilities(np.array([[1000.0, 1000.0, -1000.0], [0.0, 1.0, 2.0]], np.float32))
-    np.testing.assert_allclose(row.sum(1), 1)
-    np.testing.assert_allclose(row[0], [0.5, 0.5, 0])
-    np.testing.assert_allclose(row[1], np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum())
+    assert ranked(np.array([1000.0, 1000.0, -1000.0], np.float32), 3) == [(0, 0.5), (1, 0.5), (2, 0.0)]
+    classes, shares = zip(*ranked(np.array([0.0, 1.0, 2.0], np.float32), 3), strict=True)
+    assert classes == (2, 1, 0) and sum(shares) == pytest.approx(1)
+    np.testing.assert_allclose(shares, np.exp([2, 1, 0]) / np.exp([0, 1, 2]).sum())
 
 
 def test_the_most_probable_classes_come_first() -> None:
     """Ties go to the lower class number, so that an answer repeats."""
-    row = np.array([0.1, 0.3, 0.2, 0.3, 0.1])
-    assert top(row, 3) == [1, 3, 2]
-    assert top(row, 5) == [1, 3, 2, 0, 4]
+    row = np.array([0.1, 0.3, 0.2, 0.3, 0.1], np.float32)
+    assert [k for k, _ in ranked(row, 3)] == [1, 3, 2]
+    assert [k for k, _ in ranked(row, 5)] == [1, 3, 2, 0, 4]
 
 
 def test_six_significant_digits() -> None:
