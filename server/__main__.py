@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -51,9 +52,11 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
     if settings.workers > 1:
         from .workers.supervisor import supervise
 
-        return supervise(settings, program(f"{__package__}.process"))
+        return supervise(settings, program(f"{__package__}.worker"))
+    gc.disable()  # what is imported is no garbage, and to look for some takes an eighth of what the imports take
     from .process import serve
 
+    gc.enable()
     return serve(settings)
 
 

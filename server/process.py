@@ -1,7 +1,7 @@
 """One serving process: builds its parts, wires them, and runs uvicorn and the other front ends until a signal.
 
 `python -m server` calls `serve`; where there are several workers, the supervisor starts each as
-`python -m server.process FD`, with a socket to itself under that number.
+`python -m server.worker FD`, with a socket to itself under that number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ import uvicorn
 
 from .access.rates import Rates, default_rate
 from .core.engine import Engine
+from .core.memory import share_heap
 from .engines.model_file import repository_of
 from .errors import AWNetError, StartupError
 from .http.acceptor import Acceptor, Peers
@@ -303,6 +303,7 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
     Args:
         assignment: what the supervisor gave this process as one of several; None where it is the only one.
     """
+    share_heap()  # before there are threads
     begin_logging(settings, assignment.member.number if assignment else None)
     try:
         sockets = {} if assignment else open_ports(settings)  # first: whoever is in the way is said at once
@@ -312,8 +313,8 @@ def serve(settings: Settings, assignment: Assignment | None = None) -> int:
         log.critical("%s: %s", error.title, error.detail)
         return 2
     server = Server(service, sockets, certificates) if assignment is None else Worker(service, assignment, certificates)
-    # What is alive now stays alive; leaving it out of collections keeps their pauses short.
-    gc.collect()
+    # What is alive now stays alive: leaving it out of collections keeps their pauses short. Some hundred objects are
+    # garbage of the imports, and would take longer to find than a model to load.
     gc.freeze()
     server.run()
     server.ended.set()
@@ -415,7 +416,3 @@ def work(descriptor: int) -> int:
     except EOFError:
         return 1
     return serve(Settings(**assignment.settings), assignment)
-
-
-if __name__ == "__main__":
-    sys.exit(work(int(sys.argv[1])))

@@ -157,6 +157,7 @@ LIBRARIES = {
     "server.process": {"uvicorn"},
     "server.renames": set(),
     "server.service": set(),
+    "server.worker": set(),
     "server.answer_cache": {"numpy"},
     "server.answering": set(),
     "server.outcome": set(),

@@ -105,7 +105,7 @@ class Feed:
                 self.release_if_idle()
 
     async def warm(self, images: NDArray[np.uint8]) -> None:
-        """Run every batch that may occur, twice: once to prepare, once to learn what it costs.
+        """Run every batch that may occur, and learn what it costs: the largest first, which makes room for the others.
 
         Args:
             images: [N,3,size,size] uint8, repeated as needed.
@@ -114,21 +114,18 @@ class Feed:
             EngineFault: the model failed.
         """
         await asyncio.to_thread(self._rehearse, images[:1], True)
-        for size in self._batcher.buckets:
+        for size in reversed(self._batcher.buckets):
             rows = np.ascontiguousarray(images[np.arange(size) % len(images)])
             self._batcher.learn(self.lane, size, await asyncio.to_thread(self._rehearse, rows, False))
 
     def _rehearse(self, rows: NDArray[np.uint8], alone: bool) -> float:
-        seconds = 0.0
-        for _ in range(2):
-            started = time.monotonic()
-            try:
-                assert self.run is not None
-                self.run(rows, alone)
-            except Exception as error:  # whatever a runtime raises
-                raise EngineFault(f"the model failed on a batch of {len(rows)}: {error}") from error
-            seconds = time.monotonic() - started
-        return seconds
+        started = time.monotonic()
+        try:
+            assert self.run is not None
+            self.run(rows, alone)
+        except Exception as error:  # whatever a runtime raises
+            raise EngineFault(f"the model failed on a batch of {len(rows)}: {error}") from error
+        return time.monotonic() - started
 
     async def close(self) -> None:
         """Answer what was accepted, then let go of the model. Other feeds go on."""

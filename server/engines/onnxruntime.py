@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -17,6 +16,7 @@ from ..core.contract import Contract
 from ..core.cpu_limits import usable_cores
 from ..core.engine import Model, Outputs, Runner, Signals, Terms, outputs_of
 from ..core.images import ImageInput
+from ..core.memory import return_memory
 from ..core.modes import Mode
 from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
@@ -95,26 +95,30 @@ class EmbeddedEngine:
         if self._batcher is None:
             raise NotReady("the engine has not been started")
         artifact = await self._disk.call(self._repository.read, name, version)
-        runs, promise, sha256 = await asyncio.to_thread(self._load, artifact)
+        runs, promise = await asyncio.to_thread(self._load, artifact)
+        sha256 = artifact.sha256
+        del artifact
+        await asyncio.to_thread(return_memory)
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds)
 
-    def _load(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract, str]:
+    def _load(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
         promise = _promised(artifact.data)
-        runs = {}
-        for mode in promise.modes:
+        whole = len(promise.modes) == 1
+
+        def load(mode: Mode) -> Run:
             outputs = outputs_of(mode)
             # A session computes everything in its model, whatever is asked of it.
-            part = artifact.data if len(promise.modes) == 1 else cut(artifact.data, outputs)
+            part = artifact.data if whole else cut(artifact.data, outputs)
             shared = lone = _session(part, 1)
             _check_tensors(shared, promise, outputs)
             if self._lone_threads > 1:
                 lone = _session(part, self._lone_threads)
-            runs[mode] = _run(shared, lone, outputs)
-        sha256 = artifact.sha256
-        del artifact, part
-        _return_memory()
-        return runs, promise, sha256
+            return _run(shared, lone, outputs)
+
+        with ThreadPoolExecutor(self._threads) as pool:  # loading leaves the interpreter to others
+            runs = dict(zip(promise.modes, pool.map(load, promise.modes), strict=True))
+        return runs, promise
 
     def waiting(self) -> int:
         return self._batcher.pending if self._batcher else 0
@@ -143,14 +147,14 @@ class _EmbeddedRunner:
         """Every bucket, and a lone image on the session that runs those."""
         for feed in self._feeds.values():
             await feed.warm(self._model.contract.golden.image)
-        await asyncio.to_thread(_return_memory)
+        await asyncio.to_thread(return_memory)
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
         return await self._feeds[mode].submit(images, terms)
 
     async def close(self) -> None:
         await asyncio.gather(*[feed.close() for feed in self._feeds.values()])
-        await asyncio.to_thread(_return_memory)
+        await asyncio.to_thread(return_memory)
 
 
 def _run(shared: ort.InferenceSession, lone: ort.InferenceSession, outputs: Sequence[str]) -> Run:
@@ -188,14 +192,6 @@ def _share_memory() -> None:
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
-
-
-def _return_memory() -> None:
-    """Give what loading freed back to the system, where the C library can: 12 MB of a resident 130."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-        if trim is not None:
-            trim(0)
 
 
 def _promised(data: bytes) -> Contract:

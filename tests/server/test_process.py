@@ -48,6 +48,23 @@ def test_serving_imports_no_training_library() -> None:
 
 
 @pytest.mark.process
+def test_a_start_does_not_look_for_garbage_in_what_it_imports() -> None:
+    """There is none, and it took an eighth of the time; afterwards garbage is collected as ever."""
+    code = (
+        "import gc, sys, server.__main__ as main\n"
+        "early = []\n"
+        "def note(phase, about):\n"
+        "    if 'server.process' in sys.modules and not hasattr(sys.modules['server.process'], 'serve'):\n"
+        "        early.append(about['generation'])\n"
+        "gc.callbacks.append(note)\n"
+        "status = main.main(['--port', '0', '--admin-port', 'none', '--version', '99'])\n"
+        "print(status, early, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    done = call("-c", code)
+    assert done.stdout.strip() == "1 [] True True", (done.stdout, done.stderr)
+
+
+@pytest.mark.process
 def test_decoding_loads_no_reader_that_is_not_needed(tmp_path: Path) -> None:
     """All of Pillow's formats together cost 10 MB and the first client's time, and are none of ours."""
     for kind in ("PNG", "JPEG", "WEBP"):
