@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.server.cached import Cached
 from tests.server.tiny import Running, publish
 
 
@@ -25,3 +27,18 @@ def served(process: None, repository: Path) -> Iterator[Running]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture
+def serve_cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cached]]:
+    """A service with an answer cache and these settings, that nobody has asked yet."""
+    running: list[Cached] = []
+
+    def start(**settings: Any) -> Cached:
+        running.append(Cached(tmp_path_factory.mktemp("repository"), **settings))
+        running[-1].engine.asked = []
+        return running[-1]
+
+    yield start
+    for small in running:
+        small.close()
