@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bar = _Bar(shown=sys.stderr.isatty() and not given.quiet)
     try:
-        task = dataclasses.replace(_task(given), progress=bar.at)
+        task = dataclasses.replace(_task(given), progress=bar.at, before=_tell_triton)
     except ValueError as error:  # SettingsError, too
         print(f"awnet pull: {error}", file=sys.stderr)
         return 2
@@ -127,6 +127,23 @@ def _task(given: argparse.Namespace) -> Pull:
     if not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"--seconds must be above 0 and at most {MAX_SECONDS}")
     return Pull(source, given.to or Path("model_repository"), name, version, given.signing_key, seconds, say=_say)
+
+
+def _tell_triton(home: Path, version: int, model: bytes) -> None:
+    """Keep up Triton's config.pbtxt, where there is one. Raises SourceError, OSError."""
+    if not (home / "config.pbtxt").is_file():
+        return
+    from export.files import replace
+    from server.errors import SourceError
+
+    from .versions import VersionError, told_to_triton
+
+    try:
+        described = told_to_triton(home, version, model)
+    except VersionError as error:
+        raise SourceError(str(error)) from None
+    if described is not None:
+        replace(home / "config.pbtxt", described)
 
 
 def _say(line: str) -> None:

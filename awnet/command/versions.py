@@ -51,22 +51,26 @@ def publish(model: bytes, repository: Path, name: str, made_of: Path) -> Path:
     What was there before stays, whatever ends this.
     Triton's config.pbtxt, where there is one, gets the new version's contract and hash. Raises OSError.
     """
-    home = repository / name
+    home, number = repository / name, made_of.resolve().parent.name
+    after = int(number) if number.isdecimal() else 0
+    return add_version(model, home, lambda version: told_to_triton(home, version, model), after=after)
 
-    def config(version: int) -> bytes | None:
-        path = home / CONFIG_FILE
-        if not path.is_file():
-            return None
-        text = json.dumps(contract_of(model), ensure_ascii=False, separators=(",", ":"))
-        begun = [line for line in path.read_text("utf-8").splitlines(True) if f'.{version}" value' not in line]
-        added = [
-            f'parameters {{ key: "{key}.{version}" value {{ string_value: {quoted(value)} }} }}\n'
-            for key, value in (("contract", text), ("sha256", hashlib.sha256(model).hexdigest()))
-        ]
-        return "".join(begun + added).encode()
 
-    number = made_of.resolve().parent.name
-    return add_version(model, home, config, after=int(number) if number.isdecimal() else 0)
+def told_to_triton(home: Path, version: int, model: bytes) -> bytes | None:
+    """Triton's config.pbtxt in a model's folder, with contract and hash of a version more; None where there is none.
+
+    Raises VersionError, OSError.
+    """
+    path = home / CONFIG_FILE
+    if not path.is_file():
+        return None
+    text = json.dumps(contract_of(model), ensure_ascii=False, separators=(",", ":"))
+    begun = [line for line in path.read_text("utf-8").splitlines(True) if f'.{version}" value' not in line]
+    added = [
+        f'parameters {{ key: "{key}.{version}" value {{ string_value: {quoted(value)} }} }}\n'
+        for key, value in (("contract", text), ("sha256", hashlib.sha256(model).hexdigest()))
+    ]
+    return "".join(begun + added).encode()
 
 
 def published(folder: Path) -> list[str]:

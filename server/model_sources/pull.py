@@ -49,6 +49,7 @@ class Pull:
         seconds: for all of it.
         progress: told of bytes of the model.
         say: told what takes long.
+        before: called with the folder of the model, a number and a model that gets it, before it is there.
     """
 
     source: ModelSource
@@ -59,6 +60,7 @@ class Pull:
     seconds: float = 600.0
     progress: Progress = lambda done, total: None
     say: Callable[[str], None] = lambda line: None
+    before: Callable[[Path, int, bytes], None] = lambda home, version, model: None
 
     @property
     def home(self) -> Path:
@@ -137,8 +139,9 @@ async def _fetch(task: Pull, origin: Origin, staging: Path) -> Pulled:
     if signature is not None:
         write(folder / SIGNATURE_FILE, signature)
     write(folder / SOURCE_FILE, json.dumps({"source": str(fetched.source)}, indent=1).encode() + b"\n")
-    _prove(staging, task, version)
+    model = _prove(staging, task, version)
     sync_folder(folder)
+    task.before(task.home, version, model)
     target = task.home / str(version)
     folder.rename(target)
     sync_folder(task.home)
@@ -164,14 +167,15 @@ def _there(task: Pull, source: ModelSource) -> Pulled | None:
     return None
 
 
-def _prove(root: Path, task: Pull, version: int) -> None:
-    """Raises SourceError where a server would refuse the version, as far as no runtime is needed to tell."""
+def _prove(root: Path, task: Pull, version: int) -> bytes:
+    """The model of a version. Raises SourceError where a server would refuse it, as far as no runtime tells."""
     try:
         model = Repository(root, task.signing_key).read(task.name, version).data
     except AWNetError as error:
         raise SourceError(f"{task.source}: {error.detail}") from None
     if METADATA_KEY.encode() not in model:
         raise SourceError(f"{task.source} is no model of this server: the file carries no contract")
+    return model
 
 
 def _came_from(folder: Path) -> ModelSource | None:

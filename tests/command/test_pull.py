@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from awnet.__main__ import main
+from export.repository import publish as export_publish
 from tests.server.model_sources.conftest import files
 from tests.server.model_sources.static import Static, body, serving
 from tests.server.tiny import publish
@@ -78,6 +79,19 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
     assert main(["pull", *arguments]) == 2
     said = capsys.readouterr().err
     assert why in said and said.count("\n") == 1
+
+
+def test_triton_is_told_of_it_where_it_has_a_configuration(web: Static, model: bytes, tmp_path: Path) -> None:
+    """Contract and hash, which a server before Triton reads there, are there before the version is."""
+    published = export_publish(model, tmp_path / "models")
+    other = (publish(tmp_path / "other", seed=3) / "awnet/1/model.onnx").read_bytes()
+    web.routes["/model.onnx"] = body(other)
+    assert main(["pull", f"{web.url}/model.onnx", "--to", str(tmp_path / "models"), "--quiet"]) == 0
+    made = (published.parent / "config.pbtxt").read_text()
+    export_publish(other, tmp_path / "same", version=2)
+    expected = (tmp_path / "same/awnet/config.pbtxt").read_text()
+    (told,) = [line for line in expected.splitlines() if '"sha256.2"' in line]
+    assert told in made and '"contract.1"' in made and '"contract.2"' in made
 
 
 def test_a_terminal_sees_how_far_it_is(
