@@ -34,7 +34,7 @@ from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip import rest
 from ..service import Service
-from . import openapi, page, upload
+from . import page, upload
 from .caching import matches, tag_of
 from .cors import Cors
 from .description import described
@@ -113,6 +113,8 @@ def create_app(service: Service) -> PublicFront:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
+        from . import openapi
+
         return Response(openapi.html(app.openapi()), headers=openapi.HEADERS, media_type="text/html")
 
     service.metrics.expect([(PREDICT, "POST"), *rest.ROUTES, *routes_of(app.routes)])
@@ -139,6 +141,8 @@ class _Routes(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
+            from . import openapi  # shapes of every answer, for whoever asks: not many do
+
             schema = get_openapi(
                 title=self.title, version=__version__, description=self.description, routes=self.routes
             )

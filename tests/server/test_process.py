@@ -34,14 +34,16 @@ def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_serving_imports_no_training_library() -> None:
     """Neither torch nor onnx nor our own training and export: a server can be installed without them.
 
-    Nor what only some settings need: Triton's client with grpc, what checks signatures, the supervisor of workers.
+    Nor what only some settings need: Triton's client with grpc, what checks signatures, the supervisor of workers. Nor
+    what few ask for: the OpenAPI document.
     """
     code = (
         "import sys, server.http.app, server.__main__, server.process, server.http.admin, server.engines.onnxruntime\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient',"
         " 'grpc', 'cryptography'}),"
-        " sorted(sys.modules.keys() & {'server.workers.supervisor', 'server.workers.metrics_merge'}))"
+        " sorted(sys.modules.keys() & {'server.workers.supervisor', 'server.workers.metrics_merge',"
+        " 'server.http.openapi', 'server.http.openapi_paths'}))"
     )
     done = call("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, "[] []"), done.stderr
