@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import gzip
 import hashlib
 import os
 import tarfile
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +20,6 @@ from .transfer import Progress, room
 
 LOOK_SECONDS = 0.2
 CHUNK_BYTES = 1 << 16
-MEMBERS = 64  # of an archive that are looked at
 
 
 @asynccontextmanager
@@ -72,26 +74,52 @@ def copied(source: BinaryIO, target: BinaryIO, most: int, progress: Progress) ->
 
 
 def unpacked(archive: BinaryIO, kind: str, target: BinaryIO, most: int) -> tuple[str, int]:
-    """As `copied`, of the one regular *.onnx in a tar archive. Its name is not used, and nothing else is unpacked."""
-    archive.seek(0)
+    """As `copied`, of the one regular *.onnx in a tar archive. Its name is not used, and nothing else is unpacked.
+
+    Headers are read one by one and not by `tarfile.open`, which takes extended ones of any size into memory. What
+    stands before the model may be as large as that, unpacked.
+    """
     if kind not in ("tar", "tar+gzip"):
         raise SourceError(f"a layer is packed as {kind}, which is not unpacked here: push it raw, or as tar")
+    archive.seek(0)
     try:
-        with tarfile.open(fileobj=archive, mode="r|gz" if kind == "tar+gzip" else "r|") as opened:
-            for number, member in enumerate(opened):
-                if number >= MEMBERS:
-                    break
-                data = opened.extractfile(member) if member.isreg() and member.name.endswith(".onnx") else None
-                if data is not None:
-                    if member.size > most:
-                        raise SourceError(f"the archive's model is {member.size} bytes large; at most {most} are taken")
+        with contextlib.nullcontext(archive) if kind == "tar" else gzip.GzipFile(fileobj=archive) as opened:
+            left = most
+            while any(header := _exactly(opened.read, tarfile.BLOCKSIZE)):
+                member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+                if not 0 <= member.size <= left:
+                    raise SourceError(f"a file of the archive is {member.size} bytes large; at most {most} are taken")
+                if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.name.endswith(".onnx"):
                     room(target, member.size)
-                    return _poured(data.read, target, most, lambda _: None)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, not of the archive
+                    return _poured(_limited(opened.read, member.size), target, most, lambda _: None)
+                left -= member.size
+                skip = _limited(opened.read, -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+                while skip(CHUNK_BYTES):
+                    pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise SourceError(f"the archive of the model cannot be unpacked: {error}") from None
-    raise SourceError("there is no *.onnx among the first files of the archive")
+    raise SourceError("there is no *.onnx in the archive of the model")
+
+
+def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    """So many bytes. Raises EOFError."""
+    data = read(size)
+    if len(data) < size:
+        raise EOFError("it ends early")
+    return data
+
+
+def _limited(read: Callable[[int], bytes], size: int) -> Callable[[int], bytes]:
+    """Reads the next `size` bytes, and raises EOFError where there are less."""
+    left = size
+
+    def limited(most: int) -> bytes:
+        nonlocal left
+        data = _exactly(read, min(most, left))
+        left -= len(data)
+        return data
+
+    return limited
 
 
 def _poured(

@@ -157,7 +157,7 @@ def _there(task: Pull, source: ModelSource) -> Pulled | None:
         try:
             manifest = json.loads(read_regular(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES))
             sha256 = manifest["files"][MODEL_FILE]["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         came = _came_from(folder)
         same = source.sha256 == sha256 if source.sha256 else came is not None and came.manifest == source.manifest
@@ -181,7 +181,7 @@ def _prove(root: Path, task: Pull, version: int) -> bytes:
 def _came_from(folder: Path) -> ModelSource | None:
     try:
         return parse_model_source(json.loads(read_regular(folder / SOURCE_FILE, MAX_SOURCE_BYTES))["source"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

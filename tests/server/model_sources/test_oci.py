@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -123,9 +124,25 @@ def test_an_archive_that_unpacks_to_too_much(
     registry.push([registry.layer(packed, "model.onnx", f"{MODELPACK}.tar+gzip")], "bomb")
     with pytest.raises(SourceError, match="bytes large"):
         fetch(f"oci://{registry.host}/models/awnet:bomb")
+    for large in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+        before = tarfile.TarInfo("before")
+        before.type, before.size = large, 1 << 33
+        header = before.tobuf(tarfile.GNU_FORMAT)
+        registry.push(
+            [registry.layer(gzip.compress(header + bytes(8 << 20)), "model.onnx", f"{MODELPACK}.tar+gzip")], "x"
+        )
+        with pytest.raises(SourceError, match=f"{1 << 33} bytes large"):
+            fetch(f"oci://{registry.host}/models/awnet:x")
     registry.push([registry.layer(b"no archive", "model.onnx", f"{MODELPACK}.tar+gzip")], "broken")
     with pytest.raises(SourceError, match="cannot be unpacked"):
         fetch(f"oci://{registry.host}/models/awnet:broken")
+    for cut in (
+        gzip.compress(archive(b"x" * 5000, "model.onnx"))[:-20],
+        gzip.compress(archive(b"x", "model.onnx")[:512]),
+    ):
+        registry.push([registry.layer(cut, "model.onnx", f"{MODELPACK}.tar+gzip")], "cut")
+        with pytest.raises(SourceError, match="cannot be unpacked"):
+            fetch(f"oci://{registry.host}/models/awnet:cut")
     registry.push([registry.layer(b"zstd", "model.onnx", f"{MODELPACK}.tar+zstd")], "zstd")
     with pytest.raises(SourceError, match="zstd"):
         fetch(f"oci://{registry.host}/models/awnet:zstd")
