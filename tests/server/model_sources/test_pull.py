@@ -200,26 +200,27 @@ def test_a_server_that_stalls_is_given_up_in_time(fetch: Fetch, repository: Path
 
 
 @pytest.mark.parametrize(
-    "where",
+    ("where", "why"),
     [
-        "file:///etc/passwd",
-        "ftp://127.0.0.1/model.onnx",
-        "http://192.0.2.1/model.onnx",
-        "https://169.254.169.254/latest/meta-data",
-        "https://10.0.0.1/model.onnx",
-        "https://[::ffff:169.254.169.254]/model.onnx",
-        "https://user:password@127.0.0.1/model.onnx",
-        "https://0.0.0.0/model.onnx",
-        "//169.254.169.254/model.onnx",
-        "https:///",
-        "",
+        ("file:///etc/passwd", "no https: file"),
+        ("ftp://127.0.0.1/model.onnx", "no https: ftp"),
+        ("http://192.0.2.1/model.onnx", "not encrypted"),
+        ("https://169.254.169.254/latest/meta-data", "no public address"),
+        ("https://10.0.0.1/model.onnx", "no public address"),
+        ("https://[::ffff:169.254.169.254]/model.onnx", "no public address"),
+        ("https://user:password@127.0.0.1/model.onnx", "a user in it"),
+        ("https://0.0.0.0/model.onnx", "no public address"),
+        ("//169.254.169.254/model.onnx", "not encrypted"),
+        ("https:///", "no https"),
+        ("", "redirects more than"),
     ],
 )
 def test_a_redirect_to_where_nobody_should_be_led_is_refused(
-    fetch: Fetch, repository: Path, web: Static, where: str
+    fetch: Fetch, repository: Path, web: Static, where: str, why: str
 ) -> None:
+    """Before anything is connected to."""
     web.routes["/model.onnx"] = redirect(where)
-    with pytest.raises(SourceError):
+    with pytest.raises(SourceError, match=why):
         fetch(f"{web.url}/model.onnx")
     assert files(repository) == [] and len(web.asked) <= transfer.MAX_REDIRECTS + 2
 
