@@ -82,6 +82,7 @@ class Front(ABC):
                     request.routed(self._template(asked))
                 if request.status:
                     raise  # half a response is out: only closing the connection shows the client that it failed
+                error.__traceback__ = None  # its frames hold the body, and this frame would hold them in a circle
                 await exchange.respond(*self._refusal(scope["path"], refusal, request.id))
 
     def turn_away(self, error: AWNetError, client_address: str) -> Reply:

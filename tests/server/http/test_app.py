@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -51,6 +52,51 @@ def ask(http: httpx.AsyncClient, data: bytes = PNG, query: str = "") -> Awaitabl
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "status"),
+    [
+        (b"image/png", PNG, 200),
+        (b"image/png", PNG[:-30], 422),
+        (b"image/png", b"GIF89a", 415),
+        (b"multipart/form-data", PNG, 400),
+        (b"multipart/form-data; boundary=B", b"--B\r\n\r\nx\r\n--B--", 400),
+        (b"application/json", b"{}", 422),
+    ],
+)
+def test_no_request_leaves_anything_to_a_collection_of_garbage(
+    repository: Path, media: bytes, body: bytes, status: int
+) -> None:
+    """A refusal whose frames lie in a circle would keep its body, which may be megabytes, until the next collection."""
+
+    async def scenario() -> None:
+        service, told = service_over(GatedEngine(repository)), []
+        async with started(service):
+            app: Any = create_app(service)
+            await until(lambda: service.ready)
+            given = [(b"content-type", media), (b"content-length", b"%d" % len(body))]
+            scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": given}
+
+            async def receive() -> Any:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            async def send(message: Any) -> None:
+                told.append(message.get("status"))
+
+            async def ask_once() -> int:
+                gc.collect()
+                await asyncio.create_task(app(scope, receive, send))
+                return gc.collect()
+
+            gc.disable()
+            try:
+                await ask_once()
+                assert (await ask_once(), told[-2]) == (0, status)
+            finally:
+                gc.enable()
+
+    run(scenario)
 
 
 def test_the_server_is_live_before_it_is_ready(repository: Path) -> None:
