@@ -254,7 +254,7 @@ def test_a_contract_and_its_graph_have_the_same_modes(tmp_path: Path) -> None:
 class Falsified:
     """A real runner whose answers are changed on the way out."""
 
-    def __init__(self, runner: Runner, change: Callable[[Signals], None]) -> None:
+    def __init__(self, runner: Runner, change: Callable[[Signals], Signals]) -> None:
         self.model = runner.model
         self._runner, self._change = runner, change
 
@@ -263,34 +263,37 @@ class Falsified:
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms | None = None, mode: Mode = "auto") -> Signals:
         signals = await self._runner.infer(images, terms or Terms(), mode)
-        for name in ("logits", "p_type", "omega"):
-            object.__setattr__(signals, name, getattr(signals, name).copy())
-        self._change(signals)
-        return signals
+        names = ("logits", "p_type", "omega")
+        return self._change(signals._replace(**{name: getattr(signals, name).copy() for name in names}))
 
     async def close(self) -> None:
         await self._runner.close()
 
 
-def off_by_a_little(signals: Signals) -> None:
+def off_by_a_little(signals: Signals) -> Signals:
     signals.p_type[-1, 0] += 0.01
+    return signals
 
 
-def not_a_number(signals: Signals) -> None:
+def not_a_number(signals: Signals) -> Signals:
     signals.logits[0, 0] = np.nan
+    return signals
 
 
-def empty(signals: Signals) -> None:
-    object.__setattr__(signals, "omega", signals.omega[:0])
+def empty(signals: Signals) -> Signals:
+    return signals._replace(omega=signals.omega[:0])
 
 
-def only_when_alone(signals: Signals) -> None:
+def only_when_alone(signals: Signals) -> Signals:
     if len(signals.logits) == 1:
         signals.omega[0, 0] += 1
+    return signals
 
 
 @pytest.mark.parametrize("change", [off_by_a_little, not_a_number, empty, only_when_alone])
-def test_an_engine_with_wrong_numbers_fails_the_self_test(repository: Path, change: Callable[[Signals], None]) -> None:
+def test_an_engine_with_wrong_numbers_fails_the_self_test(
+    repository: Path, change: Callable[[Signals], Signals]
+) -> None:
     """An engine that answers is not yet an engine that is right; one was seen to answer empty tensors."""
 
     async def use(engine: EmbeddedEngine) -> None:
