@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from server.listening import bind
 from server.options import SettingsError, add_settings, only_known, settings_of
 from server.settings import Settings
 
+from ..local import StartError
 from . import INSTALL
-from .local import LOCAL
+from .local import prepare, start
 from .settings import replica_settings, told
 
 EXAMPLES = """examples:
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--address", default="local", metavar="ADDRESS", help="of a cluster, or 'local' for a Ray of its own (default)")
+    add("--address", metavar="ADDRESS", help="of a cluster (default: a Ray of this machine)")
     add("--min-replicas", type=int, default=1, metavar="N", help="replicas at least (default: 1)")
     add("--max-replicas", type=int, default=4, metavar="N", help="replicas at most, each on one core (default: 4)")
     add_settings(made)
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 1 <= given.min_replicas <= given.max_replicas:
             raise SettingsError("--min-replicas is at least 1, and --max-replicas no less")
         settings = settings_of(vars(given))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers that it runs
         replica_settings(settings, 1)
+        prepare()
         import ray  # noqa: F401 # whether it is there, before anything is begun
 
         for tried in bind(settings.host, settings.port, "--port"):
@@ -72,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"{error.title}: {error.detail}", file=sys.stderr)
         return 2
-    return _serve(settings, given)
+    try:
+        return _serve(settings, given)
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _serve(settings: Settings, given: argparse.Namespace) -> int:
@@ -84,10 +88,8 @@ def _serve(settings: Settings, given: argparse.Namespace) -> int:
 
     # A Ray of its own counts at least as many cores as replicas: they then share those of the machine.
     cores = max(given.max_replicas, os.cpu_count() or 1)
-    ray.init(given.address, **({**LOCAL, "num_cpus": cores} if given.address == "local" else {}))
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own, which end the process at once
-        signal.signal(number, lambda *_: ended.set())
+    start(given.address, lambda *_: ended.set(), told=True, num_cpus=cores)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         replicas = AutoscalingConfig(

@@ -72,7 +72,7 @@ class Parts:
     def publish(self) -> int:
         """Give the folder its name; the images in it that have no answer.
 
-        Raises OutputError where a part cannot be read, or has not a row for each image.
+        Raises OutputError where a part cannot be read, or has not a row for each image, or something has the name.
         """
         failed = 0
         for number, unit in enumerate(self._units):
@@ -84,10 +84,13 @@ class Parts:
             if len(errors) != unit.count:
                 raise OutputError(f"{path} has {len(errors)} rows for {unit.count} images; remove it")
             failed += len(errors) - errors.null_count
-        for left in self.folder.glob(".*"):  # of processes that were killed
-            left.unlink()
-        os.fsync(self._lock)
-        self.folder.rename(self._out)
+        try:
+            for left in self.folder.glob(".*"):  # of processes that were killed
+                left.unlink()
+            os.fsync(self._lock)
+            self.folder.rename(self._out)
+        except OSError as error:
+            raise OutputError(f"{self._out}: {error.strerror}") from None
         parent = os.open(self._out.absolute().parent, os.O_RDONLY)
         os.fsync(parent)
         os.close(parent)

@@ -26,6 +26,7 @@ from ..client.predictor import Options
 from ..command.results import OutputError
 from ..local import StartError
 from . import INSTALL
+from .local import prepare
 from .settings import told
 
 NEEDED = ("ray", "pyarrow")
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _predict(given: argparse.Namespace) -> int:
     """Raises ValueError, StartError or ModuleNotFoundError where nothing can be begun."""
+    prepare()
     import ray  # noqa: F401 # whether it is there
 
     from .parts import Parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
 from collections import Counter
@@ -12,7 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from server.options import settings_of
+from server.options import SettingsError, settings_of
 
 from ..client.local import opened
 from ..client.loop import LoopThread
@@ -20,6 +19,8 @@ from ..client.predictor import AsyncPredictor, Options
 from ..command.images import Image
 from ..command.results import Line
 from ..command.scoring import StopError, answers
+from ..local import StartError
+from .local import start
 from .parts import write_part
 from .sources import Unit
 
@@ -39,7 +40,7 @@ class Done(NamedTuple):
 
 
 class ScoringError(RuntimeError):
-    """Ray has given a unit up; says why."""
+    """A unit cannot be scored, and no other could; says why."""
 
 
 class Scorer:
@@ -50,26 +51,29 @@ class Scorer:
         top_k: classes asked for of each image.
         folder: of the parts.
         model: SHA-256 of the model that answers; a version that is published meanwhile is another.
-
-    Raises StartError.
     """
 
     def __init__(self, settings: Mapping[str, Any], top_k: int, folder: str, model: str) -> None:
         self._loop = LoopThread("awnet-scorer")
-        self._predictor = self._loop.run(opened(settings_of(settings), Options(top_k)))
+        self._settings, self._options = settings, Options(top_k)
         self._folder, self._model = Path(folder), model
+        self._predictor: AsyncPredictor | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Scores the unit of a row. Ray Data asks again elsewhere where this process dies.
+        """Scores the unit of a row. Ray Data asks again elsewhere where this process dies."""
+        try:
+            return {"done": pickle.dumps(self._score(row["number"], pickle.loads(row["unit"])))}  # noqa: S301 # our own
+        except (StartError, StopError, SettingsError, OSError) as error:  # no other unit would fare better
+            return {"done": pickle.dumps(ScoringError(str(error)))}
 
-        Raises StopError: no other image would fare better.
-        """
-        unit: Unit = pickle.loads(row["unit"])  # noqa: S301 # of our own driver
+    def _score(self, number: int, unit: Unit) -> Done:
+        if self._predictor is None:
+            self._predictor = self._loop.run(opened(settings_of(self._settings), self._options))
         lines = self._loop.run(_lines(self._predictor, unit.images()))
         if others := {line["model"]["sha256"] for line in lines if "model" in line} - {self._model}:
             raise StopError(f"another model answers ({min(others)[:12]}) than when the run began ({self._model[:12]})")
-        write_part(self._folder, row["number"], lines)
-        return {"done": pickle.dumps(summed(lines))}
+        write_part(self._folder, number, lines)
+        return summed(lines)
 
 
 def summed(lines: Iterable[Line]) -> Done:
@@ -106,17 +110,13 @@ def on_ray(
         address: of a cluster; None: a Ray of this machine, which ends with the iteration.
         scorers: processes, each on one core; None: as many as the cluster has cores.
 
-    Raises ScoringError.
+    Raises StartError, ScoringError.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     import ray.exceptions
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
-    from .local import LOCAL
-
-    ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else LOCAL))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has set its own
+    start(address, signal.default_int_handler)
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = False
@@ -130,8 +130,11 @@ def on_ray(
             num_cpus=1,
         )
         for row in scored.iter_rows():
-            yield pickle.loads(row["done"])  # noqa: S301 # of our own processes
+            done: Done | ScoringError = pickle.loads(row["done"])  # noqa: S301 # of our own processes
+            if isinstance(done, ScoringError):
+                raise done
+            yield done
     except ray.exceptions.RayError as error:
-        raise ScoringError(str(error).strip().splitlines()[-1]) from error
+        raise ScoringError(f"Ray has given up: {str(error).strip().splitlines()[0]}") from error
     finally:
         ray.shutdown()

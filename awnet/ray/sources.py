@@ -73,7 +73,17 @@ class Rows:
     first: int
 
     def images(self) -> Iterator[Image]:
-        """Those of the unit, a few rows read at a time. Raises OSError."""
+        """Those of the unit, a few rows read at a time. Rows that cannot be read are images that cannot be."""
+        told = 0
+        try:
+            for image in self._read():
+                told += 1
+                yield image
+        except (ArrowException, OSError) as error:
+            for number in range(self.first + told, self.first + self.count):
+                yield Image(f"{self.name}#{number}", partial(_failing, str(error)))
+
+    def _read(self) -> Iterator[Image]:
         system, _ = filesystem(self.source)
         columns = [self.column] if self.identity is None else [self.column, self.identity]
         at, end = -self.skip, self.count
@@ -126,7 +136,10 @@ def units(sources: Sequence[str], column: str, identity: str | None, most: int =
 
     Raises PathError: nothing is there, or a Parquet file is broken, or has no such columns.
     """
-    return [unit for source in sources for unit in _of(source, column, identity, most)]
+    found = [unit for source in sources for unit in _of(source, column, identity, most)]
+    if not found:
+        raise PathError(f"{', '.join(map(shown, sources))}: no row, and so no image")
+    return found
 
 
 def _of(source: str, column: str, identity: str | None, most: int) -> Iterator[Unit]:
@@ -196,6 +209,10 @@ def _cut(sizes: Sequence[int], most: int) -> Iterator[tuple[tuple[int, ...], int
 def _read(system: Any, path: str) -> bytes:
     with system.open_input_stream(path) as f:
         return _bounded(f.read(MAX_BYTES + 1))
+
+
+def _failing(why: str) -> bytes:
+    raise ValueError(why)
 
 
 def _encoded(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .processes import Process, children, free_port
 
 REPLICA = b"ray::ServeReplica"  # what Ray calls the process of one
-START_SECONDS = 180  # a Ray starts ten processes that import a lot; two cores that are busy take a minute
+START_SECONDS = 400  # a Ray starts ten processes that import a lot: ten seconds, minutes where much else computes
 
 
 class RayServe(Process):
@@ -29,7 +29,7 @@ class RayServe(Process):
         environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
         count = str(replicas)
         command = [sys.executable, "-m", "awnet.ray", "--min-replicas", count, "--max-replicas", count]
-        super().__init__(command, folder / "ray.log", environment | {"HOME": str(folder)})
+        super().__init__(command, folder / "ray.log", environment | variables(folder))
 
     def wait_ready(self) -> None:
         """Wait until every replica answers."""
@@ -40,6 +40,14 @@ class RayServe(Process):
     def pids(self) -> list[int]:
         """Of the replicas that run."""
         return below(self.pid, REPLICA)
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """Of a Ray that keeps what it writes into a home in `folder`.
+
+    Its workers are as urgent as whoever started it: Ray gives them niceness 15, which would measure who else computes.
+    """
+    return {"HOME": str(folder), "RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": str(START_SECONDS)}
 
 
 def below(pid: int, name: bytes) -> list[int]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
+import re
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -20,12 +23,14 @@ from awnet.__main__ import main
 from awnet.command.images import PathError
 from awnet.command.results import COLUMNS, OutputError
 from awnet.ray.parts import Parts, part, write_part
-from awnet.ray.scoring import Scorer
-from awnet.ray.sources import Files, _cut, shown, units
-from benchmarks.harness.processes import Process
-from benchmarks.harness.ray import below
+from awnet.ray.scoring import Scorer, ScoringError
+from awnet.ray.sources import Files, _cut, filesystem, shown, units
+from benchmarks.harness.processes import Process, free_port
+from benchmarks.harness.ray import START_SECONDS, below, variables
+from benchmarks.harness.report import bundled_model
 from benchmarks.harness.waiting import eventually
 from tests.repository import ROOT
+from tests.requires import SEARCH, requires
 
 EXAMPLES = {path.name: path.read_bytes() for path in sorted((ROOT / "examples").glob("*.png"))}
 RUN = {"model": "m"}
@@ -37,6 +42,10 @@ def table(path: Path, rows: Sequence[tuple[str, Any]], group: int = 1000) -> Pat
     keys, images = zip(*rows, strict=True)
     write_table(pyarrow.table({"key": keys, "image": list(images)}), path, row_group_size=group)
     return path
+
+
+def bundled_sha256() -> str:
+    return hashlib.sha256((bundled_model() / "model.onnx").read_bytes()).hexdigest()
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -77,6 +86,19 @@ def test_each_row_of_a_parquet_file_is_read_once(tmp_path: Path) -> None:
         bad.read()
 
 
+def test_rows_that_cannot_be_read_are_images_that_cannot_be(tmp_path: Path) -> None:
+    """A damaged page costs its rows, and not the run: each image has its row all the same."""
+    rows = [(f"k{number}", bytes([number]) * 5000) for number in range(200)]
+    path = table(tmp_path / "a.parquet", rows, group=100)
+    (unit,) = units([str(path)], "image", "key")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 + 1 :])
+    found = list(unit.images())
+    assert len(found) == unit.count == 200
+    with pytest.raises(ValueError):
+        found[-1].read()
+
+
 def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp_path: Path) -> None:
     """What it is called is what was asked for; file:// is read by the file systems of Arrow, as s3:// is."""
     (tmp_path / "in").mkdir()
@@ -91,16 +113,47 @@ def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp
     assert shown("s3://key:secret@bucket/a/b?region=x&secret=y") == "s3://bucket/a/b"
 
 
+@requires("moto")
+def test_a_bucket_gives_the_same_and_its_keys_are_told_to_nobody(tmp_path: Path) -> None:
+    """By pyarrow's client of S3, from moto's server: a folder with images and a table, and each of them alone."""
+    port = free_port()
+    program = str(shutil.which("moto_server", path=SEARCH))
+    with Process([program, "-H", "127.0.0.1", "-p", str(port)], tmp_path / "moto.log") as moto:
+        moto.answering(f"http://127.0.0.1:{port}/moto-api/")
+        query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&region=us-east-1"
+        system, _ = filesystem(f"s3://key:secret@photos?{query}&allow_bucket_creation=true")
+        system.create_dir("photos/in")
+        for name, data in (("photos/b.png", b"b"), ("photos/in/a.png", b"a"), ("photos/notes.txt", b"notes")):
+            with system.open_output_stream(name) as f:
+                f.write(data)
+        write_table(pyarrow.table({"image": [b"row"]}), "photos/in/c.parquet", filesystem=system)
+        for path, expected in (
+            ("photos", [("b.png", b"b"), ("in/a.png", b"a"), ("in/c.parquet#0", b"row")]),
+            ("photos/in/a.png", [("in/a.png", b"a")]),
+        ):
+            found = [
+                image for unit in units([f"s3://key:secret@{path}?{query}"], "image", None) for image in unit.images()
+            ]
+            assert [(image.name, image.read()) for image in found] == [
+                (f"s3://photos/{n}", data) for n, data in expected
+            ]
+        with pytest.raises(PathError, match=r"^s3://photos/none: no such file or folder$"):
+            units([f"s3://key:secret@photos/none?{query}"], "image", None)
+
+
 def test_what_is_not_there_is_told_before_anything_is_begun(tmp_path: Path) -> None:
     """A path, a column, a table that is none, a folder without images."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.parquet").write_bytes(b"nothing")
     path = table(tmp_path / "a.parquet", [("k", b"x")])
+    empty = tmp_path / "empty.parquet"
+    write_table(read_table(path).slice(1), empty)
     for source, column, why in (
         (tmp_path / "nowhere", "image", "no such file or folder"),
         (tmp_path / "empty", "image", "holds no image and no Parquet file"),
         (tmp_path / "none.parquet", "image", "no Parquet file that can be read"),
         (path, "pixels", "has no column pixels; it has key, image"),
+        (empty, "image", "no row, and so no image"),
     ):
         with pytest.raises(PathError, match=why):
             units([str(source)], column, None)
@@ -138,6 +191,10 @@ def test_a_part_with_a_row_too_few_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="has 1 rows for 2 images"):
         parts.publish()
     assert not (tmp_path / "out").exists()
+    write_part(parts.folder, 0, [{"file": "a"}, {"file": "b"}])
+    (tmp_path / "out").write_text("somebody else's")
+    with pytest.raises(OutputError, match="out: "):
+        parts.publish()
     parts.close()
 
 
@@ -159,6 +216,7 @@ def test_mistakes_end_with_status_2_and_one_line(
         ([image, *out, "--max-batch", "none"], "setting max_batch"),
         ([image, *out, "--model", "other"], "other"),
         ([image, "--out", str(tmp_path)], "is there already"),
+        ([image, *out, "--address", f"127.0.0.1:{free_port()}"], "no Ray at 127.0.0.1"),
     ):
         assert main(["predict", "--engine", "ray", *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -173,6 +231,21 @@ def test_without_the_extra_one_line_says_so(
     assert main(["predict", "--engine=ray", str(ROOT / "examples"), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("awnet predict --engine ray needs ray: install") and "'.[ray]'" in line
+
+
+def test_a_scorer_says_why_no_unit_can_be_scored(tmp_path: Path, no_variables: None) -> None:
+    """A model that is another one, or is not there, and a folder that is gone: the run ends, and says it in a line."""
+    (unit,) = units([str(ROOT / "examples/ship.png")], "image", None)
+    row = {"number": 0, "unit": pickle.dumps(unit)}
+    for settings, folder, model, why in (
+        ({"threads": 1}, tmp_path, "0" * 64, r"another model answers .* than when the run began \(000000000000\)"),
+        ({"threads": 1, "model": "other"}, tmp_path, "", "other"),
+        ({"threads": 1}, tmp_path / "gone", bundled_sha256(), "No such file"),
+    ):
+        error = pickle.loads(Scorer(settings, 1, str(folder), model)(row)["done"])
+        assert isinstance(error, ScoringError)
+        assert re.search(why, str(error)), error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -201,14 +274,14 @@ def test_each_image_has_one_row_though_a_scorer_is_killed_and_the_run_before_was
 
     command = [sys.executable, "-m", "awnet", "predict", "--engine", "ray", source, "--id-column", "key", "--out", out]
     with Process(
-        [*command, "--part", "20", "--scorers", "2", "--resume"], tmp_path / "log", {"HOME": str(tmp_path)}
+        [*command, "--part", "20", "--scorers", "2", "--resume"], tmp_path / "log", variables(tmp_path)
     ) as run:
-        eventually(lambda: not run.running or len(before.left()) < len(found) - 1, 180, "a part is there")
+        eventually(lambda: not run.running or len(before.left()) < len(found) - 1, START_SECONDS, "a part is there")
         for pid in below(run.pid, SCORER)[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         left = len(before.left()) if before.folder.exists() else 0
-        assert run.popen.wait(180) == 1, run.text()  # two images have no answer
+        assert run.popen.wait(START_SECONDS) == 1, run.text()  # two images have no answer
     assert left > 0, "it was over before a process was killed"
 
     scored = rows_of(out)
