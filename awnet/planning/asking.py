@@ -192,7 +192,7 @@ class Asker:
         self._waiting[target].append(sample)
         if self._idle[target]:
             self._free(self._idle[target].popleft())
-        elif len(self._open) < CONNECTIONS * len(self._addresses):
+        elif len(self._open) + len(self._opening) < CONNECTIONS * len(self._addresses):
             opening = asyncio.ensure_future(self._connect(target))
             self._opening.add(opening)
             opening.add_done_callback(partial(self._opened, target))

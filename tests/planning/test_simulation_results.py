@@ -1,0 +1,80 @@
+"""The committed results of the simulation, and the chart whose autoscaler it has."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from awnet.planning.autoscaling import Autoscaling
+from awnet.planning.times import BUNDLED, parsed
+from benchmarks import predicted, simulation
+from benchmarks.draw_simulation import draw
+from tests.repository import ROOT
+
+RESULTS = ROOT / "benchmarks/results/simulation"
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(RESULTS.with_suffix(".json").read_text("utf-8"))
+    return document
+
+
+def test_the_autoscaler_has_the_values_of_the_chart() -> None:
+    chart = ROOT / "deploy/kubernetes"
+    values = yaml.safe_load((chart / "values.yaml").read_text("utf-8"))["autoscaling"]
+    scaling = Autoscaling("queue")
+    assert (scaling.minimum, scaling.maximum) == (values["minReplicas"], values["maxReplicas"])
+    assert (scaling.queue_images, scaling.queue_share) == (values["queueImages"], values["queueShare"])
+    assert scaling.cpu_share == values["cpuPercent"] / 100
+    text = (chart / "templates/_helpers.tpl").read_text("utf-8").partition('define "awnet.scaling"')[2]
+    policies = re.findall(r"type: Percent, value: (\d+), periodSeconds: (\d+)", text)[:2]
+    assert [(float(share), float(seconds)) for share, seconds in policies] == [
+        (100 * scaling.grow, scaling.up),
+        (25, scaling.down),
+    ]
+    windows = re.findall(r"stabilizationWindowSeconds: (\d+)", text)[:2]
+    assert [float(seconds) for seconds in windows] == [0, scaling.patience]
+
+
+def test_the_page_is_made_of_the_figures(found: dict[str, Any]) -> None:
+    assert RESULTS.with_suffix(".md").read_text("utf-8") == simulation.markdown(found)
+
+
+def test_what_is_off_is_predicted_over_measured(found: dict[str, Any]) -> None:
+    assert {row["layout"] for row in found["rows"]} == predicted.LAYOUTS.keys()
+    for row in found["rows"]:
+        for key, off in row["off"].items():
+            assert off == pytest.approx(row["predicted"][key] / row["measured"][key] - 1)
+
+
+def test_the_times_of_the_package_are_those_of_the_results(found: dict[str, Any]) -> None:
+    assert json.loads(BUNDLED.read_text("utf-8")) == found["times"]
+
+
+def test_the_same_rows_are_predicted_again(found: dict[str, Any]) -> None:
+    """By the same seeds, from what was measured."""
+    row = min(found["rows"], key=lambda row: float(row["rate"]))
+    kept = {"rate": row["rate"], "cpu": [row["client_cpu_ms"] / 1000], "rps": [1.0], "others": [0.0], "failed": 0}
+    again = predicted.row(
+        row["layout"], row["share"], kept | {"latencies": [1.0]}, parsed(found["times"]), found["seconds"]
+    )
+    assert again["predicted"] == pytest.approx(row["predicted"], rel=0.02)
+
+
+def test_a_burst_is_told_by_the_second(found: dict[str, Any]) -> None:
+    for burst in found["burst"]:
+        assert len(burst["p99_ms"]) == simulation.WHOLE and burst["most_pods"] >= 2
+        assert burst["pods"][0] == [0, 1] and burst["pods"][1] == [0, 2]
+
+
+def test_the_drawings_are_of_the_figures(found: dict[str, Any], tmp_path: Path) -> None:
+    draw(found, tmp_path)
+    for name in ("simulation-load.svg", "simulation-burst.svg"):
+        assert (tmp_path / name).read_text("utf-8") == (ROOT / "docs/images" / name).read_text("utf-8")
+        assert (tmp_path / name).stat().st_size < 120_000
