@@ -48,10 +48,10 @@ EXAMPLES = """examples:
 
 def models(net: AWNet, images: Tensor) -> dict[str, bytes]:
     """The serialised models by kind; `images` set the ranges of 8 bits."""
-    plain = graph.build(net)
+    plain = graph.build(net, blocked=False)
     every = [node.name for node in plain.graph.node if node.op_type == "Conv"]
     made = {
-        "float32": plain,
+        "float32": graph.build(net),
         "float16-weights": graph.build(net, half_weights=True),
         "int8": int8.quantised(plain, images),
         "int8 with the detector": int8.quantised(plain, images, every),

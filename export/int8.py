@@ -95,7 +95,7 @@ def trunk_convolutions(model: onnx.ModelProto) -> list[str]:
 
 
 def quantised(model: onnx.ModelProto, images: Tensor, convolutions: Sequence[str] | None = None) -> onnx.ModelProto:
-    """The model of `graph.build` with convolutions between QuantizeLinear and DequantizeLinear.
+    """The model of `graph.build(..., blocked=False)` with convolutions between QuantizeLinear and DequantizeLinear.
 
     Args:
         images: natural images uint8 [n,3,H,W], not of the validation or test split; their activations set the ranges.

@@ -88,7 +88,13 @@ def _export(
         raise ExportError("int8 needs --data-dir: training images set its ranges, validation images judge it")
     if precision == "int8" and figures is not None:
         raise ExportError("a card is about the network in float32, so a model in int8 cannot carry it")
-    model = graph.build(net, modes=modes, half_weights=precision == "float16-weights", opset=opset)
+    model = graph.build(
+        net,
+        modes=modes,
+        half_weights=precision == "float16-weights",
+        blocked=False if precision == "int8" else None,  # integers have a layout of their own
+        opset=opset,
+    )
     if model.ByteSize() > MAX_BYTES:
         raise ExportError(f"the model has {model.ByteSize():,} bytes, more than one ONNX file holds ({MAX_BYTES:,})")
     pictures = images_of(checkpoint, data_dir) if data_dir is not None else None

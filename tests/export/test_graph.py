@@ -14,6 +14,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from benchmarks import graph as benchmark
 from benchmarks.harness.networks import randomised
 from export import graph
 from server.engines.onnx_cut import cut
@@ -70,10 +71,11 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("blocked", [False, True], ids=["plain", "blocked"])
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
-def test_the_graph_computes_what_the_network_computes(changes: dict[str, Any]) -> None:
-    """In float64, with beta 1 to 4, all depths, both mixings, every ablation and every mode, no output is off by more
-    than rounding."""
+def test_the_graph_computes_what_the_network_computes(changes: dict[str, Any], blocked: bool) -> None:
+    """In float64, with beta 1 to 4, all depths, both mixings, every ablation and every mode, in both forms, no output
+    is off by more than rounding."""
     net = restless(AWNet(AWNetConfig(**{"width": 4, "image_size": 8, **changes}))).double()
     image = images(3, net.config.image_size)
     with torch.no_grad():
@@ -84,7 +86,9 @@ def test_the_graph_computes_what_the_network_computes(changes: dict[str, Any]) -
             expected += [net.classify(x, signals, "adv"), net.classify(x, signals, "nat")]
             assert not torch.allclose(expected[0], expected[4]) and not torch.allclose(expected[3], expected[4])
     modes = graph.MODES if net.config.mixbn else ("auto",)
-    got = ReferenceEvaluator(graph.build(net, modes=modes)).run(None, {"image": image.numpy()})
+    model = graph.build(net, modes=modes, blocked=blocked)
+    assert blocked == any(node.op_type == "Resize" for node in model.graph.node) or not net.config.dynamic
+    got = ReferenceEvaluator(model).run(None, {"image": image.numpy()})
     for value, wanted in zip(got, expected, strict=True):
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-10, atol=1e-10)
@@ -106,12 +110,14 @@ def test_a_bounded_mixture_is_finite_where_the_detector_is_certain(certain: floa
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-4)
 
 
-def test_further_passes_share_filters_and_stem() -> None:
+@pytest.mark.parametrize("blocked", [False, True], ids=["plain", "blocked"])
+def test_further_passes_share_filters_and_stem(blocked: bool) -> None:
     """Three modes cost no second copy of a filter, and the stem's convolution is computed once."""
     net = restless(AWNet(AWNetConfig(width=16)))
-    alone, all_modes = graph.build(net), graph.build(net, modes=graph.MODES)
+    alone, all_modes = (graph.build(net, modes=modes, blocked=blocked) for modes in ((), graph.MODES))
     assert all_modes.ByteSize() < 1.03 * alone.ByteSize()
-    convolutions = [node for node in all_modes.graph.node if node.op_type == "Conv"]
+    of_type = {"p.adv.map"}  # what P_type alone decides is made by convolutions too
+    convolutions = [n for n in all_modes.graph.node if n.op_type == "Conv" and n.input[0] not in of_type]
     assert len(convolutions) == 20 + 1 + 3 * 19  # extractor, stem, and the rest of each pass
     assert len({node.input[1] for node in convolutions}) == 40
     assert len({node.name for node in all_modes.graph.node}) == len(all_modes.graph.node)
@@ -131,16 +137,24 @@ def test_the_auto_output_is_the_same_with_and_without_further_modes() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_mode_that_is_not_asked_for_costs_nothing_once_it_is_cut_away() -> None:
+@pytest.mark.parametrize("blocked", [False, True], ids=["plain", "blocked"])
+def test_a_mode_that_is_not_asked_for_costs_nothing_once_it_is_cut_away(blocked: bool) -> None:
     """The server cuts a model down to the outputs of one mode: what is left is one pass, node for node."""
-    net = restless(AWNet(AWNetConfig(width=4)))
-    alone, together = (graph.build(net, modes=modes).SerializeToString() for modes in ((), graph.MODES))
+    net = restless(AWNet(AWNetConfig(width=16)))
+    alone, together = (
+        graph.build(net, modes=modes, blocked=blocked).SerializeToString() for modes in ((), graph.MODES)
+    )
     left = onnx.load_from_string(cut(together, ["logits", "p_type", "omega"])).graph
     expected = onnx.load_from_string(alone).graph
     assert sorted(node.name for node in left.node) == sorted(node.name for node in expected.node)
     assert {constant.name for constant in left.initializer} == {constant.name for constant in expected.initializer}
-    robust = onnx.load_from_string(cut(together, ["logits_adv", "p_type", "omega"])).graph
+    robust_bytes = cut(together, ["logits_adv", "p_type", "omega"])
+    robust = onnx.load_from_string(robust_bytes).graph
     assert Counter(node.op_type for node in robust.node)["Conv"] == 40
+    image = {"image": images(3, 32).numpy()}
+    whole, half = (ort.InferenceSession(m, providers=["CPUExecutionProvider"]) for m in (together, robust_bytes))
+    for ours, theirs in zip(half.run(["logits_adv"], image), whole.run(["logits_adv"], image), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
 
 
 def rounded(net: AWNet) -> AWNet:
@@ -242,7 +256,7 @@ def test_any_batch_size_gives_each_image_its_own_answer() -> None:
 
 
 def test_all_modulation_is_computed_at_once() -> None:
-    """One Softmax, one Gemm for all signal heads, two products with P_type, and no batch norm is left."""
+    """In the plain form: one Softmax, one Gemm for all signal heads, two products with P_type, no batch norm left."""
     model = graph.build(AWNet(AWNetConfig(width=4)).eval())
     kinds = Counter(node.op_type for node in model.graph.node)
     assert kinds["Softmax"] == kinds["Tanh"] == 1
@@ -250,6 +264,43 @@ def test_all_modulation_is_computed_at_once() -> None:
     assert kinds["MatMul"] == kinds["Split"] == 2
     assert "BatchNormalization" not in kinds
     assert kinds["Conv"] == 40
+
+
+@pytest.mark.parametrize(("mixing", "passes"), [("norms", 1), ("bounded", 2)])
+def test_maps_stay_in_blocks_from_the_stem_to_the_pooling(mixing: str, passes: int) -> None:
+    """ONNX Runtime reorders the scales before Resize makes maps of them, and what the poolings leave: never a map."""
+    net = restless(AWNet(AWNetConfig(width=16, mixing=mixing)))
+    plain, blocked = (
+        benchmark.reorders(graph.build(net, blocked=blocked).SerializeToString(), benchmark.Settings(1, "all", True))
+        for blocked in (False, True)
+    )
+    if not plain["reorders"]:
+        pytest.skip("ONNX Runtime has no blocked layout on this CPU")
+    assert blocked["reorders"] == len(net.modulated()) + passes + 1
+    assert plain["reorders"] > 36 * passes
+    assert blocked["nodes"] <= plain["nodes"]
+
+
+def test_both_forms_agree_in_float32() -> None:
+    """To a hundredth of what parity allows, one image or several, in every mode."""
+    net = restless(AWNet(AWNetConfig(width=16)))
+    sessions = [
+        ort.InferenceSession(
+            graph.build(net, modes=graph.MODES, blocked=blocked).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        for blocked in (False, True)
+    ]
+    for n in (1, 3):
+        image = {"image": images(n, 32).numpy()}
+        for plain, blocked in zip(*(session.run(None, image) for session in sessions), strict=True):
+            np.testing.assert_allclose(blocked, plain, atol=1e-5 * np.abs(plain).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("width", "blocked"), [(16, True), (48, True), (8, False), (20, False)])
+def test_blocks_are_written_where_channels_fill_them(width: int, blocked: bool) -> None:
+    """A runtime that finds other numbers of channels leaves its blocked layout, and maps of scales only cost time."""
+    kinds = Counter(node.op_type for node in graph.build(AWNet(AWNetConfig(width=width))).graph.node)
+    assert ("Resize" in kinds) == blocked
 
 
 def test_the_outputs_are_the_contract_s() -> None:

@@ -38,7 +38,7 @@ def pictures(net: AWNet) -> Split:
 
 @pytest.fixture(scope="module")
 def model(net: AWNet) -> onnx.ModelProto:
-    return graph.build(net, modes=["robust"])
+    return graph.build(net, modes=["robust"], blocked=False)
 
 
 @pytest.fixture(scope="module")
