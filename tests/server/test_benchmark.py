@@ -77,6 +77,21 @@ def test_a_short_round_measures_every_contestant(repository: Path, tmp_path: Pat
     assert "| 2 | server |" in (tmp_path / "result.md").read_text()
 
 
+@requires("wrk")
+def test_two_models_are_measured_through_the_server(repository: Path, tmp_path: Path) -> None:
+    """Each by a server of its own, without a failure, and as a ratio to the first."""
+    from benchmarks.models_http import main
+
+    arguments = ["--rounds", "1", "--seconds", "1", "--clients", "2", "--out", str(tmp_path / "result")]
+    assert main(["--repository", str(repository), "--models", "awnet", "awnet/1", *arguments]) == 0
+    report = json.loads((tmp_path / "result.json").read_text())
+    assert list(report["models"]) == ["awnet", "awnet/1"]
+    for model, rows in report["models"].items():
+        assert rows["2"]["rps"] > 0 and rows["2"]["failed"] == 0, model
+    assert report["ratios"]["awnet"]["2"] == {"rps": 1, "cpu_ms": 1}
+    assert "| 2 | awnet/1 |" in (tmp_path / "result.md").read_text()
+
+
 def test_the_twelve_natural_images_are_of_twelve_kinds_and_the_server_takes_each(tmp_path: Path) -> None:
     """The same bytes each time; a palette, lossy and scaled ones among them."""
     for name in ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg"):
