@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ EXAMPLES = """examples:
   python -m benchmarks.stages
   git worktree add --detach ../before COMMIT
   python -m benchmarks.stages --before ../before --rounds 20
+  python -m benchmarks.stages --before ../before --alone --out benchmarks/results/event_loop
 """
+TURNS = 3  # of the event loop's parts; the fastest counts
 
 ROWS = {
     "requests a second": ("rps", 0),
@@ -52,9 +55,14 @@ def main() -> int:
     add_rounds(parser, [1, 8, 32])
     parser.add_argument("--before", type=Path, help="another checkout [none]")
     parser.add_argument("--version", default="latest", help="of the model, where the newest are not the same [latest]")
+    parser.add_argument(
+        "--alone", action="store_true", help="nothing under load, which other work on the machine moves"
+    )
     report.add_out(parser, "stages")
     options = parser.parse_args()
-    if report.missing("wrk"):
+    if options.alone:
+        options.clients = []
+    elif report.missing("wrk"):
         return 0
     folders = {"before": options.before.resolve()} if options.before else {}
     folders["now"] = report.ROOT
@@ -64,10 +72,10 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (image := scratch / "image").write_bytes(uploaded(options.image))
         alone = {name: _alone(folder, image, options.version) for name, folder in folders.items()}
-        parts = {name: _in(folder, loop_parts.__file__, str(image)) for name, folder in folders.items()}
+        parts = _parts(folders, image)
         (script := scratch / "post.lua").write_bytes(lua(image.read_bytes()))
         servers = {}
-        for name, folder in folders.items():
+        for name, folder in folders.items() if options.clients else ():
             port = free_port()
             command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
             command += ["--version", options.version]
@@ -101,6 +109,15 @@ def _alone(folder: Path, image: Path, version: str) -> dict[str, float]:
     newest = max(int(path.name) for path in models.iterdir() if path.name.isdigit())
     model = models / (str(newest) if version == "latest" else version) / "model.onnx"
     return _in(folder, stage_times.__file__, str(image), str(model))
+
+
+def _parts(folders: Mapping[str, Path], image: Path) -> dict[str, dict[str, float]]:
+    """Microseconds of each part of the event loop's work, in the turn in which all together took least."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in folders}
+    for turn in range(TURNS):
+        for name in rotated(list(folders), turn):
+            found[name].append(_in(folders[name], loop_parts.__file__, str(image)))
+    return {name: min(turns, key=lambda turn: turn[loop_parts.TOTAL]) for name, turns in found.items()}
 
 
 def _in(folder: Path, *command: str) -> dict[str, float]:
@@ -157,16 +174,19 @@ def _metrics(port: int) -> dict[str, float]:
 def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
     load, alone = found["load"], found["alone_us"]
-    names = list(load)
-    lines = [
-        "# Where a request's time goes",
-        "",
-        f"{found['machine']['cpu']}, {found['machine']['cores']} cores shared with wrk, load "
-        f"{found['machine']['load_before'][0]:.1f} at the start; medians of {found['rounds']} rounds of "
-        f"{found['seconds']:g} s, the checkouts in turns. CPU time hangs less on what else runs than requests a second "
-        "do. Of the event loop's own work: one request after the other in one process, without socket and network, "
-        "images decoded on it. Made by `python -m benchmarks.stages" + (" --before DIR`." if len(names) > 1 else "`."),
+    names, machine = list(load), found["machine"]
+    told = [
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_before'][0]:.1f} at the start.",
+        f"Under load: cores shared with wrk, medians of {found['rounds']} rounds of {found['seconds']:g} s, the "
+        "checkouts in turns; CPU time hangs less on what else runs than requests a second do.",
+        "Of the event loop's own work: one request after the other in one process, without socket and network, images "
+        "decoded on it; measuring makes its parts a little longer, so that together they are more than all.",
+        f"Made by `python -m benchmarks.stages{' --before DIR' if len(names) > 1 else ''}"
+        f"{'' if load['now'] else ' --alone'}`.",
     ]
+    if not load["now"]:
+        del told[1]
+    lines = ["# Where a request's time goes", "", " ".join(told)]
     for clients in load[names[0]]:
         lines += ["", f"## {clients} clients" if clients != "1" else "## One client", ""]
         lines += [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]

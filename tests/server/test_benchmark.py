@@ -128,6 +128,7 @@ def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         given = ["--before", str(ROOT), "--rounds", "1", "--seconds", "1", "--clients", "2"]
         patch.setattr(sys, "argv", ["stages", *given, "--out", str(tmp_path / "result")])
+        patch.setattr("benchmarks.stages.TURNS", 1)
         assert main() == 0
     found = json.loads((tmp_path / "result.json").read_text())
     for name in ("before", "now"):
