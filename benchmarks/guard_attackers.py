@@ -11,7 +11,7 @@ import http.client
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ Variant = Callable[[Pixels, np.random.Generator], Pixels]
 class Client:
     """One client: an address of its own, one connection, what it was told."""
 
-    def __init__(self, port: int, keep: bool = True) -> None:
+    def __init__(self, port: int, keep: bool = True, headers: Mapping[str, str] | None = None) -> None:
+        self._headers = {**(headers or {}), "Content-Type": "multipart/form-data; boundary=b"}
         self._number = next(_addresses)
         self._port, self._keep = port, keep
         self._connection: http.client.HTTPConnection | None = None
@@ -45,7 +46,7 @@ class Client:
             self._connection = http.client.HTTPConnection("127.0.0.1", self._port, 120, source_address=(source, 0))
         head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         body = b"".join(head + image + b"\r\n" for image in images) + b"--b--\r\n"
-        self._connection.request("POST", f"/predict{query}", body, {"Content-Type": "multipart/form-data; boundary=b"})
+        self._connection.request("POST", f"/predict{query}", body, self._headers)
         answer = self._connection.getresponse()
         document = json.loads(answer.read())
         if not self._keep:
@@ -123,8 +124,9 @@ class Attacker:
         pause: tuple[int, float] | None = None,
         seconds: float = math.inf,
         keep: bool = True,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._clients = [Client(port, keep) for _ in range(addresses)]
+        self._clients = [Client(port, keep, headers) for _ in range(addresses)]
         self._image, self._label, self._variant = image, label, variant
         self._others, self._pause = others, pause
         self._rng = np.random.default_rng(label)

@@ -68,7 +68,9 @@ class Front(Server):
 
 
 @contextlib.asynccontextmanager
-async def pair(bench: Bench, retries: bool = True, **settings: object) -> AsyncIterator[tuple[list[Front], Haproxy]]:
+async def pair(
+    bench: Bench, retries: bool = True, balance: str = "leastconn", **settings: object
+) -> AsyncIterator[tuple[list[Front], Haproxy]]:
     """Two front ends behind haproxy, both with traffic."""
     with contextlib.ExitStack() as stack:
         fronts = [Front(bench.folder, repository=bench.repository, **settings) for _ in range(2)]
@@ -76,7 +78,7 @@ async def pair(bench: Bench, retries: bool = True, **settings: object) -> AsyncI
             stack.enter_context(front)
         for front in fronts:
             await front.until_ready()
-        haproxy = Haproxy(bench.folder, fronts, retries)
+        haproxy = Haproxy(bench.folder, fronts, retries, balance)
         stack.enter_context(haproxy)
         await haproxy.up(0, 1)
         yield fronts, haproxy

@@ -20,7 +20,9 @@ PREFIX = "AWNET_"
 MAX_CONFIG_BYTES = 1 << 20
 
 # Read by the other programs of this project: tests, benchmarks and the compose file.
-OTHERS = frozenset({"AWNET_DATA_DIR", "AWNET_RESNET56", "AWNET_REQUIRE", "AWNET_TRITON_VENV", "AWNET_PUBLISH"})
+OTHERS = frozenset(
+    {"AWNET_DATA_DIR", "AWNET_RESNET56", "AWNET_REQUIRE", "AWNET_TRITON_VENV", "AWNET_PUBLISH", "AWNET_BALANCE"}
+)
 
 # What Kubernetes sets in every pod for a Service that is called awnet, or awnet-grpc, in Docker's old way.
 _LINK = re.compile(r"AWNET(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")

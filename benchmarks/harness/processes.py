@@ -198,9 +198,14 @@ class Triton(Process):
 class Haproxy(Process):
     """haproxy with the file of `deploy/` before two front ends, which have the settings `BEHIND_HAPROXY`; without its
     second tries where `retries` is false.
+
+    Args:
+        balance: how it chooses one of them, `AWNET_BALANCE`.
     """
 
-    def __init__(self, folder: Path, fronts: Sequence[Server], retries: bool = True) -> None:
+    def __init__(
+        self, folder: Path, fronts: Sequence[Server], retries: bool = True, balance: str = "leastconn"
+    ) -> None:
         self.port, self._private = free_port(), free_port()
         config = HAPROXY_CONFIG
         if not retries:
@@ -216,6 +221,7 @@ class Haproxy(Process):
                 "AWNET_PUBLIC": f"127.0.0.1:{self.port}",
                 "AWNET_PRIVATE": f"127.0.0.1:{self._private}",
                 "AWNET_SOURCE": PROXY,
+                "AWNET_BALANCE": balance,
                 **{f"AWNET_FRONT_{i + 1}": f"127.0.0.1:{front.port}" for i, front in enumerate(fronts)},
             },
         )
@@ -229,6 +235,13 @@ class Haproxy(Process):
             return all(samples.get(name.format(index + 1)) == 1 for index in indices)
 
         await seconds_until(all_up, seconds, self)
+
+    async def retried(self) -> int:
+        """Tries that it made once more, to the same front end or another."""
+        samples = exposition(await fetch(self._private, "/metrics"))
+        return sum(
+            int(samples[f'haproxy_backend_{kind}_warnings_total{{proxy="fronts"}}']) for kind in ("retry", "redispatch")
+        )
 
 
 def cpu_seconds(pid: int) -> float:

@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import httpx
+import pytest
 import yaml
 
 from benchmarks.scenarios import Bench, pair
@@ -39,12 +40,14 @@ def server_option(name: str) -> str:
 
 
 @requires("haproxy")
-def test_haproxy_accepts_the_file_without_a_warning() -> None:
+@pytest.mark.parametrize("balance", ["", "hdr(x-awnet-address)", "hdr(x-awnet-caller)", "roundrobin"])
+def test_haproxy_accepts_the_file_without_a_warning(balance: str) -> None:
     """With addresses, since names of containers are known nowhere else."""
     addresses = {
         "AWNET_FRONT_1": "127.0.0.1:8001",
         "AWNET_FRONT_2": "127.0.0.1:8002",
         "PATH": "/usr/sbin:/usr/bin:/bin",
+        **({"AWNET_BALANCE": balance} if balance else {}),
     }
     done = subprocess.run(["haproxy", "-c", "-f", CONFIG], env=addresses, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,9 @@ def test_variables_of_our_other_programs_are_passed_over(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All that any file here reads, and no more."""
-    read = re.compile(r"""environ(?:\.get\(|\[)"(AWNET_\w+)"|\$\{(AWNET_PUBLISH)\b|= "(AWNET_TRITON_VENV)\"""")
+    read = re.compile(
+        r"""environ(?:\.get\(|\[)"(AWNET_\w+)"|\$\{(AWNET_PUBLISH|AWNET_BALANCE)\b|= "(AWNET_TRITON_VENV)\""""
+    )
     found = {name for path in tracked() if path.suffix in (".py", ".yaml") for name in read.findall(path.read_text())}
     named = {name for names in found for name in names if name}
     assert named - {variable(name) for name in Settings.model_fields} == OTHERS
