@@ -23,9 +23,8 @@ from server.core.contract import METADATA_KEY
 
 from .graph import Settings, session
 from .harness import report
-from .harness.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
+from .harness.closed_loop import add_image, add_rounds, kept, lua, model_file, rotated, table, uploaded, wrk
 from .harness.processes import Server, rss_mb
-from .server import find
 
 EXAMPLES = """examples:
   python -m benchmarks.models_http --repository models --models awnet-r18 awnet-r18-int8 --data-dir data
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def version(options: argparse.Namespace, model: str) -> tuple[str, Path]:
     """The name of a model and its file."""
     name, _, number = model.partition("/")
-    return name, find(options.repository, name, number or "latest")
+    return name, model_file(options.repository, name, number or "latest")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def named() -> dict[str, set[str]]:
 def test_every_command_that_is_named_anywhere_exists() -> None:
     """In documents, help texts, error messages, docstrings, the Makefile and recorded results."""
     found = named()
-    assert {"server", "export.onnx", "training.train", "benchmarks.server"} <= found.keys()
+    assert {"server", "export.onnx", "training.train", "benchmarks.peers"} <= found.keys()
     assert {module: sorted(files) for module, files in found.items() if not runnable(module)} == {}
 
 

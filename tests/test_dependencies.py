@@ -44,7 +44,7 @@ USED_BY_NAME = {
     ("dev", "mypy"): ("Makefile", "bin/mypy"),
     ("dev", "openapi-python-client"): ("tests/server/http/test_openapi.py", '"openapi-python-client", "generate"'),
     ("dev", "pytest-xdist"): ("Makefile", "-m pytest $(TEST_PROCESSES) --dist"),
-    ("dev", "python-multipart"): ("benchmarks/server.py", "UploadFile"),  # FastAPI imports it for an upload
+    ("dev", "python-multipart"): ("benchmarks/peers/apps/plain_fastapi.py", "UploadFile"),  # by FastAPI
     ("dev", "ruff"): ("Makefile", "bin/ruff"),
     ("dev", "schemathesis"): ("tests/server/http/test_openapi.py", '"schemathesis", "run"'),
     ("dev", "uv"): ("Makefile", "bin/uv"),

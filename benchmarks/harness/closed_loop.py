@@ -41,6 +41,15 @@ def chosen(options: argparse.Namespace) -> dict[str, Any]:
     return {"repository": options.repository, "model": options.model, "version": options.version}
 
 
+def model_file(repository: Path, name: str, version: str) -> Path:
+    """The file of `version`, or of the highest one for 'latest'. Raises SystemExit."""
+    numbers = [int(path.parent.name) for path in (repository / name).glob("*/model.onnx") if path.parent.name.isdigit()]
+    version = str(max(numbers, default=0)) if version == "latest" else version
+    if not (path := repository / name / version / "model.onnx").is_file():
+        raise SystemExit(f"there is no {path}")
+    return path
+
+
 def add_image(parser: argparse.ArgumentParser) -> None:
     """Which image is sent, as `uploaded` reads it."""
     parser.add_argument("--image", type=Path, help="the image to upload [a 32 px PNG of noise, 3 kB]")

@@ -278,8 +278,9 @@ def family(pid: int) -> list[int]:
 
 
 def memory_mb(pid: int, kind: str) -> float:
-    """Rss or Pss of a process."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(f"the kernel tells no {kind}")
+    """Rss or Pss of a process; 0 of one that has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+            if line.startswith(f"{kind}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0

@@ -53,6 +53,7 @@ class Peer:
         read: class and score in the answer's document.
         ready: a path that answers 200 once the model does.
         settings: by number of processes: what it was tried with; the first is what it is measured with.
+        stops: whether it bears SIGSTOP while others are asked. Triton takes a model process that stops for dead.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Peer:
     read: Callable[[Any], Answer]
     ready: str
     settings: Mapping[int, Sequence[Settings]]
+    stops: bool = True
 
 
 def by_form(image: bytes) -> Post:
@@ -119,9 +121,11 @@ def bentoml(python: Path, ports: Sequence[int], folder: Path) -> list[str | Path
     return [*serve, "--host", "127.0.0.1", "--port", str(ports[0])]
 
 
-def same(*settings: Settings) -> dict[int, Sequence[Settings]]:
-    """Whatever the number of processes."""
-    return {1: settings, 2: settings}
+def batched(wait: str = "WAIT_MS", best: str = "1", other: str = "5", **more: str) -> dict[int, Sequence[Settings]]:
+    """Batches of 16 that wait for more so long, or longer, or none. One process has both cores for a batch, or one."""
+    chosen = {"BATCH": "16", wait: best, **more}
+    others: list[Settings] = [{**chosen, wait: other}, {**more, "BATCH": "1"}]
+    return {1: [chosen | {"THREADS": "2"}, chosen, *others], 2: [chosen, *others]}
 
 
 PEERS = {
@@ -133,68 +137,65 @@ PEERS = {
             by_form,
             plain,
             "/health",
-            same({"THREADS": "1"}, {"THREADS": "2"}, {"THREADS": "0"}),
+            dict.fromkeys((1, 2), ({"THREADS": "1"}, {"THREADS": "2"}, {"THREADS": "0"})),
         ),
-        Peer(
-            "litserve",
-            script("with_litserve"),
-            by_form,
-            plain,
-            "/health",
-            same(
-                {"BATCH": "16", "WAIT_MS": "1", "FAST_QUEUE": "1"},
-                {"BATCH": "16", "WAIT_MS": "5", "FAST_QUEUE": "1"},
-                {"BATCH": "16", "WAIT_MS": "1"},
-                {"BATCH": "1"},
-            ),
-        ),
-        Peer(
-            "bentoml",
-            bentoml,
-            by_form,
-            first,
-            "/readyz",
-            same({"BATCH": "16", "TARGET_MS": "60000"}, {"BATCH": "16", "TARGET_MS": "1000"}, {"BATCH": "1"}),
-        ),
-        Peer(
-            "mlserver",
-            script("with_mlserver"),
-            in_base64,
-            tensors,
-            "/v2/models/awnet/ready",
-            same({"BATCH": "16", "WAIT_MS": "1"}, {"BATCH": "16", "WAIT_MS": "5"}, {"BATCH": "1"}),
-        ),
+        Peer("litserve", script("with_litserve"), by_form, plain, "/health", batched(FAST_QUEUE="1")),
+        Peer("bentoml", bentoml, by_form, first, "/readyz", batched("TARGET_MS", "60000", "1000")),
+        Peer("mlserver", script("with_mlserver"), in_base64, tensors, "/v2/models/awnet/ready", batched()),
         Peer(
             "ray",
             script("with_ray"),
             as_body,
             plain,
             "/-/healthz",
-            same(
-                {"BATCH": "16", "WAIT_MS": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-                {"BATCH": "16", "WAIT_MS": "1"},
-                {
-                    "BATCH": "16",
-                    "WAIT_MS": "1",
-                    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-                    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-                },
-                {"BATCH": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
-            ),
+            batched(RAY_SERVE_THROUGHPUT_OPTIMIZED="1"),
         ),
         Peer(
             "triton",
-            lambda python, ports, folder: [],
+            lambda python, ports, folder: [],  # `start` knows
             in_binary,
             tensors,
             "/v2/models/awnet/ready",
-            same({"WAIT_US": "0"}, {"WAIT_US": "1000"}, {"WAIT_US": "0", "THREADS": "2"}),
+            {
+                1: ({"WAIT_US": "0", "THREADS": "2"}, {"WAIT_US": "0"}, {"WAIT_US": "1000", "THREADS": "2"}),
+                2: ({"WAIT_US": "0"}, {"WAIT_US": "1000"}),
+            },
+            stops=False,  # and it polls for nothing
         ),
     )
 }
 OURS = "awnet"
+
+
+class Contestant(NamedTuple):
+    """Who takes part: `name`, with `settings` other than its first ones where there are any."""
+
+    name: str
+    processes: int
+    settings: Settings | None = None
+
+    def __str__(self) -> str:
+        settings = ",".join(f"{key}={value}" for key, value in (self.settings or {}).items())
+        return f"{self.name}{settings and ':'}{settings}-{self.processes}"
+
+
+def contestant(text: str, processes: int) -> Contestant:
+    """Of `NAME` or `NAME:KEY=VALUE,...`. Raises ValueError."""
+    name, _, rest = text.partition(":")
+    if name != OURS and name not in PEERS:
+        raise ValueError(f"there is no {name}: {', '.join((OURS, *PEERS))}")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    return Contestant(name, processes, {key: value for key, _, value in pairs} or None)
+
+
+def tried(name: str, processes: int) -> list[Contestant]:
+    """With each of the settings that the peer was tried with, the chosen ones first."""
+    return [Contestant(name, processes, settings) for settings in PEERS[name].settings[processes]]
+
+
 # What makes the peers leave this machine alone, in the form in which each project documents it.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1"}
+PATIENCE = {"RAY_raylet_start_wait_time_s": "180"}  # on a busy machine
 
 
 class Running:
@@ -208,6 +209,7 @@ class Running:
     def __init__(self, process: Process, port: int, peer: Peer | None) -> None:
         self.process, self.port, self.pid = process, port, process.pid
         self._peer = peer
+        self._known: set[tuple[int, str]] = set()
 
     def post(self, image: bytes) -> Post:
         return self._peer.post(image) if self._peer else by_form(image)
@@ -221,49 +223,75 @@ class Running:
         ready = self._peer.ready if self._peer else "/v2/health/ready"
         self.process.answering(f"http://127.0.0.1:{self.port}{ready}", 180)
 
-    def ask(self, image: bytes) -> Answer:
-        """Its answer about an encoded image. Raises OSError where there is none."""
+    def answer(self, image: bytes) -> bytes:
+        """The body of its answer about an encoded image. Raises OSError where there is none."""
         post = self.post(image)
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{post.path}", post.body, dict(post.headers))
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return (self._peer.read if self._peer else ours)(json.load(answer))
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+
+    def ask(self, image: bytes) -> Answer:
+        """What that says."""
+        return (self._peer.read if self._peer else ours)(json.loads(self.answer(image)))
 
     def pids(self) -> list[int]:
-        return family(self.pid)
+        """Its processes now."""
+        found = family(self.pid)
+        self._known.update((pid, born(pid)) for pid in found)
+        return found
+
+    @property
+    def stops(self) -> bool:
+        return self._peer is None or self._peer.stops
+
+    def send(self, sig: signal.Signals) -> None:
+        """A signal to each of its processes, SIGSTOP and SIGCONT for one."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, sig)
 
     def __enter__(self) -> Running:
         return self
 
     def __exit__(self, *error: object) -> None:
-        before = self.pids()
+        self.send(signal.SIGCONT)
         self.process.stop(seconds=15)
-        for pid in before[1:]:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        for pid, when in self._known:
+            if when and born(pid) == when:  # no other process that has its number now
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def start(
-    name: str, processes: int, model: Path, venvs: Path | None, folder: Path, settings: Settings | None = None
-) -> Running:
-    """Start contestant `name`; it may not be ready.
+def born(pid: int) -> str:
+    """When a process began, in ticks; empty where there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    return ""
+
+
+def start(who: Contestant, model: Path, venvs: Path | None, folder: Path) -> Running:
+    """Start a contestant; it may not be ready.
 
     Args:
         model: `.../NAME/VERSION/model.onnx` of a repository.
         venvs: a folder with an environment for each peer.
         folder: an empty one.
-        settings: in place of the peer's first ones.
     """
+    name = who.name
     if name == OURS:
         home = model.parents[1]
-        given = {"repository": home.parent, "model": home.name, "version": model.parent.name}
-        server = Server(folder, workers=processes, drain_seconds=0, log_level="warning", **given)
+        given = {"repository": home.parent, "model": home.name, "version": model.parent.name, **(who.settings or {})}
+        server = Server(folder, workers=who.processes, drain_seconds=0, log_level="warning", **given)
         return Running(server, server.port, None)
     peer = PEERS[name]
-    if settings is None:
-        settings = peer.settings[processes][0]
+    settings = who.settings or peer.settings[who.processes][0]
     told = {key if key.startswith("RAY_") else f"AWNET_PEER_{key}": value for key, value in settings.items()}
-    told |= {"AWNET_PEER_MODEL": str(model.absolute()), "AWNET_PEER_PROCESSES": str(processes)}
-    told |= QUIET | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", "BENTOML_HOME": str(folder / "bentoml")}
+    told |= {"AWNET_PEER_MODEL": str(model.absolute()), "AWNET_PEER_PROCESSES": str(who.processes)}
+    told |= (
+        QUIET
+        | PATIENCE
+        | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", "BENTOML_HOME": str(folder / "bentoml")}
+    )
     log = folder / f"{name}.log"
     if name == "triton":
         home = folder / "repository/awnet"
@@ -271,12 +299,12 @@ def start(
         for source, copy in (("with_triton.py", "model.py"), ("onnx_model.py", "onnx_model.py")):
             (home / "1" / copy).write_bytes((APPS / source).read_bytes())  # Triton's stub looks nowhere else
         config = string.Template((APPS / "triton.pbtxt").read_text("utf-8"))
-        (home / "config.pbtxt").write_text(config.substitute(PROCESSES=processes, **settings), "utf-8")
+        (home / "config.pbtxt").write_text(config.substitute(settings, PROCESSES=who.processes), "utf-8")
         triton = Triton(home.parent, (venvs or ROOT) / name, log, environment=told)
         return Running(triton, triton.http, peer)
-    python = interpreter(name, venvs)
     ports = [free_port() for _ in range(3)]
-    return Running(Process(peer.command(python, ports, folder), log, told, folder), ports[0], peer)
+    command = peer.command(interpreter(name, venvs), ports, folder)
+    return Running(Process(command, log, told, folder), ports[0], peer)
 
 
 def interpreter(name: str, venvs: Path | None) -> Path:

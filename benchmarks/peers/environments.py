@@ -15,7 +15,8 @@ from tqdm import tqdm
 from .contestants import APPS, OURS
 
 HERE = ("fastapi", OURS)  # they need nothing that this environment has not
-PACKAGE = {"ray": "ray", "triton": "nvidia-pytriton"}  # where it is not named like the peer
+PACKAGE = {"triton": "nvidia-pytriton"}  # where it is not named like the peer
+STAMP = "versions.txt"  # in an environment: what it was made from, written last
 
 
 def set_up(folder: Path, names: Iterable[str]) -> None:
@@ -23,19 +24,23 @@ def set_up(folder: Path, names: Iterable[str]) -> None:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
     for name in tqdm([name for name in names if name not in HERE], desc="environments"):
         home, wanted = folder / name, APPS / f"{name}.txt"
-        stamp = home / "versions.txt"
-        if stamp.is_file() and stamp.read_bytes() == wanted.read_bytes():
+        if not missing(folder, [name]):
             continue
         shutil.rmtree(home, ignore_errors=True)
         subprocess.run([uv, "venv", "--quiet", "--python", "3.11", home], check=True)
         install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", home / "bin/python", "-r", wanted]
         subprocess.run(install, check=True)
-        stamp.write_bytes(wanted.read_bytes())
+        (home / STAMP).write_bytes(wanted.read_bytes())
 
 
 def missing(folder: Path | None, names: Iterable[str]) -> list[str]:
-    """Peers without their environment."""
-    return [n for n in names if n not in HERE and not (folder and (folder / n / "versions.txt").is_file())]
+    """Peers whose environment is not there, not whole, or of other versions."""
+
+    def whole(name: str) -> bool:
+        stamp = folder / name / STAMP if folder else None
+        return bool(stamp and stamp.is_file() and stamp.read_bytes() == (APPS / f"{name}.txt").read_bytes())
+
+    return [name for name in names if name not in HERE and not whole(name)]
 
 
 def versions(names: Iterable[str]) -> dict[str, dict[str, str]]:

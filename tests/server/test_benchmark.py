@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,52 +28,6 @@ def test_the_cost_of_the_domain_check_is_measured_in_pairs(tmp_path: Path) -> No
         assert row["more_low_us"] <= row["more_us"] <= row["more_high_us"]
     assert rows["decoding, PNG, 32 pixels"]["more_low_us"] > 0
     assert "| judgement |" in (tmp_path / "result.md").read_text()
-
-
-def call(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWNET_")}
-    if path is not None:
-        environment["PATH"] = path
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.server", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def test_the_help_has_examples() -> None:
-    """How a claimed figure is made again."""
-    done = call("--help")
-    assert done.returncode == 0
-    assert "examples:" in done.stdout
-
-
-def test_without_wrk_it_is_skipped_with_the_reason(repository: Path, tmp_path: Path) -> None:
-    """And writes nothing that could be taken for a result."""
-    done = call("--repository", str(repository), "--out", str(tmp_path / "result"), path="/nonexistent")
-    assert done.returncode == 0
-    assert "wrk is not installed" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-@requires("wrk")
-def test_a_short_round_measures_every_contestant(repository: Path, tmp_path: Path) -> None:
-    """All three servers answer without a failure, and both files are written."""
-    arguments = ["--rounds", "1", "--seconds", "1", "--clients", "2", "--out", str(tmp_path / "result")]
-    done = call("--repository", str(repository), *arguments)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "result.json").read_text())
-    assert set(report["servers"]) == {"server", "server-all", "plain", "plain-1"}
-    for name, rows in report["servers"].items():
-        assert rows["2"]["rps"] > 0, name
-        assert rows["2"]["failed"] == 0, name
-    assert min(report["raw_images_per_second"].values()) > 0
-    assert "| 2 | server |" in (tmp_path / "result.md").read_text()
 
 
 @requires("wrk")

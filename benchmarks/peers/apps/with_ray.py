@@ -32,7 +32,7 @@ class AWNet:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1]), "access_log": False})
     serve.run(AWNet.bind(), route_prefix="/predict")
     while True:
