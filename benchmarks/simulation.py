@@ -173,7 +173,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"`python -m benchmarks.simulation`: {about['cpu']}, two cores, load {load[0]} before and {load[1]} after.",
         "",
         f"CPU time of a request, ms: read {times['read_ms']:.3f}, decode {times['decode_ms']:.3f}, answer "
-        f"{times['answer_ms']:.3f}; an execution of 1, 2, 4, 8 images: {executions}.",
+        f"{times['answer_ms']:.3f}, {times['deliver_ms']:.3f} more a batch; executions of 1, 2, 4, 8 images: "
+        f"{executions}.",
         f"Besides, {times['fixed_ms']:.3f} ms without a core. {times['memory_mb']:.0f} MB (PSS), ready after "
         f"{times['ready_seconds']:.1f} s.",
         "",

@@ -133,17 +133,21 @@ class Process:
         self.batches += 1
         self._idle += 1
         self._scheduler.done(batch, self._env.now, [(size, self._env.now - started)])
+        deliver = self._times.deliver
         for job, _ in batch.parts:
-            self._tell(job.request, job.ended)
+            self._tell(job.request, job.ended, deliver)
+            deliver = 0.0
         self._work()
 
-    def _tell(self, request: Request, ended: Ended) -> None:
+    def _tell(self, request: Request, ended: Ended, before: float = 0.0) -> None:
+        """Answer it on the event loop, after so many seconds of other work there."""
+
         def told() -> None:
             self.in_flight -= 1
             request.ended = self._env.now + self._times.fixed
             ended(request)
 
-        self._loop.run(lambda: self._times.answer, told)
+        self._loop.run(lambda: before + self._times.answer, told)
 
 
 class FrontEnd:

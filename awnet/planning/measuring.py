@@ -12,6 +12,7 @@ from .asking import Asker, Sample
 from .times import ServiceTimes
 
 CLIENTS = (2, 3, 4, 6, 8, 12, 16, 24)
+ROUNDS = 3  # so that a noisy moment hits all alike
 SPREAD = 101  # quantiles
 
 
@@ -28,6 +29,16 @@ class Spent(NamedTuple):
     batches: float
     loop: float
     others: float
+
+    def plus(self, more: Spent) -> Spent:
+        """Both together."""
+        return Spent(
+            self.requests + more.requests,
+            self.images + more.images,
+            self.batches + more.batches,
+            self.loop + more.loop,
+            self.others + more.others,
+        )
 
 
 async def measured(
@@ -49,32 +60,37 @@ async def measured(
     Raises:
         ValueError: it is not to be measured.
     """
-    each = seconds / (len(CLIENTS) + 2)
-    await asker.closed(8, each / 2)
-    alone = _answered(await asker.closed(1, 1.5 * each))
-    found = []
-    for at, clients in enumerate(CLIENTS):
-        progress((at + 2) / (len(CLIENTS) + 2))
-        before = _told(pid, url)
-        samples = await asker.closed(clients, each)
-        after = _told(pid, url)
-        _answered(samples)
-        found.append((Spent(len(samples), *(b - a for a, b in zip(before, after, strict=True))), samples))
-    base, image = _line([spent for spent, _ in found])
-    requests = sum(spent.requests for spent, _ in found)
-    loop = sum(spent.loop for spent, _ in found) / requests
-    decode = min(loop, statistics.median(sample.stages()["decode"] for _, samples in found for sample in samples))
+    each = seconds / (ROUNDS * (len(CLIENTS) + 1) + 1)
+    await asker.closed(8, each)
+    alone: list[Sample] = []
+    spent: dict[int, Spent] = {}
+    decode: list[float] = []
+    for turn in range(ROUNDS):
+        alone += _answered(await asker.closed(1, each))
+        for clients in CLIENTS:
+            before = _told(pid, url)
+            samples = _answered(await asker.closed(clients, each))
+            after = _told(pid, url)
+            took = Spent(len(samples), *(b - a for a, b in zip(before, after, strict=True)))
+            spent[clients] = spent[clients].plus(took) if clients in spent else took
+            decode += [sample.stages()["decode"] for sample in samples]
+        progress((turn + 1) / ROUNDS)
+    fullness = [each.batches / each.images for each in spent.values() if each.images]
+    base, image = _line(fullness, [each.others / each.images for each in spent.values() if each.images])
+    deliver, loop = _line(fullness, [each.loop / each.images for each in spent.values() if each.images])
+    decoding = min(loop, statistics.median(decode))
     inference = [sample.stages()["inference"] for sample in alone]
-    rest = max(0.0, (loop - decode) / 2)
+    rest = max(0.0, (loop - decoding) / 2)
     lone = statistics.median(inference)
     seen = statistics.median(sample.seconds for sample in alone)
     mean = statistics.mean(inference)
     return ServiceTimes(
         executions={size: base + image * size for size in (1, 2, 4, 8, 16, 32)},
         read=rest,
-        decode=decode,
+        decode=decoding,
         answer=rest,
-        fixed=max(0.0, seen - 2 * rest - decode - lone),
+        deliver=deliver,
+        fixed=max(0.0, seen - 2 * rest - decoding - deliver - lone),
         spread=tuple(value / mean for value in statistics.quantiles(inference, n=SPREAD + 1, method="inclusive")),
         memory_mb=_memory_mb(pid),
         ready_seconds=ready_seconds,
@@ -82,16 +98,15 @@ async def measured(
     )
 
 
-def _line(found: Sequence[Spent]) -> tuple[float, float]:
-    """(seconds an execution, seconds an image) by least squares over the loads, each scaled to one image."""
-    points = [(spent.batches / spent.images, spent.others / spent.images) for spent in found if spent.images]
-    if len(points) < 2:
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """(seconds a batch, seconds an image) by least squares over the loads, each scaled to one image: x batches."""
+    if len(x) < 2:
         raise ValueError("the server ran no images")
-    x, y = (statistics.mean(values) for values in zip(*points, strict=True))
-    spread = sum((a - x) ** 2 for a, _ in points)
-    base = max(0.0, sum((a - x) * (b - y) for a, b in points) / spread) if spread > 1e-6 else 0.0
-    image = y - base * x
-    return base, max(image, 1e-6)
+    middle, height = statistics.mean(x), statistics.mean(y)
+    spread = sum((a - middle) ** 2 for a in x)
+    slope = sum((a - middle) * (b - height) for a, b in zip(x, y, strict=True)) / spread if spread > 1e-6 else 0.0
+    batch = min(max(0.0, slope), height / max(middle, 1e-9))
+    return batch, max(height - batch * middle, 1e-6)
 
 
 def _answered(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -23,6 +23,7 @@ class ServiceTimes:
         read: of the event loop, from the first byte of a request until its image is decoded.
         decode: of one image; on the event loop while others are in the engine, else on the engine's thread.
         answer: of the event loop, from a result to the last byte of its answer.
+        deliver: of the event loop for each execution, whatever its size: it is woken, and hands out the results.
         fixed: seconds of each answer that take no core: sockets, threads that are woken.
         spread: quantiles, evenly spaced, of what an execution takes over its mean: their own mean is 1.
         memory_mb: of one process, under load.
@@ -34,6 +35,7 @@ class ServiceTimes:
     read: float = 0.0
     decode: float = 0.0
     answer: float = 0.0
+    deliver: float = 0.0
     fixed: float = 0.0
     spread: tuple[float, ...] = (1.0,)
     memory_mb: float = 0.0
@@ -55,7 +57,7 @@ class ServiceTimes:
 
     def request(self, images: int) -> float:
         """CPU time of one request of one image where batches have so many."""
-        return self.read + self.decode + self.answer + self.execution(images) / images
+        return self.read + self.decode + self.answer + (self.deliver + self.execution(images)) / images
 
     def capacity(self, cores: int, max_batch: int) -> float:
         """Requests a second that so many cores can answer at most."""
@@ -94,7 +96,7 @@ def parsed(document: Any) -> ServiceTimes:
         raise ValueError("spread must not be zero throughout")
     milliseconds = {
         name: _number(document.get(f"{name}_ms", 0.0), f"{name}_ms") / 1000
-        for name in ("read", "decode", "answer", "fixed")
+        for name in ("read", "decode", "answer", "deliver", "fixed")
     }
     about = document.get("about", {})
     return ServiceTimes(
@@ -114,7 +116,7 @@ def written(times: ServiceTimes) -> dict[str, Any]:
         "about": dict(times.about),
         "executions_ms": {str(size): round(1000 * spent, 4) for size, spent in sorted(times.executions.items())},
     }
-    for name in ("read", "decode", "answer", "fixed"):
+    for name in ("read", "decode", "answer", "deliver", "fixed"):
         document[f"{name}_ms"] = round(1000 * getattr(times, name), 4)
     document["spread"] = [round(share, 4) for share in times.spread]
     document["memory_mb"] = round(times.memory_mb, 1)

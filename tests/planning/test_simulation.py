@@ -22,6 +22,7 @@ REAL = ServiceTimes(
     read=1.5e-4,
     decode=1e-4,
     answer=1.5e-4,
+    deliver=5e-5,
     spread=(0.9, 1, 1.1),
 )
 
@@ -71,7 +72,7 @@ def test_every_request_ends_once(balance: Balancer) -> None:
 
 def test_cores_are_busy_for_as_long_as_the_work_takes() -> None:
     outcome = simulate(poisson(400, 10), REAL, Shape(1, max_batch=1))
-    work = len(outcome.requests) * (REAL.read + REAL.decode + REAL.answer + REAL.executions[1])
+    work = len(outcome.requests) * (REAL.read + REAL.decode + REAL.answer + REAL.deliver + REAL.executions[1])
     assert outcome.core_seconds == pytest.approx(work, rel=0.02)
     assert outcome.front_end_seconds == pytest.approx(outcome.seconds)
 

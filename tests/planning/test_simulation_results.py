@@ -78,3 +78,10 @@ def test_the_drawings_are_of_the_figures(found: dict[str, Any], tmp_path: Path) 
     for name in ("simulation-load.svg", "simulation-burst.svg"):
         assert (tmp_path / name).read_text("utf-8") == (ROOT / "docs/images" / name).read_text("utf-8")
         assert (tmp_path / name).stat().st_size < 120_000
+
+
+def test_the_page_tells_what_a_burst_costs_as_it_was_found(found: dict[str, Any]) -> None:
+    """Within three per cent points: another measurement moves them by one."""
+    text = (ROOT / "docs/scale.md").read_text("utf-8").partition("## A burst")[2]
+    told = [float(share) / 100 for share in re.findall(r"(\d+) %", text)]
+    assert told == pytest.approx([burst["refused_share"] for burst in found["burst"]], abs=0.03)
