@@ -109,6 +109,8 @@ def _export(
         told.append(parity.prove(net, model.SerializeToString(), {**probes, **real}))
         model = int8.quantised(model, pictures.train.images)
         told.append(int8.judge(net, model, pictures.validation))
+        images = int8.golden(model, probes, GOLDEN_IMAGES // len(probes))
+        answers = parity.answers(net, images, outputs)
         classes = set(outputs) - {"p_type", "omega"}
         limits = {name: limit for name, limit in limits.items() if name not in classes}
         answers |= {name: value for name, value in int8.answers(model, images).items() if name in classes}

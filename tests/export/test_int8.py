@@ -112,6 +112,33 @@ def test_a_model_that_changes_its_classes_is_refused_with_figures(
         int8.judge(net, black, pictures)
 
 
+def test_golden_images_are_those_on_which_engines_agree_best(quantised: onnx.ModelProto, pictures: Split) -> None:
+    """Golden logits are compared on other CPUs, where a rounding may fall to the other side; a group at a time."""
+    probes = {"clean": pictures.images[:12], "others": pictures.images[12:24]}
+    chosen = int8.golden(quantised, probes, 4)
+    assert len(chosen) == 8
+
+    def apart(images: torch.Tensor) -> float:
+        both = [int8.answers(quantised, images, optimised=optimised) for optimised in (True, False)]
+        return max(float(np.abs(both[0][name] - both[1][name]).max()) for name in ("logits", "logits_adv"))
+
+    for picked, images in zip(chosen.split(4), probes.values(), strict=True):
+        left = [image[None] for image in images if not any(torch.equal(image, p) for p in picked)]
+        assert len(left) == 8
+        assert apart(picked) <= min(apart(image) for image in left)
+
+
+def test_a_model_without_such_images_is_refused(
+    quantised: onnx.ModelProto, pictures: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A golden test that fails on another CPU would keep the version from being served there."""
+    monkeypatch.setattr(int8, "GOLDEN_TOLERANCE", 1e-9)
+    with pytest.raises(
+        PrecisionError, match=r"nothing is published: engines differ by .* 4 golden images from 12 clean"
+    ):
+        int8.golden(quantised, {"clean": pictures.images[:12]}, 4)
+
+
 def test_int8_without_images_or_with_a_card_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training images set the ranges; an audit's figures are those of the network in float32."""
     options = ["--ckpt", str(CHECKPOINT), "--precision", "int8", "--repository", str(tmp_path / "models")]
