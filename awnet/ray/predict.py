@@ -27,7 +27,7 @@ from ..command.results import OutputError
 from ..local import StartError
 from . import INSTALL
 from .local import prepare
-from .settings import told
+from .settings import scorer_settings
 
 NEEDED = ("ray", "pyarrow")
 EXAMPLES = """examples:
@@ -119,8 +119,6 @@ def _score(given: argparse.Namespace, settings: Settings, model: str, parts: Any
 
     left = {number: units[number] for number in parts.left()}
     progress = Progress(parts.images, sum(unit.count for unit in left.values()), given.quiet)
-    # One thread in each process, which Ray gives one core.
-    told_settings = told(settings) | {"threads": settings.threads or 1}
     options = {
         "top_k": given.top_k,
         "folder": parts.folder,
@@ -128,7 +126,7 @@ def _score(given: argparse.Namespace, settings: Settings, model: str, parts: Any
         "scorers": given.scorers,
         "model": model,
     }
-    for done in on_ray(left, told_settings, **options) if left else ():
+    for done in on_ray(left, scorer_settings(settings), **options) if left else ():
         progress.add(done.counts, done.failed)
     failed = parts.publish()
     progress.end()

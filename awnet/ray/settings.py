@@ -8,6 +8,8 @@ from typing import Any
 from server.options import SettingsError
 from server.settings import Settings
 
+PATIENCE_SECONDS = 3600.0  # for an image that is scored offline, unless AWNET_TIMEOUT_SECONDS says otherwise
+
 # What belongs to a socket or a process that a replica does not have. Who asks for one of these and does not get it
 # must know: another thing than they believe would be served.
 NOT_HERE = {
@@ -35,6 +37,11 @@ def replica_settings(settings: Settings, cores: int) -> Settings:
         "host": "0.0.0.0",  # noqa: S104 # who reaches Ray's proxy is not known here: the careful answers
     }
     return settings.model_copy(update=update)
+
+
+def scorer_settings(settings: Settings) -> dict[str, Any]:
+    """Those of a process that scores offline, on one core: nobody waits, so a busy machine fails no image."""
+    return {"timeout_seconds": PATIENCE_SECONDS, **told(settings), "threads": settings.threads or 1}
 
 
 def told(settings: Settings) -> dict[str, Any]:

@@ -24,11 +24,13 @@ from awnet.command.images import PathError
 from awnet.command.results import COLUMNS, OutputError
 from awnet.ray.parts import Parts, part, write_part
 from awnet.ray.scoring import Scorer, ScoringError
+from awnet.ray.settings import scorer_settings
 from awnet.ray.sources import Files, _cut, filesystem, shown, units
 from benchmarks.harness.processes import Process, free_port
 from benchmarks.harness.ray import START_SECONDS, below, variables
 from benchmarks.harness.report import bundled_model
 from benchmarks.harness.waiting import eventually
+from server.settings import Settings
 from tests.repository import ROOT
 from tests.requires import SEARCH, requires
 
@@ -231,6 +233,14 @@ def test_without_the_extra_one_line_says_so(
     assert main(["predict", "--engine=ray", str(ROOT / "examples"), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("awnet predict --engine ray needs ray: install") and "'.[ray]'" in line
+
+
+def test_a_busy_machine_fails_no_image(no_variables: None) -> None:
+    """A deadline is for somebody who waits: offline there is none but the one that was set."""
+    assert scorer_settings(Settings())["timeout_seconds"] == 3600
+    assert (
+        scorer_settings(Settings(timeout_seconds=5, threads=2)).items() >= {"timeout_seconds": 5, "threads": 2}.items()
+    )
 
 
 def test_a_scorer_says_why_no_unit_can_be_scored(tmp_path: Path, no_variables: None) -> None:
