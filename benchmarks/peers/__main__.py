@@ -2,9 +2,9 @@
 
 Every contestant serves the same model file and decodes the same upload in the same way, with the settings that were
 best among those that `contestants.py` names; before anything is timed, class and score of each are compared. They are
-asked in turn by a closed loop of wrk, in rounds whose order rotates, all others being stopped; figures are medians over
-the rounds. Ratios are between contestants with the same number of processes that run the model. Then an open loop asks
-ours at 70 % of what it reached: calm, with /metrics scraped, and across a reload.
+asked in turn by a closed loop of wrk, in rounds whose order rotates; those that poll are stopped meanwhile. Figures are
+medians over the rounds. Ratios are between contestants with the same number of processes that run the model. Then an
+open loop asks ours at 70 % of what it reached: calm, with /metrics scraped, and across a reload.
 
 A run that is broken off goes on after its last whole round when the same command is given again.
 """
@@ -36,7 +36,7 @@ from .page import markdown
 EXAMPLES = """examples:
   python -m benchmarks.peers --set-up ~/peers-venvs                     an environment for each peer, 2 GB
   python -m benchmarks.peers --venvs ~/peers-venvs                      about twelve minutes
-  python -m benchmarks.peers --venvs ~/peers-venvs --rounds 3 --seconds 2
+  python -m benchmarks.peers --venvs ~/peers-venvs --rounds 2 --seconds 2    five
   python -m benchmarks.peers --only awnet fastapi --clients 8 32        needs no environment
   python -m benchmarks.peers --only awnet awnet:lone_threads=0 fastapi:THREADS=0 --processes 1 --no-steady
   python -m benchmarks.peers --only ray --try-settings --venvs ~/peers-venvs --out /tmp/ray
@@ -108,6 +108,7 @@ def measure(options: argparse.Namespace, who: list[Contestant], model: Path) -> 
         "seconds": options.seconds,
     }
     found = begun_before(options.out, run) or {"run": run, "machine": report.loaded_machine(), "done": 0, "start": {}}
+    found["absent"] = {}
     asked = {str(one): [c for c in options.clients if c >= one.processes] for one in who}  # others would be idle
     samples = found.setdefault("samples", {name: {str(c): [] for c in by} for name, by in asked.items()})
     raw = found.setdefault("raw_samples", {"1": [], "16": [], "beside": []})
@@ -116,13 +117,20 @@ def measure(options: argparse.Namespace, who: list[Contestant], model: Path) -> 
         (sent := scratch / "image").write_bytes(image)
         field = stack.enter_context(Field(model, options.venvs, image, scratch))
         for one in tqdm(who, desc="start"):
-            field.start(one)
+            try:
+                field.start(one)
+            except (RuntimeError, TimeoutError) as error:  # the others are worth the minutes all the same
+                if one.name == OURS:
+                    raise
+                found["absent"][str(one)] = str(error).partition("\n")[0]
+                print(f"left out: {one}: {error}", file=sys.stderr)
+        names = [name for name in names if name not in found["absent"]]
         field.check()
         for name in names:  # warm: batchers and thread pools grow with what they get
             field.measure(name, max(options.clients), 1)
             found["start"].setdefault(name, {})["idle_cores"] = field.idle_cores(name, 1)
         turns = range(found["done"], options.rounds)
-        progress = tqdm(total=len(turns) * sum(map(len, asked.values())), desc="rounds")
+        progress = tqdm(total=len(turns) * sum(len(asked[name]) for name in names), desc="rounds")
         for turn in turns:
             for clients in options.clients:
                 for name in rotated([name for name in names if clients in asked[name]], turn):
@@ -166,7 +174,11 @@ def summed_up(found: dict[str, Any]) -> dict[str, Any]:
     """Medians over the rounds of everything that was sampled."""
     raw = found["raw_samples"]
     told: dict[str, Any] = {
-        "contestants": {n: {c: medians(rows) for c, rows in by.items()} for n, by in found["samples"].items()},
+        "contestants": {
+            name: {clients: medians(rows) for clients, rows in by.items() if rows}
+            for name, by in found["samples"].items()
+            if name not in found["absent"]
+        },
         "raw_images_per_second": {batch: statistics.median(raw[batch]) for batch in ("1", "16")},
     }
     if raw["beside"]:

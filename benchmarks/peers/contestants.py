@@ -53,7 +53,7 @@ class Peer:
         read: class and score in the answer's document.
         ready: a path that answers 200 once the model does.
         settings: by number of processes: what it was tried with; the first is what it is measured with.
-        stops: whether it bears SIGSTOP while others are asked. Triton takes a model process that stops for dead.
+        polls: whether it keeps cores busy while nobody asks; it is stopped (SIGSTOP) while others are asked.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Peer:
     read: Callable[[Any], Answer]
     ready: str
     settings: Mapping[int, Sequence[Settings]]
-    stops: bool = True
+    polls: bool = False
 
 
 def by_form(image: bytes) -> Post:
@@ -139,7 +139,7 @@ PEERS = {
             "/health",
             dict.fromkeys((1, 2), ({"THREADS": "1"}, {"THREADS": "2"}, {"THREADS": "0"})),
         ),
-        Peer("litserve", script("with_litserve"), by_form, plain, "/health", batched(FAST_QUEUE="1")),
+        Peer("litserve", script("with_litserve"), by_form, plain, "/health", batched(FAST_QUEUE="1"), polls=True),
         Peer("bentoml", bentoml, by_form, first, "/readyz", batched("TARGET_MS", "60000", "1000")),
         Peer("mlserver", script("with_mlserver"), in_base64, tensors, "/v2/models/awnet/ready", batched()),
         Peer(
@@ -149,6 +149,7 @@ PEERS = {
             plain,
             "/-/healthz",
             batched(RAY_SERVE_THROUGHPUT_OPTIMIZED="1"),
+            polls=True,
         ),
         Peer(
             "triton",
@@ -160,7 +161,6 @@ PEERS = {
                 1: ({"WAIT_US": "0", "THREADS": "2"}, {"WAIT_US": "0"}, {"WAIT_US": "1000", "THREADS": "2"}),
                 2: ({"WAIT_US": "0"}, {"WAIT_US": "1000"}),
             },
-            stops=False,  # and it polls for nothing
         ),
     )
 }
@@ -241,8 +241,8 @@ class Running:
         return found
 
     @property
-    def stops(self) -> bool:
-        return self._peer is None or self._peer.stops
+    def polls(self) -> bool:
+        return self._peer is not None and self._peer.polls
 
     def send(self, sig: signal.Signals) -> None:
         """A signal to each of its processes, SIGSTOP and SIGCONT for one."""

@@ -125,6 +125,7 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {who} | {processes} | {row['rps']:.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.1f} "
                 f"| {row['cpu_ms']:.2f} | {row['cores']:.2f} | {row['failed']:.0f} |"
             )
+    lines += [f"\nLeft out: {name}: {why}" for name, why in found.get("absent", {}).items()]
     if told := list(ratios(contestants)):
         lines += ["", "| clients | processes | the best peer | ours / its requests a second |", "|--:|--:|---|--:|"]
         lines += [f"| {clients} | {processes} | {name} | {ratio:.2f} |" for clients, processes, name, ratio in told]
@@ -180,8 +181,7 @@ def _start(found: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## Memory and start", "")
     yield (
         "Memory of all processes after the rounds (PSS: a page that n processes share counts as an nth in each), and "
-        "one start each. Whoever is not asked is stopped (SIGSTOP; Triton, which does not bear it, waits). `idle`: "
-        "cores that it keeps busy while nobody asks."
+        "one start each. `idle`: cores that it keeps busy while nobody asks; who polls is stopped meanwhile."
     )
     yield from (
         "",

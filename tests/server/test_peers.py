@@ -5,18 +5,23 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.harness import report
+from benchmarks.harness.closed_loop import model_file
+from benchmarks.harness.load import noise_png
 from benchmarks.harness.open_loop import open_loop, post
 from benchmarks.peers import contestants, page
 from benchmarks.peers.__main__ import begun_before, main, partial
 from benchmarks.peers.contestants import Answer
+from benchmarks.peers.field import Field
 from tests.requires import requires
 
 ROW = {"p50_ms": 1.0, "p99_ms": 2.0, "cpu_ms": 1.0, "cores": 1.0, "failed": 0.0}
@@ -231,3 +236,30 @@ def test_a_short_run_measures_ours_beside_plain_fastapi(tmp_path: Path, monkeypa
     assert "| awnet | 1 |" in text
     assert "--only awnet fastapi --rounds 1 --seconds 1 --clients 32 --processes 1`" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["peers.json", "peers.md"]
+
+
+@pytest.mark.process
+@requires("wrk")
+def test_a_contestant_that_ends_by_itself_is_started_again_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's crash ends a run of twelve minutes; who polls is stopped while others are asked, and none is left."""
+    model = model_file(report.ROOT / "model_repository", "awnet", "latest")
+    who = contestants.contestant("fastapi", 1)
+    monkeypatch.setitem(contestants.PEERS, "fastapi", replace(contestants.PEERS["fastapi"], polls=True))
+    with Field(model, None, noise_png(32, 0), tmp_path) as field:
+        field.start(who)
+        assert _state(field.pids(str(who))[0]) == "T"
+        with field.awake(str(who)) as one:
+            assert _state(one.pid) != "T"
+            one.process.send(signal.SIGKILL)
+            one.process.popen.wait()
+        assert field.measure(str(who), 2, 1)["failed"] == 0
+        assert field.facts(str(who))["ended"] == 1
+        (pid,) = field.pids(str(who))
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def _state(pid: int) -> str:
+    """R, S, D or T, as in proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
