@@ -27,11 +27,11 @@ from server.answer_cache import AnswerCache
 from server.core.images import EncodedImage, Limits
 
 from .harness import report
-from .harness.closed_loop import Figures, add_rounds, kept, lua, medians, rotated, wrk
+from .harness.closed_loop import Figures, add_rounds, kept, lua, medians, ratios, rotated, wrk
 from .harness.exchange import exchange, post
 from .harness.image_files import chunk, segment
 from .harness.load import noise_png
-from .harness.processes import Process, Server, free_port, rss_mb
+from .harness.processes import Server, rss_mb
 
 EXAMPLES = """examples:
   git worktree add --detach ../before COMMIT
@@ -148,24 +148,20 @@ def measured(options: argparse.Namespace, folder: Path, file: tuple[bytes, bytes
     scripts = Scripts(folder, file)
     with ExitStack() as stack:
         off, on = stack.enter_context(Server(folder)), stack.enter_context(Server(folder, answer_cache=ANSWERS))
-        running: dict[str, tuple[int, Process, float]] = {OFF: (off.port, off, 0.0)}
+        running: dict[str, tuple[Server, float]] = {OFF: (off, 0.0)}
         if options.before is not None:
-            port = free_port()
-            command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
-            process = stack.enter_context(Process(command, folder / "before", folder=options.before.resolve()))
-            process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
-            running[BEFORE] = port, process, 0.0
-        running |= {str(share): (on.port, on, share) for share in SHARES}
-        for server in (off, on):
-            server.wait_ready()
+            running[BEFORE] = stack.enter_context(Server(folder, options.before.resolve())), 0.0
+        running |= {str(share): (on, share) for share in SHARES}
+        for server, _ in running.values():
+            server.wait_ready(180)
         samples: dict[str, dict[int, list[Figures]]] = {n: {c: [] for c in options.clients} for n in running}
         for turn in range(options.rounds):
             for clients in options.clients:
                 for name in rotated(list(running), turn):
-                    port, process, share = running[name]
-                    scripts.measure(port, clients, 1.0, 1.0)  # the known images are known afterwards
+                    server, share = running[name]
+                    scripts.measure(server.port, clients, 1.0, 1.0)  # the known images are known afterwards
                     before = asyncio.run(hits(on))
-                    figures = scripts.measure(port, clients, options.seconds, share, [process.pid])
+                    figures = scripts.measure(server.port, clients, options.seconds, share, [server.pid])
                     after = asyncio.run(hits(on))
                     images = max(1.0, sum(after) - sum(before))
                     samples[name][clients].append({**figures, "hit_share": (after[0] - before[0]) / images})
@@ -185,17 +181,6 @@ async def hits(server: Server) -> tuple[float, float]:
     counted = await server.metrics()
     family = "awnet_answer_cache_images_total"
     return counted[f'{family}{{result="hit"}}'], counted[f'{family}{{result="miss"}}']
-
-
-def ratios(off: list[Figures], other: list[Figures]) -> dict[str, list[float]]:
-    """Quartiles of other / off."""
-    pairs = list(zip(off, other, strict=True))
-    if len(pairs) == 1:
-        pairs *= 2
-    return {
-        name: statistics.quantiles([b[name] / a[name] for a, b in pairs], n=4, method="inclusive")
-        for name in ("cpu_ms", "rps")
-    }
 
 
 def look_up_us(size: int) -> float:

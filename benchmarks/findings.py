@@ -22,7 +22,7 @@ from typing import Any
 from server.findings.chain import chains, segments, verify
 
 from .harness import report
-from .harness.closed_loop import kept, lua, rotated, uploaded, wrk
+from .harness.closed_loop import kept, lua, ratios, rotated, uploaded, wrk
 from .harness.processes import Server
 from .harness.waiting import eventually
 
@@ -77,7 +77,7 @@ def main() -> int:
         "machine": facts,
         "seconds": way,
         "goal_seconds": GOAL_SECONDS,
-        "ratios": {name: ratio(rows) for name, rows in samples.items()},
+        "ratios": {name: ratios(rows["without"], rows["with"]) for name, rows in samples.items()},
         "samples": {name: kept({k: {0: v} for k, v in rows.items()}) for name, rows in samples.items()},
         "event": event,
     }
@@ -163,15 +163,6 @@ def costs(
                         server = servers[name]
                         rows[name].append(wrk(server.port, count, seconds, script, [server.pid]))
     return found
-
-
-def ratio(rows: dict[str, list[dict[str, float]]]) -> dict[str, list[float]]:
-    """Quartiles of with / without."""
-    pairs = list(zip(rows["without"], rows["with"], strict=True))
-    return {
-        name: statistics.quantiles([b[name] / a[name] for a, b in pairs], n=4, method="inclusive")
-        for name in ("cpu_ms", "rps")
-    }
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ CPU time of a request says more than the requests a second.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .harness import report
-from .harness.closed_loop import add_image, add_rounds, kept, lua, rotated, uploaded, wrk
-from .harness.processes import Process, free_port
+from .harness.closed_loop import add_image, add_rounds, kept, lua, ratios, rotated, uploaded, wrk
+from .harness.processes import Server
 
 EXAMPLES = """examples:
   git worktree add --detach ../before COMMIT
@@ -40,20 +39,16 @@ def main() -> int:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (script := scratch / "post.lua").write_bytes(lua(uploaded(options.image)))
-        running: dict[str, tuple[int, Process]] = {}
+        servers = {}
         for name, folder in folders.items():
-            port = free_port()
-            command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
-            command += ["--version", options.version]
-            process = stack.enter_context(Process(command, scratch / name, folder=folder))
-            process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
-            wrk(port, 2, 1.0, script)
-            running[name] = port, process
+            servers[name] = server = stack.enter_context(Server(scratch, folder, version=options.version))
+            server.wait_ready(180)
+            wrk(server.port, 2, 1.0, script)
         for turn in range(options.rounds):
             for clients in options.clients:
                 for name in rotated(list(folders), turn):
-                    port, process = running[name]
-                    samples[name][clients].append(wrk(port, clients, options.seconds, script, [process.pid]))
+                    server = servers[name]
+                    samples[name][clients].append(wrk(server.port, clients, options.seconds, script, [server.pid]))
     found = {
         "what": "POST /predict of one small image, two checkouts in pairs",
         "machine": facts,
@@ -66,15 +61,6 @@ def main() -> int:
     report.publish(options.out, found, text)
     print(text)
     return 0
-
-
-def ratios(before: list[dict[str, float]], after: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Quartiles of after / before, of requests a second and of CPU time a request."""
-    pairs = list(zip(before, after, strict=True))
-    return {
-        name: statistics.quantiles([b[name] / a[name] for a, b in pairs], n=4, method="inclusive")
-        for name in ("rps", "cpu_ms")
-    }
 
 
 def markdown(found: dict[str, Any]) -> str:

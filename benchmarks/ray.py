@@ -27,8 +27,8 @@ import numpy as np
 from .harness import report
 from .harness.exchange import fetch, seconds_until
 from .harness.load import loaded, quantile
-from .harness.processes import Process, children, cpu_seconds
-from .harness.ray import RayServe, below, variables
+from .harness.processes import Process, cpu_seconds, family
+from .harness.ray import SCORER, RayServe, below, variables
 from .harness.waiting import eventually
 
 EXAMPLES = """examples:
@@ -36,7 +36,6 @@ EXAMPLES = """examples:
   python -m benchmarks.ray killed --images images.parquet --id-column key
   python -m benchmarks.ray speed --images images.parquet --id-column key
 """
-SCORER = b"ray::MapWorker"  # what Ray Data calls the process of one
 KILLS, PAIRS = 3, 3
 PART = 10_000  # images of each run of `speed`
 SMALL_PART = 250  # of its results on Ray
@@ -247,11 +246,8 @@ def cpu_of_all(run: Process) -> list[tuple[float, float]]:
     used: dict[int, float] = {}
     samples = [(time.time(), 0.0)]
     while run.running:
-        todo = [run.pid]
-        while todo:
-            pid = todo.pop()
+        for pid in family(run.pid):
             used[pid] = max(used.get(pid, 0.0), cpu_seconds(pid))
-            todo += children(pid)
         samples.append((time.time(), sum(used.values())))
         time.sleep(0.25)
     return samples

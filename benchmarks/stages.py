@@ -23,7 +23,7 @@ from typing import Any
 from .harness import loop_parts, report, stage_times
 from .harness.closed_loop import Figures, add_image, add_rounds, kept, lua, medians, rotated, uploaded, wrk
 from .harness.exchange import exposition
-from .harness.processes import Process, free_port
+from .harness.processes import Server
 
 EXAMPLES = """examples:
   python -m benchmarks.stages
@@ -76,17 +76,13 @@ def main() -> int:
         (script := scratch / "post.lua").write_bytes(lua(image.read_bytes()))
         servers = {}
         for name, folder in folders.items() if options.clients else ():
-            port = free_port()
-            command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
-            command += ["--version", options.version]
-            process = stack.enter_context(Process(command, scratch / name, folder=folder))
-            process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
-            wrk(port, 2, 1.0, script)
-            servers[name] = port, process.pid
+            servers[name] = server = stack.enter_context(Server(scratch, folder, version=options.version))
+            server.wait_ready(180)
+            wrk(server.port, 2, 1.0, script)
         for turn in range(options.rounds):
             for clients in options.clients:
                 for name in rotated(list(folders), turn):
-                    samples[name][clients].append(_loaded(*servers[name], clients, options.seconds, script))
+                    samples[name][clients].append(_loaded(servers[name], clients, options.seconds, script))
     found = {
         "what": "POST /predict of one small image by stages",
         "machine": facts,
@@ -128,8 +124,9 @@ def _in(folder: Path, *command: str) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def _loaded(port: int, pid: int, clients: int, seconds: float, script: Path) -> Figures:
+def _loaded(server: Server, clients: int, seconds: float, script: Path) -> Figures:
     """One measurement under load."""
+    port, pid = server.port, server.pid
     threads, told = _threads(pid), _metrics(port)
     found = wrk(port, clients, seconds, script, [pid])
     counted = {name: value - told.get(name, 0.0) for name, value in _metrics(port).items()}

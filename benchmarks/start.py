@@ -16,7 +16,7 @@ from typing import Any
 
 from .harness import report
 from .harness.closed_loop import Figures, lua, medians, rotated, uploaded, wrk
-from .harness.processes import Process, cpu_seconds, family, free_port, memory_mb
+from .harness.processes import Server, cpu_seconds, family, memory_mb
 from .harness.report import ROOT
 
 EXAMPLES = """examples:
@@ -32,7 +32,7 @@ ROWS = {
 }
 CLIENTS = (1, 8, 32)  # for a second each
 SETTLING_SECONDS = 4.0  # the second worker starts once the first is ready
-SETTINGS = {"one process": ["--workers", "1"], "two workers": ["--workers", "2"]}
+WORKERS = {"one process": 1, "two workers": 2}
 
 
 def main() -> int:
@@ -55,13 +55,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     folders = {"before": options.before.resolve()} if options.before else {}
     folders["now"] = ROOT
     facts = report.loaded_machine()
-    samples: dict[str, dict[str, list[Figures]]] = {which: {name: [] for name in folders} for which in SETTINGS}
+    samples: dict[str, dict[str, list[Figures]]] = {which: {name: [] for name in folders} for which in WORKERS}
     with tempfile.TemporaryDirectory() as scratch:
         (script := Path(scratch) / "post.lua").write_bytes(lua(uploaded(None)))
         for turn in range(options.rounds):
-            for which, given in SETTINGS.items():
+            for which, workers in WORKERS.items():
                 for name in rotated(list(folders), turn):
-                    samples[which][name].append(start(folders[name], given, script, Path(scratch) / "log"))
+                    samples[which][name].append(start(folders[name], workers, script, Path(scratch)))
     return {
         "what": "the start of a server and its memory",
         "machine": facts,
@@ -71,16 +71,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def start(folder: Path, given: list[str], script: Path, log: Path) -> Figures:
+def start(checkout: Path, workers: int, script: Path, scratch: Path) -> Figures:
     """One server from its start to its end."""
-    port, begun = free_port(), time.perf_counter()
-    command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none", *given]
-    with Process(command, log, folder=folder) as server:
-        server.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
+    begun = time.perf_counter()
+    with Server(scratch, checkout, workers=workers) as server:
+        server.wait_ready(180)
         figures = {"ready": time.perf_counter() - begun, "cpu": sum(map(cpu_seconds, family(server.pid)))}
         time.sleep(SETTLING_SECONDS)
         for clients in CLIENTS:
-            wrk(port, clients, 1, script)
+            wrk(server.port, clients, 1, script)
         for kind in ("Rss", "Pss"):
             figures[kind.lower()] = sum(memory_mb(pid, kind) for pid in family(server.pid))
         return figures

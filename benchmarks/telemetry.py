@@ -28,8 +28,8 @@ from server.telemetry.spans import Ended, Spans
 from server.telemetry.tracing import Sampler
 
 from .harness import report
-from .harness.closed_loop import add_image, add_rounds, kept, lua, medians, rotated, uploaded, wrk
-from .harness.processes import Process, free_port
+from .harness.closed_loop import add_image, add_rounds, kept, lua, medians, ratios, rotated, uploaded, wrk
+from .harness.processes import Server
 
 EXAMPLES = """examples:
   git worktree add --detach ../before COMMIT
@@ -54,26 +54,22 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (script := scratch / "post.lua").write_bytes(lua(uploaded(options.image)))
         endpoint = stack.enter_context(sink())
-        given: dict[str, tuple[Path, list[str]]] = {OFF: (report.ROOT, [])}
+        given: dict[str, tuple[Path, dict[str, object]]] = {OFF: (report.ROOT, {})}
         for ratio in RATIOS:
-            given[ratio] = report.ROOT, ["--otlp-endpoint", endpoint, "--trace-ratio", ratio]
+            given[ratio] = report.ROOT, {"otlp_endpoint": endpoint, "trace_ratio": ratio}
         if options.before is not None:
-            given[BEFORE] = options.before.resolve(), []
-        running: dict[str, tuple[int, Process]] = {}
+            given[BEFORE] = options.before.resolve(), {}
+        servers = {}
         for name, (folder, more) in given.items():
-            port = free_port()
-            command = [sys.executable, "-m", "server", "--port", str(port), "--admin-port", "none"]
-            command += ["--version", options.version, *more]
-            process = stack.enter_context(Process(command, scratch / name, folder=folder))
-            process.answering(f"http://127.0.0.1:{port}/v2/health/ready", 180)
-            wrk(port, 2, 1.0, script)
-            running[name] = port, process
-        samples: dict[str, dict[int, list[dict[str, float]]]] = {n: {c: [] for c in options.clients} for n in running}
+            servers[name] = server = stack.enter_context(Server(scratch, folder, version=options.version, **more))
+            server.wait_ready(180)
+            wrk(server.port, 2, 1.0, script)
+        samples: dict[str, dict[int, list[dict[str, float]]]] = {n: {c: [] for c in options.clients} for n in servers}
         for turn in range(options.rounds):
             for clients in options.clients:
-                for name in rotated(list(running), turn):
-                    port, process = running[name]
-                    samples[name][clients].append(wrk(port, clients, options.seconds, script, [process.pid]))
+                for name in rotated(list(servers), turn):
+                    server = servers[name]
+                    samples[name][clients].append(wrk(server.port, clients, options.seconds, script, [server.pid]))
     found: dict[str, Any] = {
         "parts_us": parts(),
         "what": "POST /predict of one small image, without tracing and with it",
@@ -83,7 +79,7 @@ def main() -> int:
         "cpu_ms": {str(c): medians(samples[OFF][c])["cpu_ms"] for c in options.clients},
         "ratios": {
             name: {str(c): ratios(samples[OFF][c], samples[name][c]) for c in options.clients}
-            for name in running
+            for name in servers
             if name != OFF
         },
         "samples": kept(samples),
@@ -134,6 +130,7 @@ def parts(traces: int = 256, rounds: int = 20) -> dict[str, float]:
                 trace,
                 timeline,
                 (0.0, 0.0, 0.0),
+                False,
                 time.time_ns(),
                 now,
             )
@@ -143,14 +140,6 @@ def parts(traces: int = 256, rounds: int = 20) -> dict[str, float]:
         encode_spans([span for one in ended for span in spans.of(one)]).SerializePartialToString()
         made.append(time.thread_time() - start)
     return {name: 1e6 * statistics.median(each) / traces for name, each in (("begin", begun), ("spans", made))}
-
-
-def ratios(off: list[dict[str, float]], on: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Quartiles of on / off."""
-    return {
-        name: statistics.quantiles([b[name] / a[name] for a, b in zip(off, on, strict=True)], n=4, method="inclusive")
-        for name in ("cpu_ms", "rps")
-    }
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -79,6 +79,17 @@ def medians(rounds: Sequence[Figures]) -> Figures:
     return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
+def ratios(base: Sequence[Figures], other: Sequence[Figures]) -> dict[str, list[float]]:
+    """Quartiles of other / base over the rounds, of CPU time a request and of requests a second."""
+    pairs = list(zip(base, other, strict=True))
+    if len(pairs) == 1:
+        pairs *= 2  # of one round all are the same
+    return {
+        name: statistics.quantiles([b[name] / a[name] for a, b in pairs], n=4, method="inclusive")
+        for name in ("cpu_ms", "rps")
+    }
+
+
 def table(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Figures]]:
     """Contestant -> number of clients -> medians."""
     return {name: {str(c): medians(rounds) for c, rounds in by.items()} for name, by in samples.items()}

@@ -137,16 +137,17 @@ class Server(Process):
 
     Args:
         folder: receives its log; None: it logs where this process does.
+        checkout: whose server it is.
     """
 
-    def __init__(self, folder: Path | None = None, **settings: object) -> None:
+    def __init__(self, folder: Path | None = None, checkout: Path = ROOT, **settings: object) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         given = {"port": self.port, "admin_port": "none", **settings}
         environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
         log = folder / f"server-{self.port}.log" if folder else None
-        super().__init__([sys.executable, "-m", "server"], log, environment)
+        super().__init__([sys.executable, "-m", "server"], log, environment, checkout)
 
     def wait_ready(self, seconds: float = 60) -> None:
         """Wait until readiness is reported; where it is not, the server is ended."""

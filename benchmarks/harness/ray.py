@@ -7,9 +7,9 @@ import socket
 import sys
 from pathlib import Path
 
-from .processes import Process, children, free_port
+from .processes import Process, family, free_port
 
-REPLICA = b"ray::ServeReplica"  # what Ray calls the process of one
+REPLICA, SCORER = b"ray::ServeReplica", b"ray::MapWorker"  # what Ray Serve and Ray Data call the process of one
 START_SECONDS = 400  # a Ray starts ten processes that import a lot: ten seconds, minutes where much else computes
 
 
@@ -52,13 +52,11 @@ def variables(folder: Path) -> dict[str, str]:
 
 def below(pid: int, name: bytes) -> list[int]:
     """Processes that Ray has named so, among those that `pid` has started, or they have."""
-    found, todo = [], [pid]
-    while todo:
-        for child in children(todo.pop()):
-            todo.append(child)
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{child}/cmdline").read_bytes().startswith(name):
-                    found.append(child)
+    found = []
+    for child in family(pid)[1:]:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(name):
+                found.append(child)
     return found
 
 

@@ -27,7 +27,7 @@ from awnet.ray.scoring import Scorer, ScoringError
 from awnet.ray.settings import scorer_settings
 from awnet.ray.sources import Files, _cut, filesystem, shown, units
 from benchmarks.harness.processes import Process, free_port
-from benchmarks.harness.ray import START_SECONDS, below, variables
+from benchmarks.harness.ray import SCORER, START_SECONDS, below, variables
 from benchmarks.harness.report import bundled_model
 from benchmarks.harness.waiting import eventually
 from server.settings import Settings
@@ -36,7 +36,6 @@ from tests.requires import SEARCH, requires
 
 EXAMPLES = {path.name: path.read_bytes() for path in sorted((ROOT / "examples").glob("*.png"))}
 RUN = {"model": "m"}
-SCORER = b"ray::MapWorker"  # what Ray Data calls the process of one
 
 
 def table(path: Path, rows: Sequence[tuple[str, Any]], group: int = 1000) -> Path:
