@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from server.core.regular_files import read_regular
+
 BUNDLED = Path(__file__).with_name("times.json")
+MAX_BYTES = 1 << 20
 FORMAT = 1
 
 
@@ -68,7 +71,7 @@ class ServiceTimes:
 def read(path: Path) -> ServiceTimes:
     """Raises ValueError with one line where the file is none."""
     try:
-        return parsed(json.loads(path.read_text("utf-8")))
+        return parsed(json.loads(read_regular(path, MAX_BYTES).decode()))  # cut where it is larger, and so no JSON
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of JSON and UTF-8 too

@@ -7,6 +7,7 @@ driver.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from ..command.images import MAX_BYTES, SUFFIXES, Image, PathError
 IMAGES = 1000  # of a unit at most: seconds of work, which is lost with a process that is killed
 READ_ROWS = 64  # of a Parquet file that are in memory at a time
 PARQUET = ".parquet"
+_KEYS = re.compile(r"\A(?:[^/]*@|[^/:]*:(?!\d{1,5}/).*@)")  # also where a / in a secret was not written as %2F
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def filesystem(source: str) -> tuple[Any, str]:
         found: tuple[Any, str] = FileSystem.from_uri(source)
         return found
     except (ArrowException, ValueError, OSError) as error:
-        raise PathError(f"{shown(source)}: {error}") from None
+        raise PathError(f"{shown(source)}: {str(error).replace(source, shown(source))}") from None
 
 
 def shown(source: str) -> str:
@@ -120,8 +122,7 @@ def shown(source: str) -> str:
     scheme, separator, rest = source.partition("://")
     if not separator:
         return source
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}://{_KEYS.sub('', rest.partition('?')[0], 1)}"
 
 
 def units(sources: Sequence[str], column: str, identity: str | None, most: int = IMAGES) -> list[Unit]:

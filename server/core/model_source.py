@@ -106,7 +106,9 @@ def _parse(scheme: Scheme, text: str) -> ModelSource:
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or parts.query or not parts.path.startswith("/"):
             _refuse("must be file:///PATH, with the whole path")
-        return ModelSource("file", "", unquote(parts.path))
+        if "\0" in (path := unquote(parts.path)):
+            _refuse("has a path that no file can have")
+        return ModelSource("file", "", path)
     if scheme == "s3":
         query = parse_qs(parts.query, keep_blank_values=True)
         versions = query.pop("versionId", [])

@@ -92,7 +92,7 @@ def unpacked(archive: BinaryIO, kind: str, target: BinaryIO, most: int) -> tuple
                 if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.name.endswith(".onnx"):
                     room(target, member.size)
                     return _poured(_limited(opened.read, member.size), target, most, lambda _: None)
-                left -= member.size
+                left -= tarfile.BLOCKSIZE + member.size  # nor headers without an end, of files without a byte
                 skip = _limited(opened.read, -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
                 while skip(CHUNK_BYTES):
                     pass

@@ -17,9 +17,15 @@ from ..errors import SourceError
 from ..listening import is_loopback
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Origin = tuple[str, str, int | None]
+
+# What stands for the address of IPv4 in its last 32 bits: NAT64 (RFC 6052), IPv4-compatible, IPv4-translated.
+_AROUND_IPV4 = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+# That `is_global` takes for public: NAT64 of a network's own (RFC 8215), site-local ones (RFC 3879).
+_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "fec0::/10")))
 
 
-def origin(url: httpx.URL) -> tuple[str, str, int | None]:
+def origin(url: httpx.URL) -> Origin:
     """Scheme, host and port: what has the same may be told the same secrets."""
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
@@ -35,11 +41,13 @@ class Reach:
 
     Args:
         named: that address.
+        met: what was connected to, by origin: of all that is asked together. What a name stands for is looked up only
+            where nothing was, because whoever answers for it may say another thing each time.
     """
 
-    def __init__(self, named: httpx.URL) -> None:
+    def __init__(self, named: httpx.URL, met: dict[Origin, list[Address]] | None = None) -> None:
         self._named = named
-        self._ours: list[Address] | None = None  # of its host, once it is left
+        self._met = {} if met is None else met
 
     async def check(self, url: httpx.URL) -> None:
         """Raises SourceError where `url` is not to be asked."""
@@ -51,17 +59,19 @@ class Reach:
             self._refuse("an address with a user in it")
         if url.scheme == "http" and not is_loopback(url.host):
             self._refuse(f"{said(url)}, which is not encrypted")
-        if self._ours is None:
-            self._ours = await _addresses(self._named)
+        if origin(self._named) not in self._met:
+            self._met[origin(self._named)] = await _addresses(self._named)
         self._judge(url, await _addresses(url))
 
     def check_peer(self, url: httpx.URL, peer: str) -> None:
         """As `check`, of what was connected to: a name may stand for another address a moment later."""
-        if origin(url) != origin(self._named):
+        if origin(url) == origin(self._named):
+            self._met[origin(url)] = [parsed(peer)]
+        else:
             self._judge(url, [parsed(peer)])
 
     def _judge(self, url: httpx.URL, theirs: list[Address]) -> None:
-        if why := refused(theirs, self._ours or []):
+        if why := refused(theirs, self._met[origin(self._named)]):
             self._refuse(f"{said(url)}, {why}")
 
     def _refuse(self, where: str) -> NoReturn:
@@ -75,7 +85,7 @@ def refused(theirs: list[Address], ours: list[Address]) -> str | None:
     ones: what the operator named is there already. Link-local ones, where clouds keep credentials, are never asked.
     """
     for address in theirs:
-        if address.is_global and not address.is_multicast:
+        if address.is_global and not address.is_multicast and not any(address in network for network in _NOT_PUBLIC):
             continue
         same = (address.is_loopback and all(own.is_loopback for own in ours)) or (
             _private(address) and any(_private(own) for own in ours)
@@ -88,7 +98,11 @@ def refused(theirs: list[Address], ours: list[Address]) -> str | None:
 def parsed(text: str) -> Address:
     """An address, of IPv4 where it is one inside of IPv6. Raises ValueError."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback or address.is_unspecified:
+        return address
+    if any(address in network for network in _AROUND_IPV4):
+        return ipaddress.IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _private(address: Address) -> bool:
@@ -100,4 +114,6 @@ async def _addresses(url: httpx.URL) -> list[Address]:
         found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
     except OSError as error:
         raise SourceError(f"{said(url)}: the name is not found ({error.strerror})") from None
+    except UnicodeError:
+        raise SourceError(f"{said(url)} has a host that is no name") from None
     return [parsed(str(entry[4][0])) for entry in found]

@@ -22,7 +22,7 @@ import httpx
 
 from .. import __version__
 from ..errors import SourceError
-from .reach import Reach, origin, said
+from .reach import Address, Origin, Reach, origin, said
 
 MAX_REDIRECTS = 5
 TRIES = 5  # in a row without a byte more
@@ -85,6 +85,7 @@ class Transfer:
     def __init__(self) -> None:
         for library in ("httpx", "httpcore"):  # they log addresses and headers, in which secrets are
             logging.getLogger(library).setLevel(logging.WARNING)
+        self._met: dict[Origin, list[Address]] = {}
         # No proxies and no passwords of the environment: what is sent where is decided here.
         self._client = httpx.AsyncClient(
             verify=ssl.create_default_context(),
@@ -175,7 +176,7 @@ class Transfer:
     ) -> AsyncIterator[tuple[httpx.Response, httpx.Headers]]:
         """The answer at the end of all redirects, 200 or 206, and the headers of the first one."""
         own = url = _address(request.url)
-        reach = Reach(_address(request.named or request.url))
+        reach = Reach(_address(request.named or request.url), self._met)
         first, challenged = None, False
         for _ in range(MAX_REDIRECTS + 2):
             await reach.check(url)
@@ -221,7 +222,7 @@ def room(file: BinaryIO, size: int) -> None:
 def _address(text: str) -> httpx.URL:
     try:
         return httpx.URL(text)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:  # of a host that is no name of IDNA
         raise SourceError(f"{text[:80]!r} is no address: {error}") from None
 
 
@@ -231,7 +232,7 @@ def _target(answer: httpx.Response, url: httpx.URL, hint: str) -> httpx.URL:
     except KeyError:  # S3 has it so where the region is another one
         why = f": {hint}" if hint else ""
         raise SourceError(f"{said(url)} redirects ({answer.status_code}) without saying where{why}") from None
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         raise SourceError(f"{said(url)} redirects to what is no address") from None
 
 

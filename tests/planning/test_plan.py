@@ -14,7 +14,7 @@ from awnet.command.arrivals import arrivals
 from awnet.planning import sizing
 from awnet.planning.front_end import Shape
 from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest
-from awnet.planning.times import BUNDLED, ServiceTimes, parsed, read, written
+from awnet.planning.times import BUNDLED, MAX_BYTES, ServiceTimes, parsed, read, written
 from benchmarks.harness.processes import Server
 
 TIMES = ServiceTimes({1: 4e-3, 8: 16e-3}, read=5e-4, answer=5e-4, memory_mb=1000)
@@ -155,6 +155,14 @@ def test_a_file_that_holds_no_times_is_refused(document: object, tmp_path: Path)
     path.write_text(json.dumps(document), "utf-8")
     with pytest.raises(ValueError, match="no service times"):
         read(path)
+
+
+def test_a_file_that_has_no_end_is_refused_before_it_is_in_memory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no regular file"):
+        read(Path("/dev/zero"))
+    (tmp_path / "large").write_text(json.dumps({**GOOD, "about": {"told": "x" * MAX_BYTES}}), "utf-8")
+    with pytest.raises(ValueError, match="no service times"):
+        read(tmp_path / "large")
 
 
 @pytest.mark.process

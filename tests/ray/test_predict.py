@@ -112,6 +112,12 @@ def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp
         found = [image for unit in units([source], "image", None) for image in unit.images()]
         assert [(image.name.removeprefix(f"{base}/"), image.read()) for image in found] == expected
     assert shown("s3://key:secret@bucket/a/b?region=x&secret=y") == "s3://bucket/a/b"
+    assert shown("s3://key:sec/ret@bucket/a@b") == "s3://b"  # the slash was to be %2F: rather too little is told
+    assert shown("hdfs://host:9000/a@b") == "hdfs://host:9000/a@b"
+    for wrong in ("s3://key:sec ret@bucket/a", "s3://key:sec/ret@bucket/a", "foo://key:secret@bucket/a?more=secret"):
+        with pytest.raises(PathError, match="bucket/a") as told:
+            filesystem(wrong)
+        assert "ret" not in str(told.value)
 
 
 @requires("moto")

@@ -63,6 +63,7 @@ def test_what_opens_an_address_is_not_shown() -> None:
         "FILE:///model.onnx",
         "file://host/model.onnx",
         "file:model.onnx",
+        "file:///a%00b",
         "https://user:secret@host/model.onnx",
         "https://host",
         "https://host:port/model.onnx",

@@ -51,19 +51,19 @@ class Static(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Handler)
         self.routes: dict[str, Answer] = {}
         self.asked: list[Asked] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http://{host}:{self.server_port}"
 
     def paths(self) -> list[str]:
         return [asked.path for asked in self.asked]
 
 
 @contextmanager
-def serving() -> Iterator[Static]:
-    server = Static()
+def serving(host: str = "127.0.0.1") -> Iterator[Static]:
+    server = Static(host)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -133,6 +133,10 @@ def test_an_archive_that_unpacks_to_too_much(
         )
         with pytest.raises(SourceError, match=f"{1 << 33} bytes large"):
             fetch(f"oci://{registry.host}/models/awnet:x")
+    nothing = tarfile.TarInfo("nothing").tobuf() * 4096
+    registry.push([registry.layer(gzip.compress(nothing), "model.onnx", f"{MODELPACK}.tar+gzip")], "headers")
+    with pytest.raises(SourceError, match="at most"):
+        fetch(f"oci://{registry.host}/models/awnet:headers")
     registry.push([registry.layer(b"no archive", "model.onnx", f"{MODELPACK}.tar+gzip")], "broken")
     with pytest.raises(SourceError, match="cannot be unpacked"):
         fetch(f"oci://{registry.host}/models/awnet:broken")

@@ -11,7 +11,7 @@ from server.errors import SourceError
 from server.model_sources import reach
 from server.model_sources.reach import Reach, parsed, refused
 from tests.server.model_sources.conftest import Fetch
-from tests.server.model_sources.static import Static, body, redirect
+from tests.server.model_sources.static import Static, body, redirect, serving
 
 PUBLIC, PRIVATE, LOOPBACK = "93.184.216.34", "10.1.2.3", "127.0.0.1"
 
@@ -28,6 +28,15 @@ PUBLIC, PRIVATE, LOOPBACK = "93.184.216.34", "10.1.2.3", "127.0.0.1"
         (PUBLIC, "100.64.0.1", False),
         (PUBLIC, "224.0.0.1", False),
         (PUBLIC, "fd00::1", False),
+        (PUBLIC, "fec0::1", False),
+        (PUBLIC, "64:ff9b::8.8.8.8", True),  # as DNS64 has it where there is no IPv4
+        (PUBLIC, "64:ff9b::169.254.169.254", False),
+        (PUBLIC, "64:ff9b:1::10.1.2.3", False),
+        (PUBLIC, "::127.0.0.1", False),
+        (PUBLIC, "::ffff:0:127.0.0.1", False),
+        (PUBLIC, "2002:7f00:1::", False),
+        (PRIVATE, "64:ff9b::169.254.169.254", False),
+        ("::1", "64:ff9b::127.0.0.1", True),
         (PRIVATE, PUBLIC, True),
         (PRIVATE, "192.168.0.1", True),
         (PRIVATE, "fd00::1", True),
@@ -64,6 +73,30 @@ def test_a_name_that_stands_for_another_address_a_moment_later(
         return [parsed(PUBLIC)]
 
     monkeypatch.setattr(reach, "_addresses", public)
-    web.routes |= {"/a": redirect(f"http://localhost:{web.server_port}/b"), "/b": body(model)}
-    with pytest.raises(SourceError, match=r"leads to .*127\.0\.0\.1: no public address"):
+    monkeypatch.setattr(reach, "parsed", lambda peer: parsed(PUBLIC if peer == "127.0.0.1" else peer))
+    with serving("127.0.0.2") as other:
+        web.routes["/a"], other.routes["/b"] = redirect(f"{other.url}/b"), body(model)
+        with pytest.raises(SourceError, match=r"leads to .*127\.0\.0\.2: no public address"):
+            fetch(f"{web.url}/a")
+
+
+def test_where_one_may_be_led_is_no_matter_of_what_a_server_says_of_its_own_name(
+    fetch: Fetch, web: Static, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was reached at a public address; that its name stands for a private one now opens no private network."""
+
+    async def private(url: httpx.URL) -> list[reach.Address]:
+        return [parsed(PRIVATE)]
+
+    monkeypatch.setattr(reach, "_addresses", private)
+    monkeypatch.setattr(reach, "parsed", lambda peer: parsed(PUBLIC))
+    web.routes["/a"] = redirect(f"https://{PRIVATE}/b")
+    with pytest.raises(SourceError, match=rf"leads to .*{PRIVATE}: no public address"):
+        fetch(f"{web.url}/a", seconds=2.0)
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..b", "xn--"])
+def test_a_host_that_is_no_name_is_said_in_a_line(fetch: Fetch, web: Static, host: str) -> None:
+    web.routes["/a"] = redirect(f"https://{host}/b")
+    with pytest.raises(SourceError, match=r"no name|no address|cannot be asked"):
         fetch(f"{web.url}/a")
