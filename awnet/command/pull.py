@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parser().parse_args(arguments)
     from server.model_sources.pull import pull
-    from server.model_sources.startup import told
+    from server.model_sources.startup import summary
 
     bar = _Bar(shown=sys.stderr.isatty() and not given.quiet)
     try:
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     bar.end()
     if not given.quiet:
-        print(f"{told(found)}: {found.folder}")
+        print(f"{summary(found)}: {found.folder}")
         print(f"pinned: {found.source}")
     return 0
 

@@ -135,15 +135,7 @@ class Results:
 
     def finish(self, names: Sequence[str]) -> None:
         """Make the file of the lines of `names`, and remove the journal. Raises OSError."""
-        part = self._out.with_name(f".{self._out.name}{JOURNAL}")
-        try:
-            with part.open("wb") as f:
-                write(f, self._out.suffix, self.lines(names))
-                f.flush()
-                os.fsync(f.fileno())
-            part.replace(self._out)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(self._out, self._out.with_name(f".{self._out.name}{JOURNAL}"), self.lines(names))
         self._journal.unlink()
         self._file.close()
 
@@ -171,6 +163,18 @@ def _at(value: Any, path: Iterable[str | int]) -> Any:
         except (KeyError, IndexError, TypeError):
             return None
     return value
+
+
+def write_whole(path: Path, partial: Path, lines: Iterable[Line]) -> None:
+    """Write a file of one of FORMATS, whole or not at all, by way of `partial`. Raises OSError."""
+    try:
+        with partial.open("wb") as f:
+            write(f, path.suffix, lines)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write(f: IO[bytes], suffix: str, lines: Iterable[Line]) -> None:

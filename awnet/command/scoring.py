@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
@@ -18,9 +17,8 @@ from ..client.predictor import AsyncPredictor
 from ..local import StartError
 from .answerers import Open
 from .images import Image, shown
+from .progress import Progress, failure, outcome
 from .results import Line, Results, encoded
-
-PROGRESS_SECONDS = 0.2
 
 
 def problem(error: Error) -> Line:
@@ -100,67 +98,46 @@ class Scoring:
         self._images = images
         self._results = results
         self._concurrency = concurrency
-        self._quiet = quiet
-        self._counts: Counter[str] = Counter()
-        self._begun = self._shown = time.monotonic()
+        self._progress = Progress(len(images), quiet)
 
     async def run(self, opened: Open) -> int:
         """The exit status: 0 all were answered, 1 some were not, 2 nobody answers."""
+        progress = self._progress
         try:
             async with await opened() as predictor:
-                self._begun = time.monotonic()
+                progress.begin()
                 await self._ask_all(predictor)
         except (StartError, StopError) as error:
-            self._clear()
-            begun = bool(self._counts)
+            progress.clear()
+            begun = bool(progress.counts)
             more = "; --resume goes on here" if begun and self._results is not None else ""
             print(shown(f"{error}{more}"), file=sys.stderr)
             return 1 if begun else 2
         if self._results is not None:
             self._results.finish([image.name for image in self._images])
-        self._clear()
-        if not self._quiet:
-            print(self._summary(), file=sys.stderr)
-        return 1 if self._counts["failed"] else 0
+        progress.end()
+        return 1 if progress.counts["failed"] else 0
 
     async def _ask_all(self, predictor: AsyncPredictor) -> None:
         before = {} if self._results is None else self._results.answered
         async with aclosing(answers(predictor, self._images, self._concurrency, before)) as lines:
             async for line in lines:
-                self._told(line)
+                if line is None:
+                    self._progress.add({"before": 1})
+                else:
+                    self._write(line)
+                    self._progress.add({outcome(line): 1}, [failure(line)] if "error" in line else [])
 
-    def _told(self, line: Line | None) -> None:
-        """Write and count one line. Raises StopError where another model answers than before."""
-        if line is None:
-            self._counts["before"] += 1
-        elif "error" in line:
-            self._counts["failed"] += 1
-            self._clear()
-            told = f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}"
-            print(shown(told), file=sys.stderr)
-        else:
-            self._counts[line.get("adversarial", {}).get("verdict", "answered")] += 1
-        if line is not None and self._results is not None:
-            before, now = self._results.model, line.get("model", {}).get("sha256")
-            if before and now and before != now:
-                self._counts.clear()
-                raise StopError(
-                    f"another model answers ({now[:12]}) than answered before ({before[:12]}): name another --out"
-                )
-            self._results.add(line)
-        elif line is not None:
+    def _write(self, line: Line) -> None:
+        """Raises StopError where another model answers than before."""
+        if self._results is None:
             sys.stdout.buffer.write(encoded(line))
             sys.stdout.buffer.flush()
-        if sys.stderr.isatty() and not self._quiet and time.monotonic() - self._shown > PROGRESS_SECONDS:
-            self._shown = time.monotonic()
-            print(f"\r\x1b[K{self._summary()}", end="", file=sys.stderr, flush=True)
-
-    def _clear(self) -> None:
-        if sys.stderr.isatty() and not self._quiet:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _summary(self) -> str:
-        done, seconds = self._counts.total(), time.monotonic() - self._begun
-        rate = (done - self._counts["before"]) / seconds if seconds else 0.0
-        counts = ", ".join(f"{count} {what}" for what, count in self._counts.items())
-        return f"{done} of {len(self._images)} images in {seconds:.1f} s ({rate:.0f} a second): {counts or 'none'}"
+            return
+        before, now = self._results.model, line.get("model", {}).get("sha256")
+        if before and now and before != now:
+            self._progress.counts.clear()  # to whoever calls, nothing was begun: --resume would end here again
+            raise StopError(
+                f"another model answers ({now[:12]}) than answered before ({before[:12]}): name another --out"
+            )
+        self._results.add(line)

@@ -16,7 +16,7 @@ from server.settings import Settings
 from ..local import StartError
 from . import INSTALL
 from .local import prepare, start
-from .settings import replica_settings, told
+from .settings import given_settings, replica_settings
 
 EXAMPLES = """examples:
   python -m awnet.ray                                        one to four replicas, 127.0.0.1:8000
@@ -89,7 +89,7 @@ def _serve(settings: Settings, given: argparse.Namespace) -> int:
     # A Ray of its own counts at least as many cores as replicas: they then share those of the machine.
     cores = max(given.max_replicas, os.cpu_count() or 1)
     ended = threading.Event()
-    start(given.address, lambda *_: ended.set(), told=True, num_cpus=cores)
+    start(given.address, lambda *_: ended.set(), log=True, num_cpus=cores)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         replicas = AutoscalingConfig(
@@ -98,7 +98,7 @@ def _serve(settings: Settings, given: argparse.Namespace) -> int:
             max_replicas=given.max_replicas,
             target_ongoing_requests=TARGET_REQUESTS,
         )
-        served = deployment.options(autoscaling_config=replicas).bind(told(settings))
+        served = deployment.options(autoscaling_config=replicas).bind(given_settings(settings))
         try:
             serve.run(served, route_prefix="/")
         except RuntimeError as error:  # the replicas' own words are in the log above

@@ -23,13 +23,13 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
 
 
-def start(address: str | None, stop: Callable[..., Any], *, told: bool = False, **options: Any) -> None:
+def start(address: str | None, stop: Callable[..., Any], *, log: bool = False, **options: Any) -> None:
     """Join or start a Ray.
 
     Args:
         address: of a cluster; None: a Ray of this machine.
         stop: handles SIGTERM and SIGINT from then on; Ray's own handlers end the process at once.
-        told: what Ray and its processes say stands on standard error.
+        log: what Ray and its processes say stands on standard error.
         options: of a Ray of this machine.
 
     Raises StartError.
@@ -43,9 +43,9 @@ def start(address: str | None, stop: Callable[..., Any], *, told: bool = False, 
         except OSError as error:
             raise StartError(f"no Ray at {address}: {error.strerror or error}") from None
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, **options}
-    level = logging.INFO if told else logging.ERROR
+    level = logging.INFO if log else logging.ERROR
     try:
-        ray.init(address or "local", log_to_driver=told, logging_level=level, **({} if address else local))
+        ray.init(address or "local", log_to_driver=log, logging_level=level, **({} if address else local))
     except Exception as error:  # Ray raises this class itself
         ray.shutdown()
         raise StartError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error

@@ -18,7 +18,9 @@ from typing import Any
 from pyarrow import ArrowException
 from pyarrow.parquet import read_table
 
-from ..command.results import JOURNAL, Line, OutputError, write
+from export.files import replace, sync
+
+from ..command.results import JOURNAL, Line, OutputError, write_whole
 from .sources import Unit, shown
 
 RUN = "_run.json"  # readers of Parquet folders pass over names that begin like this
@@ -91,9 +93,7 @@ class Parts:
             self.folder.rename(self._out)
         except OSError as error:
             raise OutputError(f"{self._out}: {error.strerror}") from None
-        parent = os.open(self._out.absolute().parent, os.O_RDONLY)
-        os.fsync(parent)
-        os.close(parent)
+        sync(self._out.absolute().parent)
         return failed
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Parts:
         try:
             before = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            _replace(path, [json.dumps(run, indent=1).encode()])
+            replace(path, json.dumps(run, indent=1).encode())
             return
         except (OSError, ValueError):
             raise OutputError(f"{path} is no file of ours: remove {self.folder}") from None
@@ -128,21 +128,7 @@ def part(folder: Path, number: int) -> Path:
 
 def write_part(folder: Path, number: int, lines: Iterable[Line]) -> None:
     """Write the part of a unit, whole or not at all. Raises OSError."""
-    partial = folder / f".part-{number:06}.{os.getpid()}"
-    with partial.open("wb") as f:
-        write(f, ".parquet", lines)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(part(folder, number))
-
-
-def _replace(path: Path, chunks: Iterable[bytes]) -> None:
-    partial = path.with_name(f".{path.name}")
-    with partial.open("wb") as f:
-        f.writelines(chunks)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    write_whole(part(folder, number), folder / f".part-{number:06}.{os.getpid()}", lines)
 
 
 def _digest(units: Iterable[Unit]) -> str:

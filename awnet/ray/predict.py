@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import os
 import sys
-import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,10 +113,13 @@ async def _model(settings: Settings) -> str:
 
 
 def _score(given: argparse.Namespace, settings: Settings, model: str, parts: Any, units: Sequence[Any]) -> int:
+    from ..command.progress import Progress
     from .scoring import on_ray
 
     left = {number: units[number] for number in parts.left()}
-    progress = Progress(parts.images, sum(unit.count for unit in left.values()), given.quiet)
+    progress = Progress(parts.images, given.quiet)
+    if before := parts.images - sum(unit.count for unit in left.values()):
+        progress.add({"before": before})
     options = {
         "top_k": given.top_k,
         "folder": parts.folder,
@@ -131,46 +132,3 @@ def _score(given: argparse.Namespace, settings: Settings, model: str, parts: Any
     failed = parts.publish()
     progress.end()
     return 1 if failed else 0
-
-
-class Progress:
-    """What is said of a run: images that failed, a line that changes where a person looks, and a last one.
-
-    Args:
-        images: of all units.
-        left: of those that this run scores.
-    """
-
-    def __init__(self, images: int, left: int, quiet: bool) -> None:
-        self._images, self._before = images, images - left
-        self._quiet, self._begun = quiet, time.monotonic()
-        self._counts: Counter[str] = Counter()
-
-    def add(self, counts: Any, failed: Sequence[str]) -> None:
-        """A part has been written."""
-        from ..command.images import shown
-
-        self._counts.update(counts)
-        self._clear()
-        for line in failed:
-            print(shown(line), file=sys.stderr)
-        if sys.stderr.isatty() and not self._quiet:
-            print(f"\r\x1b[K{self._line()}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """The run is over."""
-        self._clear()
-        if not self._quiet:
-            print(self._line(), file=sys.stderr)
-
-    def _clear(self) -> None:
-        if sys.stderr.isatty() and not self._quiet:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _line(self) -> str:
-        now, seconds = self._counts.total(), time.monotonic() - self._begun
-        counts = Counter(before=self._before) + self._counts
-        told = ", ".join(f"{count} {what}" for what, count in counts.items())
-        return (
-            f"{self._before + now} of {self._images} images in {seconds:.1f} s ({now / seconds:.0f} a second): {told}"
-        )

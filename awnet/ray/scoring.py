@@ -17,6 +17,7 @@ from ..client.local import opened
 from ..client.loop import LoopThread
 from ..client.predictor import AsyncPredictor, Options
 from ..command.images import Image
+from ..command.progress import failure, outcome
 from ..command.results import Line
 from ..command.scoring import StopError, answers
 from ..local import StartError
@@ -47,7 +48,7 @@ class Scorer:
     """One process that scores, with its own model, opened and proven by its golden values.
 
     Args:
-        settings: by name; see `settings.told`.
+        settings: by name; see `settings.given_settings`.
         top_k: classes asked for of each image.
         folder: of the parts.
         model: SHA-256 of the model that answers; a version that is published meanwhile is another.
@@ -76,17 +77,9 @@ class Scorer:
         return summed(lines)
 
 
-def summed(lines: Iterable[Line]) -> Done:
+def summed(lines: Sequence[Line]) -> Done:
     """What a part's lines are told as."""
-    counts: Counter[str] = Counter()
-    failed = []
-    for line in lines:
-        if "error" in line:
-            counts["failed"] += 1
-            failed.append(f"{line['file']}: {line['error']['title']}: {line['error'].get('detail')}")
-        else:
-            counts[line.get("adversarial", {}).get("verdict", "answered")] += 1
-    return Done(counts, failed)
+    return Done(Counter(map(outcome, lines)), [failure(line) for line in lines if "error" in line])
 
 
 async def _lines(predictor: AsyncPredictor, images: Iterable[Image]) -> list[Line]:

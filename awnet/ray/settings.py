@@ -41,10 +41,10 @@ def replica_settings(settings: Settings, cores: int) -> Settings:
 
 def scorer_settings(settings: Settings) -> dict[str, Any]:
     """Those of a process that scores offline, on one core: nobody waits, so a busy machine fails no image."""
-    return {"timeout_seconds": PATIENCE_SECONDS, **told(settings), "threads": settings.threads or 1}
+    return {"timeout_seconds": PATIENCE_SECONDS, **given_settings(settings), "threads": settings.threads or 1}
 
 
-def told(settings: Settings) -> dict[str, Any]:
+def given_settings(settings: Settings) -> dict[str, Any]:
     """The settings that were given here, for replicas that run in another folder, maybe on another machine."""
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"config"})  # the file is in them
     for name in given:

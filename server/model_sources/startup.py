@@ -20,7 +20,7 @@ async def fetch(settings: Settings) -> Settings:
     if not settings.model_source:
         return settings
     found = await pull(task_of(settings))
-    log.info("model source: %s, %s", told(found), found.source)
+    log.info("model source: %s, %s", summary(found), found.source)
     return settings.model_copy(update={"version": str(found.version)})
 
 
@@ -37,6 +37,6 @@ def task_of(settings: Settings) -> Pull:
     )
 
 
-def told(found: Pulled) -> str:
+def summary(found: Pulled) -> str:
     """What came of it."""
     return f"version {found.version} of {found.folder.parent.name} {'was fetched' if found.new else 'is there already'}"

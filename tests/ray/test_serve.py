@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from awnet.ray.__main__ import main
-from awnet.ray.settings import replica_settings
-from awnet.ray.settings import told as told_to_replicas
+from awnet.ray.settings import given_settings, replica_settings
 from benchmarks.harness.exchange import exposition, fetch, seconds_until
 from benchmarks.harness.load import loaded
 from benchmarks.harness.ray import RayServe
@@ -158,7 +157,7 @@ def test_a_replica_has_the_threads_of_its_cores() -> None:
 
 def test_paths_are_told_whole() -> None:
     """A replica runs in another folder; what is not set here is up to the variables of its machine."""
-    told = told_to_replicas(Settings(repository="model_repository", api_keys="keys.json", max_batch=8))
+    told = given_settings(Settings(repository="model_repository", api_keys="keys.json", max_batch=8))
     assert told.keys() == {"repository", "api_keys", "max_batch"}
     assert told["repository"] == os.path.abspath("model_repository")
     assert told["api_keys"] == os.path.abspath("keys.json")
