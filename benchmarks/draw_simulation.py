@@ -14,6 +14,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 from .harness import report
 
@@ -38,18 +39,19 @@ def _load(found: dict[str, Any], path: Path) -> None:
     for name, colour in zip(dict.fromkeys(row["layout"] for row in found["curves"]), COLOURS, strict=False):
         curve = [row for row in found["curves"] if row["layout"] == name]
         points = [row for row in found["rows"] if row["layout"] == name]
-        axes.plot(
-            [100 * r["share"] for r in curve], [r["p99_ms"] for r in curve], color=colour, label=f"{name}: predicted"
-        )
+        axes.plot([100 * r["share"] for r in curve], [r["p99_ms"] for r in curve], color=colour, label=name)
         axes.plot(
             [100 * r["share"] for r in points],
             [r["measured"]["p99_ms"] for r in points],
             "o",
             color=colour,
-            label="measured",
         )
     axes.set(xlabel="load, % of what the cores can do", ylabel="p99, ms", yscale="log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200, 500]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    title = "lines: predicted, points: measured"
+    axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, loc="lower right")
     _save(figure, path)
 
 
@@ -63,6 +65,7 @@ def _burst(found: dict[str, Any], path: Path) -> None:
     pods.set(ylabel="pods that take requests", xlim=(0, end))
     pods.legend(frameon=False, fontsize=8)
     p99.set(xlabel="seconds; the burst is from 30 to 90", ylabel="p99 of a second, ms", yscale="log")
+    p99.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _save(figure, path)
 
 

@@ -16,8 +16,8 @@ from awnet.command.arrivals import arrivals
 from awnet.planning import times as service_times
 from awnet.planning.asking import Asker, run
 from awnet.planning.fleet import Client, simulate
-from awnet.planning.front_end import Shape
 from awnet.planning.measuring import measured
+from awnet.planning.replica import Shape
 from awnet.planning.sizing import quantile
 from awnet.planning.times import ServiceTimes
 

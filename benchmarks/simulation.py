@@ -6,7 +6,7 @@
    cores, at several shares of what they can do. Where client and servers share two cores, the simulation has the
    client's CPU time, as measured in that very run, as one more thread. Predictions know the rate and not the arrivals.
    Rounds are interleaved, and the samples of all rounds put together.
-3. 1 to 1,000 front ends under each balancer, at 70 % of what they can do.
+3. 1 to 1,000 replicas under each balancer, at 70 % of what they can do.
 4. A burst on the chart's autoscalers, on the queue and on CPU.
 """
 
@@ -25,7 +25,7 @@ from awnet.command.arrivals import arrivals
 from awnet.planning import times as service_times
 from awnet.planning.autoscaling import Autoscaling
 from awnet.planning.fleet import BALANCERS, Client, Outcome, simulate
-from awnet.planning.front_end import Shape
+from awnet.planning.replica import Shape
 from awnet.planning.sizing import quantile
 from awnet.planning.times import ServiceTimes
 
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
 """
 GOAL = 0.15  # predicted against measured
 SIZES, FLEET_SHARE = (1, 10, 100, 1000), 0.7
-MOST_TO_LOOK_AT = 100  # front ends among which `least` is simulated
+MOST_TO_LOOK_AT = 100  # replicas among which `least` is simulated
 CONTAINER_SECONDS = 2.0  # assumed: until a pod is scheduled and its container has started
 CALM, LOUD, BEGIN, END, WHOLE = 0.3, 4.0, 30.0, 90.0, 105.0  # shares of what two pods can do; seconds
 FAST = {"grow": 3.0, "up": 15.0}
@@ -99,7 +99,7 @@ def curves(times: ServiceTimes, rows: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def fleets(times: ServiceTimes) -> list[dict[str, Any]]:
-    """1 to 1,000 front ends of one core, by balancer."""
+    """1 to 1,000 replicas of one core, by balancer."""
     found = []
     for size in SIZES:
         for balance in BALANCERS:
@@ -110,7 +110,7 @@ def fleets(times: ServiceTimes) -> list[dict[str, Any]]:
             outcome = simulate(arrivals("poisson", rate, seconds, 7), times, Shape(1), size, balance)
             found.append(
                 {
-                    "front_ends": size,
+                    "replicas": size,
                     "balancer": balance,
                     "rate": rate,
                     "requests": len(outcome.requests),
@@ -155,7 +155,7 @@ def told(outcome: Outcome) -> dict[str, Any]:
         "seconds_over_50_ms": len(bad),
         "last_bad_second": bad[-1] + 1 - BEGIN if bad else 0,
         "most_pods": max(count for _, count in outcome.sizes),
-        "pod_seconds": outcome.front_end_seconds,
+        "pod_seconds": outcome.replica_seconds,
         "pods": outcome.sizes,
         "p99_ms": p99,
     }
@@ -195,13 +195,13 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "![p99 against load](../../docs/images/simulation-load.svg)",
         "",
-        f"## 1 to 1,000 front ends of one core at {FLEET_SHARE:.0%}",
+        f"## 1 to 1,000 replicas of one core at {FLEET_SHARE:.0%}",
         "",
-        "| front ends | requests/s | " + " | ".join(f"{balance}: p50, p99 ms" for balance in BALANCERS) + " |",
+        "| replicas | requests/s | " + " | ".join(f"{balance}: p50, p99 ms" for balance in BALANCERS) + " |",
         "|--:|--:|" + "--:|" * len(BALANCERS),
     ]
     for size in SIZES:
-        of = {f["balancer"]: f for f in found["fleets"] if f["front_ends"] == size}
+        of = {f["balancer"]: f for f in found["fleets"] if f["replicas"] == size}
         cells = [f"{of[b]['p50_ms']:.1f}, {of[b]['p99_ms']:.1f}" if b in of else "-" for b in BALANCERS]
         lines.append(f"| {size:,} | {next(iter(of.values()))['rate']:,.0f} | " + " | ".join(cells) + " |")
     lines += [

@@ -1,11 +1,14 @@
-"""`awnet plan`: how many front ends a load needs, what they cost, and which latencies to expect.
+"""`awnet plan`: how many replicas a load needs, what they cost, and which latencies to expect.
 
-It serves the load in virtual time: front ends with the server's own scheduler, cores that their threads share, a
+It serves the load in virtual time: replicas with the server's own scheduler, cores that their threads share, a
 balancer before them. What a request costs was measured: on the machine that the package names, or with --measure on
-yours. The least number of front ends that keeps the promise is searched; --spare ones come on top.
+yours. The least number of replicas that keeps the promise is searched; --spare ones come on top.
 
 With --measure PID a running server, one process on this machine, is asked for half a minute, and what its threads spend
 is written to --out, for --times.
+
+Default prices are in US dollars: AWS Fargate, Linux/x86, us-east-1, on demand, March 2026. Costs are in the currency of
+the prices.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ EXAMPLES = """examples:
   awnet plan --rate 100
   awnet plan --rate 10000 --p99-ms 50 --cores 4 --spare 2
   awnet plan --rate 2000 --arrivals bursts --balancer random --vcpu-hour 0.031 --gb-hour 0.004
-  awnet plan --measure $(pgrep -f 'awnet serve') --url http://127.0.0.1:8000 --out times.json
+  awnet plan --measure "$(pgrep -fo 'awnet serve')" --url http://127.0.0.1:8000 --out times.json
   awnet plan --rate 100 --times times.json
 
-exit status: 0 planned or measured, 1 no number of front ends keeps the promise, 2 nothing was begun, 130 interrupted
+exit status: 0 planned or measured, 1 no number of replicas keeps the promise, 2 nothing was begun, 130 interrupted
 """
 
 
@@ -49,9 +52,14 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--rate", type=float, metavar="R", help="requests a second on average, of one image each")
     what.add_argument("--measure", type=int, metavar="PID", help="measure the server that is this process")
     load = made.add_argument_group("the load")
-    load.add_argument("--arrivals", choices=KINDS, default="poisson", help="how requests come (default: poisson)")
+    load.add_argument(
+        "--arrivals",
+        choices=KINDS,
+        default="poisson",
+        help="how requests come: at random, evenly, or all of a second's at its beginning (default: poisson)",
+    )
     load.add_argument("--p99-ms", type=float, default=50.0, help="99 %% are answered within this time (default: 50)")
-    front = made.add_argument_group("a front end")
+    front = made.add_argument_group("a replica")
     front.add_argument("--cores", type=int, default=2, help="cores of each (default: 2)")
     front.add_argument(
         "--workers", type=int, default=1, help="processes of each, as awnet serve --workers (default: 1)"
@@ -72,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     fleet.add_argument(
         "--busy", type=float, default=0.8, help="most of the cores' time that is used, as a share (default: 0.8)"
     )
-    fleet.add_argument("--spare", type=int, default=0, help="front ends that may be missing (default: 0)")
+    fleet.add_argument("--spare", type=int, default=0, help="replicas that may be missing (default: 0)")
     fleet.add_argument(
         "--vcpu-hour", type=float, default=VCPU_HOUR, help=f"price of a vCPU hour (default: {VCPU_HOUR})"
     )
@@ -117,7 +125,7 @@ def _plan(given: argparse.Namespace) -> int:
     if given.url or given.image:
         raise ValueError("--url and --image are for --measure")
     from ..planning import times as service_times
-    from ..planning.front_end import Shape
+    from ..planning.replica import Shape
     from ..planning.sizing import Goal, Load, Price, million, month, smallest
     from .arrivals import arrivals
 
@@ -131,7 +139,7 @@ def _plan(given: argparse.Namespace) -> int:
         "p99_ms": given.p99_ms,
         "balancer": given.balancer,
         "seed": given.seed,
-        "front_end": {
+        "replica": {
             "cores": shape.cores,
             "workers": shape.workers,
             "max_batch": shape.max_batch,
@@ -143,7 +151,7 @@ def _plan(given: argparse.Namespace) -> int:
     }
     if found:
         price = Price(given.vcpu_hour, given.gb_hour)
-        count = found.front_ends + given.spare
+        count = found.replicas + given.spare
         document["plan"] = {
             **_level(found),
             "spare": given.spare,
@@ -161,27 +169,27 @@ def _plan(given: argparse.Namespace) -> int:
 
 def told(document: dict[str, Any]) -> str:
     """The plan for people."""
-    front, plan, times = document["front_end"], document["plan"], document["times"]
+    front, plan, times = document["replica"], document["plan"], document["times"]
     asked = f"{document['rate']:,g} requests a second ({document['arrivals']}), 99 % within {document['p99_ms']:g} ms"
     lines = [
         f"{asked}, balancer: {document['balancer']}",
-        f"times       {times.get('told', 'of a file that does not say whose')}",
+        f"times     {times.get('told', 'of a file that does not say whose')}",
     ]
     if plan is None:
         best = document["tried"][-1]
         lines += [
-            f"front ends  no number is enough: {best['front_ends']} have p99 {best['p99_ms']:.1f} ms and are "
+            f"replicas  no number is enough: {best['replicas']} have p99 {best['p99_ms']:.1f} ms and are "
             f"{best['busy']:.0%} busy"
         ]
         return "\n".join(lines)
     spare = f" and {plan['spare']} spare" if plan["spare"] else ""
     processes = f", {front['workers']} workers each" if front["workers"] > 1 else ""
     lines += [
-        f"front ends  {plan['front_ends']}{spare}, of {front['cores']} cores{processes}: {plan['vcpus']} vCPU, "
+        f"replicas  {plan['replicas']}{spare}, of {front['cores']} cores{processes}: {plan['vcpus']} vCPU, "
         f"{plan['memory_mb']:,} MB",
-        f"latency     p50 {plan['p50_ms']:.1f} ms, p99 {plan['p99_ms']:.1f} ms, {plan['refused']:.2%} refused",
-        f"load        cores {plan['busy']:.0%} busy, {plan['batch']:.1f} images a batch",
-        f"cost        {plan['month']:,.2f} a month, {plan['million_images']:.4f} a million images "
+        f"latency   p50 {plan['p50_ms']:.1f} ms, p99 {plan['p99_ms']:.1f} ms, {plan['refused']:.2%} refused",
+        f"load      cores {plan['busy']:.0%} busy, {plan['batch']:.1f} images a batch",
+        f"cost      {plan['month']:,.2f} a month, {plan['million_images']:.4f} a million images "
         f"({plan['vcpu_hour']:g} a vCPU hour, {plan['gb_hour']:g} a GB hour)",
     ]
     return "\n".join(lines)
@@ -189,7 +197,7 @@ def told(document: dict[str, Any]) -> str:
 
 def _level(level: Level) -> dict[str, Any]:
     return {
-        "front_ends": level.front_ends,
+        "replicas": level.replicas,
         "p50_ms": round(1000 * level.p50, 3),
         "p99_ms": round(1000 * level.p99, 3),
         "refused": round(level.refused, 5),
@@ -201,7 +209,7 @@ def _level(level: Level) -> dict[str, Any]:
 def _said(level: Level) -> None:
     """While the search goes on."""
     if sys.stderr.isatty():
-        print(f"  {level.front_ends} front ends: p99 {1000 * level.p99:.1f} ms", file=sys.stderr)
+        print(f"  {level.replicas} replicas: p99 {1000 * level.p99:.1f} ms", file=sys.stderr)
 
 
 def _measure(given: argparse.Namespace) -> int:
@@ -249,13 +257,19 @@ def _times(given: argparse.Namespace) -> ServiceTimes:
         asker = Asker([(str(parsed.hostname), port)], data, "application/octet-stream")
         try:
             await asker.connect()
-            return await measured(asker, given.measure, url, MEASURED_SECONDS, about)
+            return await measured(asker, given.measure, url, MEASURED_SECONDS, about, progress=_measuring)
         except OSError as error:
             raise ValueError(f"{url}: {error.strerror or error}") from None
         finally:
             asker.close()
 
     return run(ask())
+
+
+def _measuring(share: float) -> None:
+    """While the server is asked."""
+    if sys.stderr.isatty():
+        print(f"  measured: {share:.0%}", file=sys.stderr)
 
 
 def _write(out: Path | None, document: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""How many front ends a load needs: a discrete-event simulation with the server's own scheduler in virtual time."""
+"""How many replicas a load needs: a discrete-event simulation with the server's own scheduler in virtual time."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import simpy
 
 from .fleet import Fleet
-from .front_end import FrontEnd
+from .replica import Replica
 
 TOLERANCE = 0.1  # of Kubernetes: a ratio this close to 1 changes nothing
 
@@ -64,7 +64,7 @@ class Autoscaling:
     def _watch(self, env: simpy.Environment, fleet: Fleet) -> Generator[simpy.Event, Any, None]:
         asked: deque[tuple[float, int]] = deque()
         sizes: deque[tuple[float, int]] = deque([(env.now, fleet.size)])
-        spent: dict[FrontEnd, float] = {}
+        spent: dict[Replica, float] = {}
         while True:
             # The scrape that a decision rests on, and the window before it.
             lead = min(self.window, self.interval)

@@ -1,4 +1,4 @@
-"""Front ends behind a balancer: which of them gets a request, and what came of a load."""
+"""Replicas behind a balancer: which of them gets a request, and what came of a load."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, Literal, get_args
 
 import simpy
 
-from .front_end import FrontEnd, Request, Shape
 from .machine import Machine, Thread
+from .replica import Replica, Request, Shape
 from .times import ServiceTimes
 
 Balancer = Literal["least", "round-robin", "random", "two"]
 BALANCERS: tuple[Balancer, ...] = get_args(Balancer)
-Choose = Callable[[Sequence[FrontEnd]], FrontEnd]
+Choose = Callable[[Sequence[Replica]], Replica]
 
 
 def balancer(kind: Balancer, rng: random.Random) -> Choose:
-    """Which front end gets the next request.
+    """Which replica gets the next request.
 
     `least`: fewest requests under way, the first after the last one that was chosen (haproxy's `leastconn`).
     `two`: the emptier of two drawn at random (Mitzenmacher, "The power of two choices", 2001). `random`: what a
@@ -29,18 +29,18 @@ def balancer(kind: Balancer, rng: random.Random) -> Choose:
     """
     turn = 0
 
-    def in_turn(fronts: Sequence[FrontEnd]) -> FrontEnd:
+    def in_turn(fronts: Sequence[Replica]) -> Replica:
         nonlocal turn
         turn += 1
         return fronts[turn % len(fronts)]
 
-    def least(fronts: Sequence[FrontEnd]) -> FrontEnd:
+    def least(fronts: Sequence[Replica]) -> Replica:
         nonlocal turn
         n = len(fronts)
         turn = min(((turn + 1 + step) % n for step in range(n)), key=lambda at: fronts[at].in_flight)
         return fronts[turn]
 
-    def two(fronts: Sequence[FrontEnd]) -> FrontEnd:
+    def two(fronts: Sequence[Replica]) -> Replica:
         one, other = rng.choice(fronts), rng.choice(fronts)
         return one if one.in_flight <= other.in_flight else other
 
@@ -55,16 +55,16 @@ class Outcome:
     Attributes:
         requests: all, in the order in which they were due.
         seconds: from the first request to the last answer.
-        core_seconds: spent by all front ends.
-        front_end_seconds: that front ends were there, whether or not ready.
+        core_seconds: spent by all replicas.
+        replica_seconds: that replicas were there, whether or not ready.
         images, batches: that ran.
-        sizes: (second, front ends that were ready) at each change.
+        sizes: (second, replicas that were ready) at each change.
     """
 
     requests: list[Request] = field(default_factory=list)
     seconds: float = 0.0
     core_seconds: float = 0.0
-    front_end_seconds: float = 0.0
+    replica_seconds: float = 0.0
     images: int = 0
     batches: int = 0
     sizes: list[tuple[float, int]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Outcome:
 
 
 class Fleet:
-    """Front ends that come and go.
+    """Replicas that come and go.
 
     Args:
         start: how many there are at the beginning, ready.
@@ -101,10 +101,10 @@ class Fleet:
         machine: Machine | None = None,
     ) -> None:
         self._env = env
-        self._make = partial(FrontEnd, env, times, shape, rng, machine)
-        self.ready: list[FrontEnd] = []
+        self._make = partial(Replica, env, times, shape, rng, machine)
+        self.ready: list[Replica] = []
         self.starting = 0
-        self._gone: list[FrontEnd] = []
+        self._gone: list[Replica] = []
         self._changed = env.now
         self._there_seconds = 0.0
         self.sizes: list[tuple[float, int]] = []
@@ -113,7 +113,7 @@ class Fleet:
 
     @property
     def size(self) -> int:
-        """Front ends that are paid for: ready ones and those that start."""
+        """Replicas that are paid for: ready ones and those that start."""
         return len(self.ready) + self.starting
 
     def add(self, count: int, seconds: float) -> None:
@@ -137,12 +137,12 @@ class Fleet:
             self._gone.append(self.ready.pop())
         self.sizes.append((self._env.now, len(self.ready)))
 
-    def ever(self) -> list[FrontEnd]:
+    def ever(self) -> list[Replica]:
         """All, with those that are gone."""
         return self.ready + self._gone
 
     def there_seconds(self) -> float:
-        """Front ends times the seconds that they were there."""
+        """Replicas times the seconds that they were there."""
         self._count()
         return self._there_seconds
 
@@ -157,7 +157,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One that shares the cores of the front ends: seconds of its one thread a request, before and after."""
+    """One that shares the cores of the replicas: seconds of its one thread a request, before and after."""
 
     send: float
     receive: float
@@ -167,7 +167,7 @@ def simulate(
     arrivals: Iterable[float],
     times: ServiceTimes,
     shape: Shape = Shape(),  # noqa: B008, frozen
-    front_ends: int = 1,
+    replicas: int = 1,
     balance: Balancer = "least",
     seed: int = 0,
     *,
@@ -179,11 +179,11 @@ def simulate(
     Args:
         arrivals: when requests are due, seconds, ascending.
         control: called before the first request, starts what changes the fleet meanwhile.
-        client: all front ends then share one machine with it, of the cores that `shape` says.
+        client: all replicas then share one machine with it, of the cores that `shape` says.
     """
     env, rng = simpy.Environment(), random.Random(seed)  # noqa: S311, a load and no secret
     machine = Machine(env, shape.cores) if client else None
-    fleet = Fleet(env, times, shape, front_ends, rng, machine)
+    fleet = Fleet(env, times, shape, replicas, rng, machine)
     choose = balancer(balance, rng)
     asking = Thread(machine) if machine else None
     outcome, finished = Outcome(sizes=fleet.sizes), env.event()
@@ -225,7 +225,7 @@ def simulate(
         control(env, fleet)
     env.run(until=finished)
     outcome.seconds = env.now
-    outcome.front_end_seconds = fleet.there_seconds()
+    outcome.replica_seconds = fleet.there_seconds()
     machines = {front.machine for front in fleet.ever()}
     outcome.core_seconds = sum(machine.spent() for machine in machines)
     processes = [process for front in fleet.ever() for process in front.processes]

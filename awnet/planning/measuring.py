@@ -14,6 +14,7 @@ from .times import ServiceTimes
 CLIENTS = (2, 3, 4, 6, 8, 12, 16, 24)
 ROUNDS = 3  # so that a noisy moment hits all alike
 SPREAD = 101  # quantiles
+LEAST_SECONDS = 50e-6  # of CPU time a request: a process that spends less is not the one that answers
 
 
 class Spent(NamedTuple):
@@ -60,8 +61,9 @@ async def measured(
     Raises:
         ValueError: it is not to be measured.
     """
+    _told(pid, url), _memory_mb(pid)  # what cannot be looked at is known before half a minute has gone
     each = seconds / (ROUNDS * (len(CLIENTS) + 1) + 1)
-    await asker.closed(8, each)
+    await _first(asker, pid, url, each)
     alone: list[Sample] = []
     spent: dict[int, Spent] = {}
     decode: list[float] = []
@@ -96,6 +98,17 @@ async def measured(
         ready_seconds=ready_seconds,
         about=about,
     )
+
+
+async def _first(asker: Asker, pid: int, url: str, seconds: float) -> None:
+    """Warms the server up. Raises ValueError where it is not to be measured so."""
+    before = _told(pid, url)
+    asked = len(_answered(await asker.closed(8, seconds)))
+    images, _, loop, others = (b - a for a, b in zip(before, _told(pid, url), strict=True))
+    if loop + others < LEAST_SECONDS * asked:
+        raise ValueError(f"process {pid} does not answer at {url}: name that of a server without --workers")
+    if images < asked / 2:
+        raise ValueError(f"the model ran {images:.0f} images of {asked}: measure a server without an answer cache")
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -143,7 +156,12 @@ def _told(pid: int, url: str) -> tuple[float, float, float, float]:
 
 
 def _memory_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
+    """Raises ValueError."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    except OSError as error:
+        raise ValueError(f"process {pid} cannot be looked at: {error.strerror}") from None
+    for line in lines:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
     return 0.0

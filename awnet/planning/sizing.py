@@ -1,4 +1,4 @@
-"""The least number of front ends that keeps a promise, and what it costs."""
+"""The least number of replicas that keeps a promise, and what it costs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .fleet import Balancer, simulate
-from .front_end import Shape
+from .replica import Shape
 from .times import ServiceTimes
 
 HOURS_A_MONTH = 730.0
 REFUSED = 0.001  # share of requests that a promise may lose
-CELL = 64  # front ends that are simulated at most: more behave as so many of them do under their share of the load
-EACH = 500  # requests that are simulated at least for each front end
+CELL = 64  # replicas that are simulated at most: more behave as so many of them do under their share of the load
+EACH = 500  # requests that are simulated at least for each replica
 WARM = 0.1  # share of the time that is not counted
 Comes = Callable[[float, float], Iterator[float]]  # (requests a second, seconds) -> when they are due
 
@@ -36,7 +36,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What so many front ends make of the load.
+    """What so many replicas make of the load.
 
     Attributes:
         p50, p99: seconds, of requests that were answered.
@@ -45,7 +45,7 @@ class Level:
         batch: images in an execution, on average.
     """
 
-    front_ends: int
+    replicas: int
     p50: float
     p99: float
     refused: float
@@ -68,15 +68,15 @@ class Load:
     requests: int = 20_000
 
 
-def level(front_ends: int, load: Load, times: ServiceTimes, shape: Shape) -> Level:
+def level(replicas: int, load: Load, times: ServiceTimes, shape: Shape) -> Level:
     """One simulation."""
-    cell = min(front_ends, CELL)
-    rate = load.rate * cell / front_ends
+    cell = min(replicas, CELL)
+    rate = load.rate * cell / replicas
     seconds = max(load.requests, EACH * cell) / rate
     outcome = simulate(load.comes(rate, seconds), times, shape, cell, load.balance, load.seed)
     counted = outcome.latencies(since=WARM * seconds)
     return Level(
-        front_ends=front_ends,
+        replicas=replicas,
         p50=quantile(counted, 0.5),
         p99=quantile(counted, 0.99),
         refused=outcome.refused / len(outcome.requests) if outcome.requests else 0.0,
@@ -88,23 +88,23 @@ def level(front_ends: int, load: Load, times: ServiceTimes, shape: Shape) -> Lev
 def smallest(
     load: Load, times: ServiceTimes, shape: Shape, goal: Goal, told: Callable[[Level], object] = lambda level: None
 ) -> tuple[Level | None, list[Level]]:
-    """The least number of front ends that reaches the goal, and all that were tried.
+    """The least number of replicas that reaches the goal, and all that were tried.
 
     None where no number does: a request alone takes longer.
     """
     tried: dict[int, Level] = {}
 
-    def at(front_ends: int) -> Level:
-        if front_ends not in tried:
-            tried[front_ends] = level(front_ends, load, times, shape)
-            told(tried[front_ends])
-        return tried[front_ends]
+    def at(replicas: int) -> Level:
+        if replicas not in tried:
+            tried[replicas] = level(replicas, load, times, shape)
+            told(tried[replicas])
+        return tried[replicas]
 
     low = max(1, math.ceil(load.rate / times.capacity(shape.cores, shape.max_batch) / goal.busy))
     high = low
     while not at(high).keeps(goal):
         if at(high).busy < 0.01:
-            return None, sorted(tried.values(), key=lambda level: level.front_ends)
+            return None, sorted(tried.values(), key=lambda level: level.replicas)
         low, high = high + 1, 2 * high
     while low < high:
         middle = (low + high) // 2
@@ -112,18 +112,18 @@ def smallest(
             high = middle
         else:
             low = middle + 1
-    return at(high), sorted(tried.values(), key=lambda level: level.front_ends)
+    return at(high), sorted(tried.values(), key=lambda level: level.replicas)
 
 
-def month(front_ends: int, times: ServiceTimes, shape: Shape, price: Price) -> float:
-    """What so many front ends cost a month of 730 hours."""
+def month(replicas: int, times: ServiceTimes, shape: Shape, price: Price) -> float:
+    """What so many replicas cost a month of 730 hours."""
     hour = shape.cores * price.vcpu + shape.workers * times.memory_mb / 1000 * price.gigabyte
-    return front_ends * hour * HOURS_A_MONTH
+    return replicas * hour * HOURS_A_MONTH
 
 
-def million(front_ends: int, rate: float, times: ServiceTimes, shape: Shape, price: Price) -> float:
+def million(replicas: int, rate: float, times: ServiceTimes, shape: Shape, price: Price) -> float:
     """What a million images cost at that rate."""
-    return month(front_ends, times, shape, price) / (rate * HOURS_A_MONTH * 3600) * 1e6
+    return month(replicas, times, shape, price) / (rate * HOURS_A_MONTH * 3600) * 1e6
 
 
 def quantile(ordered: list[float], q: float) -> float:

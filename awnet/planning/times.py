@@ -1,4 +1,4 @@
-"""What a request costs a front end, as it was measured: one JSON document."""
+"""What a request costs a replica, as it was measured: one JSON document."""
 
 from __future__ import annotations
 

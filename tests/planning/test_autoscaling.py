@@ -10,7 +10,7 @@ import pytest
 from awnet.command.arrivals import arrivals
 from awnet.planning.autoscaling import Autoscaling
 from awnet.planning.fleet import Outcome, simulate
-from awnet.planning.front_end import Shape
+from awnet.planning.replica import Shape
 from awnet.planning.times import ServiceTimes
 
 TIMES = ServiceTimes({1: 0.01})  # a hundred a second a core
@@ -79,11 +79,11 @@ def test_a_calm_fleet_is_left_alone() -> None:
     assert outcome.sizes[-1][1] == 2 and outcome.refused == 0
 
 
-def test_front_ends_are_paid_for_while_they_start() -> None:
+def test_replicas_are_paid_for_while_they_start() -> None:
     outcome = served(Autoscaling("queue", start=20.0), 50, 300, 10, 50, 60)
     grown = next(when for when, count in outcome.sizes if count > 2)
     assert grown >= 15 + 20
-    assert outcome.front_end_seconds > 2 * outcome.seconds + 40
+    assert outcome.replica_seconds > 2 * outcome.seconds + 40
 
 
 @pytest.mark.parametrize("on", ["queue", "cpu"])

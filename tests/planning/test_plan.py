@@ -1,8 +1,9 @@
-"""`awnet plan`: the least number of front ends that keeps a promise, and what it costs."""
+"""`awnet plan`: the least number of replicas that keeps a promise, and what it costs."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from awnet.__main__ import main
 from awnet.command import plan as plan_command
 from awnet.command.arrivals import arrivals
 from awnet.planning import sizing
-from awnet.planning.front_end import Shape
+from awnet.planning.replica import Shape
 from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest
 from awnet.planning.times import BUNDLED, MAX_BYTES, ServiceTimes, parsed, read, written
 from benchmarks.harness.processes import Server
@@ -36,9 +37,9 @@ def plan(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 def test_one_fewer_would_not_do() -> None:
     goal = Goal(0.03)
     found, tried = smallest(load(1000), TIMES, ONE, goal)
-    assert found is not None and found.keeps(goal) and found.front_ends > 2
-    assert not level(found.front_ends - 1, load(1000), TIMES, ONE).keeps(goal)
-    assert [each.front_ends for each in tried] == sorted({each.front_ends for each in tried})
+    assert found is not None and found.keeps(goal) and found.replicas > 2
+    assert not level(found.replicas - 1, load(1000), TIMES, ONE).keeps(goal)
+    assert [each.replicas for each in tried] == sorted({each.replicas for each in tried})
 
 
 def test_a_promise_below_the_service_time_cannot_be_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,13 +56,13 @@ def test_room_is_left_in_the_cores() -> None:
 
 
 def test_a_large_fleet_behaves_as_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than `CELL` front ends are not simulated: each has the load that it would have among so many."""
+    """More than `CELL` replicas are not simulated: each has the load that it would have among so many."""
     monkeypatch.setattr(sizing, "CELL", 8)
     whole, part = (level(count, load(150 * count), TIMES, ONE) for count in (1000, 8))
     assert whole.p99 == pytest.approx(part.p99) and whole.busy == pytest.approx(part.busy)
 
 
-def test_costs_are_front_ends_times_hours() -> None:
+def test_costs_are_replicas_times_hours() -> None:
     shape, price = Shape(2, workers=2), Price(0.04, 0.005)
     assert month(3, TIMES, shape, price) == pytest.approx(3 * (2 * 0.04 + 2 * 0.005) * 730)
     assert million(3, 100, TIMES, shape, price) == pytest.approx(3 * 0.09 / 3600 / 100 * 1e6)
@@ -69,11 +70,11 @@ def test_costs_are_front_ends_times_hours() -> None:
 
 @pytest.mark.slow
 def test_the_plan_says_what_to_run_and_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundled times; more load, more front ends; spare ones cost and do not serve."""
+    """The bundled times; more load, more replicas; spare ones cost and do not serve."""
     small, large = (plan(tmp_path, "--rate", rate) for rate in ("100", "1500"))
     spare = plan(tmp_path, "--rate", "100", "--spare", "1")
-    assert small["plan"]["front_ends"] == 1 < large["plan"]["front_ends"]
-    assert spare["plan"]["front_ends"] == 1 and spare["plan"]["vcpus"] == 2 * small["plan"]["vcpus"]
+    assert small["plan"]["replicas"] == 1 < large["plan"]["replicas"]
+    assert spare["plan"]["replicas"] == 1 and spare["plan"]["vcpus"] == 2 * small["plan"]["vcpus"]
     assert spare["plan"]["month"] == pytest.approx(2 * small["plan"]["month"], abs=0.02)
     assert large["plan"]["million_images"] < small["plan"]["million_images"]
     assert large["plan"]["p99_ms"] <= 50 and large["plan"]["busy"] <= 0.8
@@ -88,7 +89,7 @@ def test_a_balancer_that_does_not_look_needs_more(tmp_path: Path) -> None:
         balance: plan(tmp_path, "--rate", "2000", "--p99-ms", "12", "--busy", "0.9", "--balancer", balance)["plan"]
         for balance in ("least", "random")
     }
-    assert needed["least"]["front_ends"] < needed["random"]["front_ends"]
+    assert needed["least"]["replicas"] < needed["random"]["replicas"]
 
 
 @pytest.mark.parametrize(
@@ -178,10 +179,32 @@ def test_a_running_server_is_measured(
         assert main(["plan", "--measure", str(server.pid), "--url", server.url, "--out", str(out)]) == 0
         bad = tmp_path / "bad.png"
         bad.write_bytes(b"none")
-        assert main(["plan", "--measure", "1", "--url", server.url, "--image", str(bad), "--out", str(bad)]) == 2
+        arguments = ["--url", server.url, "--image", str(bad), "--out", str(bad)]
+        assert main(["plan", "--measure", str(server.pid), *arguments]) == 2
     said = capsys.readouterr()
     assert "one core answers" in said.out and "status 415" in said.err and bad.read_bytes() == b"none"
     times = read(out)
     assert 0.0003 < times.execution(1) < 0.1 and 0.00005 < times.request(1) - times.execution(1) < 0.01
     assert 50 < times.memory_mb < 1000
     assert main(["plan", "--rate", "10", "--times", str(out), "--p99-ms", "1000"]) == 0
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_process_that_does_not_run_the_images_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped number, a supervisor or an answer cache would say that a request costs nothing."""
+    monkeypatch.setattr(plan_command, "MEASURED_SECONDS", 2.0)
+    out = tmp_path / "times.json"
+    with Server(tmp_path, drain_seconds=0, answer_cache=8) as server, subprocess.Popen(["sleep", "60"]) as idle:
+        server.wait_ready()
+        for pid, said in (
+            (999_999_999, "process 999999999 cannot be looked at: No such file or directory"),
+            (idle.pid, f"process {idle.pid} does not answer at {server.url}"),
+            (server.pid, "measure a server without an answer cache"),
+        ):
+            assert main(["plan", "--measure", str(pid), "--url", server.url, "--out", str(out)]) == 2
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1 and not out.exists()
+        idle.kill()

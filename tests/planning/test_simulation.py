@@ -11,8 +11,8 @@ import pytest
 
 from awnet.command.arrivals import arrivals
 from awnet.planning.fleet import BALANCERS, Balancer, Client, Outcome, simulate
-from awnet.planning.front_end import Shape
 from awnet.planning.machine import Machine
+from awnet.planning.replica import Shape
 from awnet.planning.times import ServiceTimes
 
 MILLISECOND = 0.001
@@ -74,7 +74,7 @@ def test_cores_are_busy_for_as_long_as_the_work_takes() -> None:
     outcome = simulate(poisson(400, 10), REAL, Shape(1, max_batch=1))
     work = len(outcome.requests) * (REAL.read + REAL.decode + REAL.answer + REAL.deliver + REAL.executions[1])
     assert outcome.core_seconds == pytest.approx(work, rel=0.02)
-    assert outcome.front_end_seconds == pytest.approx(outcome.seconds)
+    assert outcome.replica_seconds == pytest.approx(outcome.seconds)
 
 
 def test_the_same_seed_gives_the_same_answer_times() -> None:
@@ -113,7 +113,7 @@ def test_a_client_on_the_same_cores_takes_its_part() -> None:
 
 
 def test_a_balancer_that_looks_beats_one_that_does_not() -> None:
-    """p99 of eight front ends at 80 % of what they can do: fewest under way, the emptier of two, any."""
+    """p99 of eight replicas at 80 % of what they can do: fewest under way, the emptier of two, any."""
     p99 = {}
     for balance in BALANCERS:
         latencies = simulate(poisson(0.8 * 8 * REAL.capacity(1, 8), 3), REAL, Shape(1), 8, balance).latencies()

@@ -1,4 +1,4 @@
-"""A front end in virtual time: event loop, engine threads, and between them the scheduler that the server has."""
+"""A replica in virtual time: event loop, engine threads, and between them the scheduler that the server has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .times import ServiceTimes
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a front end: settings of the server that matter here, with their defaults.
+    """Of a replica: settings of the server that matter here, with their defaults.
 
     Deadlines are left out: the queue is refused long before `AWNET_TIMEOUT_SECONDS` have passed.
 
@@ -150,7 +150,7 @@ class Process:
         self._loop.run(lambda: before + self._times.answer, told)
 
 
-class FrontEnd:
+class Replica:
     """A machine with its processes: a server, a pod."""
 
     def __init__(
