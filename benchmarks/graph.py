@@ -8,7 +8,8 @@ Four graphs of the same sizes, all with random weights (the time does not depend
 
 Each runs at its own best session settings (found first, on the same inputs), then all run in interleaved
 rounds, so that a noisy moment hits them alike. In a round each runs for a slice of time and its fastest call
-counts; the figures are medians over the rounds, the ratios medians of the ratios within a round.
+counts; the figures are medians over the rounds, the ratios medians of the ratios within a round. With `--threads 1`
+times are processor time, which other programs disturb least.
 """
 
 from __future__ import annotations
@@ -187,15 +188,16 @@ def compare(net: AWNet, batches: Sequence[int], threads: Sequence[int], rounds: 
     """One row a batch size: latency of each graph, ratios to static, settings chosen and reorder nodes."""
     models = graphs(net)
     size = net.config.image_size
+    clock = time.thread_time if max(threads) == 1 else time.perf_counter
     rows = []
     for batch in batches:
         image = np.random.default_rng(batch).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
-        best = {name: _best_settings(model, image, threads, slice_seconds) for name, model in models.items()}
+        best = {name: _best_settings(model, image, threads, slice_seconds, clock) for name, model in models.items()}
         sessions = {name: session(model, best[name]) for name, model in models.items()}
         times: dict[str, list[float]] = {name: [] for name in models}
         for k in range(rounds + 1):
             for name in list(models)[:: 1 if k % 2 else -1]:
-                took = seconds(sessions[name], image, slice_seconds)
+                took = seconds(sessions[name], image, slice_seconds, clock)
                 if k:  # the first round warms up
                     times[name].append(took)
         rows.append(
@@ -221,14 +223,16 @@ def ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
-def _best_settings(model: bytes, image: Any, threads: Sequence[int], slice_seconds: float) -> Settings:
+def _best_settings(
+    model: bytes, image: Any, threads: Sequence[int], slice_seconds: float, clock: Callable[[], float]
+) -> Settings:
     """The fastest settings by interleaved trials."""
     tried = settings_to_try(threads)
     sessions = [session(model, settings) for settings in tried]
     times: list[list[float]] = [[] for _ in tried]
     for _ in range(4):
         for one, run in zip(times, sessions, strict=True):
-            one.append(seconds(run, image, slice_seconds / 2))
+            one.append(seconds(run, image, slice_seconds / 2, clock))
     return min(zip(tried, times, strict=True), key=lambda pair: statistics.median(pair[1][1:]))[0]
 
 
@@ -244,11 +248,13 @@ def _line(row: Any) -> str:
 def markdown(document: Any) -> str:
     """The results as a table."""
     machine = document["machine"]
+    alone = all(g["settings"]["threads"] == 1 for row in document["rows"] for g in row["graphs"].values())
+    took = "Processor time of the fastest call" if alone else "Fastest call"
     lines = [
         "# Cost of modulation at inference",
         "",
         f"Made by `{document['command']}` on {document['date']}: {machine['cores']} cores of {machine['processor']}, "
-        f"onnxruntime {machine['onnxruntime']}. Fastest call of a slice, medians of {document['rounds']} interleaved "
+        f"onnxruntime {machine['onnxruntime']}. {took} of a slice, medians of {document['rounds']} interleaved "
         "rounds; ratios to the "
         "static trunk + static detector of the same sizes, each graph at its best session settings.",
         "",
