@@ -13,7 +13,8 @@ from typing import Any
 
 from export.layout import CONFIG_FILE, METADATA_KEY, quoted
 from export.publication import add_version
-from server.engines.onnx_wire import Field, encoded, fields
+from server.engines.onnx_cut import property_of
+from server.engines.onnx_wire import encoded, fields
 
 METADATA_PROPS = 14  # of ModelProto; its entries have a key (1) and a value (2)
 
@@ -24,24 +25,25 @@ class VersionError(ValueError):
 
 def contract_of(model: bytes) -> dict[str, Any]:
     """The contract as JSON. Raises VersionError, or ContractError where the file is no ONNX."""
-    for _, entry in _metadata(model):
-        if entry.get(1) == METADATA_KEY.encode():
-            try:
-                found = json.loads(entry.get(2, b""))
-            except ValueError as error:
-                raise VersionError(f"the model's contract is not JSON: {error}") from None
-            if isinstance(found, dict):
-                return found
-    raise VersionError("the model carries no contract: it was not made by `awnet export`")
+    text = property_of(model, METADATA_KEY)
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise VersionError(f"the model's contract is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise VersionError("the model carries no contract: it was not made by `awnet export`")
+    return found
 
 
 def with_contract(model: bytes, contract: Mapping[str, Any]) -> bytes:
     """The model with this contract in place of its own; every other byte is kept."""
     text = json.dumps(contract, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     entry = encoded(METADATA_PROPS, encoded(1, METADATA_KEY.encode()) + encoded(2, text))
-    for place, found in _metadata(model):
-        if found.get(1) == METADATA_KEY.encode():
-            return model[: place.begin] + entry + model[place.end :]
+    for place in fields(model, 0, len(model)):
+        if place.number == METADATA_PROPS:
+            inside = {inner.number: model[inner.at : inner.end] for inner in fields(model, place.at, place.end)}
+            if inside.get(1) == METADATA_KEY.encode():
+                return model[: place.begin] + entry + model[place.end :]
     raise VersionError("the model carries no contract")
 
 
@@ -78,13 +80,4 @@ def published(folder: Path) -> list[str]:
     return [
         f"published: {folder}, unsigned: `python -m export.sign` signs it where servers ask for that",
         f"serve it:  awnet serve --repository {folder.parent.parent} --model {folder.parent.name}",
-    ]
-
-
-def _metadata(model: bytes) -> list[tuple[Field, dict[int, bytes]]]:
-    """Each metadata entry: where it lies, and its fields."""
-    return [
-        (place, {inner.number: model[inner.at : inner.end] for inner in fields(model, place.at, place.end)})
-        for place in fields(model, 0, len(model))
-        if place.number == METADATA_PROPS
     ]

@@ -12,15 +12,14 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
-from PIL import Image
 
 from benchmarks.harness.load import loaded
 from benchmarks.harness.processes import Server
 from benchmarks.scenarios import Bench, pair
 from tests.requires import requires
+from tests.server.cached import file
 from tests.server.guard.test_guard import variants
 from tests.server.keys import key, table, write
 from tests.server.tiny import encoded, plain, publish
@@ -28,7 +27,7 @@ from tests.server.tiny import encoded, plain, publish
 BY_ADDRESS, BY_KEY = "hdr(x-awnet-address)", "hdr(x-awnet-caller)"
 LIMIT = 8
 IMAGE = encoded(plain(0.9))
-ALIKE = [encoded(Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))) for pixels in variants(0, 40)]
+ALIKE = [file(pixels) for pixels in variants(0, 40)]
 
 Pair = Callable[..., AbstractAsyncContextManager[Any]]
 

@@ -22,6 +22,7 @@ from tests.server.cached import ADVERSARIAL, CLEAN, ME, OTHER, Cached, without_t
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
 from tests.server.tiny import encoded, noise, plain, publish
+from tests.waiting import until
 
 INFER = "/v2/models/awnet/infer"
 Serve = Callable[..., Cached]
@@ -227,17 +228,14 @@ def test_a_shadow_is_compared_on_every_request(serve_cached: Serve) -> None:
     small = serve_cached(version="1")
     small.run(small.service.models.set_shadow(2))
     small.engine.asked = []
+    models = small.service.models
 
     async def ask(times: int) -> None:
         for _ in range(times):
-            compared = small.service.models
             answer = await small.post("/predict", content=CLEAN)
             assert answer.status_code == 200
             assert "cached" not in answer.json()
-            for _ in range(400):
-                if not compared._rollouts["awnet"]._comparer._tasks:
-                    break
-                await asyncio.sleep(0.005)
+            await until(lambda: not models._rollouts["awnet"]._comparer._tasks)
 
     small.run(ask(4))
     assert small.asked == 8
@@ -256,7 +254,7 @@ def test_a_golden_image_that_is_answered_wrongly_empties_the_cache(serve_cached:
     async def asked_meanwhile() -> None:
         small.engine.gate.clear()
         asking = asyncio.create_task(small.post("/predict", content=ADVERSARIAL))
-        await asyncio.sleep(0.05)
+        await until(lambda: len(small.engine.asked) == 2)
         small.service._missed(small.service.models.latest(), "auto", "clean")
         small.engine.gate.set()
         assert (await asking).status_code == 200

@@ -27,6 +27,7 @@ from tests.server.cached import ADVERSARIAL, CLEAN, OTHER, Cached, file
 from tests.server.guard.test_guard import variants
 from tests.server.small import Small
 from tests.server.tiny import SIZE, encoded, noise
+from tests.waiting import until
 
 Serve = Callable[..., Cached]
 
@@ -114,7 +115,7 @@ def test_identical_images_at_a_time_are_each_computed_and_kept_once(serve_cached
     async def together() -> list[httpx.Response]:
         small.engine.gate.clear()
         asking = [asyncio.create_task(small.post("/predict", content=CLEAN)) for _ in range(5)]
-        await asyncio.sleep(0.05)
+        await until(lambda: len(small.engine.asked) == 5)
         small.engine.gate.set()
         return await asyncio.gather(*asking)
 
