@@ -6,7 +6,7 @@ import asyncio
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -59,6 +59,11 @@ async def images(front: Server) -> float:
     return sum(n for name, n in (await front.metrics()).items() if name.startswith("awnet_watched_images_total"))
 
 
+async def grown(fronts: Sequence[Server], before: Sequence[float]) -> list[float]:
+    """That each of them has judged since `before`."""
+    return [await images(front) - count for front, count in zip(fronts, before, strict=True)]
+
+
 async def found_after(port: int, **caller: str) -> int:
     """Like images that a client sends until it is told that they are too many."""
     for count, image in enumerate(ALIKE, 1):
@@ -82,9 +87,9 @@ def test_a_client_meets_one_front_end_and_clients_are_spread_over_both(two: Pair
                     headers = {"x_awnet_address": f"192.0.2.{n}", "authorization": f"Bearer {n}", "x_api_key": str(n)}
                     status, _ = await predict(haproxy.port, IMAGE, f"127.0.2.{client + 1}", **headers)
                     assert status == 200
-                grown = [await images(front) - count for front, count in zip(fronts, before, strict=True)]
-                assert sorted(grown) == [0, 4]
-                homes.append(grown.index(4))
+                added = await grown(fronts, before)
+                assert sorted(added) == [0, 4]
+                homes.append(added.index(4))
             assert 2 <= sum(homes) <= 10
             assert sum([await images(front) for front in fronts]) == 48
 
@@ -105,9 +110,9 @@ def test_a_key_meets_one_front_end_from_everywhere_however_it_is_written(two: Pa
                 written = [{"authorization": form.format(one)} for form in ("Bearer {}", "bearer {}", "BEARER   {}\t")]
                 for n, headers in enumerate([*written, {"x_api_key": one}, {"x_api_key": f" {one} "}]):
                     assert (await predict(haproxy.port, IMAGE, f"127.0.3.{n + 1}", **headers))[0] == 200
-                grown = [await images(front) - count for front, count in zip(fronts, before, strict=True)]
-                assert sorted(grown) == [0, 5]
-                homes.append(grown.index(5))
+                added = await grown(fronts, before)
+                assert sorted(added) == [0, 5]
+                homes.append(added.index(5))
             assert 1 <= sum(homes) <= 7
 
     asyncio.run(scenario())
@@ -165,8 +170,8 @@ def test_the_clients_of_a_front_end_that_is_killed_are_answered_by_the_other(two
             for address in ("127.0.0.1", elsewhere):
                 before = [await images(front) for front in (home, other)]
                 assert (await predict(haproxy.port, IMAGE, address))[0] == 200
-                grown = [await images(front) - n for front, n in zip((home, other), before, strict=True)]
-                assert grown == ([1, 0] if address == "127.0.0.1" else [0, 1])
+                added = await grown((home, other), before)
+                assert added == ([1, 0] if address == "127.0.0.1" else [0, 1])
 
     asyncio.run(scenario())
 

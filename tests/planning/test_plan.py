@@ -13,6 +13,7 @@ from awnet.__main__ import main
 from awnet.command import plan as plan_command
 from awnet.command.arrivals import arrivals
 from awnet.planning import sizing
+from awnet.planning.fleet import BALANCERS
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest
 from awnet.planning.times import BUNDLED, MAX_BYTES, ServiceTimes, parsed, read, written
@@ -32,6 +33,14 @@ def plan(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     assert main(["plan", *arguments, "--out", str(out)]) == 0
     document: dict[str, Any] = json.loads(out.read_text("utf-8"))
     return document
+
+
+def test_each_balancer_that_is_simulated_can_be_planned_for() -> None:
+    """The command names them itself, since it is parsed without simpy."""
+    for balance in BALANCERS:
+        assert plan_command.parser().parse_args(["--rate", "1", "--balancer", balance]).balancer == balance
+    with pytest.raises(SystemExit, match="2"):
+        plan_command.parser().parse_args(["--rate", "1", "--balancer", "none"])
 
 
 def test_one_fewer_would_not_do() -> None:
