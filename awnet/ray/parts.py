@@ -109,10 +109,14 @@ class Parts:
         try:
             before = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
+            if any(not left.name.startswith(".") for left in self.folder.iterdir()):  # `close` would remove it
+                raise OutputError(f"{self.folder} holds what is not of a run: name another --out") from None
             replace(path, json.dumps(run, indent=1).encode())
             return
-        except (OSError, ValueError):
-            raise OutputError(f"{path} is no file of ours: remove {self.folder}") from None
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise OutputError(f"{path} is no file of ours: remove {self.folder}")
         for name, value in run.items():
             if before.get(name) != value:
                 raise OutputError(

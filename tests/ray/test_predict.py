@@ -191,6 +191,20 @@ def test_a_run_goes_on_with_the_same_images_and_model_alone(tmp_path: Path) -> N
         Parts(out, found, RUN, resume=True)
 
 
+def test_what_another_has_left_under_the_name_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    """Nothing of it is changed, let alone removed once the run ends."""
+    folder = tmp_path / "out.partial"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not of a run"):
+        Parts(tmp_path / "out", [Files("x", ("a",), ("a",))], RUN, resume=True)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    for wrong in ("[]", "[" * 100_000):
+        (folder / "_run.json").write_text(wrong)
+        with pytest.raises(OutputError, match="no file of ours"):
+            Parts(tmp_path / "out", [Files("x", ("a",), ("a",))], RUN, resume=True)
+
+
 def test_a_part_with_a_row_too_few_is_not_published(tmp_path: Path) -> None:
     """The promise is checked and not believed."""
     parts = Parts(tmp_path / "out", [Files("x", ("a", "b"), ("a", "b"))], RUN, resume=False)
