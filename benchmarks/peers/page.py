@@ -99,8 +99,11 @@ def _steady(found: dict[str, Any]) -> Iterator[Goal]:
 def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
     run, machine, contestants = found["run"], found["machine"], found["contestants"]
+    with_ours = any(name.startswith(OURS) for name in contestants)
     lines = [
-        "# Ours beside others that serve models",
+        "# Ours beside others that serve models"
+        if with_ours
+        else "# Peers with the settings that they were tried with",
         "",
         f"{machine['cpu']}, {machine['cores']} cores shared by servers and client; load "
         f"{machine['load_before'][0]:.1f} before, {machine['load_after'][0]:.1f} after (the run itself makes 2 to 4); "
@@ -108,11 +111,10 @@ def markdown(found: dict[str, Any]) -> str:
         f"interleaved rounds of {run['seconds']:g} s.",
         "",
         f"Made by `{run['command']}`; the environments by `python -m benchmarks.peers --set-up DIR`.",
-        "",
-        "| | goal | measured | |",
-        "|---|---|---|---|",
-        *(f"| {g.what} | {g.wanted} | {g.found} | {'met' if g.met else '**not met**'} |" for g in goals(found)),
     ]
+    if told := goals(found):
+        lines += ["", "| | goal | measured | |", "|---|---|---|---|"]
+        lines += [f"| {g.what} | {g.wanted} | {g.found} | {'met' if g.met else '**not met**'} |" for g in told]
     for clients in run["clients"]:
         lines += ["", f"## {clients} clients" if clients != 1 else "## One client", ""]
         lines += ["| contestant | processes | requests/s | p50 ms | p99 ms | CPU ms a request | cores busy | failed |"]
@@ -126,9 +128,9 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {row['cpu_ms']:.2f} | {row['cores']:.2f} | {row['failed']:.0f} |"
             )
     lines += [f"\nLeft out: {name}: {why}" for name, why in found.get("absent", {}).items()]
-    if told := list(ratios(contestants)):
+    if beside := list(ratios(contestants)):
         lines += ["", "| clients | processes | the best peer | ours / its requests a second |", "|--:|--:|---|--:|"]
-        lines += [f"| {clients} | {processes} | {name} | {ratio:.2f} |" for clients, processes, name, ratio in told]
+        lines += [f"| {clients} | {processes} | {name} | {ratio:.2f} |" for clients, processes, name, ratio in beside]
     return "\n".join([*lines, *_limits(found), *_at_70_percent(found), *_start(found), *_who(found), ""])
 
 
