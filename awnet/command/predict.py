@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   cat photo.jpg | awnet predict -
   awnet predict photos --model awnet --mode auto --threads 2   any option of `awnet serve`
 
-  awnet predict --engine ray ...                               folders, Parquet and buckets by many processes
+  awnet predict --engine ray --help                            folders, Parquet and buckets by many processes
 
 exit status: 0 all images were answered, 1 some were not, 2 nothing was begun, 130 interrupted
 """

@@ -72,5 +72,6 @@ class Progress:
     def _line(self) -> str:
         done, seconds = self.counts.total(), time.monotonic() - self._begun
         rate = (done - self.counts["before"]) / seconds if seconds else 0.0
+        digits = 0 if rate >= 10 else 1
         counts = ", ".join(f"{count} {what}" for what, count in self.counts.items())
-        return f"{done} of {self._images} images in {seconds:.1f} s ({rate:.0f} a second): {counts or 'none'}"
+        return f"{done} of {self._images} images in {seconds:.1f} s ({rate:.{digits}f} a second): {counts or 'none'}"

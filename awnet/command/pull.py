@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bar = _Bar(shown=sys.stderr.isatty() and not given.quiet)
     try:
-        task = dataclasses.replace(_task(given), progress=bar.at, before=_tell_triton)
+        task = dataclasses.replace(
+            _task(given), progress=bar.at, say=_nothing if given.quiet else bar.say, before=_tell_triton
+        )
     except ValueError as error:  # SettingsError, too
         print(f"awnet pull: {error}", file=sys.stderr)
         return 2
@@ -109,6 +111,10 @@ def _task(given: argparse.Namespace) -> Pull:
     try:
         source = parse_model_source(given.source)
     except ValueError as error:
+        if Path(given.source).exists():
+            raise ValueError(
+                f"SOURCE is an address; that of this path is {Path(given.source).absolute().as_uri()}"
+            ) from None
         raise ValueError(f"SOURCE {error}") from None
     if given.digest is not None:
         digest = re.fullmatch("(?:sha256:)?([0-9a-f]{64})", given.digest)
@@ -126,7 +132,7 @@ def _task(given: argparse.Namespace) -> Pull:
     seconds = 600.0 if given.seconds is None else given.seconds
     if not 0 < seconds <= MAX_SECONDS:
         raise ValueError(f"--seconds must be above 0 and at most {MAX_SECONDS}")
-    return Pull(source, given.to or Path("model_repository"), name, version, given.signing_key, seconds, say=_say)
+    return Pull(source, given.to or Path("model_repository"), name, version, given.signing_key, seconds)
 
 
 def _tell_triton(home: Path, version: int, model: bytes) -> None:
@@ -146,8 +152,8 @@ def _tell_triton(home: Path, version: int, model: bytes) -> None:
         replace(home / "config.pbtxt", described)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+def _nothing(line: str) -> None:
+    pass
 
 
 class _Bar:
@@ -168,6 +174,11 @@ class _Bar:
         print(
             f"\r{done / 1e6:.1f}{of}, {done / 1e6 / max(now - self._begun, 1e-3):.1f} MB/s  ", end="", file=sys.stderr
         )
+
+    def say(self, line: str) -> None:
+        """Another line."""
+        self.end()
+        print(line, file=sys.stderr)
 
     def end(self) -> None:
         """Leave the line."""

@@ -48,7 +48,7 @@ class Pull:
             the model.
         seconds: for all of it.
         progress: told of bytes of the model.
-        say: told what takes long.
+        say: told what takes long, and what is tried again.
         before: called with the folder of the model, a number and a model that gets it, before it is there.
     """
 
@@ -102,7 +102,7 @@ async def _alone(task: Pull) -> Pulled:
     if (there := _there(task, task.source)) is not None:
         return there
     staging = task.home / STAGING
-    async with Transfer() as transfer:
+    async with Transfer(task.say) as transfer:
         origin = origin_of(task.source, transfer)
         expected = await origin.expected()
         if task.source.sha256 not in ("", expected):
@@ -112,6 +112,7 @@ async def _alone(task: Pull) -> Pulled:
         try:
             for stale in task.home.glob(".partial-*"):
                 shutil.rmtree(stale)
+            task.say(f"fetching {task.source}")
             return await _fetch(task, origin, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

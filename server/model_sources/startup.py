@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from ..core.model_source import parse_model_source
 from ..settings import Settings
@@ -33,7 +34,7 @@ def task_of(settings: Settings) -> Pull:
         settings.pinned,
         settings.signing_key,
         settings.model_source_seconds,
-        say=log.info,
+        say=partial(log.info, "model source: %s"),
     )
 
 

@@ -80,9 +80,14 @@ class _AgainError(Exception):
 
 
 class Transfer:
-    """An asynchronous context that fetches files."""
+    """An asynchronous context that fetches files.
 
-    def __init__(self) -> None:
+    Args:
+        say: told what is tried again, and why.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
+        self._say = say
         for library in ("httpx", "httpcore"):  # they log addresses and headers, in which secrets are
             logging.getLogger(library).setLevel(logging.WARNING)
         self._met: dict[Origin, list[Address]] = {}
@@ -162,9 +167,10 @@ class Transfer:
             except (_AgainError, httpx.TransportError) as error:
                 tried = 1 if done() > before else tried + 1
                 before = done()
+                where, why = said(_address(request.url)), _why(error)
                 if tried >= TRIES:
-                    where, why = said(_address(request.url)), str(error) or type(error).__name__
                     raise SourceError(f"{where}: {why}; given up after {TRIES} tries") from None
+                self._say(f"{where}: {why}; tried again")
                 pause = FIRST_PAUSE_SECONDS * 2.0 ** (tried - 1)
                 asked = error.seconds if isinstance(error, _AgainError) else None
                 # Not all at once, where many servers ask for the same file.
@@ -208,6 +214,11 @@ class Transfer:
             finally:
                 await answer.aclose()
         raise SourceError(f"{said(own)} redirects more than {MAX_REDIRECTS} times")
+
+
+def _why(error: Exception) -> str:
+    """Without the number that the system has for it."""
+    return re.sub(r"^\[Errno -?[0-9]+\] ", "", str(error)) or type(error).__name__
 
 
 def room(file: BinaryIO, size: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from awnet.__main__ import main
 from export.repository import publish as export_publish
+from server.model_sources import transfer
 from tests.server.model_sources.conftest import files
 from tests.server.model_sources.static import Static, body, serving
 from tests.server.tiny import publish
@@ -38,7 +39,7 @@ def test_what_was_fetched_is_told_with_how_to_pin_it(
     digest = hashlib.sha256(model).hexdigest()
     assert capsys.readouterr() == (
         f"version 7 of ours was fetched: {tmp_path}/models/ours/7\npinned: {web.url}/model.onnx#sha256={digest}\n",
-        "",
+        f"fetching {web.url}/model.onnx\n",
     )
     assert main([*arguments, "--digest", f"sha256:{digest}"]) == 0
     assert "is there already" in capsys.readouterr().out
@@ -100,7 +101,7 @@ def test_a_terminal_sees_how_far_it_is(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main(["pull", f"{web.url}/model.onnx", "--to", str(tmp_path / "models")]) == 0
     said = capsys.readouterr().err
-    assert "100 %" in said and "MB/s" in said and said.startswith("\r") and said.endswith("\n")
+    assert "100 %" in said and "MB/s" in said and "\n\r" in said and said.endswith("\n")
 
 
 def test_what_could_not_be_fetched_is_told_in_one_line(
@@ -108,5 +109,34 @@ def test_what_could_not_be_fetched_is_told_in_one_line(
 ) -> None:
     assert main(["pull", f"{web.url}/nothing", "--to", str(tmp_path / "models")]) == 1
     said = capsys.readouterr().err
-    assert "404" in said and said.count("\n") == 1
+    assert "404" in said and said.count("\n") == 2 and said.startswith(f"fetching {web.url}/nothing\n")
     assert files(tmp_path / "models") == []
+
+
+def test_who_gives_a_path_is_told_its_address(
+    model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the first thing that one types."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["pull", "published/awnet/1", "--to", "models"]) == 2
+    address = capsys.readouterr().err.split()[-1]
+    assert address == f"file://{tmp_path}/published/awnet/1"
+    assert main(["pull", address, "--to", "models"]) == 0
+
+
+def test_what_is_tried_again_is_told_meanwhile(
+    web: Static, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A source that cannot be reached is no silence of ten seconds; --quiet is told of the end alone."""
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.001)
+    nobody = "http://127.0.0.1:1/model.onnx"
+    assert main(["pull", nobody, "--to", str(tmp_path / "models")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("; ")[2] for line in said] == [
+        f"fetching {nobody}",
+        *["tried again"] * (transfer.TRIES - 1),
+        f"given up after {transfer.TRIES} tries",
+    ]
+    assert all(nobody in line and "Errno" not in line for line in said)
+    assert main(["pull", nobody, "--to", str(tmp_path / "models"), "--quiet"]) == 1
+    assert capsys.readouterr().err.splitlines() == said[-1:]

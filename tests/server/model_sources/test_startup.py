@@ -80,7 +80,9 @@ def test_a_source_that_cannot_be_fetched_ends_the_start_in_one_line(
     publish(repository)
     done = serve(repository=repository, model_source=f"{web.url}/model.onnx?sig=secret#sha256={'0' * 64}")
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "Model not fetched" in done.stderr and "404" in done.stderr
+    begun, ended = done.stderr.splitlines()
+    assert f"model source: fetching {web.url}/model.onnx#sha256=" in begun
+    assert "Model not fetched" in ended and "404" in ended
     assert "secret" not in done.stderr
 
 
