@@ -128,8 +128,9 @@ def paths_in(text: str) -> list[str]:
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path != "CHANGELOG.md"], ids=lambda path: path)
 def test_every_path_that_a_document_names_exists(document):
-    """A reader who follows a path finds the file."""
-    assert [path for path in paths_in((ROOT / document).read_text("utf-8")) if not list(ROOT.glob(path))] == []
+    """A reader who follows a path finds the file; `--out` of a benchmark names a report without its suffix."""
+    named = paths_in((ROOT / document).read_text("utf-8"))
+    assert [path for path in named if not list(ROOT.glob(path)) and not (ROOT / f"{path}.md").is_file()] == []
 
 
 def test_a_path_that_leads_nowhere_is_found():
