@@ -63,14 +63,15 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
 def _with_model(settings: Settings) -> Settings | None:
     """The settings once their model source was fetched; None where it could not be, and the log says why."""
     # Imported only here: a server that fetches nothing needs no client.
-    from .model_sources.startup import fetch
+    from .model_sources.startup import fetch, run
     from .monitoring.log_writer import log_to_stderr
 
     log_to_stderr(settings.log_level, "%(name)s")
-    # Signals end this by an exception, so that what was begun is removed.
-    before = {sent: signal.signal(sent, lambda *_: sys.exit(0)) for sent in (signal.SIGTERM, signal.SIGINT)}
+    before = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return asyncio.run(fetch(settings))
+        return run(fetch(settings), *before)
+    except asyncio.CancelledError:
+        sys.exit(0)
     except AWNetError as error:
         logging.getLogger("awnet").critical("%s: %s", error.title, error.detail)
         return None

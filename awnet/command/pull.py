@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     given = parser().parse_args(arguments)
     from server.model_sources.pull import pull
-    from server.model_sources.startup import summary
+    from server.model_sources.startup import run, summary
 
     bar = _Bar(shown=sys.stderr.isatty() and not given.quiet)
     try:
@@ -76,13 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # SettingsError, too
         print(f"awnet pull: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that what was begun is removed
     try:
-        found = asyncio.run(pull(task))
+        found = run(pull(task), signal.SIGTERM)
     except AWNetError as error:
         bar.end()
         print(f"awnet pull: {error.detail}", file=sys.stderr)
         return 1
+    except asyncio.CancelledError:
+        bar.end()
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         bar.end()
         print("interrupted; nothing was written", file=sys.stderr)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
+from collections.abc import Coroutine
 from functools import partial
+from typing import Any, TypeVar
 
 from ..core.model_source import parse_model_source
 from ..settings import Settings
 from .pull import Pull, Pulled, pull
 
+T = TypeVar("T")
+
 log = logging.getLogger("awnet")
+
+
+def run(work: Coroutine[Any, Any, T], *signals: signal.Signals) -> T:
+    """`asyncio.run`, whose work these signals cancel, so that what was begun is removed. Raises CancelledError then."""
+
+    async def cancelled_by_signals() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for sent in signals:
+            loop.add_signal_handler(sent, task.cancel)
+        return await work
+
+    return asyncio.run(cancelled_by_signals())
 
 
 async def fetch(settings: Settings) -> Settings:
