@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.networks.awnet import AWNetConfig
 
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "best.pt", AWNetConfig(width=4, beta=4.0))
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Ctrl-C interrupts, as it does in a terminal: a suite that runs in the background was told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -285,8 +285,8 @@ def start(who: Contestant, model: Path, venvs: Path | None, folder: Path) -> Run
         return Running(server, server.port, None)
     peer = PEERS[name]
     settings = who.settings or peer.settings[who.processes][0]
-    told = {key if key.startswith("RAY_") else f"AWNET_PEER_{key}": value for key, value in settings.items()}
-    told |= {"AWNET_PEER_MODEL": str(model.absolute()), "AWNET_PEER_PROCESSES": str(who.processes)}
+    told = {key if key.startswith("RAY_") else f"PEER_{key}": value for key, value in settings.items()}
+    told |= {"PEER_MODEL": str(model.absolute()), "PEER_PROCESSES": str(who.processes)}
     told |= (
         QUIET
         | PATIENCE

@@ -31,7 +31,7 @@ CLIENTS = 32
 def warm(model: Path, image: Path, batch: int, seconds: float) -> Iterator[list[subprocess.Popen[str]]]:
     """A loop on every core that waits for `go`."""
     command = [sys.executable, APPS / "no_server.py", image, str(batch), str(seconds)]
-    environment = os.environ | {"AWNET_PEER_MODEL": str(model.absolute()), "AWNET_PEER_THREADS": "1"}
+    environment = os.environ | {"PEER_MODEL": str(model.absolute()), "PEER_THREADS": "1"}
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         loops = [

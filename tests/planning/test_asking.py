@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import repeat
 
 from awnet.planning.asking import CONNECTIONS, Asker, Sample, run
 from benchmarks.harness.processes import free_port
@@ -18,7 +19,7 @@ async def received(reader: asyncio.StreamReader) -> bytes:
 
 
 async def patient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while True:
+    for _ in repeat(None):
         assert (await received(reader)).endswith(b"image")
         await asyncio.sleep(0.01)
         writer.write(ANSWER[:40])

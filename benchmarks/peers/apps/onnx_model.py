@@ -1,8 +1,8 @@
 """What every app does with an upload: PNG, RGB, uint8 pixels, one session of ONNX Runtime, class and score.
 
 The apps run in environments of their own, this folder first on their path, and know nothing else of ours. Their
-settings come from the environment: AWNET_PEER_MODEL, the file; AWNET_PEER_THREADS, of a session (0: ONNX Runtime's
-choice); AWNET_PEER_PROCESSES, that run the model; AWNET_PEER_BATCH, most images at once; AWNET_PEER_WAIT_MS, for more.
+settings come from the environment: PEER_MODEL, the file; PEER_THREADS, of a session (0: ONNX Runtime's
+choice); PEER_PROCESSES, that run the model; PEER_BATCH, most images at once; PEER_WAIT_MS, for more.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-PROCESSES = int(os.environ.get("AWNET_PEER_PROCESSES", "1"))
-BATCH = int(os.environ.get("AWNET_PEER_BATCH", "1"))
-WAIT_MS = float(os.environ.get("AWNET_PEER_WAIT_MS", "0"))
+PROCESSES = int(os.environ.get("PEER_PROCESSES", "1"))
+BATCH = int(os.environ.get("PEER_BATCH", "1"))
+WAIT_MS = float(os.environ.get("PEER_WAIT_MS", "0"))
 
 
 class Model:
     """The model file in one session, whose threads do not spin between runs unless it has the default number."""
 
     def __init__(self) -> None:
-        options, threads = ort.SessionOptions(), int(os.environ.get("AWNET_PEER_THREADS", "1"))
+        options, threads = ort.SessionOptions(), int(os.environ.get("PEER_THREADS", "1"))
         if threads:
             options.intra_op_num_threads = threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = os.environ["AWNET_PEER_MODEL"]
+        path = os.environ["PEER_MODEL"]
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._size = self._session.get_inputs()[0].shape[2]
 

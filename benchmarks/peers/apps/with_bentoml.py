@@ -13,7 +13,7 @@ from typing import Any
 import bentoml
 from onnx_model import BATCH, PROCESSES, Model
 
-TARGET_MS = int(os.environ.get("AWNET_PEER_TARGET_MS", "100"))
+TARGET_MS = int(os.environ.get("PEER_TARGET_MS", "100"))
 WHOLE = BATCH > 1
 
 

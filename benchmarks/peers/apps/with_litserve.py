@@ -42,7 +42,7 @@ if __name__ == "__main__":
         api,
         accelerator="cpu",
         workers_per_device=PROCESSES,
-        fast_queue=os.environ.get("AWNET_PEER_FAST_QUEUE") == "1",
+        fast_queue=os.environ.get("PEER_FAST_QUEUE") == "1",
     )
     server.run(
         host="127.0.0.1",

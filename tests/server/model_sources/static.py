@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from typing import Any, NamedTuple
 
 
@@ -129,8 +130,8 @@ def trickle(head: bool) -> Answer:
         else:
             handler.begin(200, 1 << 20)
         handler.close_connection = True
-        while True:
-            handler.wfile.write(b"a")
+        for byte in repeat(b"a"):
+            handler.wfile.write(byte)
             handler.wfile.flush()
             time.sleep(0.05)
 

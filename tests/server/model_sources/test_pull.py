@@ -295,6 +295,7 @@ def test_another_writer_is_waited_for_and_not_for_ever(fetch: Fetch, repository:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("foreground")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_one_that_is_ended_in_the_middle_leaves_no_version(
     fetch: Fetch, repository: Path, web: Static, model: bytes, sent: signal.Signals, status: int

@@ -10,7 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,6 @@ def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: signal.Si
         return train_step(*arguments, **options)
 
     monkeypatch.setattr(training.trainer.run, "train_step", interrupted)
-
-
-@pytest.fixture
-def foreground() -> Iterator[None]:
-    """Ctrl-C interrupts, as it does in a terminal: a suite that runs in the background was told to ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
