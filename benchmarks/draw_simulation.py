@@ -29,9 +29,13 @@ def main() -> int:
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """simulation-load.svg and simulation-burst.svg in `folder`."""
-    plt.rcParams.update({"svg.hashsalt": "awnet", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    _load(found, folder / "simulation-load.svg")
-    _burst(found, folder / "simulation-burst.svg")
+    with plt.rc_context():
+        plt.rcdefaults()  # whatever else this process has drawn: the same numbers give the same file
+        plt.rcParams.update(
+            {"svg.hashsalt": "awnet", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+        )
+        _load(found, folder / "simulation-load.svg")
+        _burst(found, folder / "simulation-burst.svg")
 
 
 def _load(found: dict[str, Any], path: Path) -> None:

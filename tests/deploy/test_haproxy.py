@@ -102,7 +102,8 @@ def test_front_ends_tell_the_clients_of_haproxy_apart(tmp_path: Path) -> None:
             statuses = [await ask("127.0.0.1", "/model") for _ in range(8)]
             assert sorted(statuses) == [200] * 6 + [429] * 2  # each front end has its own buckets
             assert await ask("127.0.0.1", "/model", X_Forwarded_For="127.0.0.4", Forwarded="for=127.0.0.4") == 429
-            assert [await ask("127.0.0.3", "/model") for _ in range(6)] == [200] * 6
+            other = [await ask("127.0.0.3", "/model") for _ in range(8)]  # haproxy need not take turns exactly
+            assert sorted(other) == [200] * 6 + [429] * 2
             assert await ask("127.0.0.3", "/v2/health/ready") == 200
             # A client at the front end itself cannot do as if it were haproxy.
             direct = [await asyncio.to_thread(asked, fronts[0].port, f"127.0.0.{n}", "/model") for n in (5, 2)]
