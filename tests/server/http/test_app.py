@@ -97,7 +97,7 @@ def test_no_request_leaves_anything_to_a_collection_of_garbage(
                 for _ in range(3):
                     await asyncio.create_task(app(scope, receive, send))
                     there.append(kept())
-                assert there == 3 * there[:1]  # the last one may be held, and no other
+                assert max(there) <= 1  # a thread may still hold the last one; each that is left in a circle adds one
                 assert told[-2] == status
             finally:
                 gc.enable()
