@@ -27,6 +27,7 @@ import copy
 import datetime
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class ChannelsLast(Plain):
         return y if met is None else self.write.node("Add", y, met, out=f"{at}.sum")
 
 
-class OfOneImage(Plain):
+class OfOneImage(Plain, ABC):
     """Forms whose parameters are those of one image."""
 
     def affine(self, x: str, at: str, met: str | None = None) -> str:
@@ -81,8 +82,9 @@ class OfOneImage(Plain):
     def shortcut(self, x: str, at: str) -> str:
         return self.modulated(x, at, None)
 
+    @abstractmethod
     def modulated(self, x: str, at: str, shift: str | None) -> str:
-        raise NotImplementedError
+        """The map `x` scaled and, with a shift, shifted: the name of the result."""
 
     def flat(self, x: str, channels: int, rank: int = 1) -> str:
         """[1,C,1,1] -> [C] or [C,1,1,1]."""

@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
 from server.core.engine import Engine, Model, Runner, Signals, Terms
 from server.core.images import ImageInput
 from server.core.modes import Mode
@@ -18,6 +21,7 @@ from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
+from server.oip.grpc_front import GrpcFront
 from server.service import Service
 from server.settings import Settings
 from tests.server.tiny import publish
@@ -193,6 +197,20 @@ class Small:
         self.run((self.admin if path.startswith("/admin/") else self.app)(scope, receive, send))
         told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
+
+    def infer(self, message: service_pb2.ModelInferRequest) -> Any:
+        """The answer over gRPC, of a server of its own. Raises grpc.aio.AioRpcError."""
+
+        async def call() -> Any:
+            front = GrpcFront(self.service, "127.0.0.1", 0)
+            port = await front.start()
+            try:
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    return await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=60)
+            finally:
+                await front.stop(0)
+
+        return self.run(call())
 
     def close(self) -> None:
         self.run(self.service.models.close())

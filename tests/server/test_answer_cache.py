@@ -8,16 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from server.core.engine import Signals
 from server.errors import EngineFault
 from server.http.schemas import Answer
-from server.oip.grpc_front import GrpcFront
 from tests.server.cached import ADVERSARIAL, CLEAN, ME, OTHER, Cached, without_times
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
@@ -83,17 +81,7 @@ def test_every_protocol_answers_from_the_same_cache(serve_cached: Serve) -> None
         inputs=[{"name": "image_bytes", "datatype": "BYTES", "shape": [1]}],
         raw_input_contents=[element],
     )
-
-    async def call() -> Any:
-        front = GrpcFront(small.service, "127.0.0.1", 0)
-        port = await front.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                return await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=60)
-        finally:
-            await front.stop(0)
-
-    answer = small.run(call())
+    answer = small.infer(message)
     assert answer.parameters["cached"].bool_param
     told = next(output["data"] for output in by_rest["outputs"] if output["name"] == "logits")
     assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == pytest.approx(told)

@@ -17,14 +17,13 @@ import pytest
 import tritonclient.grpc as tritongrpc
 import tritonclient.http as tritonhttp
 from prometheus_client import generate_latest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.harness.processes import free_port
 from server.core.policy import DECISIONS, Policy
 from server.http.schemas import Answer, Problem
 from server.monitoring import request_log
-from server.oip.grpc_front import GrpcFront
 from tests.server.keys import key, table, write
 from tests.server.schema_3 import publish_modes
 from tests.server.small import Small
@@ -99,17 +98,7 @@ def call(small: Small, *reds: float) -> Any:
         outputs=[{"name": name} for name in OUTPUTS],
         raw_input_contents=[images.tobytes()],
     )
-
-    async def go() -> Any:
-        front = GrpcFront(small.service, "127.0.0.1", 0)
-        port = await front.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                return await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=60)
-        finally:
-            await front.stop(0)
-
-    return small.run(go())
+    return small.infer(message)
 
 
 def series(small: Small, family: str) -> dict[str, float]:
