@@ -10,9 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, NullFormatter
 
@@ -29,13 +26,18 @@ def main() -> int:
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """simulation-load.svg and simulation-burst.svg in `folder`."""
-    with plt.rc_context():
-        plt.rcdefaults()  # whatever else this process has drawn: the same numbers give the same file
-        plt.rcParams.update(
-            {"svg.hashsalt": "awnet", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-        )
-        _load(found, folder / "simulation-load.svg")
-        _burst(found, folder / "simulation-burst.svg")
+    before = plt.get_backend()
+    plt.switch_backend("svg")  # whatever else this process has drawn with: the same numbers give the same file
+    try:
+        with plt.rc_context():
+            plt.rcdefaults()
+            plt.rcParams.update(
+                {"svg.hashsalt": "awnet", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+            )
+            _load(found, folder / "simulation-load.svg")
+            _burst(found, folder / "simulation-burst.svg")
+    finally:
+        plt.switch_backend(before)
 
 
 def _load(found: dict[str, Any], path: Path) -> None:

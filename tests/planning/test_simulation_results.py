@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import yaml
+from matplotlib import pyplot
 
 from awnet.planning.autoscaling import Autoscaling
 from awnet.planning.times import BUNDLED, parsed
@@ -73,7 +75,12 @@ def test_a_burst_is_told_by_the_second(found: dict[str, Any]) -> None:
         assert burst["pods"][0] == [0, 1] and burst["pods"][1] == [0, 2]
 
 
-def test_the_drawings_are_of_the_figures(found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_drawings_are_of_the_figures(
+    found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same to the byte, whatever else was drawn in this process, and with what."""
+    pyplot.switch_backend("agg")
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 14)
     draw(found, tmp_path)
     for name in ("simulation-load.svg", "simulation-burst.svg"):
         assert (tmp_path / name).read_text("utf-8") == (ROOT / "docs/images" / name).read_text("utf-8")
