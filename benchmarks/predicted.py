@@ -14,7 +14,7 @@ from typing import Any
 
 from awnet.command.arrivals import arrivals
 from awnet.planning import times as service_times
-from awnet.planning.asking import Asker, run
+from awnet.planning.asking import Asker, post
 from awnet.planning.fleet import Client, simulate
 from awnet.planning.measuring import measured
 from awnet.planning.replica import Shape
@@ -83,15 +83,9 @@ def measure(options: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
         }
         os.sched_setaffinity(0, cores[1:])
 
-        async def cost() -> ServiceTimes:
-            asker = Asker([("127.0.0.1", alone.port)], image, "image/png")
-            await asker.connect()
-            try:
-                return await measured(asker, alone.pid, alone.url, options.measure_seconds, about, ready)
-            finally:
-                asker.close()
-
-        times = run(cost())
+        request = post("/predict", image, {"Content-Type": "image/png"})
+        with Asker([("127.0.0.1", alone.port)], request) as asker:
+            times = measured(asker, alone.pid, alone.url, options.measure_seconds, about, ready)
         samples: dict[tuple[str, float], dict[str, Any]] = {}
         for turn in range(options.rounds):
             for name, layout in LAYOUTS.items():
@@ -100,7 +94,7 @@ def measure(options: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
                 for share in SHARES:
                     rate = share * capacity(times, layout)
                     pids = [server.pid for server in servers[layout]]
-                    got = run(offered(ports, pids, image, rate, options.seconds, seed=100 * turn))
+                    got = offered(ports, pids, request, rate, options.seconds, seed=100 * turn)
                     kept = samples.setdefault(
                         (name, share), {"rate": rate, "latencies": [], "cpu": [], "rps": [], "others": [], "failed": 0}
                     )
@@ -117,22 +111,15 @@ def capacity(times: ServiceTimes, layout: Layout) -> float:
     return layout.cores / cost
 
 
-async def offered(
-    ports: list[int], pids: list[int], image: bytes, rate: float, seconds: float, seed: int
+def offered(
+    ports: list[int], pids: list[int], request: bytes, rate: float, seconds: float, seed: int
 ) -> dict[str, Any]:
     """An open loop; the first tenth of it is not counted. `cpu` is the client's, a request; `others`: cores."""
-    asker = Asker([("127.0.0.1", port) for port in ports], image, "image/png")
-    await asker.connect()
-    try:
+    with Asker([("127.0.0.1", port) for port in ports], request) as asker:
         others, spent, begun = busy_seconds(pids), time.process_time(), time.perf_counter()
-        samples = await asker.offered(
-            arrivals("poisson", rate, seconds, seed),
-            lambda under_way: min(range(len(ports)), key=under_way.__getitem__),
-        )
+        samples = asker.offered(arrivals("poisson", rate, seconds, seed))
         spent, took = time.process_time() - spent, time.perf_counter() - begun
         others = busy_seconds(pids) - others
-    finally:
-        asker.close()
     counted = [sample for sample in samples if sample.due > begun + seconds / 10]
     return {
         "latencies": [sample.seconds for sample in counted if sample.status == 200],

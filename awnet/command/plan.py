@@ -216,6 +216,8 @@ def _measure(given: argparse.Namespace) -> int:
     """Raises ValueError where nothing can be measured."""
     if given.out is None:
         raise ValueError("--measure needs --out FILE")
+    if not given.out.parent.is_dir():  # known before half a minute has gone
+        raise ValueError(f"--out {given.out}: no such folder")
     if given.times:
         raise ValueError("--times is for a plan; --measure makes such a file")
     from ..planning.times import written
@@ -234,7 +236,7 @@ def _times(given: argparse.Namespace) -> ServiceTimes:
 
     from server.core.bundled import EXAMPLES
 
-    from ..planning.asking import Asker, run
+    from ..planning.asking import Asker, post
     from ..planning.measuring import measured
 
     url = given.url or "http://127.0.0.1:8000"
@@ -253,17 +255,12 @@ def _times(given: argparse.Namespace) -> ServiceTimes:
     day = datetime.now(UTC).date().isoformat()
     about = {"told": f"measured {day}, Python {platform.python_version()}", "image_bytes": len(data)}
 
-    async def ask() -> ServiceTimes:
-        asker = Asker([(str(parsed.hostname), port)], data, "application/octet-stream")
-        try:
-            await asker.connect()
-            return await measured(asker, given.measure, url, MEASURED_SECONDS, about, progress=_measuring)
-        except OSError as error:
-            raise ValueError(f"{url}: {error.strerror or error}") from None
-        finally:
-            asker.close()
-
-    return run(ask())
+    request = post("/predict", data, {"Content-Type": "application/octet-stream"})
+    try:
+        with Asker([(str(parsed.hostname), port)], request) as asker:
+            return measured(asker, given.measure, url, MEASURED_SECONDS, about, progress=_measuring)
+    except OSError as error:
+        raise ValueError(f"{url}: {error.strerror or error}") from None
 
 
 def _measuring(share: float) -> None:
@@ -273,11 +270,18 @@ def _measuring(share: float) -> None:
 
 
 def _write(out: Path | None, document: dict[str, Any]) -> None:
+    """Whole or not at all. Raises ValueError."""
     if out is None:
         return
     import orjson
 
+    from export.files import replace
+
+    text = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
     try:
-        out.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+        if out.exists() and not out.is_file():  # /dev/stdout
+            out.write_bytes(text)
+        else:
+            replace(out, text)
     except OSError as error:
         raise ValueError(f"--out {out}: {error.strerror}") from None

@@ -1,27 +1,28 @@
-"""A light HTTP/1.1 client for measurements on one machine: it takes a tenth of a millisecond of CPU a request.
+"""A light HTTP/1.1 client for measurements on one machine: what shares cores with a server should take little of them.
 
-Its event loop waits with `select`, whose timeouts count microseconds; those of `epoll` count milliseconds, which is as
-long as an answer takes.
+One thread and `select`, whose timeouts count microseconds; those of `epoll` count milliseconds, which is as long as an
+answer takes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
-import selectors
+import select
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from itertools import chain
+from types import TracebackType
+from typing import Self
 
-T = TypeVar("T")
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 _TIMING = re.compile(rb"(?i)\r\nserver-timing: *([^\r]+)\r\n")
+_CLOSES = re.compile(rb"(?i)\r\nconnection: *close\r\n")
 _STAGE = re.compile(rb"(\w+);dur=([\d.]+)")
-CONNECTIONS = 64  # to each server at most
+CONNECTIONS = 128  # to each server at most; requests wait for one, and that counts
+PATIENCE = 30.0  # seconds in which some answer comes
 
 
 @dataclass(slots=True)
@@ -30,7 +31,6 @@ class Sample:
 
     due: float
     target: int = 0
-    sent: float = 0.0
     ended: float = 0.0
     status: int = 0
     head: bytes = field(default=b"", repr=False)
@@ -46,185 +46,119 @@ class Sample:
         return {name.decode(): float(ms) / 1000 for name, ms in _STAGE.findall(told[1] if told else b"")}
 
 
-class _Connection(asyncio.Protocol):
-    """Keeps one request under way."""
-
-    def __init__(
-        self, target: int, done: Callable[[_Connection, Sample], None], lost: Callable[[_Connection], None]
-    ) -> None:
-        self.target = target
-        self._done = done
-        self._lost = lost
-        self._received = bytearray()
-        self._end = -1
-        self.sample: Sample | None = None
-        self.transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def send(self, request: bytes, sample: Sample) -> None:
-        self.sample = sample
-        sample.sent = time.perf_counter()
-        self.transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        if self._end < 0:
-            at = self._received.find(b"\r\n\r\n")
-            if at < 0:
-                return
-            length = _LENGTH.search(self._received, 0, at + 2)
-            self._end = at + 4 + (int(length[1]) if length else 0)
-        if len(self._received) >= self._end and self.sample:
-            self._over(int(self._received[9:12]), bytes(self._received.partition(b"\r\n\r\n")[0]) + b"\r\n")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(self)
-        if self.sample:
-            self._over(0, b"")
-
-    def _over(self, status: int, head: bytes) -> None:
-        sample, self.sample = self.sample, None
-        assert sample is not None
-        sample.ended, sample.status, sample.head = time.perf_counter(), status, head
-        self._received.clear()
-        self._end = -1
-        self._done(self, sample)
+def post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """The request that is sent."""
+    told = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **headers}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class Asker:
-    """Asks servers about one image.
+    """Sends one request again and again to servers, over connections that are kept.
 
     Args:
         addresses: (host, port) of each.
-        image: the body of each request.
-        headers: more lines of the head, each with its end.
+        request: as `post` makes it.
+        connections: to each server at most.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], image: bytes, kind: str, headers: str = "") -> None:
+    def __init__(self, addresses: Sequence[tuple[str, int]], request: bytes, connections: int = CONNECTIONS) -> None:
         self._addresses = addresses
-        head = f"POST /predict HTTP/1.1\r\nHost: {addresses[0][0]}\r\nContent-Type: {kind}\r\n{headers}"
-        self._request = f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image
+        self._request = request
+        self._connections = connections
         # Each is used in its turn, so that a server closes none because nothing came.
-        self._idle: list[deque[_Connection]] = [deque() for _ in addresses]
-        self._open: set[_Connection] = set()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._idle: list[deque[socket.socket]] = [deque() for _ in addresses]
+        self._busy: dict[socket.socket, tuple[Sample, bytearray]] = {}
         self._waiting: list[deque[Sample]] = [deque() for _ in addresses]
-        self._ended: Callable[[Sample], None] = lambda sample: None
-        self.in_flight = [0] * len(addresses)
+        self._open = [0] * len(addresses)
+        self._under_way = [0] * len(addresses)
 
-    async def connect(self, connections: int = CONNECTIONS) -> None:
-        """Opens so many to each server. Raises OSError."""
-        for target in range(len(self._addresses)):
-            for _ in range(connections):
-                await self._connect(target)
+    def __enter__(self) -> Self:
+        return self
 
-    async def _connect(self, target: int) -> None:
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(target, self._over, self._lost), *self._addresses[target]
-        )
-        self._open.add(connection)
-        self._free(connection)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for link in (*self._busy, *chain.from_iterable(self._idle)):
+            link.close()
 
-    def close(self) -> None:
-        for connection in list(self._open):
-            connection.sample = None
-            connection.transport.close()
-
-    async def closed(self, clients: int, seconds: float) -> list[Sample]:
-        """So many clients that ask the first server again once they are answered."""
-        samples: list[Sample] = []
-        done = asyncio.Event()
+    def closed(self, clients: int, seconds: float) -> list[Sample]:
+        """So many clients that ask the first server again once they are answered. Raises OSError."""
+        samples = []
         until = time.perf_counter() + seconds
-        left = clients
-
-        def again(sample: Sample | None = None) -> None:
-            nonlocal left
-            if sample and (sample.ended >= until or not sample.status):
-                left -= 1
-                if not left:
-                    done.set()
-                return
-            samples.append(Sample(time.perf_counter()))
-            self._send(samples[-1])
-
-        self._ended = again
-        for _ in range(clients):
-            again()
-        await done.wait()
+        coming = clients
+        while coming or self._busy:
+            for _ in range(coming):
+                samples.append(Sample(time.perf_counter()))
+                self._send(samples[-1])
+            ended = self._receive(PATIENCE)
+            coming = sum(sample.ended < until and sample.status > 0 for sample in ended)
         return samples
 
-    async def offered(self, arrivals: Iterable[float], choose: Callable[[Sequence[int]], int]) -> list[Sample]:
-        """Requests that come whether or not earlier ones are answered.
+    def offered(self, arrivals: Iterable[float]) -> list[Sample]:
+        """Requests that come whether or not earlier ones are answered, each to the server with the fewest under way.
 
         Args:
             arrivals: seconds after the start, ascending.
-            choose: requests under way at each server -> which of them gets this one.
+
+        Raises:
+            OSError: nobody is there, or no answer comes.
         """
-        samples: list[Sample] = []
-        done = asyncio.Event()
-        left = 1
-
-        def ended(_: Sample | None = None) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                done.set()
-
-        self._ended = ended
+        samples = []
         begun = time.perf_counter()
         for due in arrivals:
-            if (early := begun + due - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
-            sample = Sample(begun + due, choose(self.in_flight))
-            samples.append(sample)
-            left += 1
-            self._send(sample)
-        ended()
-        await done.wait()
+            while (early := begun + due - time.perf_counter()) > 0:
+                self._receive(early)
+            samples.append(Sample(begun + due, self._under_way.index(min(self._under_way))))
+            self._send(samples[-1])
+        while self._busy:
+            self._receive(PATIENCE)
         return samples
 
     def _send(self, sample: Sample) -> None:
-        target = sample.target
-        self.in_flight[target] += 1
-        self._waiting[target].append(sample)
-        if self._idle[target]:
-            self._free(self._idle[target].popleft())
-        elif len(self._open) + len(self._opening) < CONNECTIONS * len(self._addresses):
-            opening = asyncio.ensure_future(self._connect(target))
-            self._opening.add(opening)
-            opening.add_done_callback(partial(self._opened, target))
+        """Now, or once a connection is free."""
+        self._under_way[sample.target] += 1
+        self._waiting[sample.target].append(sample)
+        self._start(sample.target)
 
-    def _opened(self, target: int, opening: asyncio.Task[None]) -> None:
-        self._opening.discard(opening)
-        if not opening.cancelled() and opening.exception() and self._waiting[target]:  # nobody is there any more
-            sample = self._waiting[target].popleft()
+    def _start(self, target: int) -> None:
+        waiting, idle = self._waiting[target], self._idle[target]
+        while waiting and (idle or self._open[target] < self._connections):
+            if idle:
+                link = idle.popleft()
+            else:
+                link = socket.create_connection(self._addresses[target])
+                self._open[target] += 1
+            self._busy[link] = waiting.popleft(), bytearray()
+            link.sendall(self._request)
+
+    def _receive(self, seconds: float) -> list[Sample]:
+        """Requests that ended, after so long a wait for the first of them. Raises TimeoutError after PATIENCE."""
+        readable, _, _ = select.select(self._busy, (), (), min(seconds, PATIENCE))
+        if not readable and seconds >= PATIENCE and self._busy:
+            raise TimeoutError(f"{len(self._busy)} requests have no answer")
+        ended = []
+        for link in readable:
+            sample, answer = self._busy[link]
+            try:
+                data = link.recv(65536)
+            except ConnectionError:
+                data = b""
+            answer += data
+            end = answer.find(b"\r\n\r\n")
+            length = _LENGTH.search(answer, 0, end + 2) if end >= 0 else None
+            if data and (end < 0 or len(answer) < end + 4 + (int(length[1]) if length else 0)):
+                continue
             sample.ended = time.perf_counter()
-            self.in_flight[target] -= 1
-            self._ended(sample)
-
-    def _free(self, connection: _Connection) -> None:
-        waiting = self._waiting[connection.target]
-        if waiting:
-            connection.send(self._request, waiting.popleft())
-        else:
-            self._idle[connection.target].append(connection)
-
-    def _over(self, connection: _Connection, sample: Sample) -> None:
-        self.in_flight[sample.target] -= 1
-        if connection in self._open:
-            self._free(connection)
-        self._ended(sample)
-
-    def _lost(self, connection: _Connection) -> None:
-        self._open.discard(connection)
-        with contextlib.suppress(ValueError):
-            self._idle[connection.target].remove(connection)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, on a loop whose timers count microseconds."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        return runner.run(main)
+            del self._busy[link]
+            if data:
+                sample.status, sample.head = int(answer[9:12]), bytes(answer[: end + 2])
+            if data and not _CLOSES.search(sample.head):
+                self._idle[sample.target].append(link)
+            else:
+                link.close()
+                self._open[sample.target] -= 1
+            self._under_way[sample.target] -= 1
+            self._start(sample.target)
+            ended.append(sample)
+        return ended

@@ -42,7 +42,7 @@ class Spent(NamedTuple):
         )
 
 
-async def measured(
+def measured(
     asker: Asker,
     pid: int,
     url: str,
@@ -63,15 +63,15 @@ async def measured(
     """
     _told(pid, url), _memory_mb(pid)  # what cannot be looked at is known before half a minute has gone
     each = seconds / (ROUNDS * (len(CLIENTS) + 1) + 1)
-    await _first(asker, pid, url, each)
+    _first(asker, pid, url, each)
     alone: list[Sample] = []
     spent: dict[int, Spent] = {}
     decode: list[float] = []
     for turn in range(ROUNDS):
-        alone += _answered(await asker.closed(1, each))
+        alone += _answered(asker.closed(1, each))
         for clients in CLIENTS:
             before = _told(pid, url)
-            samples = _answered(await asker.closed(clients, each))
+            samples = _answered(asker.closed(clients, each))
             after = _told(pid, url)
             took = Spent(len(samples), *(b - a for a, b in zip(before, after, strict=True)))
             spent[clients] = spent[clients].plus(took) if clients in spent else took
@@ -100,10 +100,10 @@ async def measured(
     )
 
 
-async def _first(asker: Asker, pid: int, url: str, seconds: float) -> None:
+def _first(asker: Asker, pid: int, url: str, seconds: float) -> None:
     """Warms the server up. Raises ValueError where it is not to be measured so."""
     before = _told(pid, url)
-    asked = len(_answered(await asker.closed(8, seconds)))
+    asked = len(_answered(asker.closed(8, seconds)))
     images, _, loop, others = (b - a for a, b in zip(before, _told(pid, url), strict=True))
     if loop + others < LEAST_SECONDS * asked:
         raise ValueError(f"process {pid} does not answer at {url}: name that of a server without --workers")
@@ -150,8 +150,8 @@ def _told(pid: int, url: str) -> tuple[float, float, float, float]:
                 name, _, value = line.rpartition(" ")
                 if name.startswith("awnet_batch_images_"):
                     counts[name.removeprefix("awnet_batch_images_")] = float(value)
-    except OSError as error:
-        raise ValueError(f"{url}/metrics: {error}") from None
+    except OSError as error:  # of urllib too, which keeps the cause
+        raise ValueError(f"{url}/metrics: {getattr(error, 'reason', error)}") from None
     return counts["sum"], counts["count"], spent["loop"], spent["others"]
 
 

@@ -21,11 +21,11 @@ from typing import Any
 from tqdm import tqdm
 
 from awnet.command.arrivals import arrivals
+from awnet.planning.asking import Asker, Sample, post
 from export.repository import publish
 
 from ..harness.closed_loop import Figures, rotated
 from ..harness.load import quantile
-from ..harness.open_loop import Answered, open_loop, post
 from ..harness.processes import Server, free_port
 from .contestants import Post
 
@@ -34,7 +34,7 @@ SCRAPES = 10  # a second
 CALM, SCRAPED, RELOADED = "calm", "scraped", "reload"
 QUANTILES = {"p50": 0.5, "p99": 0.99, "most": 1.0}
 Samples = dict[str, dict[str, list[Figures]]]
-Loop = Callable[[], tuple[list[Answered], float]]
+Loop = Callable[[], tuple[list[Sample], float]]
 
 
 def measure(model: Path, sent: Post, capacities: dict[int, float], rounds: int, seconds: float) -> Samples:
@@ -49,9 +49,10 @@ def measure(model: Path, sent: Post, capacities: dict[int, float], rounds: int, 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {n: stack.enter_context(Ours(model, n, scratch)) for n in capacities}
-        for server in servers.values():
+        askers = {n: stack.enter_context(Asker([("127.0.0.1", server.port)], request)) for n, server in servers.items()}
+        for n, server in servers.items():
             server.wait_ready(180)
-            open_loop(server.port, request, arrivals("poisson", 200, 1))
+            askers[n].offered(arrivals("poisson", 200, 1))
         turns = [
             (turn, n, what)
             for turn in range(rounds)
@@ -60,10 +61,10 @@ def measure(model: Path, sent: Post, capacities: dict[int, float], rounds: int, 
         ]
         for turn, n, what in tqdm(turns, desc="at 70 % load"):
 
-            def loop(server: Ours = servers[n], rate: float = SHARE * capacities[n], seed: int = turn) -> Any:
+            def loop(asker: Asker = askers[n], rate: float = SHARE * capacities[n], seed: int = turn) -> Any:
                 spent = time.process_time()
-                answered = open_loop(server.port, request, arrivals("poisson", rate, seconds, seed))
-                return answered, time.process_time() - spent
+                samples = asker.offered(arrivals("poisson", rate, seconds, seed))
+                return samples, time.process_time() - spent
 
             samples.setdefault(str(n), {}).setdefault(what, []).append(WAYS[what](servers[n], loop, seconds))
     return samples
@@ -125,16 +126,16 @@ def reloaded(server: Ours, loop: Loop, seconds: float) -> Figures:
         return server.reload()
 
     with ThreadPoolExecutor(1) as pool:
-        begun, span = time.perf_counter(), pool.submit(reload)
-        answered, cpu = loop()
-        first, last = (at - begun for at in span.result())
-    under = [one.seconds for one in answered if first <= one.due <= last]
-    return latencies(answered, cpu) | {"reload_ms": 1000 * (last - first), "under_ms": 1000 * quantile(under, 0.99)}
+        span = pool.submit(reload)
+        samples, cpu = loop()
+        first, last = span.result()
+    under = [sample.seconds for sample in samples if first <= sample.due <= last]
+    return latencies(samples, cpu) | {"reload_ms": 1000 * (last - first), "under_ms": 1000 * quantile(under, 0.99)}
 
 
-def latencies(answered: list[Answered], client_cpu: float) -> Figures:
+def latencies(samples: list[Sample], client_cpu: float) -> Figures:
     """Quantiles in ms, requests without an answer, and what a request took of this client's core."""
-    seconds = [one.seconds for one in answered]
+    seconds = [sample.seconds if sample.status == 200 else math.inf for sample in samples]
     quantiles = {f"{name}_ms": 1000 * quantile(seconds, share) for name, share in QUANTILES.items()}
     failed = sum(map(math.isinf, seconds))
     return quantiles | {"failed": failed, "client_cpu_ms": 1000 * client_cpu / max(1, len(seconds))}

@@ -2,98 +2,123 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from itertools import repeat
+import http.server
+import threading
+import time
+from collections.abc import Callable
 
-from awnet.planning.asking import CONNECTIONS, Asker, Sample, run
+import pytest
+
+from awnet.planning.asking import Asker, Sample, post
 from benchmarks.harness.processes import free_port
 
-ANSWER = b"HTTP/1.1 200 OK\r\nserver-timing: decode;dur=0.5, inference;dur=1.5\r\nContent-Length: 2\r\n\r\n{}"
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+REQUEST = post("/predict", b"image", {"Content-Type": "image/png"})
 
 
-async def received(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    return head + await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+class Patient(http.server.BaseHTTPRequestHandler):
+    """Answers in two pieces, after a hundredth of a second."""
+
+    protocol_version = "HTTP/1.1"
+    connections = 0
+
+    def setup(self) -> None:
+        super().setup()
+        type(self).connections += 1
+
+    def do_POST(self) -> None:
+        assert self.rfile.read(int(self.headers["Content-Length"])) == b"image"
+        time.sleep(0.01)
+        self.send_response(200)
+        self.send_header("Server-Timing", "decode;dur=0.5, inference;dur=1.5")
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        time.sleep(0.001)
+        self.wfile.write(b"{}")
+
+    def log_message(self, *given: object) -> None: ...
 
 
-async def patient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    for _ in repeat(None):
-        assert (await received(reader)).endswith(b"image")
-        await asyncio.sleep(0.01)
-        writer.write(ANSWER[:40])
-        await asyncio.sleep(0)
-        writer.write(ANSWER[40:])
+class Leaving(Patient):
+    """Answers once on a connection, and closes it the next time."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            super().do_POST()
+        else:
+            self.close_connection = True
 
 
-async def leaving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers once, and closes the next time."""
-    await received(reader)
-    writer.write(ANSWER)
-    await received(reader)
-    writer.close()
+class Parting(Patient):
+    """Says that it closes the connection, and does."""
+
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")
+        super().end_headers()
 
 
-def asked(serve: Serve, ask: Callable[[Asker], Awaitable[list[Sample]]], connections: int = 4) -> list[Sample]:
-    async def both() -> list[Sample]:
-        port = free_port()
-
-        async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                await serve(reader, writer)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                writer.close()
-
-        server = await asyncio.start_server(quietly, "127.0.0.1", port)
-        asker = Asker([("127.0.0.1", port)], b"image", "image/png")
+def asked(
+    handler: type[Patient], ask: Callable[[Asker], list[Sample]], connections: int = 4
+) -> tuple[list[Sample], int]:
+    """What came of it, and how many connections were opened."""
+    handler = type("Handler", (handler,), {"connections": 0})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
         try:
-            await asker.connect(connections)
-            samples = await asyncio.wait_for(ask(asker), 20)
-            assert asker.in_flight == [0]
-            return samples
+            with Asker([("127.0.0.1", server.server_port)], REQUEST, connections) as asker:
+                samples = ask(asker)
         finally:
-            asker.close()
-            server.close()
-
-    return run(both())
+            server.shutdown()
+            thread.join()
+    return samples, handler.connections
 
 
 def test_an_open_loop_sends_whether_or_not_it_is_answered() -> None:
-    """Twenty at once over four connections: latency counts from when each was due; stages are the server's."""
-    samples = asked(patient, lambda asker: asker.offered([0.0] * 20, lambda under_way: 0))
-    assert [sample.status for sample in samples] == [200] * 20
-    assert min(s.seconds for s in samples) > 0.01
+    """Twenty at once over four connections wait for each other: latency counts from when each was due."""
+    samples, connections = asked(Patient, lambda asker: asker.offered([0.0] * 20))
+    assert [sample.status for sample in samples] == [200] * 20 and connections == 4
+    assert min(s.seconds for s in samples) > 0.01 and max(s.seconds for s in samples) > 0.05
+    assert len({sample.due for sample in samples}) == 1
+
+
+def test_stages_are_those_of_the_server() -> None:
+    samples, _ = asked(Patient, lambda asker: asker.offered([0.0]))
     assert samples[0].stages() == {"decode": 0.0005, "inference": 0.0015}
 
 
 def test_a_closed_loop_asks_again_once_it_is_answered() -> None:
-    samples = asked(patient, lambda asker: asker.closed(3, 0.1))
-    assert {sample.status for sample in samples} == {200} and 6 <= len(samples) <= 33
+    samples, connections = asked(Patient, lambda asker: asker.closed(3, 0.1))
+    assert {sample.status for sample in samples} == {200} and 6 <= len(samples) <= 33 and connections == 3
 
 
 def test_a_connection_that_is_closed_ends_its_request() -> None:
     """And another one is opened for the next."""
-    samples = asked(leaving, lambda asker: asker.offered([at / 100 for at in range(12)], lambda under_way: 0))
+    samples, _ = asked(Leaving, lambda asker: asker.offered([at / 100 for at in range(12)]))
     statuses = [sample.status for sample in samples]
     assert len(statuses) == 12 and {*statuses} == {0, 200}
 
 
-def test_no_more_connections_are_opened_than_may_be() -> None:
-    most = 0
-
-    async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal most
-        most += 1
-        await patient(reader, writer)
-
-    asked(counting, lambda asker: asker.offered([0.0] * 200, lambda under_way: 0))
-    assert most == CONNECTIONS
+def test_a_connection_that_the_server_parts_with_is_not_used_again() -> None:
+    samples, connections = asked(Parting, lambda asker: asker.offered([at / 50 for at in range(6)]))
+    assert [sample.status for sample in samples] == [200] * 6 and connections == 6
 
 
-def test_a_server_that_has_gone_ends_what_waits() -> None:
-    async def ask() -> list[Sample]:
-        asker = Asker([("127.0.0.1", free_port())], b"image", "image/png")
-        return await asyncio.wait_for(asker.offered([0.0, 0.01], lambda under_way: 0), 20)
+def test_of_two_servers_the_one_with_fewer_under_way_is_asked() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Patient) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with Asker([("127.0.0.1", server.server_port)] * 2, REQUEST) as asker:
+                samples = asker.offered([0.0] * 6)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert [sample.target for sample in samples] == [0, 1] * 3
 
-    assert [sample.status for sample in run(ask())] == [0, 0]
+
+def test_a_server_that_has_gone_is_an_error() -> None:
+    with Asker([("127.0.0.1", free_port())], REQUEST) as asker, pytest.raises(ConnectionRefusedError):
+        asker.offered([0.0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,8 @@ def test_a_balancer_that_does_not_look_needs_more(tmp_path: Path) -> None:
         (["--rate", "9", "--out", "nowhere/plan.json"], "--out nowhere/plan.json: No such file"),
         (["--measure", "1"], "--measure needs --out FILE"),
         (["--measure", "1", "--out", "x", "--url", "https://a.example"], "asks over http://"),
-        (["--measure", "1", "--out", "x", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1: "),
+        (["--measure", "1", "--out", "x", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1/metrics: "),
+        (["--measure", "1", "--out", "nowhere/x"], "--out nowhere/x: no such folder"),
         (["--measure", "1", "--out", "x", "--image", "nowhere.png"], "--image nowhere.png: No such file"),
     ],
 )
@@ -196,6 +199,26 @@ def test_a_running_server_is_measured(
     assert 0.0003 < times.execution(1) < 0.1 and 0.00005 < times.request(1) - times.execution(1) < 0.01
     assert 50 < times.memory_mb < 1000
     assert main(["plan", "--rate", "10", "--times", str(out), "--p99-ms", "1000"]) == 0
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves the plan before; a device is written to, and stays one."""
+    out = tmp_path / "plan.json"
+    out.write_text("before")
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
+        assert main(["plan", "--rate", "9", "--out", str(out)]) == 2
+    assert out.read_text() == "before"
+    device = tmp_path / "device"
+    device.symlink_to("/dev/null")
+    assert main(["plan", "--rate", "9", "--out", str(device)]) == 0 and device.is_symlink()
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*given: object) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.process

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
 import signal
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from awnet.planning.asking import Sample
 from benchmarks.harness import report
 from benchmarks.harness.closed_loop import model_file
 from benchmarks.harness.load import noise_png
-from benchmarks.harness.open_loop import open_loop, post
-from benchmarks.peers import contestants, page
+from benchmarks.peers import contestants, page, steady
 from benchmarks.peers.__main__ import begun_before, main, partial
 from benchmarks.peers.contestants import Answer
 from benchmarks.peers.field import Field
@@ -182,38 +179,12 @@ def test_a_run_that_was_broken_off_goes_on_where_its_command_is_the_same(tmp_pat
     assert begun_before(tmp_path / "peers", {"rounds": 3}) is None
 
 
-class Slow(http.server.BaseHTTPRequestHandler):
-    """Answers one request after the other, each after a twentieth of a second."""
-
-    protocol_version = "HTTP/1.1"
-    status = 200
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(0.05)
-        self.send_response(self.status)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *given: object) -> None: ...
-
-
-@pytest.mark.parametrize("status", [200, 503])
-def test_an_open_loop_counts_from_when_a_request_was_due(status: int) -> None:
-    """Three at once behind a server that takes one at a time wait for each other; a refusal is no answer."""
-    handler = type("Handler", (Slow,), {"status": status})
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        sent = post("/predict", b"image", {"Content-Type": "image/png"})
-        answered = open_loop(server.server_port, sent.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), [0.0] * 3)
-        server.shutdown()
-    assert [one.due for one in answered] == [0.0] * 3
-    seconds = sorted(one.seconds for one in answered)
-    if status == 200:
-        assert all(least <= found < least + 5 for least, found in zip((0.05, 0.1, 0.15), seconds, strict=True))
-    else:
-        assert seconds == [math.inf] * 3
+def test_a_refusal_is_no_answer() -> None:
+    """Its latency is infinite, and it counts as failed."""
+    samples = [Sample(due=1.0, ended=1.5, status=status) for status in (200, 503, 0)]
+    found = steady.latencies(samples, client_cpu=0.003)
+    assert (found["p50_ms"], found["failed"], found["client_cpu_ms"]) == (math.inf, 2, 1.0)
+    assert steady.latencies(samples[:1], 0.0)["p99_ms"] == 500
 
 
 @pytest.mark.process
