@@ -42,6 +42,8 @@ def _keys(arguments: Sequence[str]) -> object:
 
 def _predict(arguments: Sequence[str]) -> object:
     """In this process or by a server, or on Ray Data: by the engine that is asked for."""
+    from .command.engines import on_ray
+
     if (given := on_ray(arguments)) is not None:
         from .ray.predict import main as predict_on_ray
 
@@ -49,17 +51,6 @@ def _predict(arguments: Sequence[str]) -> object:
     from .command.predict import main
 
     return main(arguments)
-
-
-def on_ray(arguments: Sequence[str]) -> list[str] | None:
-    """What is left of the arguments without `--engine ray`; None where they do not ask for it."""
-    given = list(arguments)
-    for at, argument in enumerate(given):
-        if argument == "--engine=ray":
-            return given[:at] + given[at + 1 :]
-        if argument == "--engine" and given[at + 1 : at + 2] == ["ray"]:
-            return given[:at] + given[at + 2 :]
-    return None
 
 
 def _bench(arguments: Sequence[str]) -> object:

@@ -137,7 +137,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
             if not name:  # several of them do not fit together
                 lines.append(f"settings: {said}")
                 continue
-            lines.append(f"setting {name} ({_source(name, known)}): {said}{_nearest(name, found['input'])}")
+            lines.append(f"setting {name} ({_source(name, known)}): {said}{_nearest_choice(name, found['input'])}")
         raise SettingsError("\n".join(lines)) from None
     except ValueError as error:
         raise SettingsError(str(error)) from None
@@ -166,6 +166,11 @@ def _source(name: str, known: Mapping[str, Any]) -> str:
     return variable(name)
 
 
-def _nearest(name: str, value: object) -> str:
-    near = get_close_matches(str(value).lower(), choices(name), 1) if name in Settings.model_fields else []
+def nearest(value: object, known: Sequence[str]) -> str:
+    """Which of those that are known is meant, to be added to an error; nothing where none is near."""
+    near = get_close_matches(str(value).lower(), known, 1)
     return f": {near[0]} is meant?" if near else ""
+
+
+def _nearest_choice(name: str, value: object) -> str:
+    return nearest(value, choices(name)) if name in Settings.model_fields else ""

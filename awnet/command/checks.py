@@ -8,7 +8,7 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -52,8 +52,12 @@ class Check(NamedTuple):
     found: str
 
 
-def checks(settings: Settings) -> Iterator[Check]:
-    """Every check, the quick ones first."""
+def checks(settings: Settings, say: Callable[[str], None]) -> Iterator[Check]:
+    """Every check, the quick ones first.
+
+    Args:
+        say: told what takes long.
+    """
     yield Check("ok", "awnet", f"{__version__}, Python {platform.python_version()}, {Path(__file__).parents[1]}")
     yield processor()
     yield from libraries()
@@ -61,12 +65,16 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield from ports(settings)
     yield from access(settings)
     yield from sending(settings)
+    fetched = None
     if settings.model_source:
-        found, settings = source(settings)
-        yield found
+        fetched, settings = source(settings, say)
+        yield fetched
     if settings.engine == "embedded":
         yield from repository(settings)
-    yield model(settings)
+    if fetched is not None and fetched.state == "fail":
+        yield Check("fail", "model", "not opened: its source has not been fetched")
+    else:
+        yield model(settings)
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> Check:
@@ -196,16 +204,18 @@ def _closed(about: str, told: str, mode: int) -> Check:
     return Check("warn" if loose else "ok", about, told + ("; every user of this machine reads it" if loose else ""))
 
 
-def source(settings: Settings) -> tuple[Check, Settings]:
-    """The model source, fetched as a server would, and the settings that it then serves by."""
+def source(settings: Settings, say: Callable[[str], None]) -> tuple[Check, Settings]:
+    """The model source, fetched as a server would, and the settings of one that has it already."""
     from server.model_sources.startup import fetch
 
+    say(f"model source: {settings.model_source_seconds:g} s at most (--model-source-seconds)")
+    fetched = {"model_source": ""}  # it is asked once
     try:
-        pinned = asyncio.run(fetch(settings))
+        pinned = asyncio.run(fetch(settings, say))
     except AWNetError as error:
-        return Check("fail", "source", error.detail), settings
+        return Check("fail", "source", error.detail), settings.model_copy(update=fetched)
     told = f"{parse_model_source(settings.model_source)}: version {pinned.version} of {settings.model}"
-    return Check("ok", "source", told), pinned
+    return Check("ok", "source", told), pinned.model_copy(update=fetched)
 
 
 def repository(settings: Settings) -> Iterator[Check]:

@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from .engines import RAY, engines
+
 SHELLS = ("bash", "zsh", "fish")
 USAGE = f"""usage: awnet completion {{{",".join(SHELLS)}}}
 
@@ -65,17 +67,14 @@ def main(arguments: Sequence[str], commands: dict[str, str], run: Callable[[Sequ
     return 0
 
 
-OTHER_ENGINE = {"predict": "ray"}  # command -> an engine with which it has other options
-
-
 def options(name: str, run: Callable[[Sequence[str]], int]) -> dict[str, list[str]]:
     """option -> its choices, as far as `--help` names them, that of another engine included."""
-    held, engine = io.StringIO(), OTHER_ENGINE.get(name)
+    held, engine = io.StringIO(), RAY if name == "predict" else None
     with contextlib.redirect_stdout(held), contextlib.redirect_stderr(io.StringIO()):
         for more in [[], ["--engine", engine]] if engine else [[]]:
             with contextlib.suppress(SystemExit):
                 run([name, *more, "--help"])
-    found: dict[str, list[str]] = {"--engine": ["embedded", "triton", engine]} if engine else {}
+    found: dict[str, list[str]] = {"--engine": list(engines())} if engine else {}
     for option, other, choices in _OPTION.findall(held.getvalue()):
         found[option] = choices.split(",") if choices else []
         if other:

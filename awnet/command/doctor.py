@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from server.options import SettingsError, add_settings, settings_of
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .checks import checks  # loads what a server loads
 
     failed = False
-    for check in checks(settings):
+    for check in checks(settings, partial(print, file=sys.stderr, flush=True)):
         print(f"{check.state:<4}  {check.about:<12}  {check.found}", flush=True)
         failed |= check.state == "fail"
     return int(failed)

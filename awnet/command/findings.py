@@ -37,6 +37,8 @@ POISON_SHARES = (0.001, 0.005, 0.01, 0.05)  # of the images
 
 def parser() -> argparse.ArgumentParser:
     """The options of `awnet findings`."""
+    from server.findings.ocsf import MARKS
+
     made = argparse.ArgumentParser(
         "awnet findings", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--no-image", action="store_true", help="without the image, as for somebody who may not see it"
     )
     showing.add_argument("--out", type=Path, metavar="FILE", help="the ZIP (default: evidence-ID.zip)")
-    marking.add_argument("mark", choices=("false_alarm", "confirmed"), help="natural images, or an attack")
+    marking.add_argument("mark", choices=tuple(MARKS), help="natural images, or an attack")
     marking.add_argument("--comment", default="", help="for whoever reads the event")
     proposing.add_argument("--model", type=Path, required=True, metavar="MODEL.onnx", help="that the findings are of")
     proposing.add_argument(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from server.options import SettingsError, add_settings
 
+from .engines import check_engine
 from .options import add_server
 
 EXAMPLES = """examples:
@@ -69,6 +70,7 @@ def _predict(given: argparse.Namespace) -> int:
         raise SettingsError("--concurrency and --top-k must be at least 1")
     if given.resume and given.out is None:
         raise SettingsError("--resume needs the --out of the run that it goes on with")
+    check_engine(getattr(given, "engine", None))
     from .images import images
 
     found = images(given.paths)  # before the runtime is imported: what is misspelt is told at once

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..core.model_source import parse_model_source
@@ -31,20 +30,24 @@ def run(work: Coroutine[Any, Any, T], *signals: signal.Signals) -> T:
     return asyncio.run(cancelled_by_signals())
 
 
-async def fetch(settings: Settings) -> Settings:
+def _log(line: str) -> None:
+    log.info("model source: %s", line)
+
+
+async def fetch(settings: Settings, say: Callable[[str], None] = _log) -> Settings:
     """The settings with the version that their model source names, which is in the repository now.
 
     A version that `AWNET_VERSION` names is the number that it gets. Nothing is asked of the network where a version
-    with the pinned digest is there already. Raises SourceError.
+    with the pinned digest is there already. `say` is told what takes long. Raises SourceError.
     """
     if not settings.model_source:
         return settings
-    found = await pull(task_of(settings))
+    found = await pull(task_of(settings, say))
     log.info("model source: %s, %s", summary(found), found.source)
     return settings.model_copy(update={"version": str(found.version)})
 
 
-def task_of(settings: Settings) -> Pull:
+def task_of(settings: Settings, say: Callable[[str], None] = _log) -> Pull:
     """What the settings ask to be fetched."""
     return Pull(
         parse_model_source(settings.model_source),
@@ -53,7 +56,7 @@ def task_of(settings: Settings) -> Pull:
         settings.pinned,
         settings.signing_key,
         settings.model_source_seconds,
-        say=partial(log.info, "model source: %s"),
+        say=say,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from awnet.__main__ import main
 from awnet.command import completion
+from server.options import choices
 
 COMMANDS = {"serve": "serve", "predict": "predict", "completion": "this"}
 
@@ -23,6 +24,7 @@ def test_options_and_choices_are_those_of_the_help(words: dict[str, dict[str, li
     assert words["serve"]["--mode"] == ["auto", "robust", "natural"] and words["serve"]["--max-batch"] == []
     assert {"--triton-tls", "--no-triton-tls", "--config", "--help"} <= words["serve"].keys()
     assert {"--out", "--resume", "--url"} <= words["predict"].keys()
+    assert words["predict"]["--engine"] == [*choices("engine"), "ray"]
 
 
 @pytest.mark.process

@@ -11,7 +11,9 @@ import pytest
 
 from awnet.__main__ import main
 from awnet.command import checks
+from server.model_sources import transfer
 from server.settings import Settings
+from tests.server.model_sources.static import serving
 from tests.server.tiny import publish
 
 QUIET = ["--port", "0", "--admin-port", "none"]
@@ -110,6 +112,24 @@ def test_a_model_source_is_fetched_as_a_server_would(tmp_path: Path, capsys: pyt
     assert status == 0
     assert told["source"] == ("ok", f"file://{model}#sha256={digest}: version 8 of awnet")
     assert told["model"][1].startswith("awnet version 8:")
+
+
+def test_a_source_that_does_not_answer_is_asked_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deadline and each try are told while it is asked; what is there already is looked at all the same."""
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_SECONDS", 0.001)
+    publish(tmp_path / "models")
+    with serving() as web:
+        web.routes["/model.onnx"] = lambda handler: handler.begin(503, 0)
+        given = ["--model-source", f"{web.url}/model.onnx#sha256={'0' * 64}", "--model-source-seconds", "40"]
+        status = main(["doctor", "--repository", str(tmp_path / "models"), *QUIET, *given])
+        assert len(web.asked) == transfer.TRIES
+    out, err = capsys.readouterr()
+    last = ["fail", "model", "not opened: its source has not been fetched"]
+    assert status == 1 and out.splitlines()[-1].split(None, 2) == last
+    assert out.count("given up after 5 tries") == 1 and "ok    repository" in out
+    assert "40 s at most" in err.splitlines()[0] and err.count("tried again") == transfer.TRIES - 1
 
 
 def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

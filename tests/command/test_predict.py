@@ -24,6 +24,7 @@ import pytest
 from awnet.__main__ import main
 from awnet.client.retries import Retries
 from awnet.command.answerers import in_the_open
+from awnet.command.engines import engines
 from awnet.command.images import PathError, images
 from awnet.command.results import COLUMNS
 from benchmarks.harness.processes import free_port
@@ -178,6 +179,7 @@ def test_a_bad_file_is_told_by_name_and_stops_none_of_the_others(
         (["a.png", "--url", "http://x", "--key", "@none"], "--key @none: No such file or directory"),
         (["a.png", "--url", "http://x", "--threads", "2"], "--threads is a setting of the server"),
         (["a.png", "--mode", "robsut"], "setting mode (AWNET_MODE)"),
+        (["a.png", "--engine", "rai"], f"--engine rai: there are {', '.join(engines())}: ray is meant?"),
         (["a.png", "--repository", "nowhere"], "Startup failed: awnet cannot be served: there is no"),
         (["a.png", "--out", "a.csv", "--repository", "nowhere"], "Startup failed: awnet cannot be served: there is no"),
     ],
