@@ -13,12 +13,13 @@ MOVED = 1.05  # a p99 that is at most so many times the calm one, or no higher t
 
 
 class Goal(NamedTuple):
-    """What was asked for, and what was measured."""
+    """What was asked for, what was measured, and what the machine lets a server reach where that is known."""
 
     what: str
     wanted: str
     found: str
     met: bool
+    most: str = ""
 
 
 def best_peer(contestants: dict[str, Any], clients: str, processes: str) -> tuple[str, float]:
@@ -48,7 +49,8 @@ def goals(found: dict[str, Any]) -> list[Goal]:
     for clients, processes, name, ratio in ratios(contestants):
         if clients != "1":
             what = f"requests a second, {clients} clients, {_of(processes)}"
-            told.append(Goal(what, f">= {RATIO} of the best peer", f"{ratio:.2f} of {name}", ratio >= RATIO))
+            met, most = ratio >= RATIO, _at_most(found, best_peer(contestants, clients, processes)[1])
+            told.append(Goal(what, f">= {RATIO} of the best peer", f"{ratio:.2f} of {name}", met, most))
     ours, plain = (contestants.get(name, {}).get("1") for name in (f"{OURS}-1", "fastapi-1"))
     if ours and plain:
         ratio, cores = ours["rps"] / plain["rps"], ours["cores"]
@@ -67,6 +69,11 @@ def goals(found: dict[str, Any]) -> list[Goal]:
         told.append(Goal("memory after load, one process", "<= 110 MB", f"{memory:.0f} MB", memory <= 110))
         told.append(Goal("ready after", "<= 0.8 s", f"{seconds:.2f} s", seconds <= 0.8))
     return told
+
+
+def _at_most(found: dict[str, Any], rate: float) -> str:
+    """Of the best peer's `rate`: what a server would reach whose own work costs nothing."""
+    return f"{found['beside']['images_per_second'] / rate:.2f}" if "beside" in found else ""
 
 
 def _ours(contestants: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -113,8 +120,17 @@ def markdown(found: dict[str, Any]) -> str:
         f"Made by `{run['command']}`; the environments by `python -m benchmarks.peers --set-up DIR`.",
     ]
     if told := goals(found):
-        lines += ["", "| | goal | measured | |", "|---|---|---|---|"]
-        lines += [f"| {g.what} | {g.wanted} | {g.found} | {'met' if g.met else '**not met**'} |" for g in told]
+        lines += ["", "| | goal | measured | at most | |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {g.what} | {g.wanted} | {g.found} |{g.most and f' {g.most}'} | {'met' if g.met else '**not met**'} |"
+            for g in told
+        ]
+        if any(g.most for g in told):
+            lines += [
+                "",
+                "At most: the loop without a server, beside the client of 32 connections, over the best peer (below): "
+                "no server that decodes and runs each image on these cores reaches more.",
+            ]
     for clients in run["clients"]:
         lines += ["", f"## {clients} clients" if clients != 1 else "## One client", ""]
         lines += ["| contestant | processes | requests/s | p50 ms | p99 ms | CPU ms a request | cores busy | failed |"]

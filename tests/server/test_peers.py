@@ -91,10 +91,24 @@ def test_the_page_says_of_each_goal_whether_it_was_met() -> None:
     """And has a row for each contestant."""
     text = page.markdown(found(awnet_1=100.0, fastapi_1=100.0))
     assert (
-        "| requests a second, 8 clients, one process | >= 1.7 of the best peer | 1.00 of fastapi-1 | **not met** |"
+        "| requests a second, 8 clients, one process | >= 1.7 of the best peer | 1.00 of fastapi-1 | | **not met** |"
         in text
     )
     assert "| fastapi | 1 | 100 | 1.00 | 2.0 | 1.00 | 1.00 | 0 |" in text
+
+
+def test_the_page_says_which_ratio_a_server_could_reach_at_all() -> None:
+    """The loop without a server over the best peer, in the row of the ratio; other goals have none."""
+    beside = {"images_per_second": 800.0, "rate": 100.0, "partner_cpu_ms": 0.02}
+    told = found(8, awnet_2=100.0, triton_2=500.0) | {"beside": beside}
+    told["contestants"]["awnet-2"]["32"] = ROW | {"rps": 100.0}
+    of_peer, *others = page.goals(told)
+    assert of_peer.most == "1.60"
+    assert [goal.most for goal in others] == [""]
+    text = page.markdown(told)
+    assert "| 0.20 of triton-2 | 1.60 | **not met** |" in text
+    assert "At most: the loop without a server" in text
+    assert "At most" not in page.markdown(found(awnet_1=100.0, fastapi_1=100.0))
 
 
 @pytest.mark.parametrize("text", ["fastapi", "awnet:lone_threads=0", "ray:BATCH=1,WAIT_MS=2"])
