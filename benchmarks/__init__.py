@@ -1,1 +1,1 @@
-"""Measurements of speed; each writes JSON and Markdown under benchmarks/results/."""
+"""Measurements: one program each, in rooms by what they measure; each writes JSON and Markdown to results/."""

@@ -9,7 +9,7 @@ same constants, its stem convolution is the same node, and its shifts are consta
 passes and `training.networks.awnet.bounded_mixture` of their logits; the modes of a model are outputs of its own.
 
 The graph is written node by node rather than traced: it is small, it has no local paths to clean away, and the
-choice of each node is a matter of speed (`benchmarks/graph.py`). Tests hold it against `AWNet` in float64.
+choice of each node is a matter of speed (`benchmarks/model/graph.py`). Tests hold it against `AWNet` in float64.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ channels from one convolution to the next, but not through a Mul or Add of [N,C,
 the usual order before them and back after them. `Blocked` and `BlockedBranch` write the same with operators that it
 does compute in blocks: a Mul with a scale that Resize has made as large as the map, and as the shift a convolution of
 P(adversarial), or of a single branch a BatchNormalization. The runtime computes those two as one pass that also adds
-what the unit meets and applies the ReLU. `python -m benchmarks.graph_forms` measures these and others.
+what the unit meets and applies the ReLU. `python -m benchmarks.model.graph_forms` measures these and others.
 """
 
 from __future__ import annotations

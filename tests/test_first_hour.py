@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from awnet.__main__ import COMMANDS
-from benchmarks.first_hour import FIRST, LAST, SETTINGS, Done, Step, after, chapters, cleaned, python_of
 from benchmarks.harness.report import RESULTS, ROOT
+from benchmarks.project.first_hour import FIRST, LAST, SETTINGS, Done, Step, after, chapters, cleaned, python_of
 from server.options import settings_of
 
 

@@ -37,7 +37,7 @@ FORBIDDEN = {
         ("server/core/verdict.py", "import training.networks.awnet"),
         ("server/engines/onnxruntime.py", "import onnx"),
         ("server/http/app.py", "import torch"),
-        ("server/service.py", "import benchmarks.hops"),
+        ("server/service.py", "import benchmarks.project.hops"),
         ("server/core/images.py", "import domain.corruptions"),
     ],
     "The server's rooms, from the composition root down; rooms of one line do not know each other": [
@@ -85,7 +85,7 @@ FORBIDDEN = {
     ],
     "Training imports nothing of ours outside itself but the domain": [
         ("training/train.py", "import export.graph"),
-        ("training/data/sets.py", "import benchmarks.hops"),
+        ("training/data/sets.py", "import benchmarks.project.hops"),
     ],
     "Training's rooms, from the reproduction down to what export may import": [
         ("training/networks/awnet.py", "from ..attacks import ascent"),

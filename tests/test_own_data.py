@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.own_data import told
+from benchmarks.project.own_data import told
 from tests.repository import ROOT
 from tests.test_pages import Folder, fences
 

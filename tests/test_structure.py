@@ -1,4 +1,4 @@
-"""The drawing of the house: what benchmarks.structure and benchmarks.hops count is there."""
+"""The drawing of the house: what benchmarks.project.structure and benchmarks.project.hops count is there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hops, structure
 from benchmarks.harness.report import RESULTS, ROOT
+from benchmarks.project import hops, structure
 
 FILES = {
     "pyproject.toml": """

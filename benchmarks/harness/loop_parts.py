@@ -1,4 +1,4 @@
-"""What one `/predict` takes of the event loop, part by part: `benchmarks.stages` runs it in the measured checkout.
+"""What one `/predict` takes of the event loop, part by part: `speed.stages` runs it in the measured checkout.
 
 python loop_parts.py IMAGE, with the checkout as working folder and PYTHONPATH. The whole server runs in this process,
 with the bundled model, but for two things: the socket (a connection is fed bytes, and its answer is the sign for the

@@ -1,7 +1,7 @@
 """ONNX Runtime as on a CPU that has AVX2 but neither AVX-512 nor VNNI: a copy that is told so.
 
     python -m benchmarks.harness.older_cpu DIR
-    PYTHONPATH=DIR python -m benchmarks.graph_forms
+    PYTHONPATH=DIR python -m benchmarks.model.graph_forms
 
 ONNX Runtime asks the processor what it can do and has no setting for it. In the copy the two tests of that answer, for
 AVX-VNNI and for AVX-512, which guards AVX-512's VNNI as well, test no bit, so that neither is found. Everything else of

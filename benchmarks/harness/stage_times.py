@@ -1,4 +1,4 @@
-"""What the stages of a request cost alone, in CPU time: `benchmarks.stages` runs it in the measured checkout.
+"""What the stages of a request cost alone, in CPU time: `benchmarks.speed.stages` runs it in the measured checkout.
 
 python stage_times.py IMAGE MODEL.onnx, with the checkout as working folder and PYTHONPATH. A stage that a checkout
 does not have in this form is left out. The fastest of many runs counts, which other work on the machine moves least.

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from benchmarks.scenarios import Bench, pair
+from benchmarks.faults.scenarios import Bench, pair
 from server.core.bundled import EXAMPLES
 from server.settings import Settings
 from tests.requires import requires

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import graph as benchmark
-from benchmarks import graph_forms
+from benchmarks.model import graph as benchmark
+from benchmarks.model import graph_forms
 from export import graph
 
 
@@ -52,7 +52,7 @@ def test_one_run_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.Captu
         assert figures["milliseconds"] > 0 and figures["nodes"] > 40 and figures["settings"]["threads"] == 1
     table = (tmp_path / "graph.md").read_text()
     assert table.count("\n| 4 | 1 |") == 3
-    assert "python -m benchmarks.graph --widths 4" in table
+    assert "python -m benchmarks.model.graph --widths 4" in table
 
 
 def test_every_form_is_the_same_network() -> None:

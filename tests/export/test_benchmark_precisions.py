@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import precisions
 from benchmarks.harness.networks import randomised
+from benchmarks.model import precisions
 from training.data.images import Split
 from training.networks.awnet import AWNet, AWNetConfig
 
@@ -62,7 +62,12 @@ def test_tables_hold_every_model(net: AWNet, split: Split, made: dict[str, bytes
         "changes": precisions.changes(made, groups),
     }
     machine = {"cpu": "some", "cores": 2, "vnni": True, "onnxruntime": "1", "load_before": [0.0]}
-    document = {"command": "python -m benchmarks.precisions", "machine": machine, "rounds": 1, "checkpoints": [part]}
+    document = {
+        "command": "python -m benchmarks.model.precisions",
+        "machine": machine,
+        "rounds": 1,
+        "checkpoints": [part],
+    }
     text = precisions.markdown(json.loads(json.dumps(document)))
     assert [row["batch"] for row in part["latency"]] == [1, 8, 32]
     assert all(row["over_float32"]["float32"] == 1 for row in part["latency"])

@@ -14,8 +14,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from benchmarks import graph as benchmark
 from benchmarks.harness.networks import randomised
+from benchmarks.model import graph as benchmark
 from export import graph
 from server.engines.onnx_cut import cut
 from server.engines.onnx_scan import scan

@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from benchmarks import alerts, false_alarms, prometheus, staged, uncalibrated
 from benchmarks.harness.report import bundled_checkpoint
+from benchmarks.monitoring import alerts, false_alarms, prometheus, staged, uncalibrated
 from deploy.grafana.panels import ANNOTATIONS, queries
 from deploy.prometheus.cases import CASES
 from server.monitoring import adaptive_cusum
@@ -24,7 +24,7 @@ def test_the_pages_are_made_of_the_figures_beside_them() -> None:
 
 
 def test_the_report_of_prometheus_is_of_this_dashboard_and_these_rules() -> None:
-    """Every query answered, every check without a finding. Made by `python -m benchmarks.prometheus`."""
+    """Every query answered, every check without a finding. Made by `python -m benchmarks.monitoring.prometheus`."""
     given = json.loads((RESULTS / "prometheus.json").read_text("utf-8"))
     assert (RESULTS / "prometheus.md").read_text("utf-8") == prometheus.markdown(given)
     expressions = [query.expr for _, _, query in queries()] + [expr for _, expr, _, _ in ANNOTATIONS]
@@ -65,7 +65,7 @@ def test_the_timed_attack_was_told_to_somebody_and_taken_back() -> None:
 
 
 def test_the_timed_attack_was_made_with_the_model_that_is_served() -> None:
-    """New weights or thresholds need a new run, `python -m benchmarks.alerts`; another card in the file does not."""
+    """New weights or thresholds need a new run, `python -m benchmarks.monitoring.alerts`; another card does not."""
     told = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
     assert told["checkpoint_sha256"] == bundled_checkpoint()
 

@@ -14,8 +14,8 @@ from matplotlib import pyplot
 
 from awnet.planning.autoscaling import Autoscaling
 from awnet.planning.times import BUNDLED, parsed
-from benchmarks import predicted, simulation
-from benchmarks.draw_simulation import draw
+from benchmarks.deployment import predicted, simulation
+from benchmarks.deployment.draw_simulation import draw
 from tests.repository import ROOT
 
 RESULTS = ROOT / "benchmarks/results/simulation"

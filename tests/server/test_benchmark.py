@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.natural_images import natural_images
+from benchmarks.project.natural_images import natural_images
 from server.core.images import Limits, decode
 from tests.requires import requires
 from tests.server.schema_3 import publish_modes
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 def test_the_cost_of_the_domain_check_is_measured_in_pairs(tmp_path: Path) -> None:
     """Of every payload and of the judgement; the interval holds the median, and the check costs something."""
-    from benchmarks.domain_check import PAYLOADS, main
+    from benchmarks.speed.domain_check import PAYLOADS, main
 
     assert main(["--pairs", "100", "--out", str(tmp_path / "result")]) == 0
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
@@ -33,7 +33,7 @@ def test_the_cost_of_the_domain_check_is_measured_in_pairs(tmp_path: Path) -> No
 @requires("wrk")
 def test_two_models_are_measured_through_the_server(repository: Path, tmp_path: Path) -> None:
     """Each by a server of its own, without a failure, and as a ratio to the first."""
-    from benchmarks.models_http import main
+    from benchmarks.speed.models_http import main
 
     arguments = ["--rounds", "1", "--seconds", "1", "--clients", "2", "--out", str(tmp_path / "result")]
     assert main(["--repository", str(repository), "--models", "awnet", "awnet/1", *arguments]) == 0
@@ -60,7 +60,7 @@ def test_the_twelve_natural_images_are_of_twelve_kinds_and_the_server_takes_each
 
 def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
     """Every session of every file, in both batch sizes; a mode's model is smaller than the whole."""
-    from benchmarks.modes import main
+    from benchmarks.model.modes import main
 
     for version, modes in (("1", ("auto",)), ("2", ())):
         publish_modes(tmp_path, version, *modes)
@@ -76,12 +76,12 @@ def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
 @requires("wrk")
 def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
     """Two checkouts in turns; the threads' CPU time is the process's, and parts cost less than what they are of."""
-    from benchmarks.stages import main
+    from benchmarks.speed.stages import main
 
     with pytest.MonkeyPatch.context() as patch:
         given = ["--before", str(ROOT), "--rounds", "1", "--seconds", "1", "--clients", "2"]
         patch.setattr(sys, "argv", ["stages", *given, "--out", str(tmp_path / "result")])
-        patch.setattr("benchmarks.stages.TURNS", 1)
+        patch.setattr("benchmarks.speed.stages.TURNS", 1)
         assert main() == 0
     found = json.loads((tmp_path / "result.json").read_text())
     for name in ("before", "now"):

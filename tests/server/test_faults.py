@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import SCENARIOS, markdown
+from benchmarks.faults.__main__ import SCENARIOS, markdown
+from benchmarks.faults.scenarios import Result
 from benchmarks.harness import bad_models
 from benchmarks.harness.exchange import exposition
 from benchmarks.harness.load import Load, quantile
-from benchmarks.scenarios import Result
 from server.engines.repository import Repository
 from tests.server.tiny import ROOT
 

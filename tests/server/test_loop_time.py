@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.hostile import form
+from benchmarks.hardening.hostile import form
 from server.http import app, exchange, upload
 from server.oip import protocol, rest, wire
 from server.oip.grpc_front import INFER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from benchmarks.scenarios import Bench, kill, rolling
+from benchmarks.faults.scenarios import Bench, kill, rolling
 from tests.requires import requires
 
 

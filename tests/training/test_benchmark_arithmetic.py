@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import arithmetic
+from benchmarks.model import arithmetic
 from training.trainer.recipe import read_recipe
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.training import VARIANTS, Size, build, random_images
+from benchmarks.model import gpu
+from benchmarks.model.training import VARIANTS, Size, build, random_images
 
 CPU = torch.device("cpu")
 

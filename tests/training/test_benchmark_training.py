@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import training as benchmark
-from benchmarks.training import OURS, PUBLISHED, VARIANTS, Size
+from benchmarks.model import training as benchmark
+from benchmarks.model.training import OURS, PUBLISHED, VARIANTS, Size
 from training.networks.awnet import AWNet, AWNetConfig
 from training.trainer.adversary import Adversary
 
@@ -136,7 +136,7 @@ def test_one_run_writes_figures_and_a_table(tmp_path: Path):
     assert ours["interval"][0] <= ours["over_published"] <= ours["interval"][1]
     assert 0 < ours["ceiling_fraction"] < 1 and ours["operations_per_image"] > 0
     table = (tmp_path / "training.md").read_text()
-    assert "python -m benchmarks.training --sizes 2x2" in table and "\n| ours |" in table
+    assert "python -m benchmarks.model.training --sizes 2x2" in table and "\n| ours |" in table
     assert "Not run on a GPU" in table
     assert benchmark.main([*arguments, "--clock", "cpu", "--append", "--out", str(tmp_path)]) == 0
     first, second = json.loads((tmp_path / "training.json").read_text())["runs"]

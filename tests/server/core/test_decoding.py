@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import slow_inputs
+from benchmarks.hardening import slow_inputs
 from server.core.decode_pool import DecodePool
 from server.core.decoding import CHEAP_COST, Decoding, Prepared
 from server.core.engine import Terms

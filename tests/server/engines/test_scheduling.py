@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from benchmarks.batching import EVEN, closed_loop
+from benchmarks.speed.batching import EVEN, closed_loop
 from server.engines.scheduling import Batch, Job, Lane, Scheduler, buckets
 from server.errors import DeadlineExceeded, QueueFull
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import draw_query_guard, guard_attackers, query_guard
+from benchmarks.guard import attackers, draw_query_guard, query_guard
+from benchmarks.guard.honest_traffic import traffic
 from benchmarks.harness.report import RESULTS
-from benchmarks.honest_traffic import traffic
 from export.audit.black_box import Answers
 from tests.server.guard.test_fingerprint import alike, picture
 
@@ -48,10 +48,8 @@ def test_a_video_moves_and_a_camera_that_stands_does_not() -> None:
     assert len(set(still)) == 50
 
 
-@pytest.mark.parametrize(
-    "variant", [guard_attackers.noisy, guard_attackers.shifted, guard_attackers.cropped, guard_attackers.waved]
-)
-def test_a_disguise_is_an_image_and_another_one_each_time(variant: guard_attackers.Variant) -> None:
+@pytest.mark.parametrize("variant", [attackers.noisy, attackers.shifted, attackers.cropped, attackers.waved])
+def test_a_disguise_is_an_image_and_another_one_each_time(variant: attackers.Variant) -> None:
     rng = np.random.default_rng(0)
     made = [variant(IMAGES[0], rng) for _ in range(20)]
     assert {(image.dtype, image.shape) for image in made} == {(np.dtype(np.uint8), (3, 32, 32))}
@@ -73,17 +71,17 @@ def test_the_picture_is_drawn_from_the_same_figures(tmp_path: Path) -> None:
 
 def test_an_attack_that_hides_in_noise_is_one() -> None:
     """Where the answer is the mean of the image: within its bounds it comes nearer to a wrong class."""
-    asked: list[guard_attackers.Pixels] = []
+    asked: list[attackers.Pixels] = []
 
-    def ask(images: guard_attackers.Pixels) -> Answers:
+    def ask(images: attackers.Pixels) -> Answers:
         asked.append(images)
         first = images.reshape(len(images), -1).mean(axis=1) - 100.0
         return Answers(np.stack([first, np.zeros_like(first)], axis=1), np.zeros(len(images)), np.ones(len(images)))
 
     image = np.full((3, 8, 8), 103, np.uint8)
-    guard_attackers.estimated(ask, image, 0, 2000, np.random.default_rng(0))
+    attackers.estimated(ask, image, 0, 2000, np.random.default_rng(0))
     together = np.concatenate(asked).astype(int)
-    assert np.abs(together - 103).max() <= guard_attackers.EPS + 1
+    assert np.abs(together - 103).max() <= attackers.EPS + 1
     assert together[-1].mean() < 101
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.uncalibrated import DAY, FLAGGED, HOUR, LIMIT, Clock, Site
+from benchmarks.monitoring.uncalibrated import DAY, FLAGGED, HOUR, LIMIT, Clock, Site
 from server.core.contract import Contract, parse
 from server.core.engine import Model
 from server.core.verdict import Judgement, Verdict

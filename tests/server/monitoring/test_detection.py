@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.false_alarms import counted, images_between_alarms, images_until_alarm
+from benchmarks.monitoring.false_alarms import counted, images_between_alarms, images_until_alarm
 from server.core.contract import Contract, parse
 from server.core.domains import Domain, Histogram, Threshold, Thresholds
 from server.core.engine import Model, Signals, Terms

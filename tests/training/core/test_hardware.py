@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import training as benchmark
+from benchmarks.model import training as benchmark
 from training import evaluate, train
 from training.core.hardware import BFLOAT16, Conv2d, cpu_features, has_bfloat16, multiplies_bfloat16
 from training.networks.awnet import AWNet, AWNetConfig

@@ -1,4 +1,4 @@
-"""The captured step, uncaptured: its functions of static tensors do what a step does. Captured: benchmarks/gpu.py."""
+"""The captured step, uncaptured: its functions of static tensors do what a step does. Captured: `model.gpu`."""
 
 from __future__ import annotations
 

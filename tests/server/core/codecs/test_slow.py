@@ -1,4 +1,4 @@
-"""The slowest files for their bytes that `benchmarks.slow_inputs` found: what they cost was known before."""
+"""The slowest files for their bytes that `benchmarks.hardening.slow_inputs` found: what they cost was known before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import slow_inputs
+from benchmarks.hardening import slow_inputs
 from server.core.codecs.decode import decode, read
 from tests.server.tiny import SIZE
 

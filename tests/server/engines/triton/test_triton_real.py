@@ -245,7 +245,7 @@ def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> No
 @requires("wrk")
 def test_the_benchmark_measures_both_engines(tmp_path: Path) -> None:
     """A short run: no failed request, and Triton's own counters agree that it did the work."""
-    told = [sys.executable, "-m", "benchmarks.triton", "--rounds", "1", "--seconds", "1", "--clients", "2"]
+    told = [sys.executable, "-m", "benchmarks.deployment.triton", "--rounds", "1", "--seconds", "1", "--clients", "2"]
     told += ["--venv", str(triton_venv()), "--out", str(tmp_path / "triton")]
     subprocess.run(told, cwd=ROOT, check=True, timeout=300, capture_output=True)
     report = json.loads((tmp_path / "triton.json").read_text())

@@ -1,0 +1,1 @@
+"""Several processes: workers, replicas, Triton, Ray, and the simulation behind `awnet plan`."""

@@ -1,0 +1,1 @@
+"""The fault table: what callers see while parts of a deployment are killed, stopped, overloaded or broken."""

@@ -1,0 +1,1 @@
+"""What hostile input and clients cost a server, and what a good client beside them sees."""

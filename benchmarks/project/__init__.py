@@ -1,0 +1,1 @@
+"""The project itself: its documents followed by the letter, its pictures, its rooms and imports."""
