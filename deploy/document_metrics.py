@@ -24,7 +24,7 @@ from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
 from server.monitoring.engine_metrics import CacheResult
 from server.monitoring.metrics import GUARD_RESULTS, SENDING_RESULTS, Metrics
-from server.sources import SIGNALS
+from server.settings.sources import SIGNALS
 from server.versions.events import ReloadResult
 from server.workers.supervisor import OWN
 

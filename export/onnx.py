@@ -18,11 +18,11 @@ from torch import Tensor
 
 from domain import __version__
 
-from . import contract, graph, int8, parity
-from .layout import METADATA_KEY, MODEL_FILE
+from .graph import contract, graph, int8, parity
+from .graph.source import AWNet, images_of, load
 from .options import PROG, export_parser
-from .repository import check_free, publish
-from .source import AWNet, images_of, load
+from .repository.layout import METADATA_KEY, MODEL_FILE
+from .repository.repository import check_free, publish
 
 GOLDEN_IMAGES = 8  # half of them attacked
 MAX_BYTES = 2**31 - 1  # protobuf's limit; beyond it weights would have to live in a second file

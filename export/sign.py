@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from .files import replace
-from .layout import MANIFEST_FILE, MODEL_FILE, NAME, manifest, versions
-from .repository import RepositoryError
+from .repository.files import replace
+from .repository.layout import MANIFEST_FILE, MODEL_FILE, NAME, manifest, versions
+from .repository.repository import RepositoryError
 
 SIGNATURE_FILE = "manifest.json.sig"
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import alone_in, replace, sync, write
-from .layout import CONFIG_FILE, MODEL_FILE, NAME, versions
+from .repository.files import alone_in, replace, sync, write
+from .repository.layout import CONFIG_FILE, MODEL_FILE, NAME, versions
 
 PROGRAM_FILE = "model.py"
-PROGRAM = Path(__file__).with_name("triton_backend.py")
+PROGRAM = Path(__file__).with_name("repository") / "triton_backend.py"
 STAGING = ".partial-"
 BACKEND = re.compile(r'^backend: "onnxruntime"$', re.MULTILINE)
 

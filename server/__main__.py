@@ -11,8 +11,8 @@ import sys
 
 from .core.programs import program
 from .errors import AWNetError
-from .options import SettingsError, add_settings, only_known, settings_of
-from .settings import Settings
+from .settings.options import SettingsError, add_settings, only_known, settings_of
+from .settings.settings import Settings
 
 CALLED = "python -m server"
 EXAMPLES = """examples:
@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None, called: str = CALLED) -> int:
     if settings.workers > 1:
         from .workers.supervisor import supervise
 
-        return supervise(settings, program(f"{__package__}.worker"))
+        return supervise(settings, program(f"{__package__}.process"))
     gc.disable()  # what is imported is no garbage, and to look for some takes an eighth of what the imports take
-    from .process import serve
+    from .process.process import serve
 
     gc.enable()
     return serve(settings)

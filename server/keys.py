@@ -16,7 +16,7 @@ from typing import cast
 from .access import key_file
 from .access.caller import SCOPES, Scope
 from .errors import StartupError
-from .options import SettingsError, settings_of
+from .settings.options import SettingsError, settings_of
 
 CALLED = "python -m server.keys"
 EXAMPLES = """examples:

@@ -47,7 +47,7 @@ def test_every_command_that_is_named_anywhere_exists() -> None:
     [
         (f"run `python -m {NOWHERE}` first", [NOWHERE]),
         ("torchrun --standalone -m training.train --recipe", ["training.train"]),
-        ('[sys.executable, "-m", "server.worker"]', ["server.worker"]),
+        ('[sys.executable, "-m", "server.process"]', ["server.process"]),
         ("python -m benchmarks.{name} or python -m benchmarks.<name>, python -m pip", []),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from awnet.__main__ import COMMANDS
 from benchmarks.harness.report import RESULTS, ROOT
 from benchmarks.project.first_hour import FIRST, LAST, SETTINGS, Done, Step, after, chapters, cleaned, python_of
-from server.options import settings_of
+from server.settings.options import settings_of
 
 
 def test_a_transcript_has_no_folders_hosts_or_keys_of_the_machine(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.settings import Settings
+from server.settings.settings import Settings
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/settings.md"
 

@@ -71,7 +71,7 @@ def test_the_file_is_that_of_the_checkpoint_and_of_its_audit() -> None:
 
 def test_nothing_loads_it_that_did_not_ask() -> None:
     """The default of the server is another model, and no further one."""
-    from server.settings import Settings
+    from server.settings.settings import Settings
 
     settings = Settings()
     assert settings.model != NAME and NAME not in settings.further_models

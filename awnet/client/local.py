@@ -15,7 +15,7 @@ from server.core.bundled import model_repository
 from server.core.version import parse_version
 from server.engines.model_file import VERSION
 from server.engines.repository import MANIFEST_FILE, MODEL_FILE
-from server.settings import Settings
+from server.settings.settings import Settings
 
 from ..local import Local, StartError
 from .errors import LoadError, refusal

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from server.options import SettingsError, settings_of
-from server.settings import Settings
+from server.settings.options import SettingsError, settings_of
+from server.settings.settings import Settings
 
 from ..client.local import opened
 from ..client.over_http import AsyncClient, address, on_this_machine

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.options import SettingsError, add_settings
+from server.settings.options import SettingsError, add_settings
 
 from .arrivals import KINDS
 from .options import add_server

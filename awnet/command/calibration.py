@@ -16,14 +16,14 @@ import orjson
 
 from domain import __version__
 from domain.shares import enough_for, wilson
-from export.layout import MODEL_FILE, versions
-from export.layout import NAME as MODEL_NAME
+from export.repository.layout import MODEL_FILE, versions
+from export.repository.layout import NAME as MODEL_NAME
 from server.core.bundled import model_repository
 from server.core.domains import RATE_POINTS
 from server.core.images import EncodedImage
 from server.engines.model_file import VERSION
 from server.errors import AWNetError
-from server.settings import Settings
+from server.settings.settings import Settings
 
 from ..client.local import LocalSettings
 from ..local import Local

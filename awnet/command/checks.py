@@ -23,9 +23,9 @@ from server.core.model_source import parse_model_source
 from server.engines.model_file import repository_of
 from server.errors import AWNetError
 from server.findings.webhook import read_secret
-from server.listening import listen
-from server.settings import Settings
-from server.tls import EXPIRES_SOON_SECONDS, Certificates
+from server.ports.listening import listen
+from server.ports.tls import EXPIRES_SOON_SECONDS, Certificates
+from server.settings.settings import Settings
 
 from ..local import Local, StartError
 

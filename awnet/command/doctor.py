@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from server.options import SettingsError, add_settings, settings_of
+from server.settings.options import SettingsError, add_settings, settings_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.options import SettingsError, choices, nearest
+from server.settings.options import SettingsError, choices, nearest
 
 RAY = "ray"
 

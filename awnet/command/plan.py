@@ -275,7 +275,7 @@ def _write(out: Path | None, document: dict[str, Any]) -> None:
         return
     import orjson
 
-    from export.files import replace
+    from export.repository.files import replace
 
     text = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
     try:

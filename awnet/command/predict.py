@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.options import SettingsError, add_settings
+from server.settings.options import SettingsError, add_settings
 
 from .engines import check_engine
 from .options import add_server

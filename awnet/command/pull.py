@@ -100,7 +100,7 @@ def _task(given: argparse.Namespace) -> Pull:
     """What the command line, or without SOURCE the settings, ask for. Raises ValueError."""
     from server.model_sources.pull import Pull
     from server.model_sources.startup import task_of
-    from server.options import settings_of
+    from server.settings.options import settings_of
 
     if given.source is None:
         for name in ("to", "name", "version", "digest", "signing_key", "seconds"):
@@ -141,7 +141,7 @@ def _tell_triton(home: Path, version: int, model: bytes) -> None:
     """Keep up Triton's config.pbtxt, where there is one. Raises SourceError, OSError."""
     if not (home / "config.pbtxt").is_file():
         return
-    from export.files import replace
+    from export.repository.files import replace
     from server.errors import SourceError
 
     from .versions import VersionError, told_to_triton

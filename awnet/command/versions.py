@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.layout import CONFIG_FILE, METADATA_KEY, quoted
-from export.publication import add_version
+from export.repository.layout import CONFIG_FILE, METADATA_KEY, quoted
+from export.repository.publication import add_version
 from server.engines.onnx_cut import property_of
 from server.engines.onnx_wire import encoded, fields
 

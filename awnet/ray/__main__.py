@@ -9,9 +9,9 @@ import threading
 from collections.abc import Sequence
 
 from server.errors import StartupError
-from server.listening import bind
-from server.options import SettingsError, add_settings, only_known, settings_of
-from server.settings import Settings
+from server.ports.listening import bind
+from server.settings.options import SettingsError, add_settings, only_known, settings_of
+from server.settings.settings import Settings
 
 from ..local import StartError
 from . import INSTALL

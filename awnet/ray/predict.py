@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server.options import SettingsError, add_settings, settings_of
-from server.settings import Settings
+from server.settings.options import SettingsError, add_settings, settings_of
+from server.settings.settings import Settings
 
 from ..client.local import opened
 from ..client.predictor import Options

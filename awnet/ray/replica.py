@@ -17,11 +17,11 @@ from ray import serve
 from server.errors import StartupError
 from server.http.app import create_app
 from server.http.metrics_port import create_metrics
-from server.listening import listen
 from server.model_sources.startup import fetch
-from server.options import settings_of
-from server.process import PortBeside, begin_logging, make_service
-from server.service import Service
+from server.ports.listening import listen
+from server.process.process import PortBeside, begin_logging, make_service
+from server.service.service import Service
+from server.settings.options import settings_of
 
 from .settings import replica_settings
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from server.options import SettingsError, settings_of
+from server.settings.options import SettingsError, settings_of
 
 from ..client.local import opened
 from ..client.loop import LoopThread

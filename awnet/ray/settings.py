@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.options import SettingsError
-from server.settings import Settings
+from server.settings.options import SettingsError
+from server.settings.settings import Settings
 
 PATIENCE_SECONDS = 3600.0  # for an image that is scored offline, unless AWNET_TIMEOUT_SECONDS says otherwise
 

@@ -142,7 +142,7 @@ async def _crowd(port: int) -> AsyncIterator[list[asyncio.StreamWriter]]:
 # A server that keeps every answer's image: what the method of `soak` must find.
 LEAK = """
 import sys
-from server import service
+from server.service import service
 kept, run = [], service.Service.run
 async def leaking(self, lease, images, terms, *more, **named):
     kept.append(bytearray(100_000))

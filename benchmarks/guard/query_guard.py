@@ -28,7 +28,7 @@ from export.audit.black_box import Pixels
 from server.core.images import EncodedImage, Limits
 from server.guard.fingerprint import SIDE
 from server.guard.guard import QueryGuard
-from server.settings import Settings
+from server.settings.settings import Settings
 from training.data.sets import Source, load_images
 
 from ..harness import report

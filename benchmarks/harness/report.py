@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.files import replace
-from export.layout import METADATA_KEY
+from export.repository.files import replace
+from export.repository.layout import METADATA_KEY
 from server.core.cpu_limits import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -33,7 +33,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from export import graph
+from export.graph import graph
 from training.networks.awnet import AWNet, AWNetConfig, fold
 
 from ..harness.networks import randomised

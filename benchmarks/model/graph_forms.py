@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from export import graph
-from export.modulation import Blocked, Plain, resized
+from export.graph import graph
+from export.graph.modulation import Blocked, Plain, resized
 from training.networks.awnet import AWNet
 from training.networks.checkpoint import load
 

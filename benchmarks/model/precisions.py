@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export import graph, int8
+from export.graph import graph, int8
 from training.attacks.ascent import Model
 from training.attacks.copies import attackers_copy
 from training.data.images import Split

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from awnet.command.arrivals import arrivals
 from awnet.planning.asking import Asker, Sample, post
-from export.repository import publish
+from export.repository.repository import publish
 
 from ..harness.closed_loop import Figures, rotated
 from ..harness.load import quantile

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from server.answer_cache import AnswerCache
 from server.core.images import EncodedImage, Limits
+from server.service.answer_cache import AnswerCache
 
 from ..harness import report
 from ..harness.closed_loop import Figures, add_rounds, kept, lua, medians, ratios, rotated, wrk

@@ -3,7 +3,7 @@
 Every contestant runs the same ASGI application (`harness/plain_asgi.py`) in one process on one event loop, with the
 strictest settings that it has; wrk posts a 3 kB form. Figures are medians over interleaved rounds.
 
-* `ours`: `server.process.Port`, llhttp with the connections of `server/http/connection.py`, on uvicorn's event loop.
+* `ours`: `Port` of `server/process/`, llhttp with the connections of `server/http/connection.py`, on uvicorn's loop.
 * `uvicorn`, `h11`: uvicorn with the protocols that it brings, on httptools and on h11.
 * `granian`: needs an interpreter that has it (`--granian PYTHON`); left out otherwise.
 """
@@ -72,9 +72,9 @@ def serve(name: str, port: int) -> None:
 def serve_ours(port: int) -> None:
     """The server's own port before the application."""
     from server.errors import AWNetError, status_of
-    from server.listening import listen
-    from server.process import Port
-    from server.settings import Settings
+    from server.ports.listening import listen
+    from server.process.process import Port
+    from server.settings.settings import Settings
 
     from ..harness.plain_asgi import app
 

@@ -22,7 +22,7 @@ from server.access.addresses import TrustedProxies, client_of
 from server.access.caller import Rate
 from server.access.rates import QueueShares, Rates
 from server.errors import Unauthorized
-from server.settings import Settings
+from server.settings.settings import Settings
 
 from ..harness import report
 

@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from domain.statistics import STATISTICS, measure, outside
 
-from ..layout import METADATA_KEY
+from ..repository.layout import METADATA_KEY
 
 SCHEMAS = (1, 2, 3)
 OUTPUTS = ("logits", "p_type", "omega")

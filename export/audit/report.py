@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import replace
+from ..repository.files import replace
 
 FORMAT = 1
 JUDGED = ("n", "accuracy", "flagged: suspicious", "flagged: adversarial", "outside the domains")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..core.policy import Policy
 from ..errors import StartupError, Unauthorized
-from ..settings import Settings
+from ..settings.settings import Settings
 from .caller import ANYBODY, Caller
 from .keys import KEY, Keys, read_file
 

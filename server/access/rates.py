@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ..errors import QueueShareTaken, RateLimited
-from ..settings import Settings
+from ..settings.settings import Settings
 from .caller import Rate
 
 SETS, WAYS = 8192, 8

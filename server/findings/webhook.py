@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from .. import __version__
 from ..core.regular_files import read_regular
 from ..errors import StartupError
-from ..listening import is_loopback
+from ..ports.listening import is_loopback
 from .delivery import MAX_PAUSE_SECONDS, SEND_SECONDS, DeliveryError
 
 MIN_SECRET_BYTES = 24  # of Standard Webhooks

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from ..listening import listens
+from ..ports.listening import listens
 from .pace import Pace
 
 log = logging.getLogger("awnet")

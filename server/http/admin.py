@@ -23,9 +23,9 @@ from ..core.version import parse_version
 from ..errors import READ, AWNetError, Forbidden, InvalidQuery, Misdirected, NotReady, StartupError, UnsupportedMedia
 from ..findings.ocsf import MARKS
 from ..findings.reading import Found
-from ..listening import is_loopback
 from ..monitoring.request import ObservedRequest
-from ..service import Service
+from ..ports.listening import is_loopback
+from ..service.service import Service
 from .exchange import Exchange
 from .front import Front, Routes, routes_of
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..access.addresses import TrustedProxies, client_of
 from ..errors import AWNetError, TooManyConnections, TooManyConnectionsOfClient, UploadsFull
-from ..settings import Settings
+from ..settings.settings import Settings
 
 SWEEP_SECONDS = 0.25  # how exact deadlines are
 UNCOUNTED_BYTES = 64 << 10  # of each body: a small request is never refused for what large ones hold

@@ -33,7 +33,7 @@ from ..errors import (
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip import rest
-from ..service import Service
+from ..service.service import Service
 from . import page, upload
 from .caching import matches, tag_of
 from .cors import Cors

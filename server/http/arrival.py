@@ -15,7 +15,7 @@ from typing import Any
 
 from ..access.addresses import TrustedProxies
 from ..errors import AWNetError, MalformedRequest
-from ..tls import Certificates
+from ..ports.tls import Certificates
 from . import proxy_header
 from .admission import OPENED, Admission
 

@@ -24,7 +24,7 @@ from ..errors import (
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
 from ..oip.rest import Reply
-from ..service import Service
+from ..service.service import Service
 from .cors import Cors
 from .exchange import ClientGoneError, DisconnectWatcher, Exchange
 

@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from ..access.caller import Scope as KeyScope
 from ..monitoring.request import ObservedRequest
-from ..service import Service
+from ..service.service import Service
 from .exchange import Exchange
 from .front import Front, Routes, routes_of
 

@@ -9,7 +9,7 @@ from ..core.images import EncodedImage
 from ..core.policy import APPLIED
 from ..errors import problem
 from ..monitoring.request import ObservedRequest
-from ..outcome import Outcome
+from ..service.outcome import Outcome
 from .disclosure import disclosed
 from .query import Query
 from .schemas import results

@@ -19,7 +19,7 @@ from ..core.images import DecodedImage
 from ..core.modes import Mode
 from ..core.policy import Decision, Policy
 from ..core.verdict import Verdict, ranked, shown, significant
-from ..outcome import Outcome
+from ..service.outcome import Outcome
 from .query import Query, SignalsLevel
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ImageRejected, problem
-from ..outcome import Outcome
+from ..service.outcome import Outcome
 
 
 def withheld(

@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urlsplit
 from ..core.model_source import ModelSource
 from ..core.regular_files import read_regular
 from ..errors import SourceError
-from ..listening import is_loopback
+from ..ports.listening import is_loopback
 from .transfer import Request, Transfer
 
 MANIFEST_TYPES = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")

@@ -16,7 +16,7 @@ import httpx
 from ..core.model_source import ModelSource
 from ..core.regular_files import open_regular
 from ..errors import SourceError
-from ..listening import is_loopback
+from ..ports.listening import is_loopback
 from . import s3
 from .files import copied, sync, unpacked
 from .oci import Artifact, Layer, Registry

@@ -14,7 +14,7 @@ from typing import NoReturn
 import httpx
 
 from ..errors import SourceError
-from ..listening import is_loopback
+from ..ports.listening import is_loopback
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Origin = tuple[str, str, int | None]

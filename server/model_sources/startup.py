@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..core.model_source import parse_model_source
-from ..settings import Settings
+from ..settings.settings import Settings
 from .pull import Pull, Pulled, pull
 
 T = TypeVar("T")

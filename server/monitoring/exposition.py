@@ -12,7 +12,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Exemplar as PrometheusExemplar
 from prometheus_client.samples import Sample as PrometheusSample
 
-from ..renames import METRICS
+from ..settings.renames import METRICS
 from .clients import Client
 from .detection import Monitor
 from .snapshot import ClientCount, Exemplar, Family, Sample, Snapshot, Total
@@ -90,7 +90,7 @@ def _sample(sample: PrometheusSample) -> Sample:
 
 
 class _WithOldNames:
-    """Families, and those of `renames.METRICS` again under their old names."""
+    """Families, and those of `settings.renames.METRICS` again under their old names."""
 
     def __init__(self, families: Families) -> None:
         self._families = families

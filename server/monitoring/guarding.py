@@ -17,7 +17,7 @@ import orjson
 from ..core.images import ImageInput
 from ..guard.fingerprint import Fingerprint, Watched
 from ..guard.guard import Event, QueryGuard, Repeats
-from ..settings import Settings
+from ..settings.settings import Settings
 from .clients import TopClients
 from .metrics import Metrics
 from .request import KEY, UNKNOWN, ObservedRequest

@@ -33,7 +33,7 @@ from ..findings.delivery import Result as Delivered
 from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
 from ..findings.quarantine import Result as Quarantined
 from ..guard.guard import WHO, Repeats, Who
-from ..tls import CertificateRead
+from ..ports.tls import CertificateRead
 from ..versions.events import Events
 from .detection import Monitor
 from .detection_metrics import DetectionCollector

@@ -25,7 +25,7 @@ from ..findings.quarantine import FOLDER, Quarantine
 from ..findings.reading import Found, findings
 from ..findings.recorder import Recorder
 from ..guard.guard import Event
-from ..settings import Settings
+from ..settings.settings import Settings
 from .detection import Monitor
 from .metrics import Metrics
 from .request import KEY, ObservedRequest

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from ..errors import UnknownModel, UnknownService
-from ..service import Service
+from ..service.service import Service
 from . import grpc_standard, protocol
 from .grpc_messages import infer_response
 from .tensors import quoted

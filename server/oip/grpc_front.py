@@ -40,8 +40,8 @@ from ..errors import (
 )
 from ..monitoring.metrics import OTHER
 from ..monitoring.request import ObservedRequest
-from ..service import Service
-from ..tls import Certificates
+from ..ports.tls import Certificates
+from ..service.service import Service
 from . import grpc_server, grpc_standard, protocol, wire
 from .grpc_answers import ANSWERS, HEALTH_CHECK, HEALTH_WATCH, INFER, SERVED, SERVICE, InferCall, health
 from .grpc_calls import Calls

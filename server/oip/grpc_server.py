@@ -19,7 +19,7 @@ import grpc
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-from ..tls import Certificate, Certificates
+from ..ports.tls import Certificate, Certificates
 
 UNREGISTERED = ""  # in place of the name of a method that is none; no path is empty
 NOT_UTF8 = "Invalid encoding on"  # what grpcio logs of such a value begins so

@@ -14,7 +14,7 @@ from ..core.engine import OUTPUTS, Model
 from ..core.policy import APPLIED
 from ..core.verdict import Judgement
 from ..errors import Forbidden
-from ..outcome import Outcome
+from ..service.outcome import Outcome
 from .tensors import Output, Values
 
 

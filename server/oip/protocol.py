@@ -31,8 +31,8 @@ from ..errors import (
     UnknownModel,
     UnsupportedMedia,
 )
-from ..outcome import Outcome
-from ..service import Service
+from ..service.outcome import Outcome
+from ..service.service import Service
 from .outputs import MAPPED, ON_REQUEST, SIGNALS, check, is_told, maps_scores, output_of, specifications, unnamed
 from .tensors import Output, Scalar, Tensor, elements, pixels, quoted
 

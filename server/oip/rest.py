@@ -26,7 +26,7 @@ from ..errors import (
     UnsupportedMedia,
     headers_of,
 )
-from ..service import Service
+from ..service.service import Service
 from . import protocol
 from .tensors import Scalar, Tensor, quoted
 

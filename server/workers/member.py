@@ -18,10 +18,10 @@ from itertools import count
 from typing import Any
 
 from ..errors import LinkLost, NotReady, StartupError
-from ..fleet import CarryOut
 from ..monitoring.exposition import Counted, counted_by_all
 from ..monitoring.snapshot import Snapshot, Total
-from ..service import Service
+from ..service.fleet import CarryOut
+from ..service.service import Service
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, error_of, received
 from .load_table import LoadTable
 

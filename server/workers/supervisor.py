@@ -21,10 +21,10 @@ from typing import Any
 from ..access import rates
 from ..core.cpu_limits import share_of, usable_cores
 from ..errors import AWNetError, LinkLost
-from ..listening import listen_all, reserve_shared
 from ..monitoring.log_writer import log_to_stderr
 from ..monitoring.snapshot import Family, Sample, Snapshot
-from ..settings import Settings
+from ..ports.listening import listen_all, reserve_shared
+from ..settings.settings import Settings
 from .link import CALL_SECONDS, SNAPSHOT_EVERY_SECONDS, Link, packed
 from .load_table import LoadTable, shared_memory
 from .metrics_merge import Totals

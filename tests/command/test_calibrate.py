@@ -20,7 +20,7 @@ from awnet.__main__ import main
 from awnet.command import site
 from awnet.command.calibration import told
 from awnet.command.versions import contract_of
-from export.repository import publish as export_publish
+from export.repository.repository import publish as export_publish
 from server.core.contract import parse
 from server.core.images import Traits
 from tests.repository import ROOT

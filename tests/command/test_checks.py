@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from awnet.command.checks import Check, access
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.http.one_port import certificate
 
 

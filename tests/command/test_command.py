@@ -124,7 +124,7 @@ def test_an_installation_without_its_packages_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`pip install --no-deps .` alone is half of it; one line instead of a traceback."""
-    for module in ("awnet.command.doctor", "server.options"):
+    for module in ("awnet.command.doctor", "server.settings.options"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "pydantic", None)
     assert main(["doctor"]) == 2

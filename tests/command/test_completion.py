@@ -10,7 +10,7 @@ import pytest
 
 from awnet.__main__ import main
 from awnet.command import completion
-from server.options import choices
+from server.settings.options import choices
 
 COMMANDS = {"serve": "serve", "predict": "predict", "completion": "this"}
 

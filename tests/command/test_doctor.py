@@ -12,7 +12,7 @@ import pytest
 from awnet.__main__ import main
 from awnet.command import checks
 from server.model_sources import transfer
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.model_sources.static import serving
 from tests.server.tiny import publish
 

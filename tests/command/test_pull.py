@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from awnet.__main__ import main
-from export.repository import publish as export_publish
+from export.repository.repository import publish as export_publish
 from server.model_sources import transfer
 from tests.server.model_sources.conftest import files
 from tests.server.model_sources.static import Static, body, serving

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.harness.processes import Process, free_port
 from domain import __version__
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.repository import ROOT, tracked
 
 pytestmark = pytest.mark.real

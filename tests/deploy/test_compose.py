@@ -117,7 +117,7 @@ def test_the_front_ends_may_take_as_long_to_stop_as_they_need() -> None:
 
 def test_every_variable_of_the_front_ends_is_a_setting() -> None:
     """A misspelt one would be ignored."""
-    from server.settings import Settings
+    from server.settings.settings import Settings
 
     known = {f"AWNET_{name.upper()}" for name in Settings.model_fields}
     for name in ("front-1", "front-2"):

@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks.faults.scenarios import Bench, pair
 from server.core.bundled import EXAMPLES
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.requires import requires
 from tests.server.tiny import publish
 

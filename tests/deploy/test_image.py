@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from domain import __version__
-from server.tls import Certificates
+from server.ports.tls import Certificates
 from tests.requires import SEARCH, requires
 from tests.server.http.one_port import OnePort, certificate
 

@@ -24,7 +24,7 @@ from kubernetes_validate.utils import latest_version
 
 from domain import __version__
 from server.core.model_source import parse_model_source
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.requires import SEARCH, requires
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.model import graph as benchmark
 from benchmarks.model import graph_forms
-from export import graph
+from export.graph import graph
 
 
 def test_the_unfused_graph_is_the_same_network() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.harness.networks import randomised
 from benchmarks.model import graph as benchmark
-from export import graph
+from export.graph import graph
 from server.engines.onnx_cut import cut
 from server.engines.onnx_scan import scan
 from training.networks.awnet import AWNet, AWNetConfig

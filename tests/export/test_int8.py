@@ -12,8 +12,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import graph, int8, parity
-from export.int8 import PrecisionError
+from export.graph import graph, int8, parity
+from export.graph.int8 import PrecisionError
 from export.onnx import main
 from server.engines.onnx_cut import cut
 from server.engines.onnx_scan import scan
@@ -153,7 +153,7 @@ def test_int8_without_images_or_with_a_card_is_refused(tmp_path: Path, capsys: p
 @pytest.mark.slow
 def test_the_bundled_network_passes_in_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the checkpoint to a version that the server reads, with golden values of its own."""
-    from export.layout import METADATA_KEY
+    from export.repository.layout import METADATA_KEY
     from server.core.contract import parse
 
     data_dir = os.environ.get("AWNET_DATA_DIR")

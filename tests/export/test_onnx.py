@@ -18,11 +18,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.contract import ContractError
-from export.graph import GraphError, omega_layout
-from export.layout import METADATA_KEY
+from export.graph.contract import ContractError
+from export.graph.graph import GraphError, omega_layout
+from export.graph.parity import ParityError
 from export.onnx import ExportError, export_checkpoint, main
-from export.parity import ParityError
+from export.repository.layout import METADATA_KEY
 from server.core.contract import parse
 from training.networks.checkpoint import CheckpointError, load, read, save
 

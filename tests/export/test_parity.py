@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import graph, parity
+from export.graph import graph, parity
 from training.networks.awnet import AWNet
 from training.networks.checkpoint import load
 

@@ -18,9 +18,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export import graph
-from export.layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, versions
-from export.repository import RepositoryError, publish
+from export.graph import graph
+from export.repository.layout import CONFIG_FILE, MANIFEST_FILE, METADATA_KEY, MODEL_FILE, versions
+from export.repository.repository import RepositoryError, publish
 from server.engines.repository import Repository
 from training.networks.awnet import AWNet, AWNetConfig
 

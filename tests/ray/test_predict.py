@@ -30,7 +30,7 @@ from benchmarks.harness.processes import Process, free_port
 from benchmarks.harness.ray import SCORER, START_SECONDS, below, variables
 from benchmarks.harness.report import bundled_model
 from benchmarks.harness.waiting import eventually
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.repository import ROOT
 from tests.requires import SEARCH, requires
 

@@ -22,8 +22,8 @@ from benchmarks.harness.load import loaded
 from benchmarks.harness.ray import RayServe
 from benchmarks.harness.report import ROOT
 from server.errors import SourceError
-from server.options import SettingsError
-from server.settings import Settings
+from server.settings.options import SettingsError
+from server.settings.settings import Settings
 from tests.server.recorded_answers import Answer, Ports, asks, differences, exchange, kept, stored_images
 from tests.server.test_answers import EXPECTED
 from tests.server.tiny import publish

@@ -16,14 +16,14 @@ from server.core.images import ImageInput
 from server.core.modes import Mode
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
-from server.fleet import Fleet
 from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
 from server.oip.grpc_front import GrpcFront
-from server.service import Service
-from server.settings import Settings
+from server.service.fleet import Fleet
+from server.service.service import Service
+from server.settings.settings import Settings
 from tests.server.tiny import publish
 
 T = TypeVar("T")

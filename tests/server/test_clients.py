@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness.processes import Process, free_port
 from server.errors import StartupError
-from server.listening import bind
+from server.ports.listening import bind
 from tests.server.tiny import CALL, ROOT, Running, encoded, noise, publish
 from tests.waiting import eventually
 

@@ -30,8 +30,8 @@ from server.findings.reading import Event, events
 from server.http.admin import create_admin
 from server.http.app import create_app
 from server.monitoring.golden_probe import GoldenProbes
-from server.service import Service
-from server.settings import Settings
+from server.service.service import Service
+from server.settings.settings import Settings
 from tests.server.findings.test_delivery import SECRET, Receiver, receiving
 from tests.server.guard.test_guard import variants
 from tests.server.keys import key, table, write

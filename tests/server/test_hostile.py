@@ -170,7 +170,7 @@ def test_a_process_that_is_stuck_ends_all_the_same() -> None:
     """A thread inside of a library cannot be ended; the process can."""
     code = (
         "import threading, time\n"
-        "from server import process\n"
+        "from server.process import process\n"
         "process.LEAVING_MARGIN_SECONDS = 0.1\n"
         "threading.Thread(target=process._end_at_last, args=(0.1, threading.Event()), daemon=True).start()\n"
         "time.sleep(600)"

@@ -25,7 +25,7 @@ from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import DeadlineExceeded, SelfTestFailed, StartupError, UnknownMode
 from server.http.schemas import Answer
-from server.settings import Settings
+from server.settings.settings import Settings
 from server.versions.events import Events
 from server.versions.models import Models
 from tests.server.schema_3 import MODES, branches, publish_modes, schema_3

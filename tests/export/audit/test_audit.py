@@ -18,7 +18,7 @@ from domain.statistics import measure
 from export.audit.__main__ import main
 from export.audit.model_file import OUTSIDE, ModelFile
 from export.audit.parts import auroc, judged, share
-from export.layout import METADATA_KEY
+from export.repository.layout import METADATA_KEY
 from server.core import contract, verdict
 from server.core.images import Traits
 from tests.server.schema_2 import THRESHOLDS, schema_2

@@ -16,7 +16,7 @@ from server.access.access import Access
 from server.access.caller import SCOPES, Rate
 from server.access.keys import MAX_FILE_BYTES, Keys, new_key
 from server.errors import Forbidden, StartupError, Unauthorized
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.keys import hashed, key, table, write
 from tests.server.tiny import ROOT
 from tests.waiting import eventually

@@ -10,8 +10,8 @@ from server.engines.model_file import ModelFile
 from server.errors import ContractError, ManifestError, ModelNotFound
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
-from server.process import make_engine
-from server.settings import Settings
+from server.process.process import make_engine
+from server.settings.settings import Settings
 
 
 def test_a_file_is_the_only_version_of_its_model(repository: Path) -> None:

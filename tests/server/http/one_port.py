@@ -21,9 +21,9 @@ from server.http.admission import Admission, ConnectionLimits
 from server.http.arrival import Arrivals
 from server.http.connection import Connection
 from server.http.pace import Pace
-from server.listening import listen
-from server.settings import Settings
-from server.tls import Certificates
+from server.ports.listening import listen
+from server.ports.tls import Certificates
+from server.settings.settings import Settings
 
 LIMITS = replace(ConnectionLimits.of(Settings()), header_seconds=1.0)
 

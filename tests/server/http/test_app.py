@@ -22,7 +22,7 @@ from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnava
 from server.http.app import create_app
 from server.http.exchange import Exchange
 from server.monitoring.request import ObservedRequest
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.small import GatedEngine, service_over, started
 from tests.server.tiny import encoded, noise, plain, publish, spoilt_pixels
 from tests.waiting import until

@@ -18,7 +18,7 @@ import pytest
 from server.access.addresses import TrustedProxies
 from server.errors import StartupError
 from server.http.proxy_header import SIGNATURE
-from server.tls import Certificates
+from server.ports.tls import Certificates
 from tests.server.http.one_port import OnePort, answered, asked, certificate
 from tests.waiting import eventually
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.keys import table, write
 from tests.server.small import Small
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from awnet.local import Local, StartError
 from benchmarks.harness.processes import Server
 from server.errors import SourceError
-from server.options import SettingsError, settings_of
-from server.settings import Settings
+from server.settings.options import SettingsError, settings_of
+from server.settings.settings import Settings
 from tests.repository import ROOT
 from tests.server.model_sources.conftest import Fetch, files
 from tests.server.model_sources.static import Static, body, trickle

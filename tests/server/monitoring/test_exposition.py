@@ -15,7 +15,7 @@ from benchmarks.harness.processes import free_port
 from benchmarks.harness.prometheus import RULES
 from deploy.document_metrics import BEGIN, END, PAGE, page, rows
 from deploy.grafana.panels import queries
-from server.renames import METRICS
+from server.settings.renames import METRICS
 from tests.requires import requires
 from tests.server.tiny import Running, encoded, noise, plain, publish
 

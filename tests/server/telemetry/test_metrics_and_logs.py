@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.findings.delivery import DeliveryError
-from server.renames import METRICS
+from server.settings.renames import METRICS
 from server.telemetry.exporting import Exporting
 from tests.server.telemetry.collector import Collector, value, values
 from tests.server.tiny import Running, encoded, noise, publish

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main, read_settings
-from server.sources import opentelemetry
+from server.settings.sources import opentelemetry
 
 URL = "http://collector:4318"
 

@@ -25,9 +25,9 @@ from server.engines.repository import Repository
 from server.errors import StartupError, UnknownModel
 from server.monitoring.golden_probe import GoldenProbes
 from server.workers.member import _together
+from tests.server.process.test_process import Load, call
 from tests.server.schema_3 import publish_modes
 from tests.server.small import service_over
-from tests.server.test_process import Load, call
 from tests.server.tiny import CALL, Running, encoded, noise, plain, publish
 from tests.waiting import eventually, until
 

@@ -13,7 +13,7 @@ from domain.corruptions import CORRUPTIONS
 from domain.ranges import LOW_ENDS, REACH, pool_ranges, pristine_ranges
 from domain.shares import wilson
 from domain.statistics import STATISTICS, outside
-from export import contract
+from export.graph import contract
 from training.data.images import Split
 from training.evaluation import calibration
 from training.evaluation.calibration import (

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.harness.processes import Triton
-from export.repository import publish
+from export.repository.repository import publish
 from export.triton_python import convert
 from tests.requires import triton_venv
 from tests.server.engines.triton.fake_triton import CONTRACTS, MODELS

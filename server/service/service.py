@@ -12,20 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
-from .access.access import Access, KeysRead
-from .access.addresses import TrustedProxies
-from .access.caller import Caller, Scope
-from .access.rates import Rates, default_rate
-from .answer_cache import AnswerCache
-from .answering import Answering
-from .core.cpu_limits import usable_cores
-from .core.decode_pool import DecodePool
-from .core.decoding import Decoding
-from .core.engine import Engine, Model, Priority, Terms
-from .core.images import ImageInput, Limits
-from .core.modes import Mode
-from .core.verdict import Verdict
-from .errors import (
+from ..access.access import Access, KeysRead
+from ..access.addresses import TrustedProxies
+from ..access.caller import Caller, Scope
+from ..access.rates import Rates, default_rate
+from ..core.cpu_limits import usable_cores
+from ..core.decode_pool import DecodePool
+from ..core.decoding import Decoding
+from ..core.engine import Engine, Model, Priority, Terms
+from ..core.images import ImageInput, Limits
+from ..core.modes import Mode
+from ..core.verdict import Verdict
+from ..errors import (
     AWNetError,
     Forbidden,
     NotReady,
@@ -36,25 +34,27 @@ from .errors import (
     UnknownMode,
     UnknownModel,
 )
-from .findings.ocsf import Mark
-from .findings.reading import Found
+from ..findings.ocsf import Mark
+from ..findings.reading import Found
+from ..monitoring.detection import Monitor
+from ..monitoring.detection_metrics import report
+from ..monitoring.exposition import Counted, exposition, snapshot
+from ..monitoring.golden_probe import GoldenProbes
+from ..monitoring.guarding import Guarding
+from ..monitoring.metrics import Metrics
+from ..monitoring.reporting import Reporting
+from ..monitoring.request import CURRENT, ObservedRequest, Requests, Telemetry
+from ..monitoring.snapshot import Snapshot
+from ..monitoring.verdict_history import VerdictHistory
+from ..ports.listening import PortWatch, is_loopback
+from ..settings.settings import Settings
+from ..versions.events import Broadcast
+from ..versions.models import Models
+from ..versions.rollout import Lease
+from .answer_cache import AnswerCache
+from .answering import Answering
 from .fleet import Fleet, SingleProcess
-from .listening import PortWatch, is_loopback
-from .monitoring.detection import Monitor
-from .monitoring.detection_metrics import report
-from .monitoring.exposition import Counted, exposition, snapshot
-from .monitoring.golden_probe import GoldenProbes
-from .monitoring.guarding import Guarding
-from .monitoring.metrics import Metrics
-from .monitoring.reporting import Reporting
-from .monitoring.request import CURRENT, ObservedRequest, Requests, Telemetry
-from .monitoring.snapshot import Snapshot
-from .monitoring.verdict_history import VerdictHistory
 from .outcome import Outcome
-from .settings import Settings
-from .versions.events import Broadcast
-from .versions.models import Models
-from .versions.rollout import Lease
 
 log = logging.getLogger("awnet")
 

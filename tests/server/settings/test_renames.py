@@ -16,12 +16,12 @@ from server.core.engine import Model
 from server.monitoring.detection import Monitor
 from server.monitoring.exposition import counted_by_all, exposition, snapshot
 from server.monitoring.metrics import Metrics
-from server.renames import METRICS, SETTINGS, option, variable
-from server.settings import Settings
+from server.settings.renames import METRICS, SETTINGS, option, variable
+from server.settings.settings import Settings
 from server.workers.metrics_merge import Totals
 from tests.server.tiny import contract_of, graph
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 VALUES = {"access_log": ("true", True), "golden_canary_seconds": ("2.5", 2.5)}
 MODEL = Model("awnet", 1, "f" * 64, parse(json.dumps(contract_of(graph()))))
 OPENMETRICS = "application/openmetrics-text"

@@ -23,9 +23,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from ..options import MODES as MODES
+from ..options import OPSET as OPSET
 from .modulation import Blocked, BlockedBranch, Modulation, Plain, blocks_of, fits_blocks, omega_maps
-from .options import MODES as MODES
-from .options import OPSET as OPSET
 from .source import NATURAL, AWNet, Branch, ConvMixBN, ResNet18Extractor, fold
 from .writer import GraphError as GraphError
 from .writer import Writer as Writer

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Largest absolute difference allowed between torch in float32 and onnxruntime.
 TOLERANCE = {"logits": 1e-4, "p_type": 1e-5, "omega": 1e-4, "logits_adv": 1e-4, "logits_nat": 1e-4}
 SEED = 17
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEST_IMAGES = 256  # of a data set given; the first eighth of them is attacked too
 # Three steps of 4/255 are enough: the images need to be where P_type turns, not as bad as they can be.
 ATTACKS = {

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .core.engine import Model, Signals
-from .core.modes import Mode
-from .core.policy import APPLIED, WITHHELD, Decision, Policy, reason
-from .core.verdict import Judgement
-from .errors import AWNetError
-from .guard.guard import Repeats
+from ..core.engine import Model, Signals
+from ..core.modes import Mode
+from ..core.policy import APPLIED, WITHHELD, Decision, Policy, reason
+from ..core.verdict import Judgement
+from ..errors import AWNetError
+from ..guard.guard import Repeats
 
 
 class Outcome(NamedTuple):

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.harness.processes import free_port
 from server.__main__ import read_settings
-from server.settings import Settings
+from server.settings.settings import Settings
 from tests.server.tiny import CALL, ROOT, Running, encoded, noise, publish
 from tests.waiting import eventually
 
@@ -38,7 +38,8 @@ def test_serving_imports_no_training_library() -> None:
     what few ask for: the OpenAPI document.
     """
     code = (
-        "import sys, server.http.app, server.__main__, server.process, server.http.admin, server.engines.onnxruntime\n"
+        "import sys, server.http.app, server.__main__, server.process.process, server.http.admin\n"
+        "import server.engines.onnxruntime\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'torch', 'torchvision', 'onnx', 'onnxscript', 'training', 'export', 'tritonclient',"
         " 'grpc', 'cryptography'}),"
@@ -56,7 +57,8 @@ def test_a_start_does_not_look_for_garbage_in_what_it_imports() -> None:
         "import gc, sys, server.__main__ as main\n"
         "early = []\n"
         "def note(phase, about):\n"
-        "    if 'server.process' in sys.modules and not hasattr(sys.modules['server.process'], 'serve'):\n"
+        "    process = sys.modules.get('server.process.process')\n"
+        "    if process is not None and not hasattr(process, 'serve'):\n"
         "        early.append(about['generation'])\n"
         "gc.callbacks.append(note)\n"
         "status = main.main(['--port', '0', '--admin-port', 'none', '--version', '99'])\n"

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.harness.exchange import exposition
 from benchmarks.harness.processes import free_port
-from server.listening import listen_all
+from server.ports.listening import listen_all
 from tests.server.http.one_port import certificate
 from tests.server.small import Small
 from tests.server.tiny import Running

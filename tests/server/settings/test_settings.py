@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main, read_settings
-from server.options import GROUPS, choices
-from server.renames import option, variable
-from server.settings import Settings
-from server.sources import OTHERS
+from server.settings.options import GROUPS, choices
+from server.settings.renames import option, variable
+from server.settings.settings import Settings
+from server.settings.sources import OTHERS
 from tests.repository import tracked
 
 NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
@@ -32,7 +32,8 @@ def test_what_is_no_usable_number_is_refused_in_one_line(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or a server that was told to wait `inf` seconds would end with a traceback; `nan` is no deadline at all."""
-    monkeypatch.setattr("server.process.serve", lambda settings: 0)  # so that a value that passes is seen at once
+    # So that a value that passes is seen at once.
+    monkeypatch.setattr("server.process.process.serve", lambda settings: 0)
     monkeypatch.setattr("server.workers.supervisor.supervise", lambda settings, command: 0)
     assert main([f"{option(name)}={value}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

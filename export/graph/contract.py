@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from domain.statistics import STATISTICS
 
+from ..options import MODES
+from ..options import PRECISIONS as PRECISIONS
 from .graph import modes_of, omega_layout, outputs_of
-from .options import MODES
-from .options import PRECISIONS as PRECISIONS
 from .source import AWNet, Calibration, Checkpoint, Domain
 
 SCHEMA_VERSION = 3

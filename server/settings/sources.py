@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from .core.regular_files import read_regular
+from ..core.regular_files import read_regular
 from .renames import SETTINGS, renamed, variable
 
 PREFIX = "AWNET_"

@@ -1,4 +1,4 @@
-"""`python -m server.worker FD`: one of several serving processes; the supervisor has the other end of that socket."""
+"""`python -m server.process FD`: one of several serving processes; the supervisor has the other end of that socket."""
 
 from __future__ import annotations
 

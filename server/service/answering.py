@@ -6,25 +6,25 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from .access.caller import Caller
-from .access.rates import QueueShares, Rates
+from ..access.caller import Caller
+from ..access.rates import QueueShares, Rates
+from ..core.decoding import Decoding
+from ..core.engine import Engine, Signals, Terms
+from ..core.images import EncodedImage, ImageInput
+from ..core.verdict import judge_image
+from ..errors import AWNetError, EngineFault, QueueFull
+from ..guard.fingerprint import Watched
+from ..monitoring.detection import Monitor
+from ..monitoring.engine_metrics import CacheResult
+from ..monitoring.guarding import Guarding
+from ..monitoring.metrics import Metrics
+from ..monitoring.reporting import Reporting
+from ..monitoring.request import CLIENT_GONE, CURRENT, UNKNOWN
+from ..monitoring.verdict_history import VerdictHistory
+from ..settings.settings import Settings
+from ..versions.rollout import Lease
 from .answer_cache import AnswerCache, Found
-from .core.decoding import Decoding
-from .core.engine import Engine, Signals, Terms
-from .core.images import EncodedImage, ImageInput
-from .core.verdict import judge_image
-from .errors import AWNetError, EngineFault, QueueFull
-from .guard.fingerprint import Watched
-from .monitoring.detection import Monitor
-from .monitoring.engine_metrics import CacheResult
-from .monitoring.guarding import Guarding
-from .monitoring.metrics import Metrics
-from .monitoring.reporting import Reporting
-from .monitoring.request import CLIENT_GONE, CURRENT, UNKNOWN
-from .monitoring.verdict_history import VerdictHistory
 from .outcome import Outcome
-from .settings import Settings
-from .versions.rollout import Lease
 
 
 class Answering:

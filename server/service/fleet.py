@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from .monitoring.exposition import Counted
+from ..monitoring.exposition import Counted
 
 CarryOut = Callable[[str, Sequence[Any]], Awaitable[dict[str, Any]]]
 

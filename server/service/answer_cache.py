@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from domain.statistics import STATISTICS
 
-from .core.engine import Model, Signals
-from .core.images import DecodedImage, EncodedImage, ImageInput, PixelArray, Traits
-from .core.modes import Mode
-from .guard.fingerprint import Fingerprint
-from .settings import Settings
+from ..core.engine import Model, Signals
+from ..core.images import DecodedImage, EncodedImage, ImageInput, PixelArray, Traits
+from ..core.modes import Mode
+from ..guard.fingerprint import Fingerprint
+from ..settings.settings import Settings
 
 ANSWER_BYTES = 1536  # of an answer, at most, beside its arrays: key, place in the order, traits of the image
 INLINE_BYTES = 64 << 10  # 50 us; more is hashed on another thread than the event loop's

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from .core.regular_files import read_regular
-from .errors import StartupError
+from ..core.regular_files import read_regular
+from ..errors import StartupError
 
 log = logging.getLogger("awnet")
 

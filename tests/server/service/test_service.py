@@ -17,10 +17,10 @@ from server.core.images import PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import EngineFault
-from server.fleet import CarryOut
 from server.monitoring.exposition import Counted
-from server.outcome import Outcome
-from server.service import Service
+from server.service.fleet import CarryOut
+from server.service.outcome import Outcome
+from server.service.service import Service
 from tests.server.small import Small, service_over, started
 from tests.server.tiny import SIZE, encoded, noise, publish
 from tests.waiting import until

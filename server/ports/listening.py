@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .errors import StartupError
+from ..errors import StartupError
 
 log = logging.getLogger("awnet")
 

@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from benchmarks.harness.processes import free_port
-from server.listening import PortWatch, listen
 from server.oip import grpc_probe
 from server.oip.grpc_front import GrpcFront
 from server.oip.grpc_probe import Probe
-from server.tls import Certificates
+from server.ports.listening import PortWatch, listen
+from server.ports.tls import Certificates
 from tests.server.http.one_port import certificate
 from tests.server.small import Small
 from tests.server.tiny import Running
@@ -98,7 +98,7 @@ def test_a_port_that_is_full_takes_connections(tmp_path: Path) -> None:
 # A server whose ports can be broken by signals: the admin port listens no more, the gRPC server ends.
 BREAKABLE = """
 import asyncio, signal, sys
-from server import process
+from server.process import process
 opened, begun = process.open_ports, process.Server._start_others
 def kept(settings):
     sockets = opened(settings)

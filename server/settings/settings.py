@@ -19,12 +19,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from .core.answers import Answers
-from .core.bundled import model_repository
-from .core.model_source import parse_model_source
-from .core.modes import Mode
-from .core.policy import POLICIES, At, Policies, Policy, Unsure
-from .core.version import MODEL_NAME, WHAT, parse_version
+from ..core.answers import Answers
+from ..core.bundled import model_repository
+from ..core.model_source import parse_model_source
+from ..core.modes import Mode
+from ..core.policy import POLICIES, At, Policies, Policy, Unsure
+from ..core.version import MODEL_NAME, WHAT, parse_version
 from .renames import option, renamed
 from .sources import PREFIX, SIGNALS, Variables, file_of, opentelemetry, read
 

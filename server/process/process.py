@@ -1,7 +1,7 @@
 """One serving process: builds its parts, wires them, and runs uvicorn and the other front ends until a signal.
 
 `python -m server` calls `serve`; where there are several workers, the supervisor starts each as
-`python -m server.worker FD`, with a socket to itself under that number.
+`python -m server.process FD`, with a socket to itself under that number.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from .access.rates import Rates, default_rate
-from .core.engine import Engine
-from .core.memory import share_heap
-from .engines.model_file import repository_of
-from .errors import AWNetError, StartupError
-from .http.acceptor import Acceptor, Peers
-from .http.admin import create_admin
-from .http.admission import Admission, ConnectionLimits
-from .http.app import create_app
-from .http.arrival import Arrivals
-from .http.connection import Connection
-from .http.front import Front
-from .http.metrics_port import create_metrics
-from .http.pace import Pace
-from .listening import bind, listen_all
-from .monitoring import request_log
-from .monitoring.clients import TopClients
-from .monitoring.detection import Monitor
-from .monitoring.log_writer import WriterHandler, log_to_stderr
-from .monitoring.metrics import Metrics
-from .monitoring.request import Telemetry
-from .service import Service
-from .settings import Settings
-from .tls import Certificates
-from .workers.member import Assignment, receive_assignment
+from ..access.rates import Rates, default_rate
+from ..core.engine import Engine
+from ..core.memory import share_heap
+from ..engines.model_file import repository_of
+from ..errors import AWNetError, StartupError
+from ..http.acceptor import Acceptor, Peers
+from ..http.admin import create_admin
+from ..http.admission import Admission, ConnectionLimits
+from ..http.app import create_app
+from ..http.arrival import Arrivals
+from ..http.connection import Connection
+from ..http.front import Front
+from ..http.metrics_port import create_metrics
+from ..http.pace import Pace
+from ..monitoring import request_log
+from ..monitoring.clients import TopClients
+from ..monitoring.detection import Monitor
+from ..monitoring.log_writer import WriterHandler, log_to_stderr
+from ..monitoring.metrics import Metrics
+from ..monitoring.request import Telemetry
+from ..ports.listening import bind, listen_all
+from ..ports.tls import Certificates
+from ..service.service import Service
+from ..settings.settings import Settings
+from ..workers.member import Assignment, receive_assignment
 
 if TYPE_CHECKING:
-    from .oip.grpc_front import GrpcFront
+    from ..oip.grpc_front import GrpcFront
 
 TICKS_A_SECOND = 10  # of uvicorn's main loop
 COLLECT_EVERY = 10_000  # containers more than at the last collection; Python's 700 are those of some twenty requests
@@ -220,7 +220,7 @@ class Server(Port):
                     self._service.ports.add(purpose, partial(_trouble, port, served))
             if settings.grpc_port is not None:
                 # Imported only here: tritonclient and grpc cost 26 MB.
-                from .oip.grpc_front import GrpcFront
+                from ..oip.grpc_front import GrpcFront
 
                 front = GrpcFront(self._service, settings.host, settings.grpc_port, shared, self._certificates)
                 await front.start()
@@ -356,7 +356,7 @@ def make_telemetry(settings: Settings, metrics: Metrics, assignment: Assignment 
     """What sends spans elsewhere, not started. Raises StartupError."""
     try:
         # Imported only where it is asked for: it is an extra, and costs 20 MB.
-        from .telemetry.exporting import Exporting
+        from ..telemetry.exporting import Exporting
     except ModuleNotFoundError as error:
         raise StartupError(
             f"otlp_endpoint needs the package {error.name}: install the extra, pip install '.[telemetry]' in a "
@@ -381,7 +381,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     """The engine that the settings ask for, not started. Raises StartupError."""
     if settings.engine == "triton":
         # Imported only here: tritonclient and grpc cost 26 MB.
-        from .engines.triton.engine import TritonEngine, parse_metadata
+        from ..engines.triton.engine import TritonEngine, parse_metadata
 
         return TritonEngine(
             [url.strip() for url in settings.triton_urls.split(",") if url.strip()],
@@ -396,7 +396,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
             capacity=settings.queue_capacity,
             on_state=metrics.engine.backend,
         )
-    from .engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
+    from ..engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
 
     return EmbeddedEngine(
         repository_of(settings.repository, settings.model, settings.signing_key),

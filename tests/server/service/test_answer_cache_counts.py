@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from server.answer_cache import ANSWER_BYTES, INLINE_BYTES, AnswerCache
 from server.core.engine import Signals
 from server.core.images import EncodedImage, Limits, PixelArray
 from server.guard.fingerprint import Fingerprints
 from server.monitoring import request_log
-from server.settings import Settings
+from server.service.answer_cache import ANSWER_BYTES, INLINE_BYTES, AnswerCache
+from server.settings.settings import Settings
 from tests.server.cached import ADVERSARIAL, CLEAN, OTHER, Cached, file
 from tests.server.guard.test_guard import variants
 from tests.server.small import Small
@@ -192,7 +192,7 @@ def test_a_large_file_is_not_hashed_on_the_event_loop(monkeypatch: pytest.Monkey
         elsewhere.append(do)
         return await real(do, *given)
 
-    monkeypatch.setattr("server.answer_cache.asyncio.to_thread", to_thread)
+    monkeypatch.setattr("server.service.answer_cache.asyncio.to_thread", to_thread)
     model = Small.__new__(Small)
     model.sha256 = "0" * 64  # type: ignore[attr-defined]
     for size in (INLINE_BYTES, INLINE_BYTES + 1):
