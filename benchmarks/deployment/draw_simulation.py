@@ -1,7 +1,4 @@
-"""Draws what `deployment.simulation` found: p99 against load beside measured points, and a burst by autoscaler.
-
-`python -m benchmarks.deployment.draw_simulation` draws the committed results again.
-"""
+"""Draws what `deployment.simulation` found: p99 against load beside measured points, and a burst by autoscaler."""
 
 from __future__ import annotations
 
@@ -15,10 +12,14 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 
 from ..harness import report
 
+EXAMPLES = """examples:
+  python -m benchmarks.deployment.draw_simulation    the committed results again
+"""
 COLOURS = ("#1b6e3c", "#1f5fa8", "#b3261e", "#c77700")
 
 
 def main() -> int:
+    report.parser("deployment.draw_simulation", __doc__, EXAMPLES).parse_args()
     found = json.loads((report.RESULTS / "simulation.json").read_text("utf-8"))
     draw(found, report.ROOT / "docs/images")
     return 0

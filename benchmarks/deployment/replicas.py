@@ -66,9 +66,7 @@ def main() -> int:
         if "kill" in parts:
             found["kill"] = [asyncio.run(killed(bench, balance, options.kills)) for balance in (LOAD, ADDRESS)]
             found["evidence"] = asyncio.run(evidence(bench))
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

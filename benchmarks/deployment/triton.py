@@ -51,9 +51,7 @@ def main() -> int:
         print(f"skipped: no Triton in {options.venv} (make .venv-triton/.locked)", file=sys.stderr)
         return 0
     found = measure(options)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -48,9 +48,7 @@ def main() -> int:
     found = measure(options)
     if options.kills and max(options.workers) > 1:
         found["kills"] = kill(options)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ..harness.report import RESULTS, ROOT
+from ..harness.report import RESULTS, ROOT, parser
 
+EXAMPLES = """examples:
+  python -m benchmarks.guard.draw_query_guard    the committed results again
+"""
 OUT = ROOT / "docs/images/query-guard.png"
 FOUND, MISSED, HONEST, FLAGGED = "#b3261e", "#8a8f98", "#1f6f8b", "#d98200"
 LEAST = 3  # where an attack or a client has hardly begun
@@ -17,12 +19,12 @@ STILL = "a camera that does not move, 25 fps"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard.draw_query_guard", description=__doc__)
-    parser.add_argument(
+    command = parser("guard.draw_query_guard", __doc__, EXAMPLES)
+    command.add_argument(
         "--report", type=Path, default=RESULTS / "query_guard.json", help="of benchmarks.guard.query_guard"
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="[docs/images/query-guard.png]")
-    options = parser.parse_args()
+    command.add_argument("--out", type=Path, default=OUT, help="[docs/images/query-guard.png]")
+    options = command.parse_args()
     draw(json.loads(options.report.read_text("utf-8")), options.out)
     return 0
 

@@ -83,9 +83,7 @@ def main() -> int:
                 report.publish(options.out, found, markdown(found))
         if options.part in ("all", "cost"):
             found["cost"] = cost(Path(scratch), data.validation.images[:400].numpy(), options.starts, options.rounds)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -191,8 +191,7 @@ def main() -> int:
                 if options.only in request.name:
                     found["rows"].append(measured(server, held, grpc_port, request, options.times))
                     print(found["rows"][-1], file=sys.stderr)
-    report.publish(options.out, found, markdown(found))
-    print(markdown(found))
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -64,6 +64,12 @@ def publish(out: Path, report: Any, text: str) -> None:
     write(out.with_suffix(".md"), text)
 
 
+def conclude(out: Path, report: Any, text: str) -> None:
+    """The end of a measurement: publish it, and print what is said of it for people."""
+    publish(out, report, text)
+    print(text)
+
+
 def write(path: Path, text: str) -> None:
     """Write `path` whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ times are processor time, which other programs disturb least.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import os
 import statistics
@@ -37,7 +36,7 @@ from export.graph import graph
 from training.networks.awnet import AWNet, AWNetConfig, fold
 
 from ..harness.networks import randomised
-from ..harness.report import RESULTS, processor, publish
+from ..harness.report import RESULTS, parser, processor, publish
 
 GOALS = {16: 1.20, 64: 1.08}  # fused over static
 REORDERS = ("ReorderInput", "ReorderOutput")
@@ -276,21 +275,17 @@ def markdown(document: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     cores = len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.model.graph",
-        description="Latency of the fused graph, of the unfused one and of static networks of the same sizes.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64], help="random weights (16 64)")
-    parser.add_argument("--ckpt", type=Path, nargs="*", default=[], help="AW-Net checkpoints to time as well")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="(1 8 32)")
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="to choose from")
-    parser.add_argument("--rounds", type=int, default=15, help="(%(default)s)")
-    parser.add_argument("--slice", type=float, default=0.15, metavar="SECONDS", help="of one graph (%(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for graph.json and graph.md")
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args(arguments)
+    about = "Latency of the fused graph, of the unfused one and of static networks of the same sizes."
+    command = parser("model.graph", about, EXAMPLES)
+    command.add_argument("--widths", type=int, nargs="+", default=[16, 64], help="random weights (16 64)")
+    command.add_argument("--ckpt", type=Path, nargs="*", default=[], help="AW-Net checkpoints to time as well")
+    command.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="(1 8 32)")
+    command.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="to choose from")
+    command.add_argument("--rounds", type=int, default=15, help="(%(default)s)")
+    command.add_argument("--slice", type=float, default=0.15, metavar="SECONDS", help="of one graph (%(default)s)")
+    command.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for graph.json and graph.md")
+    command.add_argument("--no-write", action="store_true", help="print only")
+    options = command.parse_args(arguments)
 
     nets = [random_net(width) for width in options.widths]
     if options.ckpt:

@@ -40,7 +40,7 @@ from export.graph.modulation import Blocked, Plain, resized
 from training.networks.awnet import AWNet
 from training.networks.checkpoint import load
 
-from ..harness.report import add_out, loaded_machine, parser, publish
+from ..harness.report import add_out, conclude, loaded_machine, parser
 from .graph import Settings, graphs, random_net, ratio, reorders, seconds, session
 
 BATCHES = (1, 8)
@@ -280,9 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "networks": networks,
     }
-    text = markdown(document)
-    publish(options.out, document, text)
-    print(text)
+    conclude(options.out, document, markdown(document))
     return 0
 
 

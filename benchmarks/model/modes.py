@@ -26,7 +26,7 @@ from server.engines.onnx_cut import cut
 
 from ..harness import report
 from ..harness.processes import rss_mb
-from ..harness.report import publish
+from ..harness.report import conclude
 
 EXAMPLES = """examples:
   python -m benchmarks.model.modes                            the bundled model
@@ -44,9 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     files = options.onnx or [report.bundled_model() / "model.onnx"]
     facts = report.loaded_machine()
     found = {"machine": facts, "turns": options.turns, "models": [measure(path, options) for path in files]}
-    text = markdown(found)
-    publish(options.out, found, text)
-    print(text)
+    conclude(options.out, found, markdown(found))
     return 0
 
 

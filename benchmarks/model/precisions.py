@@ -31,7 +31,7 @@ from training.networks.awnet import AWNet
 from training.networks.checkpoint import load
 from training.options import DATA_DIR_HELP
 
-from ..harness.report import add_out, loaded_machine, parser, publish
+from ..harness.report import add_out, conclude, loaded_machine, parser
 from .graph import Settings, ratio, seconds, session
 
 KINDS = ("float32", "float16-weights", "int8", "int8 with the detector")
@@ -237,9 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "checkpoints": checkpoints,
     }
-    text = markdown(document)
-    publish(options.out, document, text)
-    print(text)
+    conclude(options.out, document, markdown(document))
     return 0
 
 

@@ -70,7 +70,7 @@ from training.trainer.objectives import type_loss
 from training.trainer.recipe import DEFAULTS
 from training.trainer.step import Runtime, train_step
 
-from ..harness.report import RESULTS, processor, publish
+from ..harness.report import RESULTS, parser, processor, publish
 
 CPU = torch.device("cpu")
 GOALS = {"cpu": 2.0, "cuda": 5.0}  # ours over published
@@ -542,37 +542,32 @@ def device_name(device: torch.device) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.model.training",
-        description=(__doc__ or "").strip(),
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = parser("model.training", __doc__, EXAMPLES)
     sizes = [Size(16, 128), Size(64, 32)]
-    parser.add_argument(
+    command.add_argument(
         "--sizes", type=Size.parse, nargs="+", default=sizes, metavar="WIDTHxBATCH", help="(16x128 64x32)"
     )
-    parser.add_argument(
+    command.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS)
     )
-    parser.add_argument("--steps", type=int, default=10, help="of the attack (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help=DEVICES)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above (%(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; without it, random images")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for training.json and training.md")
-    parser.add_argument("--append", action="store_true", help="add this run to what is in --out")
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args(arguments)
+    command.add_argument("--steps", type=int, default=10, help="of the attack (%(default)s)")
+    command.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
+    command.add_argument("--device", default="cpu", help=DEVICES)
+    command.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
+    command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above (%(default)s)")
+    command.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; without it, random images")
+    command.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for training.json and training.md")
+    command.add_argument("--append", action="store_true", help="add this run to what is in --out")
+    command.add_argument("--no-write", action="store_true", help="print only")
+    options = command.parse_args(arguments)
     if min(options.steps, options.rounds, options.threads) < 1:
-        parser.error("--steps, --rounds and --threads are at least 1")
+        command.error("--steps, --rounds and --threads are at least 1")
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        parser.error("--clock cpu needs --threads 1 and --device cpu: elsewhere it is not the time that a step takes")
+        command.error("--clock cpu needs --threads 1 and --device cpu: elsewhere it is not the time that a step takes")
     try:
         device = device_of(options.device)
     except DeviceError as error:
-        parser.error(str(error))
+        command.error(str(error))
     names = list(dict.fromkeys(["published", *options.variants]))
     torch.set_num_threads(options.threads)
     split = load_cifar10(options.data_dir, download=False).train if options.data_dir else random_images(5_000)

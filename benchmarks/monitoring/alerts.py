@@ -7,12 +7,6 @@ part in training the model), a small one with the example images' twins and a la
 the traffic is faster: windows, thresholds and `for` of the rules are the committed ones, scrapes and evaluations come
 every five seconds, and Alertmanager waits 1 s where its default is 30 s. What is usual of uncalibrated images takes an
 hour to learn, so their alerts are simulated by `benchmarks.monitoring.uncalibrated` instead.
-
-    python -m benchmarks.monitoring.alerts                                  # the example images and their twins alone
-    python -m benchmarks.monitoring.alerts --data-dir data --t0 DELTA.pt    # CIFAR-10 test images; DELTA.pt is what
-                                                                 # `python -m training.evaluate --cache DIR` kept
-    python -m benchmarks.monitoring.alerts ... --keep DIR                   # keep what Prometheus has seen, and
-    python -m benchmarks.monitoring.alerts --again DIR                      # read and draw that once more
 """
 
 from __future__ import annotations
@@ -41,10 +35,17 @@ from PIL import Image
 
 from ..harness.processes import Server
 from ..harness.prometheus import Alertmanager, Prometheus, Webhook
-from ..harness.report import ROOT, add_out, bundled_checkpoint, bundled_model, missing, publish
+from ..harness.report import ROOT, add_out, bundled_checkpoint, bundled_model, missing, parser, publish
 from . import draw_dashboard
 from .staged import markdown, told
 
+HELP_EXAMPLES = """examples:
+  python -m benchmarks.monitoring.alerts                                  the example images and their twins alone
+  python -m benchmarks.monitoring.alerts --data-dir data --t0 DELTA.pt    CIFAR-10 test images; DELTA.pt is what
+                                                                          `python -m training.evaluate --cache DIR` kept
+  python -m benchmarks.monitoring.alerts ... --keep DIR                   keep what Prometheus has seen, and
+  python -m benchmarks.monitoring.alerts --again DIR                      read and draw that once more
+"""
 EXAMPLES = ROOT / "examples"
 EXPECTED = ("AWNetAdversarialCusum", "AWNetAdversarialShare", "AWNetAdversarialCeiling")
 INTERVAL_SECONDS = 5.0
@@ -267,8 +268,8 @@ def version(program: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    command = parser("monitoring.alerts", __doc__, HELP_EXAMPLES)
+    add = command.add_argument
     add("--data-dir", type=Path, help="folder that holds cifar-10-batches-py/")
     add("--t0", type=Path, nargs="+", help="kept T0 differences of the first test images")
     add("--rate", type=float, default=16.0, help="images a second [16]")
@@ -276,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--keep", type=Path, help="folder for the data of Prometheus and what was noted")
     add("--again", type=Path, help="run nothing: read a kept folder once more")
     add("--images", type=Path, default=ROOT / "docs/images", help="where dashboard.png and on-call.png go")
-    add_out(parser, "alerts")
-    options = parser.parse_args(arguments)
+    add_out(command, "alerts")
+    options = command.parse_args(arguments)
     if missing("prometheus", "prometheus-alertmanager"):
         return 0
     with ExitStack() as open_things:

@@ -7,13 +7,10 @@ Three parts, each for both thresholds of the server (target rates 5 % and 1 %):
   from zero is found by drawing images at the other rate and weighing each excursion by its likelihood ratio (importance
   sampling, exact in expectation; D. Siegmund, "Sequential Analysis", 1985). Both ways agree where both can be had.
 - How many images an attack needs before the alarm, by the share of attacked images.
-
-    python -m benchmarks.monitoring.false_alarms --out benchmarks/results/false_alarms
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import platform
 import time
@@ -26,8 +23,12 @@ from numpy.typing import NDArray
 
 from server.monitoring.cusum import ALARM_IMAGES, Cusum, limit_for
 
-from ..harness.report import publish
+from ..harness.report import parser, publish
 
+EXAMPLES = """examples:
+  python -m benchmarks.monitoring.false_alarms --out benchmarks/results/false_alarms
+  python -m benchmarks.monitoring.false_alarms --images 100000    a quick look
+"""
 TARGETS = {"suspicious": 0.05, "adversarial": 0.01}
 RATES_PER_SECOND = (1, 10, 100, 500)
 DETECTION = 0.97  # TPR at the adversarial threshold under T2, docs/model.md; T0 is higher
@@ -220,10 +221,10 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5_000_000, help="images of each counted run")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: print the latter)")
-    options = parser.parse_args(arguments)
+    command = parser("monitoring.false_alarms", __doc__, EXAMPLES)
+    command.add_argument("--images", type=int, default=5_000_000, help="images of each counted run")
+    command.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: print the latter)")
+    options = command.parse_args(arguments)
     report = measure(options.images)
     if options.out is None:
         print(markdown(report))

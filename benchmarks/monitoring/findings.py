@@ -81,9 +81,7 @@ def main() -> int:
         "samples": {name: kept({k: {0: v} for k, v in rows.items()}) for name, rows in samples.items()},
         "event": event,
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return int(max(row["most"] for row in way.values()) >= GOAL_SECONDS)
 
 

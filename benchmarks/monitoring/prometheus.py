@@ -1,4 +1,4 @@
-"""What promtool and a live Prometheus say: `python -m benchmarks.monitoring.prometheus`. Needs prometheus.
+"""What promtool and a live Prometheus say. Needs prometheus.
 
 Two servers with the tests' tiny model, one of them behind a Triton that is a fake (its metrics are a recording of a
 real one), are under the tests' mixed load while Prometheus scrapes them every second. Every query of the dashboard is
@@ -20,9 +20,12 @@ from deploy.prometheus.cases import CASES, HEALTHY, judge, promtool
 from tests.observability.conftest import Stack, live
 
 from ..harness.prometheus import substitute
-from ..harness.report import RESULTS, ROOT, publish
+from ..harness.report import RESULTS, ROOT, parser, publish
 from ..harness.waiting import eventually
 
+EXAMPLES = """examples:
+  python -m benchmarks.monitoring.prometheus    two minutes; writes benchmarks/results/prometheus.md
+"""
 PROMETHEUS = ROOT / "deploy/prometheus"
 SPAN_SECONDS = 30
 
@@ -124,6 +127,7 @@ def _minutes(given: list[int]) -> str:
 
 
 def main() -> int:
+    parser("monitoring.prometheus", __doc__, EXAMPLES).parse_args()
     version = subprocess.run(["promtool", "--version"], capture_output=True, text=True)
     number = (version.stdout + version.stderr).split("version ")[1].split(",")[0].split()[0]
     with tempfile.TemporaryDirectory(prefix="awnet-report-") as folder, live(Path(folder)) as stack:

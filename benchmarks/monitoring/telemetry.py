@@ -84,9 +84,7 @@ def main() -> int:
         },
         "samples": kept(samples),
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -9,13 +9,10 @@ random ten seconds at a time. No network and no Prometheus; what the alerts make
 - A site that switches to palette images once.
 - Attackers who leave the calibrated domain: how long until the alarm, and which.
 - Attackers who raise what is flagged so slowly that it becomes usual: how long that takes them.
-
-    python -m benchmarks.monitoring.uncalibrated
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -28,8 +25,12 @@ from server.monitoring import adaptive_cusum
 from server.monitoring.adaptive_cusum import OF, Of, Uncalibrated
 from server.monitoring.cusum import ALARM_IMAGES, limit_for
 
-from ..harness.report import add_out, machine, publish
+from ..harness.report import add_out, machine, parser, publish
 
+EXAMPLES = """examples:
+  python -m benchmarks.monitoring.uncalibrated
+  python -m benchmarks.monitoring.uncalibrated --days 1 --sites 1 --out /tmp/uncalibrated    a quick look
+"""
 HOUR, DAY = 3_600.0, 86_400.0
 STEP_SECONDS = 10.0
 LIMIT = limit_for(ALARM_IMAGES)
@@ -304,11 +305,11 @@ def _percent(share: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=float, default=10.0, help="of each constant site [10]")
-    parser.add_argument("--sites", type=int, default=3, help="of each kind [3]")
-    add_out(parser, "uncalibrated")
-    options = parser.parse_args(arguments)
+    command = parser("monitoring.uncalibrated", __doc__, EXAMPLES)
+    command.add_argument("--days", type=float, default=10.0, help="of each constant site [10]")
+    command.add_argument("--sites", type=int, default=3, help="of each kind [3]")
+    add_out(command, "uncalibrated")
+    options = command.parse_args(arguments)
     report = measure(options.days, options.sites)
     publish(options.out, report, markdown(report))
     return 0

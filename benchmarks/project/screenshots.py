@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from examples.photograph import bundled_photo
 
 from ..harness.chromium import launch
 from ..harness.processes import Server
-from ..harness.report import ROOT
+from ..harness.report import ROOT, parser
 from .natural_images import NaturalImage, natural_images
 
 EXAMPLES = """examples:
@@ -41,25 +40,20 @@ CARDS: dict[str, Any] = {"color_scheme": "light", "viewport": {"width": 1280, "h
 
 def main() -> int:
     """Write the pictures that were asked for; print what was said about each of the twelve."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.project.screenshots",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", nargs="*", metavar="{page,natural}", help="default: both")
-    parser.add_argument("--photographs", type=Path, metavar="DIR", help="scikit-image's data (default: as installed)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/images", metavar="DIR", help="default: docs/images")
-    given = parser.parse_args()
+    command = parser("project.screenshots", __doc__, EXAMPLES)
+    command.add_argument("what", nargs="*", metavar="{page,natural}", help="default: both")
+    command.add_argument("--photographs", type=Path, metavar="DIR", help="scikit-image's data (default: as installed)")
+    command.add_argument("--out", type=Path, default=ROOT / "docs/images", metavar="DIR", help="default: docs/images")
+    given = command.parse_args()
     what = given.what or ["page", "natural"]
     if unknown := sorted(set(what) - {"page", "natural"}):
-        parser.error(f"there are page and natural, not {unknown[0]}")
+        command.error(f"there are page and natural, not {unknown[0]}")
     images: list[NaturalImage] = []
     if "natural" in what:
         try:
             images = natural_images(given.photographs or bundled_photo().parent)
         except FileNotFoundError as error:
-            parser.error(str(error))
+            command.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
     with Server() as server:
         server.wait_ready()

@@ -1,8 +1,5 @@
 """The drawing of a checkout: rooms, imports, floors, circles, lines of code; and how many functions an answer passes.
 
-    python -m benchmarks.project.structure                              this checkout
-    python -m benchmarks.project.structure --root DIR --out NAME        another one, for a comparison
-
 A room is a folder with modules. An arrow is an import, a lazy one or one for types too: from module to module, or, once
 for all of them, from room to room; there the modules on top of a package stand for themselves, as in its import rules.
 Floors are the longest chain of arrows. An arrow runs up where it goes against a `layers` contract of the checkout's own
@@ -25,9 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..harness.report import ROOT, add_out, parser, publish
+from ..harness.report import ROOT, add_out, conclude, parser
 from . import hops
 
+EXAMPLES = """examples:
+  python -m benchmarks.project.structure                          this checkout
+  python -m benchmarks.project.structure --root DIR --out NAME    another one, for a comparison
+"""
 PACKAGES = ("server", "export", "training")
 Arrows = set[tuple[str, str]]
 
@@ -235,8 +236,7 @@ def commit(root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description, _, examples = (__doc__ or "").partition("\n\n")
-    options = parser("project.structure", description, examples)
+    options = parser("project.structure", __doc__, EXAMPLES)
     options.add_argument("--root", type=Path, default=ROOT, help="the checkout to draw")
     options.add_argument("--hops", action=argparse.BooleanOptionalAction, default=True, help="count calls as well")
     add_out(options, "structure")
@@ -245,8 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     report: dict[str, Any] = {"commit": commit(root), "packages": structure(root)}
     if given.hops:
         report["hops"] = hops.counted(root)
-    publish(given.out, report, markdown(report))
-    print(markdown(report), end="")
+    conclude(given.out, report, markdown(report))
     return 0
 
 

@@ -69,9 +69,7 @@ def main() -> int:
             "look_up_us": {str(size): look_up_us(size) for size in SIZES},
             "memory": memory(options.memory, Path(folder)) if options.memory else None,
         }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -25,7 +25,7 @@ from server.core.domains import Domain, Histogram, ScoreMap, Threshold, Threshol
 from server.core.images import Limits, Traits, decode
 from server.core.verdict import judge, judge_image
 
-from ..harness.report import ROOT, add_out, loaded_machine, parser, publish
+from ..harness.report import ROOT, add_out, conclude, loaded_machine, parser
 
 EXAMPLES = (
     "example:\n  python -m benchmarks.speed.domain_check            a minute; writes benchmarks/results/domain_check.md"
@@ -136,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report["rows"]["judgement"] = paired(
         lambda: judge(0.3, THRESHOLDS), lambda: judge_image(0.3, traits, domains, 0.01), given.pairs
     )
-    publish(given.out, report, text(report))
-    print(text(report))
+    conclude(given.out, report, text(report))
     return 0
 
 

@@ -67,9 +67,7 @@ def main() -> int:
         "rounds": options.rounds,
         "microseconds": {name: statistics.quantiles(values, n=4) for name, values in samples.items()},
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {"command": " ".join(["python -m benchmarks.speed.models_http", *given])} | measure(options)
     if options.data_dir:
         found["answers"] = answers(options)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

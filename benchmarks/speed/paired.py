@@ -57,9 +57,7 @@ def main() -> int:
         "ratios": {str(c): ratios(samples["before"][c], samples["after"][c]) for c in options.clients},
         "samples": kept(samples),
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

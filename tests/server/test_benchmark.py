@@ -73,6 +73,15 @@ def test_modes_are_measured_beside_the_whole_model(tmp_path: Path) -> None:
     assert all(row["ms_1"] > 0 and row["of_whole_8"] > 0 for row in (*alone.values(), *several.values()))
 
 
+def test_the_parts_of_tracing_are_measured_alone() -> None:
+    """What a request pays at its beginning, and what the sending thread pays for its spans: of every trace."""
+    from benchmarks.monitoring.telemetry import parts
+
+    measured = parts(traces=8, rounds=3)
+    assert list(measured) == ["begin", "spans"]
+    assert all(0 < microseconds < 1e5 for microseconds in measured.values())
+
+
 @requires("wrk")
 def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
     """Two checkouts in turns; the threads' CPU time is the process's, and parts cost less than what they are of."""
