@@ -69,6 +69,7 @@ def serve(name: str, port: int) -> None:
 
 def serve_ours(port: int) -> None:
     """The server's own port before the application."""
+    from server.access.addresses import TrustedProxies
     from server.errors import AWNetError, status_of
     from server.ports.listening import listen
     from server.process.process import Port
@@ -77,6 +78,10 @@ def serve_ours(port: int) -> None:
     from ..harness.plain_asgi import app
 
     class Front:
+        proxies = TrustedProxies()
+
+        def refused_connection(self) -> None: ...
+
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             try:
                 await app(scope, receive, send)

@@ -120,6 +120,11 @@ class Signals(NamedTuple):
         """False where a value is NaN or infinite: such an answer is a fault, not a verdict."""
         return all(map(_finite, (self.logits, self.p_type, self.omega)))
 
+    def behind(self, decoded: float, queued: float) -> Signals:
+        """The same after so many more seconds of decoding and of waiting for it."""
+        decode, queue = self.decode_seconds + decoded, self.queue_seconds + queued
+        return Signals(*self[:3], decode, queue, *self[5:])
+
 
 def _finite(values: NDArray[np.float32]) -> bool:
     # A sum of squares is not finite where one value is not, and is had in a fifth of the time. It may also be too large

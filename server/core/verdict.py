@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -96,8 +97,11 @@ def ranked(logits: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
 
     The most probable class first, ties by class number.
     """
-    # Plain floats: a few of them are exponentiated and sorted before numpy has looked at its arguments.
-    likely = list(map(math.exp, (logits - logits.max()).tolist()))
+    # Plain floats: a few of them are exponentiated and sorted before numpy has looked at its arguments. Differences are
+    # rounded to float32, as if they had been taken there.
+    given = logits.tolist()
+    highest = max(given)
+    likely = list(map(math.exp, array("f", [logit - highest for logit in given])))
     whole = sum(likely)
     order = sorted(range(len(likely)), key=likely.__getitem__, reverse=True)
     return [(k, likely[k] / whole) for k in order[:count]]

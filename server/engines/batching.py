@@ -53,7 +53,7 @@ class _Ticket(Job):
         self.missing = len(images)
         self.decode = 0.0  # seconds
         self.decode_started, self.decode_ended = math.inf, 0.0
-        self.executions: dict[int, Execution] = {}  # by their numbers: images of one request may share one
+        self.executions: list[Execution] = []  # images of one request may share one
 
 
 class _Piece:
@@ -366,8 +366,10 @@ class Batcher:
             for row, (ticket, index) in enumerate(piece.parts):
                 started, ended = piece.decode[row]
                 ticket.decode += ended - started
-                ticket.decode_started = min(ticket.decode_started, started)
-                ticket.decode_ended = max(ticket.decode_ended, ended)
+                if started < ticket.decode_started:
+                    ticket.decode_started = started
+                if ended > ticket.decode_ended:
+                    ticket.decode_ended = ended
                 if ticket.future.done():
                     continue
                 if piece.outputs is None:
@@ -375,7 +377,8 @@ class Batcher:
                     ticket.future.set_exception(piece.error)
                     continue
                 ticket.rows[index] = (piece.outputs, row)
-                ticket.executions[self._executions] = execution
+                if not ticket.executions or ticket.executions[-1] is not execution:
+                    ticket.executions.append(execution)
                 ticket.missing -= 1
                 if not ticket.missing:
                     ticket.future.set_result(_signals(ticket))
@@ -403,13 +406,13 @@ def _execute(
 
 def _signals(ticket: _Ticket) -> Signals:
     rows = [row for row in ticket.rows if row is not None]
+    (logits, p_type, omega), at = rows[0]
     if len(rows) == 1:
-        outputs, at = rows[0]
-        logits, p_type, omega = (output[at : at + 1] for output in outputs)
+        logits, p_type, omega = logits[at : at + 1], p_type[at : at + 1], omega[at : at + 1]
     else:
         logits, p_type, omega = (np.stack([outputs[k][at] for outputs, at in rows]) for k in range(3))
-    executions = list(ticket.executions.values())
-    inference = sum(execution.seconds for execution in executions)
+    executions = ticket.executions
+    inference = sum([execution.seconds for execution in executions])
     total = time.monotonic() - ticket.arrived
     # Several images are decoded side by side, so that the stages may add up to more than the time that passed.
     queue = max(0.0, total - ticket.decode - inference)

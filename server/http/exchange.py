@@ -108,8 +108,9 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watcher.end(self)
-        if self._listening is not None:
-            self._listening.cancel()
+        listening, self._listening = self._listening, None  # or both would wait for a collection of garbage
+        if listening is not None:
+            listening.cancel()
             if self._gone and kind is asyncio.CancelledError and self._task is not None and self._task.uncancel() == 0:
                 raise ClientGoneError from None
 

@@ -14,7 +14,7 @@ from ..errors import AWNetError
 HIGH_WATER_BYTES = 64 << 10  # of a body that waits for the application; then the client has to wait, too
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {
-    int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\n".encode() for status in http.HTTPStatus if status >= 200
+    int(status): f"HTTP/1.1 {int(status)} {status.phrase}".encode() for status in http.HTTPStatus if status >= 200
 }
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -229,8 +229,8 @@ class Transaction:
 
 def response_head(status: int, headers: Headers) -> bytes:
     """Status line and headers, without the empty line behind them."""
-    lines = [b"%b: %b\r\n" % (name, value) for name, value in headers]
-    head = _STATUS_LINES[status] + b"".join(lines)
-    if not head.count(b"\n") == head.count(b"\r") == 1 + len(lines):
+    lines = [_STATUS_LINES[status], *map(b": ".join, headers), b""]
+    head = b"\r\n".join(lines)
+    if not head.count(b"\n") == head.count(b"\r") == len(lines) - 1:
         raise RuntimeError("a response header with a line end")
     return head

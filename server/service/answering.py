@@ -179,8 +179,7 @@ class Answering:
             _note_failure("engine", started, error)
             raise
         if waited:
-            queued = signals.queue_seconds + max(0.0, waited - decoded)
-            signals = signals._replace(decode_seconds=signals.decode_seconds + decoded, queue_seconds=queued)
+            signals = signals.behind(decoded, max(0.0, waited - decoded))
         return signals, images
 
     async def _guarded(

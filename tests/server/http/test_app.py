@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
 from server.errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, StartupError, problem, status_of
 from server.http.app import create_app
-from server.http.exchange import Exchange
+from server.http.exchange import DisconnectWatcher, Exchange
 from server.monitoring.request import ObservedRequest
 from server.settings.settings import Settings
 from tests.server.small import GatedEngine, service_over, started
@@ -101,6 +102,36 @@ def test_no_request_leaves_anything_to_a_collection_of_garbage(
                 assert told[-2] == status and all(id(one) in others for one in elsewhere)
             finally:
                 gc.enable()
+
+    run(scenario)
+
+
+def test_a_request_whose_client_was_listened_for_leaves_nothing_to_a_collection_of_garbage() -> None:
+    """Under load every request is: circles would bring collections, which look at whatever is in flight."""
+
+    async def scenario() -> None:
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def answered() -> None:
+            request: Any = SimpleNamespace(id="1")
+            exchange = Exchange(receive, receive, request, DisconnectWatcher(), {}, head=False, close=False)
+            with exchange:
+                exchange.listen()
+                await asyncio.sleep(0)
+
+        def exchanges() -> list[object]:
+            return [one for one in gc.get_objects() if type(one) is Exchange]
+
+        gc.disable()
+        try:
+            before = exchanges()
+            for _ in range(3):
+                await asyncio.create_task(answered())
+            await asyncio.sleep(0.01)
+            assert len(exchanges()) == len(before)
+        finally:
+            gc.enable()
 
     run(scenario)
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import random
 from typing import Any
 
 import httpx
 import pytest
 
 from server.errors import MalformedUpload, MissingImage, TooManyImages, UnsupportedMedia
-from server.http.upload import INLINE_BYTES, JSON_TYPE, Upload, shown_name, uploads
+from server.http import upload
+from server.http.upload import (
+    INLINE_BYTES,
+    JSON_TYPE,
+    Upload,
+    _any_disposition,
+    _disposition,
+    shown_name,
+    uploads,
+)
 
 FORM = "multipart/form-data; boundary=X"
 
@@ -66,6 +76,35 @@ def test_what_a_usual_client_sends_is_understood(count: int) -> None:
 def test_the_boundary_is_found_however_it_is_written(content_type: str) -> None:
     """Quotes, case and further parameters are allowed."""
     assert encoded_images(content_type, form(part()), 8) == [b"data"]
+
+
+def test_the_short_way_reads_what_the_general_one_does() -> None:
+    """Headers made of what stands in such headers, in any order: no part of a form has two readings."""
+    pieces = [
+        *(
+            'Content-Disposition: form-data; name="image"; filename="a.png"',
+            "Content-Disposition: form-data",
+            ";",
+            "; ",
+        ),
+        *("name=", "filename=", "filename*=utf-8''", '"', '"image"', '"a;b.png"', "a", "\\", '\\"', "%22", " ", "="),
+        *("\r\nContent-Type: image/png", "\r\n", "\n", "\r", "\t", "ü", "\0", "content-disposition:", "\r\n X: y"),
+    ]
+    rng, plain = random.Random(0), 0
+    for _ in range(30_000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(1, 7)))
+        if rng.random() < 0.8:
+            text = "Content-Disposition: form-data; name=" + text
+        headers = text.encode()
+        found: list[Any] = []
+        for read in (_disposition, _any_disposition):
+            try:
+                found.append(read(headers))
+            except MalformedUpload as error:
+                found.append(error.detail)
+        assert found[0] == found[1], headers
+        plain += upload._PLAIN.fullmatch(headers) is not None
+    assert plain > 300
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\0b.png", "x" * 3000, "a.exe"])
