@@ -23,6 +23,8 @@ TIMEOUT_SECONDS = 10.0  # as AWNET_TIMEOUT_SECONDS
 MAX_ANSWER_BYTES = 64 << 20
 MAX_CONNECTIONS = 32
 AGAIN = (429, 503)  # what may be different later; 504 says that it takes too long already
+# What a proxy says where the server behind it has died, Ray's with 500. A server's own 500 would come again.
+AGAIN_OF_A_PROXY = (500, 502)
 AGAIN_PATHS = (PREDICT, "model")  # readiness is asked for as it is now
 DEFAULT_RETRIES = Retries()
 
@@ -104,7 +106,7 @@ class AsyncClient(AsyncPredictor):
             if isinstance(last, TransportError) and UNKNOWN_ISSUER in str(last):
                 raise last
             if isinstance(last, ProblemError):
-                if last.status not in AGAIN:
+                if not _again(last):
                     raise last
                 after = last.retry_after_seconds
             wait = self._retries.wait(tried, after)
@@ -148,7 +150,7 @@ class Client(Predictor):
         url: of the server, with the path that a proxy may put before it; `HOST:PORT` is enough on this machine.
         key: an API key, for servers that want one; sent as `Authorization: Bearer KEY`.
         timeout: seconds that a call may take, all tries and the waits between them.
-        retries: when to try again what met 429, 503 or a connection that failed.
+        retries: when to try again what met 429, 503, a connection that failed, or a proxy whose server died.
         model, version, mode, top_k, signals: what each call asks for unless it says otherwise; docs/api.md.
         verify: of httpx: False takes any certificate, an `ssl.SSLContext` has your own authority.
 
@@ -159,6 +161,12 @@ class Client(Predictor):
     @_parameters_of(AsyncClient.__init__)
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(AsyncClient(*args, **options), LoopThread("awnet-client"))
+
+
+def _again(refused: ProblemError) -> bool:
+    """Whether another attempt may be answered."""
+    proxy = refused.slug == f"http-{refused.status}"  # no problem document
+    return refused.status in AGAIN or (refused.status in AGAIN_OF_A_PROXY and proxy)
 
 
 def address(url: str) -> httpx.URL:

@@ -26,10 +26,18 @@ def client_of(server: Fake, **options: Any) -> Iterator[awnet.Client]:
 
 
 @pytest.mark.parametrize(
-    "trouble", [problem(503, "queue-full", "0"), problem(429, "rate-limited", "0"), CUT, Reply(503, b"<html>busy")]
+    "trouble",
+    [
+        problem(503, "queue-full", "0"),
+        problem(429, "rate-limited", "0"),
+        CUT,
+        Reply(503, b"<html>busy"),
+        Reply(500, b"Internal Server Error"),
+        Reply(502, b"<html>Bad Gateway"),
+    ],
 )
 def test_what_may_be_different_later_is_tried_again(trouble: Reply | str) -> None:
-    """503, 429 and a connection that is cut; a balancer's own 503 as well."""
+    """503, 429 and a connection that is cut; a balancer's own 503 as well, and a proxy whose server has died."""
     with fake(trouble, trouble, answer(result())) as server, client_of(server) as client:
         assert client.predict(b"x").label == "ship"
     assert len(server.asked) == 3

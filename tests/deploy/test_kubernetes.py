@@ -45,6 +45,9 @@ CASES = {
     "plain": "",
     "findings": "findings.enabled=true",
     "findings-sent": WEBHOOK + "networkPolicy.egress[0].ports[0].port=443",
+    "findings-sent-to-a-private-receiver": WEBHOOK + "findings.caSecret=c,networkPolicy.egress[0].ports[0].port=443",
+    "telemetry": "settings.AWNET_OTLP_ENDPOINT=https://collector:4318,telemetry.headersSecret=h,telemetry.caSecret=c,"
+    "telemetry.clientSecret=t",
     "keys-and-tls": "keys.secret=k,tls.secret=t,grpc.enabled=true",
     "client-certificates": "tls.secret=t,tls.clientCa=true",
     "hpa": "autoscaling.kind=hpa",
@@ -56,10 +59,11 @@ CASES = {
     "model-copied": OCI + ",model.image.mount=init,model.signingKeySecret=s",
     "model-pulled": PULLED,
     "model-pulled-with-secrets": PULLED
-    + ",model.pull.variablesSecret=v,model.pull.dockerConfigSecret=d"
+    + ",model.pull.variablesSecret=v,model.pull.dockerConfigSecret=d,model.pull.caSecret=c"
     + ",model.signingKeySecret=s,settings.AWNET_MODEL=ours",
     "model-claim": "model.source=claim,model.claim=c,model.path=models/ours",
     "triton": "triton.enabled=true,model.source=claim,model.claim=c",
+    "triton-tls": "triton.enabled=true,triton.tlsSecret=x,model.source=claim,model.claim=c",
     "triton-copied": "triton.enabled=true,model.image.mount=init," + OCI,
     "kserve": "kind=kserve",
     "kserve-triton": "kind=kserve,triton.enabled=true,model.source=claim,model.claim=c",
@@ -239,6 +243,74 @@ def test_the_journal_of_findings_has_room_and_its_secret_is_closed() -> None:
     assert volumes["findings-secret"]["secret"] == {"secretName": "f", "defaultMode": 0o440}
 
 
+@pytest.mark.parametrize(
+    ("case", "container", "variable", "path"),
+    [
+        ("findings-sent-to-a-private-receiver", "awnet", "AWNET_FINDINGS_CA", "/etc/awnet/findings-ca/ca.crt"),
+        ("telemetry", "awnet", "OTEL_EXPORTER_OTLP_CERTIFICATE", "/etc/awnet/telemetry-ca/ca.crt"),
+        ("telemetry", "awnet", "OTEL_EXPORTER_OTLP_CLIENT_KEY", "/etc/awnet/telemetry/tls.key"),
+        ("triton-tls", "awnet", "AWNET_TRITON_CA", "/etc/awnet/triton/ca.crt"),
+        ("model-pulled-with-secrets", "model", "SSL_CERT_FILE", "/etc/awnet/pull-ca/ca.crt"),
+    ],
+)
+def test_a_file_that_a_variable_names_is_mounted(case: str, container: str, variable: str, path: str) -> None:
+    """From a Secret, closed to others; of a Secret of authorities ca.crt alone, since its key is nobody's here."""
+    pod = pod_specs(CASES[case])[0]
+    given = dict(resources(CASES[case])["ConfigMap", "awnet"]["data"])
+    (found,) = [c for c in pod["containers"] + pod.get("initContainers", []) if c["name"] == container]
+    given |= {entry["name"]: entry.get("value") for entry in found.get("env", [])}
+    assert given[variable] == path
+    folder, _, name = path.rpartition("/")
+    (mount,) = [mount for mount in found["volumeMounts"] if mount["mountPath"] == folder]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert mount["readOnly"] is True and volume["secret"]["defaultMode"] == 0o440
+    if name == "ca.crt":
+        assert volume["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_setting_that_names_a_file_has_its_file(case: str) -> None:
+    """A path in a variable is in the image, or below a volume of the container."""
+    for pod in pod_specs(CASES[case]):
+        for container in pod["containers"]:
+            if {"configMapRef": {"name": "awnet"}} not in container.get("envFrom", []):
+                continue
+            data = resources(CASES[case])["ConfigMap", "awnet"]["data"]
+            mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+            for name, value in data.items():
+                if value.startswith("/"):
+                    assert any(value.startswith(f"{mount}/") for mount in mounts), (name, value)
+
+
+def test_files_of_settings_have_a_way_in() -> None:
+    """Each setting of the server that names a file is one that some values of the chart set."""
+    named = {name for name, found in Settings.model_fields.items() if "Path" in str(found.annotation)}
+    given = {name for values in CASES.values() for name in resources(values)["ConfigMap", "awnet"]["data"]}
+    assert {f"AWNET_{name.upper()}" for name in named - {"config"}} <= given
+
+
+def test_triton_has_the_key_and_the_server_who_signed_it() -> None:
+    """What goes between them is encrypted, and the server knows to whom it speaks."""
+    server, triton = (
+        resources(CASES["triton-tls"])["Deployment", name]["spec"]["template"]["spec"]
+        for name in ("awnet", "awnet-triton")
+    )
+    (served,) = triton["containers"]
+    assert {"--grpc-use-ssl=true", "--grpc-server-key=/etc/awnet/tls/tls.key"} <= set(served["args"])
+    files = {item["key"] for volume in triton["volumes"] for item in volume.get("secret", {}).get("items", [])}
+    assert files == {"tls.crt", "tls.key"}
+    assert "tls.key" not in json.dumps(server)
+    data = resources(CASES["triton-tls"])["ConfigMap", "awnet"]["data"]
+    assert (data["AWNET_TRITON_TLS"], data["AWNET_TRITON_URLS"]) == ("true", "awnet-triton:8101")
+
+
+def test_the_token_of_a_collector_is_no_setting() -> None:
+    """It stays in its Secret: the map of settings is read by whoever reads the namespace."""
+    (pod,) = pod_specs(CASES["telemetry"])
+    (headers,) = [e for e in pod["containers"][0]["env"] if e["name"] == "OTEL_EXPORTER_OTLP_HEADERS"]
+    assert headers["valueFrom"] == {"secretKeyRef": {"name": "h", "key": "headers"}}
+
+
 def test_probes_ask_what_the_server_answers() -> None:
     """Alive for a restart, ready for traffic; by HTTPS where there is a certificate."""
     container = pod_specs("")[0]["containers"][0]
@@ -324,6 +396,13 @@ def test_the_version_is_that_of_the_server() -> None:
         ("findings.webhook=https://siem.example,findings.secret=f", "findings.enabled=true"),
         ("findings.enabled=true,findings.webhook=http://siem.example,findings.secret=f", "webhook"),
         (WEBHOOK + "networkPolicy.enabled=true", "networkPolicy.egress"),
+        ("findings.caSecret=c", "findings.enabled=true"),
+        ("findings.enabled=true,findings.caSecret=c", "no receiver"),
+        ("telemetry.caSecret=c", "AWNET_OTLP_ENDPOINT"),
+        ("triton.tlsSecret=x", "triton.enabled=true"),
+        ("kind=kserve,triton.enabled=true,triton.tlsSecret=x,model.source=claim,model.claim=c", "kind=deployment"),
+        ("settings.AWNET_FINDINGS_CA=/ca.crt", "the chart sets it itself"),
+        ("settings.AWNET_CONFIG=/awnet.toml", "no such file"),
         ("settings.AWNET_FINDINGS_DIR=/tmp", "the chart sets it itself"),
         ("settings.AWNET_MODEL_SOURCE=x", "the chart sets it itself"),
         ("model.source=pull", "needs model.pull.source"),

@@ -59,13 +59,21 @@ capabilities: {drop: [ALL]}
 {{- if ne (empty $v.findings.webhook) (empty $v.findings.secret) }}{{ fail "findings.webhook and findings.secret belong together: each call is signed" }}{{ end }}
 {{- if and $v.findings.webhook (not $v.findings.enabled) }}{{ fail "findings.webhook needs findings.enabled=true: what is sent is read from the journal" }}{{ end }}
 {{- if and $v.findings.webhook $v.networkPolicy.enabled (not $v.networkPolicy.egress) }}{{ fail "findings.webhook needs networkPolicy.egress, with rules for the receiver and for DNS: pods reach nothing else" }}{{ end }}
+{{- if $v.findings.caSecret }}
+{{- if not $v.findings.enabled }}{{ fail "findings.caSecret needs findings.enabled=true: what is sent is read from the journal" }}{{ end }}
+{{- if not (or $v.findings.webhook $v.settings.AWNET_FINDINGS_SYSLOG) }}{{ fail "findings.caSecret needs findings.webhook or settings.AWNET_FINDINGS_SYSLOG: there is no receiver whose certificate it is for" }}{{ end }}
+{{- end }}
+{{- if and (or $v.telemetry.headersSecret $v.telemetry.caSecret $v.telemetry.clientSecret) (not $v.settings.AWNET_OTLP_ENDPOINT) }}{{ fail "telemetry needs settings.AWNET_OTLP_ENDPOINT: nothing is sent without one" }}{{ end }}
+{{- if and $v.triton.tlsSecret (not $v.triton.enabled) }}{{ fail "triton.tlsSecret needs triton.enabled=true" }}{{ end }}
+{{- if and $v.triton.tlsSecret (eq $v.kind "kserve") }}{{ fail "triton.tlsSecret needs kind=deployment: KServe's Service speaks to its predictor without TLS" }}{{ end }}
 {{- if and (eq $v.kind "kserve") (ne $v.autoscaling.kind "none") }}{{ fail "kind=kserve scales by KServe: set autoscaling.kind=none" }}{{ end }}
 {{- if and (eq $v.autoscaling.kind "hpa") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- if and (eq $v.autoscaling.kind "keda") (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) }}{{ fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}{{ end }}
 {{- range $name, $_ := $v.settings }}
-{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_MODEL_SOURCE" "AWNET_MODEL_SOURCE_SECONDS" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_FINDINGS_DIR" "AWNET_FINDINGS_WEBHOOK" "AWNET_FINDINGS_WEBHOOK_SECRET_FILE" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
+{{- if has $name (list "AWNET_HOST" "AWNET_PORT" "AWNET_GRPC_PORT" "AWNET_METRICS_HOST" "AWNET_METRICS_PORT" "AWNET_REPOSITORY" "AWNET_MODEL_SOURCE" "AWNET_MODEL_SOURCE_SECONDS" "AWNET_API_KEYS" "AWNET_TLS_CERTIFICATE" "AWNET_TLS_KEY" "AWNET_TLS_CLIENT_CA" "AWNET_SIGNING_KEY" "AWNET_FINDINGS_DIR" "AWNET_FINDINGS_WEBHOOK" "AWNET_FINDINGS_WEBHOOK_SECRET_FILE" "AWNET_FINDINGS_CA" "AWNET_ENGINE" "AWNET_TRITON_URLS" "AWNET_TRITON_TLS" "AWNET_TRITON_CA" "AWNET_DRAIN_SECONDS" "AWNET_SHUTDOWN_SECONDS") }}
 {{- fail (printf "settings.%s: the chart sets it itself, by a value of its own" $name) }}
 {{- end }}
+{{- if eq $name "AWNET_CONFIG" }}{{ fail "settings.AWNET_CONFIG: pods have no such file; each setting of it is one of settings" }}{{ end }}
 {{- end }}
 {{- end }}
 
@@ -98,6 +106,9 @@ AWNET_TLS_CLIENT_CA: /etc/awnet/tls/ca.crt
 {{- end }}
 {{- if .Values.findings.enabled }}
 AWNET_FINDINGS_DIR: /var/lib/awnet/findings
+{{- if .Values.findings.caSecret }}
+AWNET_FINDINGS_CA: /etc/awnet/findings-ca/ca.crt
+{{- end }}
 {{- if .Values.findings.webhook }}
 AWNET_FINDINGS_WEBHOOK: {{ .Values.findings.webhook | quote }}
 AWNET_FINDINGS_WEBHOOK_SECRET_FILE: /etc/awnet/findings/secret
@@ -109,6 +120,10 @@ AWNET_ENGINE: triton
 AWNET_TRITON_URLS: {{ include "awnet.name" . }}-predictor.{{ .Release.Namespace }}:80
 {{- else }}
 AWNET_TRITON_URLS: {{ include "awnet.name" . }}-triton:8101
+{{- end }}
+{{- if .Values.triton.tlsSecret }}
+AWNET_TRITON_TLS: "true"
+AWNET_TRITON_CA: /etc/awnet/triton/ca.crt
 {{- end }}
 {{- end }}
 {{- range $name, $value := .Values.settings }}
@@ -134,6 +149,9 @@ image: {{ include "awnet.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 envFrom:
   - configMapRef: {name: {{ include "awnet.name" . }}}
+{{- with include "awnet.telemetry" . }}
+env: {{- . | nindent 2 }}
+{{- end }}
 ports:
   - {name: http, containerPort: 8000, protocol: TCP}
 {{- if .Values.grpc.enabled }}
@@ -161,6 +179,38 @@ securityContext: {{- include "awnet.containerSecurity" . | nindent 2 }}
 volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- end }}
 
+{{/* Variables that OpenTelemetry's exporters read; they are no settings of the server. */}}
+{{- define "awnet.telemetry" -}}
+{{- with .Values.telemetry }}
+{{- if .headersSecret }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, valueFrom: {secretKeyRef: {name: {{ .headersSecret }}, key: headers}}}
+{{- end }}
+{{- if .caSecret }}
+- {name: OTEL_EXPORTER_OTLP_CERTIFICATE, value: /etc/awnet/telemetry-ca/ca.crt}
+{{- end }}
+{{- if .clientSecret }}
+- {name: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, value: /etc/awnet/telemetry/tls.crt}
+- {name: OTEL_EXPORTER_OTLP_CLIENT_KEY, value: /etc/awnet/telemetry/tls.key}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of authorities: of such a Secret, which may hold a key as well, ca.crt and nothing else. */}}
+{{- define "awnet.authorities" -}}
+{{- with .Values.findings.caSecret }}
+- {name: findings-ca, secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}}
+{{- end }}
+{{- with .Values.telemetry.caSecret }}
+- {name: telemetry-ca, secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}}
+{{- end }}
+{{- with .Values.triton.tlsSecret }}
+- {name: triton-ca, secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}}
+{{- end }}
+{{- if and (eq .Values.model.source "pull") .Values.model.pull.caSecret }}
+- {name: pull-ca, secret: {secretName: {{ .Values.model.pull.caSecret }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}}
+{{- end }}
+{{- end }}
+
 {{- define "awnet.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 {{- if and (ne .Values.model.source "bundled") (not .Values.triton.enabled) }}
@@ -180,6 +230,18 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- end }}
 {{- if .Values.findings.secret }}
 - {name: findings-secret, mountPath: /etc/awnet/findings, readOnly: true}
+{{- end }}
+{{- if .Values.findings.caSecret }}
+- {name: findings-ca, mountPath: /etc/awnet/findings-ca, readOnly: true}
+{{- end }}
+{{- if .Values.telemetry.caSecret }}
+- {name: telemetry-ca, mountPath: /etc/awnet/telemetry-ca, readOnly: true}
+{{- end }}
+{{- if .Values.telemetry.clientSecret }}
+- {name: telemetry, mountPath: /etc/awnet/telemetry, readOnly: true}
+{{- end }}
+{{- if .Values.triton.tlsSecret }}
+- {name: triton-ca, mountPath: /etc/awnet/triton, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -216,6 +278,13 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
 {{- if .Values.findings.secret }}
 - name: findings-secret
   secret: {secretName: {{ .Values.findings.secret }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.telemetry.clientSecret }}
+- name: telemetry
+  secret: {secretName: {{ .Values.telemetry.clientSecret }}, defaultMode: 0440}
+{{- end }}
+{{- with include "awnet.authorities" . }}
+{{ . }}
 {{- end }}
 {{- end }}
 
@@ -259,6 +328,9 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
     {{- if .Values.model.pull.dockerConfigSecret }}
     - {name: DOCKER_CONFIG, value: /etc/awnet/docker}
     {{- end }}
+    {{- if .Values.model.pull.caSecret }}
+    - {name: SSL_CERT_FILE, value: /etc/awnet/pull-ca/ca.crt}
+    {{- end }}
   resources: {{- toYaml .Values.resources | nindent 4 }}
   securityContext: {{- include "awnet.containerSecurity" . | nindent 4 }}
   volumeMounts:
@@ -269,6 +341,9 @@ volumeMounts: {{- include "awnet.mounts" . | nindent 2 }}
     {{- end }}
     {{- if .Values.model.pull.dockerConfigSecret }}
     - {name: docker, mountPath: /etc/awnet/docker, readOnly: true}
+    {{- end }}
+    {{- if .Values.model.pull.caSecret }}
+    - {name: pull-ca, mountPath: /etc/awnet/pull-ca, readOnly: true}
     {{- end }}
 {{- end }}
 
@@ -319,6 +394,11 @@ args:
   - --http-port=8100
   - --grpc-port={{ .grpcPort }}
   - --metrics-port=8102
+  {{- if .root.Values.triton.tlsSecret }}
+  - --grpc-use-ssl=true
+  - --grpc-server-cert=/etc/awnet/tls/tls.crt
+  - --grpc-server-key=/etc/awnet/tls/tls.key
+  {{- end }}
 resources: {{- toYaml .root.Values.triton.resources | nindent 2 }}
 securityContext: {{- include "awnet.containerSecurity" .root | nindent 2 }}
 {{- end }}
