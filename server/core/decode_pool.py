@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ..errors import AWNetError, DeadlineExceeded, ImageError, QueueFull, Unavailable
+from . import clock
 from .codecs.child import REPLY, REQUEST, received
 from .codecs.decode import Decoded
 from .codecs.file import UNUSUAL
@@ -185,8 +186,10 @@ class DecodePool:
         jobs = [_Job(data, size, cost, pixels + BYTE_WEIGHT * len(data), client) for data, pixels, cost in images]
         self._enter(jobs, terms.priority == "low")
         try:
-            async with asyncio.timeout(min(terms.remaining(), MAX_SECONDS)):
-                results = await asyncio.gather(*(job.future for job in jobs), return_exceptions=each)
+            deadline = min(terms.deadline, clock.now() + MAX_SECONDS)
+            results = await clock.within(
+                deadline, asyncio.gather(*(job.future for job in jobs), return_exceptions=each)
+            )
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AWNetError, SelfTestFailed, UnknownMode
+from . import clock
 from .contract import Contract
 from .images import ImageInput, PixelArray
 from .modes import LOGITS, Mode
@@ -57,7 +57,7 @@ class Terms(NamedTuple):
     """Deadline and priority of one request.
 
     Attributes:
-        deadline: on `time.monotonic`, after which no answer is needed. Infinite where there is none.
+        deadline: on `clock.now`, after which no answer is needed. Infinite where there is none.
         priority: 'low' runs when no 'normal' image waits.
         admitted: its images have waited in a line before the engine's, and were decoded: a full queue takes them in.
         trace: that it belongs to, handed on to an engine elsewhere.
@@ -70,7 +70,7 @@ class Terms(NamedTuple):
 
     def remaining(self) -> float:
         """Seconds until the deadline; negative past it."""
-        return self.deadline - time.monotonic()
+        return self.deadline - clock.now()
 
 
 class Execution(NamedTuple):

@@ -3,7 +3,8 @@
 There are as many worker threads as cores, and they serve all open models. A worker takes a batch from the queue,
 decodes those of its images that are not decoded yet and runs the model, so that each image crosses threads twice.
 `scheduling` decides what runs when. Its state is guarded by one lock, held for microseconds, once a request and once
-a batch; all other shared state belongs to the event loop's thread.
+a batch; all other shared state belongs to the event loop's thread. Deadlines, and what the scheduler learns, go by
+`core.clock`: an execution in whose middle the process was stopped was no slow one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import clock
 from ..core.engine import Execution, Outputs, Signals, Terms, Timeline
 from ..core.images import ImageInput
 from ..errors import AWNetError, DeadlineExceeded, EngineFault, EngineUnavailable, MissingImage
@@ -36,6 +38,7 @@ class _Ticket(Job):
         "decode",
         "decode_ended",
         "decode_started",
+        "entered",
         "executions",
         "feed",
         "future",
@@ -51,6 +54,7 @@ class _Ticket(Job):
         self.images = images
         self.rows: list[tuple[Outputs, int] | None] = [None] * len(images)
         self.missing = len(images)
+        self.entered = time.monotonic()
         self.decode = 0.0  # seconds
         self.decode_started, self.decode_ended = math.inf, 0.0
         self.executions: list[Execution] = []  # images of one request may share one
@@ -119,13 +123,13 @@ class Feed:
             self._batcher.learn(self.lane, size, await asyncio.to_thread(self._rehearse, rows, False))
 
     def _rehearse(self, rows: NDArray[np.uint8], alone: bool) -> float:
-        started = time.monotonic()
+        started = clock.now()
         try:
             assert self.run is not None
             self.run(rows, alone)
         except Exception as error:  # whatever a runtime raises
             raise EngineFault(f"the model failed on a batch of {len(rows)}: {error}") from error
-        return time.monotonic() - started
+        return clock.now() - started
 
     async def close(self) -> None:
         """Answer what was accepted, then let go of the model. Other feeds go on."""
@@ -186,7 +190,7 @@ class Batcher:
 
     def stalled(self, seconds: float) -> bool:
         """Whether images wait or run and no worker has finished any for so long."""
-        return self.pending > 0 and time.monotonic() - self._progress > seconds
+        return self.pending > 0 and clock.now() - self._progress > seconds
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -223,7 +227,7 @@ class Batcher:
     def enter(self, ticket: _Ticket) -> None:
         """Put a request in line. Raises QueueFull, DeadlineExceeded."""
         with self._lock:
-            now, idle = time.monotonic(), not self._scheduler.held
+            now, idle = clock.now(), not self._scheduler.held
             self._scheduler.add(ticket, now)
             if idle:
                 self._progress = now
@@ -246,11 +250,11 @@ class Batcher:
             self._alarm.cancel()
         self._alarm_at = when
         # Event loops count in whole milliseconds; a little late is right, early would only mean to look again.
-        self._alarm = self.loop.call_later(max(0.0, when - time.monotonic()) + 0.001, self._expire)
+        self._alarm = self.loop.call_later(max(0.0, when - clock.now()) + 0.001, self._expire)
 
     def _expire(self) -> None:
         """The answer of requests whose deadline has come, whatever still runs of them."""
-        now, self._alarm, self._alarm_at = time.monotonic(), None, NO_DEADLINE.deadline
+        now, self._alarm, self._alarm_at = clock.now(), None, NO_DEADLINE.deadline
         for ticket in self._due:
             if ticket.deadline <= now and not ticket.future.done():
                 ticket.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
@@ -277,7 +281,7 @@ class Batcher:
     # Worker threads from here on.
 
     def _work(self) -> None:
-        lock, scheduler, sleepers, now = self._lock, self._scheduler, self._sleepers, time.monotonic
+        lock, scheduler, sleepers, now = self._lock, self._scheduler, self._sleepers, clock.now
         rest = threading.Lock()
         rest.acquire()
         batch: Batch[_Ticket] | None = None
@@ -393,14 +397,14 @@ def _execute(
     run = parts[0][0].feed.run
     assert run is not None, "a feed keeps its model while anything of it runs"
     piece = _Piece(parts, decode)
-    piece.started = time.monotonic()
+    piece.started, begun = time.monotonic(), clock.now()
     try:
         piece.outputs = run(np.stack(images), alone)
     except Exception as error:  # whatever a runtime raises: the request fails, the worker lives on
         log.exception("the model failed on a batch of %d", len(images))
         piece.error = EngineFault("the model failed on this request")
         piece.error.__cause__ = error
-    piece.seconds = time.monotonic() - piece.started
+    piece.seconds = clock.now() - begun
     return piece
 
 
@@ -413,8 +417,8 @@ def _signals(ticket: _Ticket) -> Signals:
         logits, p_type, omega = (np.stack([outputs[k][at] for outputs, at in rows]) for k in range(3))
     executions = ticket.executions
     inference = sum([execution.seconds for execution in executions])
-    total = time.monotonic() - ticket.arrived
+    total = clock.now() - ticket.arrived
     # Several images are decoded side by side, so that the stages may add up to more than the time that passed.
     queue = max(0.0, total - ticket.decode - inference)
-    timeline = Timeline(ticket.arrived, ticket.decode_started, ticket.decode_ended, executions)
+    timeline = Timeline(ticket.entered, ticket.decode_started, ticket.decode_ended, executions)
     return Signals(logits, p_type, omega, ticket.decode, queue, inference, timeline)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
+from ..core import clock
 from ..errors import Unavailable
 
 T = TypeVar("T")
@@ -57,8 +58,7 @@ class Disk:
             thread = threading.Thread(target=work, name="awnet-disk", daemon=True)
             thread.start()
             try:
-                async with asyncio.timeout(self._seconds):
-                    return await future
+                return await clock.within(clock.now() + self._seconds, future)
             except TimeoutError:
                 self._stuck = thread
                 raise silent from None

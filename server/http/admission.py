@@ -7,11 +7,11 @@ client that has most. Only where all are being answered is a new one refused. So
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..access.addresses import TrustedProxies, client_of
+from ..core import clock
 from ..errors import AWNetError, TooManyConnections, TooManyConnectionsOfClient, UploadsFull
 from ..settings.settings import Settings
 
@@ -146,7 +146,7 @@ class Admission:
             min(uploads)[2].give_up(UploadsFull("unfinished requests hold as many bytes as are allowed"))
 
     def _sweep(self) -> None:
-        now = time.monotonic()
+        now = clock.now()
         for connection in tuple(self._of):
             connection.sweep(now)
         self._sweeping = bool(self._of)

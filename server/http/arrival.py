@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from ..access.addresses import TrustedProxies
+from ..core import clock
 from ..errors import AWNetError, MalformedRequest
 from ..ports.tls import Certificates
 from . import proxy_header
@@ -38,7 +38,7 @@ class Arrival:
         self.refusal: AWNetError | None = None
         self._admission = admission
         self._task = asyncio.current_task()
-        self._since = time.monotonic()
+        self._since = clock.now()
 
     def done(self) -> None:
         """The connection itself is counted from now on, or is closed."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from starlette.types import ASGIApp
 
+from ..core import clock
 from ..errors import AWNetError, MalformedRequest, RequestTimeout
 from .admission import BODY, BUSY, HEAD, IDLE, LINGER, OPENED, UNCOUNTED_BYTES, Admission
 from .arrival import Arrival
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._server: tuple[str, int] | None = None
 
         self._phase = OPENED
-        self._since = time.monotonic()
+        self._since = clock.now()
         self._running: Transaction | None = None
         self._waiting: deque[Transaction] = deque()  # behind it, pipelined
         self._receiving: Transaction | None = None  # the one whose body is read
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
         if self._final:
             return
         if phase <= IDLE:
-            self._phase, self._since = HEAD, time.monotonic()
+            self._phase, self._since = HEAD, clock.now()
         refusal = self._reader.feed(data, phase <= IDLE)
         if refusal is not None:
             self._refuse(refusal)
@@ -136,12 +136,12 @@ class Connection(asyncio.Protocol):
         elif self._running is None:
             return False
         self._final = True
-        asyncio.get_running_loop().call_later(HALF_CLOSED_SECONDS, self._abandon)
+        self._abandon_at(clock.now() + HALF_CLOSED_SECONDS)
         return not self._secure  # TLS as asyncio has it ends both ways at once
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        self._unsent, self._since_sent = self._transport.get_write_buffer_size(), time.monotonic()
+        self._unsent, self._since_sent = self._transport.get_write_buffer_size(), clock.now()
 
     def resume_writing(self) -> None:
         self.write_paused = False
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         scope["scheme"] = "https" if self._secure else "http"
         keep_alive = keep_alive and not self._leaving
         transaction = Transaction(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
-        transaction.begun = time.monotonic()
+        transaction.begun = clock.now()
         self._receiving = transaction
         if self._running is None:
             self._start(transaction)
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
             self._close()
         elif self._waiting:
             upcoming = self._waiting.popleft()
-            upcoming.begun = time.monotonic()
+            upcoming.begun = clock.now()
             self._start(upcoming)
             self._settle()
         elif self._refusal is not None:
@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol):
         elif self._ended or self._leaving:
             self._close()
         else:
-            self._phase, self._since = HEAD if self._reader.within_head else IDLE, time.monotonic()
+            self._phase, self._since = HEAD if self._reader.within_head else IDLE, clock.now()
             self.resume_reading()
 
     def _refuse(self, error: AWNetError) -> None:
@@ -260,6 +260,12 @@ class Connection(asyncio.Protocol):
             count, transaction.counted = transaction.counted, 0
             self._admission.hold(-count)
 
+    def _abandon_at(self, when: float) -> None:
+        if (left := when - clock.now()) > 0:
+            asyncio.get_running_loop().call_later(left, self._abandon_at, when)
+        else:
+            self._abandon()
+
     def _abandon(self) -> None:
         """The client is not waited for any more: nobody reads what would be answered."""
         for transaction in (self._running, *self._waiting):
@@ -287,7 +293,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Close on a client that is still sending: slowly, or it would be reset before it has read its answer."""
-        self._phase, self._since, self._lingered = LINGER, time.monotonic(), 0
+        self._phase, self._since, self._lingered = LINGER, clock.now(), 0
         self.resume_reading()
         if self._ended or self._secure:  # TLS reads past what still comes by itself
             self._transport.close()
@@ -334,7 +340,7 @@ class Connection(asyncio.Protocol):
         running = self._running
         if running is None or not running.counted or running.complete or running.started or running.failed:
             return None
-        return running.received / (time.monotonic() - running.begun + 0.1)
+        return running.received / (clock.now() - running.begun + 0.1)
 
     def sweep(self, now: float) -> None:
         limits, phase = self._limits, self._phase

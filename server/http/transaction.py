@@ -61,7 +61,7 @@ class Transaction:
         received: bytes of the body so far.
         counted: those of them that `Admission` counts.
         task: has the application answer it.
-        begun: when the server began to wait for the body, on `time.monotonic`.
+        begun: when the server began to wait for the body, on `core.clock`.
     """
 
     __slots__ = (

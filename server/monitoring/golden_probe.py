@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core import clock
 from ..core.contract import Contract, Golden
 from ..core.engine import Model, Signals, Terms
 from ..core.images import EncodedImage, ImageInput, Limits
@@ -136,7 +136,7 @@ class GoldenProbes:
         result: ProbeResult = "wrong"
         try:
             # A probe gives way to clients, and has its answer before the next one is sent.
-            terms = Terms(deadline=time.monotonic() + self.every, priority="low")
+            terms = Terms(deadline=clock.now() + self.every, priority="low")
             signals = await answering.infer([image], terms)
             if signals.finite():
                 score, promise = float(signals.p_type[0, 0]), answering.model.contract

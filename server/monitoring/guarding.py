@@ -14,6 +14,7 @@ from typing import Literal
 
 import orjson
 
+from ..core import clock
 from ..core.images import ImageInput
 from ..guard.fingerprint import Fingerprint, Watched
 from ..guard.guard import Event, QueryGuard, Repeats
@@ -93,7 +94,7 @@ class Guarding:
     async def hold(self, request: ObservedRequest | None, found: Sequence[Repeats], deadline: float) -> None:
         """Wait as long as its client has to, holding nothing but the request. Raises RepeatedQueries."""
         if self._reaction == "slow":
-            seconds = self._guard.delay(request.client if request else UNKNOWN, found, time.monotonic(), deadline)
+            seconds = self._guard.delay(request.client if request else UNKNOWN, found, clock.now(), deadline)
             if seconds:
                 started = time.monotonic()
                 await asyncio.sleep(seconds)

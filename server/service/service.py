@@ -16,6 +16,7 @@ from ..access.access import Access, KeysRead
 from ..access.addresses import TrustedProxies
 from ..access.caller import Caller, Scope
 from ..access.rates import Rates, default_rate
+from ..core import clock
 from ..core.cpu_limits import usable_cores
 from ..core.decode_pool import DecodePool
 from ..core.decoding import Decoding
@@ -142,6 +143,7 @@ class Service:
         self._fleet = fleet or SingleProcess()
         self._polling: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
+        self._clock: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._again = False
         metrics.engine.follow_decoding(self.decoding.pool)
@@ -163,6 +165,7 @@ class Service:
     async def start(self) -> None:
         """Open and prove the models, then be ready; a failure is logged and kept as `failure`."""
         begun = time.perf_counter()
+        self._clock = asyncio.create_task(clock.keep())
         self.access.watch()
         if self._reporting is not None:
             self._reporting.start()
@@ -227,6 +230,8 @@ class Service:
         if self._reporting is not None:
             await self._reporting.stop()
         await self.models.close()
+        if self._clock is not None:
+            self._clock.cancel()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics of the whole service for a scrape, and their content type. Raises LinkLost.
@@ -333,7 +338,7 @@ class Service:
         longest = self.settings.timeout_seconds
         seconds = longest if timeout_seconds is None else min(timeout_seconds, longest)
         request = CURRENT.get()
-        return Terms(time.monotonic() + seconds, priority, trace=request.trace if request else None)
+        return Terms(clock.now() + seconds, priority, trace=request.trace if request else None)
 
     def run(
         self, lease: Lease, images: Sequence[ImageInput], terms: Terms, each: bool = False

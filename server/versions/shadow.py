@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import clock
 from ..core.engine import Engine, Model, Runner, Signals, Terms
 from ..core.images import ImageInput, PixelArray, Traits
 from ..core.modes import Mode
@@ -116,7 +116,7 @@ class ShadowComparer:
     ) -> None:
         count = len(images)
         try:
-            other = await shadow.runner.infer(images, Terms(time.monotonic() + DEADLINE_SECONDS, "low"), mode)
+            other = await shadow.runner.infer(images, Terms(clock.now() + DEADLINE_SECONDS, "low"), mode)
             if not (other.finite() and signals.finite()):
                 raise EngineFault("an answer is not finite")
         except AWNetError as error:

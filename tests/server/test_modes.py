@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnxruntime as ort
 import pytest
 from prometheus_client import generate_latest
 
+from server.core import clock
 from server.core.engine import Model, Runner, Signals, Terms, self_test
 from server.core.images import ImageInput, PixelArray
 from server.core.modes import LOGITS, Mode
@@ -251,7 +251,7 @@ def test_priorities_hold_across_modes_and_a_late_request_of_one_holds_up_no_othe
 
         first = asyncio.create_task(runner.infer([slow], NO_DEADLINE, "auto"))
         await until(slow.begun.is_set)
-        late = asyncio.create_task(ask("natural", "normal", deadline=time.monotonic() + 0.05))
+        late = asyncio.create_task(ask("natural", "normal", deadline=clock.now() + 0.05))
         asked = [asyncio.create_task(ask("robust", "low"))]
         asked += [asyncio.create_task(ask(mode, "normal")) for mode in ("natural", "auto", "natural")]
         await late

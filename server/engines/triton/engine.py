@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core import clock
 from ...core.cpu_limits import usable_cores
 from ...core.engine import Model, Outputs
 from ...core.modes import Mode
@@ -228,20 +229,20 @@ class TritonEngine:
     ) -> Outputs:
         """Execute at one Triton, and draw conclusions about it from how that ends."""
         assert isinstance(address, Peer)
-        peer, started = address, time.monotonic()
+        peer, started, begun = address, time.monotonic(), clock.now()
         task = asyncio.ensure_future(peer.client.infer(model, mode, images, seconds, metadata))
         peer.calls.add(task)
         try:
             outputs = await task
         except CallError as failed:
-            raise self._interpret_failure(peer, key, failed, started) from None
+            raise self._interpret_failure(peer, key, failed, started, begun) from None
         except EngineFault as fault:
             self.balancer.failed(peer, fault.detail)
             raise
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():  # the deadline, or the client left
-                self._gave_up(peer, started)
+                self._gave_up(peer, started, begun)
                 raise
             # Not us: the breaker opened under this call. Perhaps it was executed, so it is not sent elsewhere.
             raise EngineFault("the engine fell silent during this request") from None
@@ -251,10 +252,10 @@ class TritonEngine:
         self.balancer.succeeded(peer)
         return outputs
 
-    def _interpret_failure(self, peer: Peer, key: Key, failed: CallError, started: float) -> AWNetError:
+    def _interpret_failure(self, peer: Peer, key: Key, failed: CallError, started: float, begun: float) -> AWNetError:
         """What a failed execution means for the address, and the error that means it to the client."""
         if failed.meaning == "late":
-            self._gave_up(peer, started)
+            self._gave_up(peer, started, begun)
             return DeadlineExceeded("the engine did not answer in time")
         if failed.meaning == "absent":
             self.balancer.withdraw(peer, key)
@@ -270,9 +271,13 @@ class TritonEngine:
         log.warning("%s failed on %s: %s", peer.url, key, failed)
         return EngineFault("the model failed on this request")
 
-    def _gave_up(self, peer: Peer, started: float) -> None:
-        """An execution was given up: a failure of the address, unless it answered another one meanwhile."""
-        if time.monotonic() - started >= STUCK_SECONDS and peer.answered < started:
+    def _gave_up(self, peer: Peer, started: float, begun: float) -> None:
+        """An execution was given up: a failure of the address, unless it answered another one meanwhile.
+
+        Args:
+            started, begun: when, on `time.monotonic` and on `clock.now`: a process that stands still hears nothing.
+        """
+        if clock.now() - begun >= STUCK_SECONDS and peer.answered < started:
             self.balancer.failed(peer, "no answer in time")
 
     def _state_changed(self, url: str, up: bool) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from ...core import clock
 from ...core.engine import Terms, self_test
 from ...errors import AWNetError, ContractError, DeadlineExceeded, SelfTestFailed
 from .balancer import Address, Balancer, Key
@@ -157,7 +158,7 @@ class HealthChecks:
             described = await peer.client.describe(ready)
             if described.key != wanted.key:
                 raise ContractError(f"serves another model as {wanted.key}: SHA-256 {described.key.sha256}")
-            await self_test(At(self._host, peer, wanted), Terms(time.monotonic() + PROOF_SECONDS))
+            await self_test(At(self._host, peer, wanted), Terms(clock.now() + PROOF_SECONDS))
         except SelfTestFailed as error:
             fault = error.__cause__ if isinstance(error.__cause__, DeadlineExceeded) else error
         except AWNetError as error:

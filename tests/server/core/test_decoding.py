@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.hardening import slow_inputs
+from server.core import clock
 from server.core.decode_pool import DecodePool
 from server.core.decoding import CHEAP_COST, Decoding, Prepared
 from server.core.engine import Terms
@@ -88,7 +88,7 @@ async def pool(
 
 
 def soon(seconds: float = SECONDS) -> Terms:
-    return Terms(time.monotonic() + seconds)
+    return Terms(clock.now() + seconds)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

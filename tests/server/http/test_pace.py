@@ -44,6 +44,20 @@ def test_a_client_has_its_burst_then_waits_then_is_refused() -> None:
     assert pace.wait("1.2.3.4") == 0.0
 
 
+def test_connections_that_came_while_the_process_stood_still_had_their_turns() -> None:
+    """As many as might have come; a second later the rate is as before."""
+    clock, refused, stood_still = Clock(), list[int](), Clock()
+    pace = Pace(0, 10, NONE, lambda: refused.append(1), clock, stood_still)
+    assert pace.wait("1.2.3.4") == 0.0
+    clock.now += 5
+    stood_still.now += 5
+    waits = [pace.wait("1.2.3.4") for _ in range(100)]
+    assert waits[:70] == pytest.approx([0.0] * 60 + [n / 10 for n in range(1, 11)])
+    assert waits[70:] == [None] * 30 == [None] * len(refused)
+    clock.now += 10
+    assert [pace.wait("1.2.3.4") for _ in range(40)].count(None) == 19
+
+
 def test_the_rate_of_one_after_the_other_is_kept() -> None:
     """A client that waits for each answer is slowed and never refused."""
     pace, clock, refused = paced(0, 50)

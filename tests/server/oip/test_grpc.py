@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.harness.processes import free_port, rss_mb
+from server.core import clock
 from server.core.modes import LOGITS
 from server.errors import DeadlineExceeded, EngineFault, EngineUnavailable, QueueFull, StartupError
 from server.oip.grpc_front import SERVED, GrpcFront
@@ -301,10 +301,10 @@ def test_the_clients_deadline_reaches_the_engine(served: Served) -> None:
     engine, longest = served.small.engine, served.small.settings.timeout_seconds
 
     def within(seconds: float, message: Any, timeout: float | None) -> bool:
-        begun = time.monotonic()
+        begun = clock.now()
         served.call(lambda stub: stub.ModelInfer(message, timeout=timeout))
         # gRPC sends a deadline in few digits, rounded up.
-        return begun + seconds - 0.1 <= engine.asked[-1].deadline <= time.monotonic() + seconds + 0.1
+        return begun + seconds - 0.1 <= engine.asked[-1].deadline <= clock.now() + seconds + 0.1
 
     assert within(longest, image(), None)
     assert within(longest / 2, image(), longest / 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
+from server.core import clock
 from server.core.images import PixelArray
 from server.engines.onnxruntime import EmbeddedEngine
 from server.engines.repository import Repository
@@ -116,9 +116,9 @@ def test_nobody_waits_longer_than_the_setting_allows(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(publish(tmp_path), timeout_seconds=2) as service:
             for seconds, allowed in ((None, 2), (0.5, 0.5), (99, 2)):
-                before = time.monotonic()
+                before = clock.now()
                 deadline = service.terms(seconds).deadline
-                assert before + allowed <= deadline <= time.monotonic() + allowed
+                assert before + allowed <= deadline <= clock.now() + allowed
             assert service.terms(99, "low").priority == "low"
 
     run(scenario)

@@ -18,6 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.harness.processes import free_port
+from server.core import clock
 from server.core.domains import locate
 from server.core.engine import Signals, Terms, self_test
 from server.core.images import EncodedImage, Limits, PixelArray
@@ -64,7 +65,7 @@ def right(signals: Signals, given: np.ndarray[Any, Any]) -> bool:
 
 def soon(seconds: float = 60.0) -> Terms:
     """A deadline that is far away, unless told otherwise."""
-    return Terms(time.monotonic() + seconds)
+    return Terms(clock.now() + seconds)
 
 
 def plays(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -388,7 +389,7 @@ async def test_a_deadline_is_kept_and_says_nothing_about_triton() -> None:
                 await runner.infer(inputs(1), soon(0.1))
             assert time.monotonic() - started < 20, "the gate stays closed for longer"
         with pytest.raises(DeadlineExceeded):
-            await runner.infer(inputs(1), Terms(time.monotonic() - 1))
+            await runner.infer(inputs(1), Terms(clock.now() - 1))
         assert state(engine) == "up" and engine.waiting() == 0
         fake.gate.set()
         await until(lambda: fake.at_once == 0)
@@ -698,7 +699,7 @@ async def test_images_at_a_triton_are_bounded_and_the_rest_waits_in_order() -> N
 
         later = []
         for value, priority in ((1, "low"), (2, "normal"), (3, "low"), (4, "normal"), (5, "normal"), (6, "normal")):
-            terms = Terms(time.monotonic() + 60, priority)  # type: ignore[arg-type]
+            terms = Terms(clock.now() + 60, priority)  # type: ignore[arg-type]
             later.append(asyncio.create_task(runner.infer(flat(value), terms)))
         await until(lambda: sum(map(len, engine.balancer._waiting.values())) == 6)
         assert engine.waiting() == 10 and fake.at_once == 4

@@ -1,0 +1,116 @@
+"""The clock of deadlines stands still while the process does, and at no other time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from server.core.clock import LATE_SECONDS, MARK_SECONDS, Clock
+
+
+class Seconds:
+    """A clock that a test turns on."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_without_marks_it_is_the_other_clock() -> None:
+    """Programs that keep none, as most tests are, see every second."""
+    seconds = Seconds()
+    clock = Clock(seconds)
+    seconds.now += 3600
+    assert clock.now() == seconds.now and clock.stood_still == 0
+
+
+def test_seconds_without_a_mark_do_not_count_and_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    clock.mark()
+    seconds.now += MARK_SECONDS
+    clock.mark()
+    before = clock.now()
+    seconds.now += 45
+    with caplog.at_level(logging.WARNING, "awnet"):
+        assert clock.now() == before + MARK_SECONDS
+        assert clock.now() == before + MARK_SECONDS
+        clock.mark()
+        clock.mark()
+    assert clock.stood_still == 45 - MARK_SECONDS
+    assert [record.getMessage() for record in caplog.records] == [
+        "the process stood still for 44.8 s; no deadline counts that"
+    ]
+    seconds.now += 1
+    assert clock.now() == before + MARK_SECONDS + 1
+
+
+def test_a_loop_that_is_only_busy_loses_no_second() -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    for _ in range(10):
+        clock.mark()
+        before = clock.now()
+        seconds.now += MARK_SECONDS + LATE_SECONDS
+        assert clock.now() == before + MARK_SECONDS + LATE_SECONDS
+    assert clock.stood_still == 0
+
+
+def test_threads_that_wake_together_count_it_once() -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    clock.mark()
+    seconds.now += 10
+    ready, read = threading.Barrier(8), list[float]()
+
+    def look() -> None:
+        ready.wait()
+        read.append(clock.now())
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(read) == {100 + MARK_SECONDS} and clock.stood_still == 10 - MARK_SECONDS
+
+
+def test_what_is_awaited_has_its_time_beside_what_stood_still() -> None:
+    async def run() -> None:
+        seconds = Seconds()
+        clock = Clock(seconds)
+        clock.mark()
+        work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(clock.within(clock.now() + MARK_SECONDS + 0.05, work))
+        seconds.now += 45  # the timer goes off, and finds that it is not time
+        await asyncio.sleep(MARK_SECONDS + 0.2)
+        assert not waiting.done()
+        work.set_result(1)
+        assert await waiting == 1
+        late: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        seconds.now += 0.5
+        with pytest.raises(TimeoutError):
+            await clock.within(clock.now() - 0.1, late)
+        assert late.cancelled()
+
+    asyncio.run(run())
+
+
+def test_marks_are_left_while_somebody_keeps_them() -> None:
+    async def run() -> None:
+        clock = Clock()
+        keepers = [asyncio.create_task(clock.keep()) for _ in range(2)]
+        await asyncio.sleep(0)
+        keepers[0].cancel()
+        await asyncio.sleep(2 * MARK_SECONDS)
+        assert clock.stood_still == 0
+        keepers[1].cancel()
+        await asyncio.sleep(LATE_SECONDS + 2 * MARK_SECONDS)
+        clock.now()
+        assert clock.stood_still == 0, "nobody says any more that the process runs"
+
+    asyncio.run(run())
