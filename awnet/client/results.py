@@ -59,6 +59,24 @@ class ModelId:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryGuard:
+    """How many nearly identical images this client has sent lately, this one among them, and whether too many."""
+
+    similar_queries: int
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds that the server took for all images of the request; `total` is from its headers to the answer."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The answer for one image, or the reason that there is none; docs/api.md defines the terms.
 
@@ -73,9 +91,13 @@ class Result:
         thresholds, target_fpr: of the two operating points.
         format, width, height, resized: of the file, as a viewer shows it.
         signals: where they were asked for.
+        query_guard: where the server has one and tells of it.
         policy, decision: what the server does with flagged images, and did with this one, where a policy is in force.
         error: what asking for this image alone would raise; then nothing else is known.
         model, mode: which file answered, and how.
+        cached: the server's answer cache had what the model said, so that it did not run; then `timing_ms` says
+            nothing of the model.
+        timing_ms: where the request spent its time.
         request_id: under which the server's log has it.
         raw: the result as the server sent it.
     """
@@ -96,11 +118,14 @@ class Result:
     height: int | None = None
     resized: bool | None = None
     signals: Signals | None = None
+    query_guard: QueryGuard | None = None
     policy: str | None = None
     decision: str | None = None
     error: Error | None = None
     model: ModelId | None = None
     mode: str | None = None
+    cached: bool = False
+    timing_ms: Timing | None = None
     request_id: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -134,6 +159,8 @@ def parse(document: Any, names: Sequence[str | None]) -> list[Result]:
             "mode": document["mode"],
             "request_id": document["request_id"],
             "policy": document.get("policy"),
+            "cached": document.get("cached") is True,
+            "timing_ms": _timing(document.get("timing_ms")),
         }
         return [_result(result, name, common) for result, name in zip(results, names, strict=True)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -166,6 +193,7 @@ def _result(result: Mapping[str, Any], name: str | None, common: Mapping[str, An
         height=image.get("height"),
         resized=image.get("resized"),
         signals=_signals(result.get("signals")),
+        query_guard=_query_guard(result.get("query_guard")),
         decision=result.get("decision"),
         raw=result,
         **common,
@@ -180,6 +208,14 @@ def _level(given: Mapping[str, Any], name: str) -> NumberOrLevel | None:
 
 def _points(given: Mapping[str, Any] | None) -> Points | None:
     return None if given is None else Points(given["suspicious"], given["adversarial"])
+
+
+def _query_guard(given: Mapping[str, Any] | None) -> QueryGuard | None:
+    return None if given is None else QueryGuard(given["similar_queries"], given["repeated"])
+
+
+def _timing(given: Mapping[str, Any] | None) -> Timing | None:
+    return None if given is None else Timing(given["decode"], given["queue"], given["inference"], given["total"])
 
 
 def _signals(given: Mapping[str, Any] | None) -> Signals | None:

@@ -60,6 +60,7 @@ class Load:
     Attributes:
         seconds: what was measured, from the first request to the last answer.
         latencies: seconds of each answered request.
+        cached: answered requests for which the model did not run, see `client.results.Result`.
         delays: seconds by which each request of an open loop was sent late.
         failures: reason -> requests that it ended.
         verdicts: place among them -> its first result.
@@ -73,6 +74,7 @@ class Load:
         self.pace = pace
         self.seconds = 0.0
         self.latencies: list[float] = []
+        self.cached = 0
         self.delays: list[float] = []
         self.failures: Counter[str] = Counter()
         self.verdicts: dict[int, Result] = {}
@@ -133,6 +135,7 @@ class Load:
             self.failures[error.title if isinstance(error, ProblemError) else type(error).__name__] += 1
             return not isinstance(error, TransportError)
         self.latencies.append(time.perf_counter() - since)
+        self.cached += result.cached
         self.verdicts.setdefault(place, result)
         return True
 
@@ -163,6 +166,7 @@ def report(load: Load, url: str | None) -> dict[str, Any]:
         "concurrency": load.concurrency,
         "pace": None if load.pace is None else asdict(load.pace),
         "answered": len(latencies),
+        "cached": load.cached,
         "failed": dict(load.failures),
         "images_per_second": round(len(latencies) / load.seconds, 2) if load.seconds else None,
         "latency_ms": {name: round(1000 * _quantile(latencies, q), 3) for name, q in QUANTILES.items()}
@@ -204,6 +208,11 @@ def told(document: dict[str, Any]) -> str:
         f"{who}, {document['asked']}, {loop} for {document['seconds']:.1f} s",
         f"answered  {document['answered']}, {document['images_per_second']} images a second",
     ]
+    if document["cached"]:
+        lines.append(
+            f"cached    {document['cached']} of these answers came from the answer cache: "
+            "rate and latencies are not those of the model"
+        )
     if latency:
         lines.append("latency   " + ", ".join(f"{name} {value:.1f} ms" for name, value in latency.items()))
     if late and late["p99"] > LATE_MS:

@@ -70,6 +70,18 @@ def test_what_cannot_be_measured_is_told_in_one_line(
     assert line.startswith(said)
 
 
+def test_answers_that_the_model_did_not_give_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server with an answer cache is as fast as that, and the report says so; without one it says nothing."""
+    shutil.copy(ROOT / "examples/ship.png", tmp_path)
+    asked = ["bench", "--seconds", "0.1", "--clean", str(tmp_path / "ship.png"), "--out", str(tmp_path / "bench.json")]
+    for more, cached in (([], False), (["--answer-cache", "16"], True)):
+        assert main([*asked, *more]) == 0
+        document, said = json.loads((tmp_path / "bench.json").read_bytes()), capsys.readouterr().out
+        # The first request of all, which is not measured, has filled the cache.
+        assert document["cached"] == (document["answered"] if cached else 0)
+        assert (f"{document['cached']} of these answers came from the answer cache" in said) == cached
+
+
 def test_quantiles_are_values_that_were_measured() -> None:
     """The 99th of 100 is not the largest, and one latency is all of them."""
     made = Load([LabelledImage("a", b"", False)], 1.0, 1)
