@@ -1,4 +1,4 @@
-"""What of rates, like queries and attacks two front ends behind haproxy see, measured one part at a time."""
+"""What of rates, like queries and attacks two replicas behind haproxy see, measured one part at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from export.audit.black_box import Answers, Pixels
 from server.core.bundled import EXAMPLES as PICTURES
 
-from ..faults.scenarios import Bench, Front, pair
+from ..faults.scenarios import Bench, Replica, pair
 from ..guard.attackers import Attacker, Client, TimeUpError, attack, noisy
 from ..guard.attacks import LIMIT
 from ..guard.honest_traffic import png
@@ -34,15 +34,15 @@ RATE, BURST = 5.0, 20
 @contextlib.asynccontextmanager
 async def served(
     bench: Bench, balance: str, **settings: object
-) -> AsyncIterator[tuple[int, list[Front], Haproxy | None]]:
+) -> AsyncIterator[tuple[int, list[Replica], Haproxy | None]]:
     """The port that clients ask, and what is behind it."""
     if balance == ONE:
-        with Front(bench.folder, trusted_proxies="", proxy_protocol=False, **settings) as front:
-            await front.until_ready()
-            yield front.port, [front], None
+        with Replica(bench.folder, trusted_proxies="", proxy_protocol=False, **settings) as replica:
+            await replica.until_ready()
+            yield replica.port, [replica], None
         return
-    async with pair(bench, balance=balance, **settings) as (fronts, haproxy):
-        yield haproxy.port, fronts, haproxy
+    async with pair(bench, balance=balance, **settings) as (replicas, haproxy):
+        yield haproxy.port, replicas, haproxy
 
 
 def pictures() -> list[tuple[np.ndarray[Any, Any], str]]:
@@ -146,63 +146,63 @@ async def rates(bench: Bench, seconds: float) -> list[dict[str, Any]]:
 
 
 async def cusum(bench: Bench) -> list[dict[str, Any]]:
-    """One client, a quarter of its images attacked, at random: how many until a front end raises its alarm."""
+    """One client, a quarter of its images attacked, at random: how many until a replica raises its alarm."""
     natural = [png(pixels) for pixels, _ in pictures()]
     twins = [path.read_bytes() for path in sorted(PICTURES.glob("*-adversarial.png"))]
     found = []
     for balance in (ONE, TURNS, LOAD, ADDRESS):
-        async with served(bench, balance) as (port, fronts, _):
+        async with served(bench, balance) as (port, replicas, _):
             client, sent, flagged, counts, rng = Client(port), 0, 0, 0.0, np.random.default_rng(0)
-            while sent < 2000 and not await raised(fronts):
+            while sent < 2000 and not await raised(replicas):
                 image = (twins if rng.random() < 0.25 else natural)[sent % len(natural)]
                 _, document, _ = await asyncio.to_thread(client.ask, image)
                 sent, flagged = sent + 1, flagged + (document["results"][0]["adversarial"]["verdict"] == "adversarial")
             client.close()
-            counts = sum([await judged(front) for front in fronts])
+            counts = sum([await judged(replica) for replica in replicas])
         found.append({"balance": balance, "images": sent, "flagged": flagged, "counted": counts})
     return found
 
 
-async def raised(fronts: Sequence[Server]) -> bool:
-    for front in fronts:
-        for name, value in (await front.metrics()).items():
+async def raised(replicas: Sequence[Server]) -> bool:
+    for replica in replicas:
+        for name, value in (await replica.metrics()).items():
             if name.startswith("awnet_cusum_raised") and 'verdict="adversarial"' in name and value:
                 return True
     return False
 
 
-async def judged(front: Server) -> float:
-    """Images that a front end has counted."""
-    samples = await front.metrics()
+async def judged(replica: Server) -> float:
+    """Images that a replica has counted."""
+    samples = await replica.metrics()
     return sum(n for name, n in samples.items() if name.startswith("awnet_verdicts_total"))
 
 
-# A front end is killed.
+# A replica is killed.
 
 
 async def killed(bench: Bench, balance: str, kills: int) -> dict[str, Any]:
-    """SIGKILL to the front end that has most of the load; it is started again, and in rotation before the next."""
+    """SIGKILL to the replica that has most of the load; it is started again, and in rotation before the next."""
     failed, flying, slowest, counted, last = [], [], [], 0.0, [0.0, 0.0]
-    async with pair(bench, balance=balance) as (fronts, haproxy):
+    async with pair(bench, balance=balance) as (replicas, haproxy):
         async with loaded(haproxy.port, keeping=4, opening=4, pause=0.05, images=IMAGES[:2]) as load:
             for _ in range(kills):
                 for _ in range(2):  # what a scrape each second has seen
-                    last = [await judged(front) for front in fronts]
+                    last = [await judged(replica) for replica in replicas]
                     await asyncio.sleep(1.0)
                 victim = int(np.argmax(last))
                 first, begun = len(load.samples), time.monotonic()
                 flying.append(load.flying)
-                fronts[victim].send(signal.SIGKILL)
-                await fronts[victim].gone(10)
+                replicas[victim].send(signal.SIGKILL)
+                await replicas[victim].gone(10)
                 counted += last[victim]
                 await asyncio.sleep(2.0)
                 round_ = load.samples[first:]
                 failed.append(sum(sample.outcome != "ok" for sample in round_))
                 slowest.append(max(sample.ended - sample.begun for sample in round_ if sample.ended > begun))
-                fronts[victim].start()
-                await fronts[victim].until_ready()
+                replicas[victim].start()
+                await replicas[victim].until_ready()
                 await haproxy.up(victim)
-        counted, retried = counted + sum([await judged(front) for front in fronts]), await haproxy.retried()
+        counted, retried = counted + sum([await judged(replica) for replica in replicas]), await haproxy.retried()
     answered = load.counts()["ok"] + len(load.expected)
     return {
         "balance": balance,
@@ -220,13 +220,13 @@ async def killed(bench: Bench, balance: str, kills: int) -> dict[str, Any]:
 
 
 async def evidence(bench: Bench) -> dict[str, Any]:
-    """An attacker just below the limit whose front end is killed, and comes back: queries until it is found."""
+    """An attacker just below the limit whose replica is killed, and comes back: queries until it is found."""
     [pixels, _], rng = pictures()[0], np.random.default_rng(0)
 
     def alike() -> bytes:
         return png(noisy(pixels, rng))
 
-    async with pair(bench, balance=ADDRESS, query_guard="flag") as (fronts, haproxy):
+    async with pair(bench, balance=ADDRESS, query_guard="flag") as (replicas, haproxy):
         client = Client(haproxy.port, keep=False)
 
         async def until_found(most: float = math.inf) -> int:
@@ -239,13 +239,13 @@ async def evidence(bench: Bench) -> dict[str, Any]:
             return sent
 
         before = await until_found(LIMIT - 4)
-        home = int(np.argmax([await judged(front) for front in fronts]))
-        fronts[home].send(signal.SIGKILL)
-        await fronts[home].gone(10)
+        home = int(np.argmax([await judged(replica) for replica in replicas]))
+        replicas[home].send(signal.SIGKILL)
+        await replicas[home].gone(10)
         await asyncio.sleep(1.0)
         away = await until_found()
-        fronts[home].start()
-        await fronts[home].until_ready()
+        replicas[home].start()
+        await replicas[home].until_ready()
         await haproxy.up(home)
         await asyncio.sleep(1.0)
         back = await until_found()

@@ -1,6 +1,6 @@
-"""Two front ends behind haproxy: what the query guard, rates and the CUSUM of each see, and what a `kill -9` costs.
+"""Two replicas behind haproxy: what the query guard, rates and the CUSUM of each see, and what a `kill -9` costs.
 
-Each front end counts by itself. haproxy with `deploy/haproxy.cfg` spreads requests in turns, by load, or sends a client
+Each replica counts by itself. haproxy with `deploy/haproxy.cfg` spreads requests in turns, by load, or sends a client
 (`AWNET_BALANCE=hdr(x-awnet-address)`) or a key (`hdr(x-awnet-caller)`) to the same one each time. Attacks are those of
 `guard.attackers` on the pictures of `examples/`, one image a request; limits and the model are those that a server has
 by default.
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python -m benchmarks.deployment.replicas --part kill --kills 2 --out /tmp/replicas
 """
 TOLD = {
-    ONE: "one front end",
+    ONE: "one replica",
     TURNS: "two, in turns",
     LOAD: "two, `leastconn` (the default)",
     ADDRESS: "two, by address",
@@ -41,13 +41,13 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=6, help="attacked by each attack, at most [6]")
     parser.add_argument("--queries", type=int, default=280, help="of each attack on an image [280]")
     parser.add_argument("--seconds", type=float, default=6.0, help="in which a client asks as often as it may [6]")
-    parser.add_argument("--kills", type=int, default=10, help="of a front end, for each way to spread requests [10]")
+    parser.add_argument("--kills", type=int, default=10, help="of a replica, for each way to spread requests [10]")
     report.add_out(parser, "replicas")
     options = parser.parse_args()
     if report.missing("haproxy"):
         return 0
     found: dict[str, Any] = {
-        "what": "two front ends behind haproxy, by how it spreads requests",
+        "what": "two replicas behind haproxy, by how it spreads requests",
         "machine": report.loaded_machine(),
         "limit": LIMIT,
         "rate": {"requests_per_second": RATE, "burst": BURST, "seconds": options.seconds},
@@ -74,10 +74,10 @@ def markdown(found: dict[str, Any]) -> str:
     """The report as a page."""
     machine = found["machine"]
     lines = [
-        "# Two front ends behind haproxy",
+        "# Two replicas behind haproxy",
         "",
         f"{machine['cpu']}, {machine['cores']} cores shared with clients, haproxy and other work, load "
-        f"{machine['load_before'][0]:.1f} at the start. Each front end counts rates and like queries by itself. "
+        f"{machine['load_before'][0]:.1f} at the start. Each replica counts rates and like queries by itself. "
         "Made by `python -m benchmarks.deployment.replicas`.",
     ]
     if "guard" in found:
@@ -116,10 +116,10 @@ def markdown(found: dict[str, Any]) -> str:
     if "cusum" in found:
         lines += [
             "",
-            "## The CUSUM of a front end",
+            "## The CUSUM of a replica",
             "",
-            "One client, a quarter of its images attacked, at random: images until a front end raises its alarm, and "
-            "what all have counted then. `AWNetReplicasCusum` is of all front ends together, and needs no stickiness.",
+            "One client, a quarter of its images attacked, at random: images until a replica raises its alarm, and "
+            "what all have counted then. `AWNetReplicasCusum` is of all replicas together, and needs no stickiness.",
             "",
             "| requests go to | images | flagged `adversarial` | counted by all |",
             "|---|--:|--:|--:|",
@@ -131,9 +131,9 @@ def markdown(found: dict[str, Any]) -> str:
     if "kill" in found:
         lines += [
             "",
-            "## `kill -9` of a front end under load",
+            "## `kill -9` of a replica under load",
             "",
-            "Eight callers from one address, small images; the front end with most of the load is killed, and back in "
+            "Eight callers from one address, small images; the replica with most of the load is killed, and back in "
             "rotation before the next kill. *Not counted*: right answers that no scrape, one a second, has seen.",
             "",
             "| requests go to | kills | requests | failed | wrong answers | in flight at the kills | "
@@ -149,8 +149,8 @@ def markdown(found: dict[str, Any]) -> str:
         one = found["evidence"]
         lines += [
             "",
-            f"What a front end knew of its clients goes with it: an attacker that had sent {one['before']} like images "
-            f"when its front end was killed was found by the other one after {one['at_the_other']} more, and, back at "
+            f"What a replica knew of its clients goes with it: an attacker that had sent {one['before']} like images "
+            f"when its replica was killed was found by the other one after {one['at_the_other']} more, and, back at "
             f"the first one when that had been started again, after another {one['back_at_the_first']}.",
         ]
     return "\n".join([*lines, ""])

@@ -86,11 +86,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for turn in range(options.rounds):
             for clients in options.clients:
                 for name in rotated(ENGINES, turn):
-                    stages, counters = front_end(ports[name]), behind_it(backend.metrics)
+                    stages, counters = server_sums(ports[name]), triton_counters(backend.metrics)
                     sample = wrk(ports[name], clients, options.seconds, script, behind[name])
-                    sample |= stage_means(stages, front_end(ports[name]))
+                    sample |= stage_means(stages, server_sums(ports[name]))
                     if name == "triton":
-                        sample |= triton_means(counters, behind_it(backend.metrics))
+                        sample |= triton_means(counters, triton_counters(backend.metrics))
                     samples[name][clients].append(sample)
                     told_rate = f"{sample['rps']:7.0f} req/s"
                     print(f"round {turn + 1} clients {clients:2d} {name:8s} {told_rate}", file=sys.stderr)
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def front_end(port: int) -> dict[str, float]:
+def server_sums(port: int) -> dict[str, float]:
     """Sums and counts of the server's histograms."""
     found = scraped(port)
     told = {stage: found[f'awnet_stage_seconds_sum{{stage="{stage}"}}'] for stage in STAGES}
@@ -115,7 +115,7 @@ def front_end(port: int) -> dict[str, float]:
     return told
 
 
-def behind_it(port: int) -> dict[str, float]:
+def triton_counters(port: int) -> dict[str, float]:
     """Triton's counters over all its models."""
     found = scraped(port)
 

@@ -1,6 +1,6 @@
 """The fault table: what callers see while parts of a deployment are killed, stopped, overloaded or given bad models.
 
-Each scenario starts real processes on this machine (front ends, haproxy with `deploy/haproxy.cfg`, Triton from its
+Each scenario starts real processes on this machine (replicas, haproxy with `deploy/haproxy.cfg`, Triton from its
 wheel), sends steady traffic in which every answer is compared with the one before the fault, does the damage, and
 judges goals that were set beforehand. A goal that is missed is printed as missed, and the exit status is 1.
 """

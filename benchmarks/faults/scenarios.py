@@ -57,10 +57,10 @@ class Result:
         self.goals.append((text, str(measured), bool(met)))
 
 
-# Front ends behind haproxy.
+# Replicas behind haproxy.
 
 
-class Front(Server):
+class Replica(Server):
     """A server with one thread for inference, which knows whose a connection through haproxy is."""
 
     def __init__(self, folder: Path, **settings: object) -> None:
@@ -70,22 +70,22 @@ class Front(Server):
 @contextlib.asynccontextmanager
 async def pair(
     bench: Bench, retries: bool = True, balance: str = "leastconn", **settings: object
-) -> AsyncIterator[tuple[list[Front], Haproxy]]:
-    """Two front ends behind haproxy, both with traffic."""
+) -> AsyncIterator[tuple[list[Replica], Haproxy]]:
+    """Two replicas behind haproxy, both with traffic."""
     with contextlib.ExitStack() as stack:
-        fronts = [Front(bench.folder, repository=bench.repository, **settings) for _ in range(2)]
-        for front in fronts:
-            stack.enter_context(front)
-        for front in fronts:
-            await front.until_ready()
-        haproxy = Haproxy(bench.folder, fronts, retries, balance)
+        replicas = [Replica(bench.folder, repository=bench.repository, **settings) for _ in range(2)]
+        for replica in replicas:
+            stack.enter_context(replica)
+        for replica in replicas:
+            await replica.until_ready()
+        haproxy = Haproxy(bench.folder, replicas, retries, balance)
         stack.enter_context(haproxy)
         await haproxy.up(0, 1)
-        yield fronts, haproxy
+        yield replicas, haproxy
 
 
 async def rolling(bench: Bench) -> Result:
-    """SIGTERM to one front end after the other, each started again and in rotation before the next."""
+    """SIGTERM to one replica after the other, each started again and in rotation before the next."""
     result, load, exits, clean = await _roll(bench, bench.restarts)
     result.goal("0 failed requests", f"{load.failed()} of {len(load.samples)}", load.failed() == 0)
     limit = DRAIN_SECONDS + SHUTDOWN_SECONDS
@@ -114,24 +114,24 @@ async def _roll(
     """What `rolling` says; also the load, the seconds that each exit took, and how many had status 0."""
     exits, backs, statuses = [], [], Counter[int]()
     async with (
-        pair(bench, retries, drain_seconds=drain_seconds, shutdown_seconds=SHUTDOWN_SECONDS) as (fronts, haproxy),
+        pair(bench, retries, drain_seconds=drain_seconds, shutdown_seconds=SHUTDOWN_SECONDS) as (replicas, haproxy),
         loaded(haproxy.port, keeping=4, opening=4, pause=0.2) as load,
     ):
         await asyncio.sleep(1)
         for turn in range(restarts):
-            front = fronts[turn % 2]
+            replica = replicas[turn % 2]
             begun = time.monotonic()
-            front.send(signal.SIGTERM)
-            statuses[await front.gone(30)] += 1
+            replica.send(signal.SIGTERM)
+            statuses[await replica.gone(30)] += 1
             exits.append(time.monotonic() - begun)
             begun = time.monotonic()
-            front.start()
+            replica.start()
             await haproxy.up(turn % 2)
             backs.append(time.monotonic() - begun)
         await asyncio.sleep(1)
     seconds = [sample.ended - sample.begun for sample in load.samples]
     result = Result(
-        f"{restarts} rolling restarts of two front ends behind haproxy; 4 callers that keep their connection and "
+        f"{restarts} rolling restarts of two replicas behind haproxy; 4 callers that keep their connection and "
         f"4 that open one for each request; images of {_sizes()}; drain_seconds {drain_seconds:g}"
         + ("" if retries else ", haproxy without retries")
     )
@@ -153,28 +153,28 @@ async def _roll(
 
 
 async def kill(bench: Bench) -> Result:
-    """SIGKILL to one front end after the other; a supervisor starts it again at once."""
+    """SIGKILL to one replica after the other; a supervisor starts it again at once."""
     backs, flying, failed = [], [], []
-    async with pair(bench) as (fronts, haproxy), loaded(haproxy.port, keeping=4, opening=4, pause=0.2) as load:
+    async with pair(bench) as (replicas, haproxy), loaded(haproxy.port, keeping=4, opening=4, pause=0.2) as load:
         await asyncio.sleep(1)
         for turn in range(bench.kills):
-            front = fronts[turn % 2]
+            replica = replicas[turn % 2]
             begun, first = time.monotonic(), len(load.samples)
-            front.send(signal.SIGKILL)
-            await front.gone(10)
+            replica.send(signal.SIGKILL)
+            await replica.gone(10)
             gone = time.monotonic()
-            front.start()
-            await front.until_ready()
+            replica.start()
+            await replica.until_ready()
             backs.append(time.monotonic() - begun)
             await haproxy.up(turn % 2)
             await asyncio.sleep(0.5)
             round_ = load.samples[first:]
-            # At either front end: an upper bound. The dying one still gets requests until haproxy has seen it.
+            # At either replica: an upper bound. The dying one still gets requests until haproxy has seen it.
             flying.append(sum(sample.begun <= gone + TAKEOVER_SECONDS for sample in round_))
             failed.append(sum(sample.outcome != "ok" for sample in round_))
     surplus = sum(max(0, errors - room) for errors, room in zip(failed, flying, strict=True))
     result = Result(
-        f"kill -9 of a front end, {bench.kills} times, alternating; started again at once; 8 callers through haproxy; "
+        f"kill -9 of a replica, {bench.kills} times, alternating; started again at once; 8 callers through haproxy; "
         f"images of {_sizes()}, the large one too large to be sent again; in flight is what had begun "
         f"{TAKEOVER_SECONDS:g} s after the process was gone"
     )
@@ -195,19 +195,19 @@ async def kill(bench: Bench) -> Result:
 
 
 async def gauges(bench: Bench) -> Result:
-    """Whether a front end that was killed under load tells the truth about itself afterwards."""
-    async with pair(bench) as (fronts, haproxy):
+    """Whether a replica that was killed under load tells the truth about itself afterwards."""
+    async with pair(bench) as (replicas, haproxy):
         async with loaded(haproxy.port) as load:
             await asyncio.sleep(1)
-            fronts[0].send(signal.SIGKILL)
-            await fronts[0].gone(10)
-            fronts[0].start()
-            await fronts[0].until_ready()
+            replicas[0].send(signal.SIGKILL)
+            await replicas[0].gone(10)
+            replicas[0].start()
+            await replicas[0].until_ready()
             await haproxy.up(0)
             await asyncio.sleep(1)
-        samples = await fronts[0].metrics()
+        samples = await replicas[0].metrics()
     answered = sum(v for k, v in samples.items() if k.startswith("awnet_requests_total{") and '"/predict"' in k)
-    result = Result("metrics of a front end that was killed under load, once the load has ended")
+    result = Result("metrics of a replica that was killed under load, once the load has ended")
     result.figures = {"requests": len(load.samples), "predictions_since_the_restart": answered}
     queue = samples.get("awnet_queue_images")
     result.goal("nothing waits", queue, queue == 0)
@@ -220,19 +220,19 @@ async def gauges(bench: Bench) -> Result:
 
 
 async def overload(bench: Bench) -> Result:
-    """Requests at 2 and 5 times the rate that one front end can serve, at fixed times whatever the answers."""
+    """Requests at 2 and 5 times the rate that one replica can serve, at fixed times whatever the answers."""
     capacity = 16
     body = drawing()
     result = Result(
-        f"open-loop overload of one front end for {bench.seconds:g} s each; an image of {len(body) // 1000} kB that "
+        f"open-loop overload of one replica for {bench.seconds:g} s each; an image of {len(body) // 1000} kB that "
         f"takes long to decode; queue_capacity {capacity}"
     )
-    with Front(bench.folder, repository=bench.repository, queue_capacity=capacity) as front:
-        await front.until_ready()
-        async with loaded(front.port, keeping=1, opening=0, pause=0, images=[body]) as lone:
+    with Replica(bench.folder, repository=bench.repository, queue_capacity=capacity) as replica:
+        await replica.until_ready()
+        async with loaded(replica.port, keeping=1, opening=0, pause=0, images=[body]) as lone:
             await asyncio.sleep(min(10.0, bench.seconds))
         span = min(15.0, bench.seconds)
-        async with loaded(front.port, keeping=8, opening=0, pause=0, images=[body]) as full:
+        async with loaded(replica.port, keeping=8, opening=0, pause=0, images=[body]) as full:
             await asyncio.sleep(span)
         peak = full.counts()["ok"] / (full.samples[-1].ended - full.samples[0].begun)
         alone = quantile([s.ended - s.begun for s in lone.samples], 0.99)
@@ -245,10 +245,10 @@ async def overload(bench: Bench) -> Result:
             "queue_budget_ms": _ms(budget),
         }
         for factor in (2, 5):
-            begun, callers, server = time.monotonic(), time.process_time(), front.cpu_seconds()
-            burst = await _open_loop(front.port, body, factor * peak, bench.seconds)
+            begun, callers, server = time.monotonic(), time.process_time(), replica.cpu_seconds()
+            burst = await _open_loop(replica.port, body, factor * peak, bench.seconds)
             span = time.monotonic() - begun
-            shares = [(time.process_time() - callers) / span, (front.cpu_seconds() - server) / span]
+            shares = [(time.process_time() - callers) / span, (replica.cpu_seconds() - server) / span]
             good = [s for s in burst.samples if s.outcome == "ok"]
             refused = [s for s in burst.samples if s.outcome == "503"]
             goodput = len(good) / bench.seconds
@@ -282,7 +282,7 @@ async def overload(bench: Bench) -> Result:
             result.goal(f"{factor}x: nothing but 200 and 503", other or "nothing else", not other)
         await asyncio.sleep(1)
         begun = time.monotonic()
-        status, _ = await exchange(front.port, post(body, keep=False), 20)
+        status, _ = await exchange(replica.port, post(body, keep=False), 20)
         result.goal(
             "afterwards a request is served as before", f"{status}, {_ms(time.monotonic() - begun)} ms", status == 200
         )
@@ -323,21 +323,21 @@ async def reload(bench: Bench) -> Result:
     latest = max((bench.repository / "awnet").glob("[0-9]*"), key=lambda folder: int(folder.name))
     (repository / "awnet").mkdir(parents=True)
     bad_models.publish(repository / "awnet", 1, (latest / "model.onnx").read_bytes())
-    with Front(bench.folder, repository=repository, poll_seconds=0.5) as front:
-        await front.until_ready()
-        async with loaded(front.port, keeping=2, opening=2) as load, watching(front) as unready:
+    with Replica(bench.folder, repository=repository, poll_seconds=0.5) as replica:
+        await replica.until_ready()
+        async with loaded(replica.port, keeping=2, opening=2) as load, watching(replica) as unready:
             for number, (kind, spoil) in enumerate(bad_models.KINDS.items(), start=2):
-                before, begun, logged = await _refusals(front), time.monotonic(), len(front.text())
+                before, begun, logged = await _refusals(replica), time.monotonic(), len(replica.text())
                 spoil(repository / "awnet", number)
-                front.send(signal.SIGHUP)
+                replica.send(signal.SIGHUP)
                 try:
-                    told = await seconds_until(lambda before=before: _more_refusals(front, before), 15, front)
+                    told = await seconds_until(lambda before=before: _more_refusals(replica, before), 15, replica)
                 except TimeoutError:
                     told = float("nan")
                 await asyncio.sleep(1)
                 failed = load.failed(since=begun)
                 versions = {s.version for s in load.samples if s.begun >= begun and s.outcome == "ok"}
-                line = next((line for line in front.text()[logged:].splitlines() if "ERROR" in line), "")
+                line = next((line for line in replica.text()[logged:].splitlines() if "ERROR" in line), "")
                 good = failed == 0 and versions == {"1"} and told == told and bool(line)
                 result.figures[kind] = {
                     "failed": failed,
@@ -356,9 +356,9 @@ async def reload(bench: Bench) -> Result:
             # The last one was only half there. Now the rest arrives.
             begun = time.monotonic()
             bad_models.complete(repository / "awnet", number)
-            front.send(signal.SIGHUP)
+            replica.send(signal.SIGHUP)
             try:
-                took = await seconds_until(lambda: _served(load, str(number)), 20, front)
+                took = await seconds_until(lambda: _served(load, str(number)), 20, replica)
             except TimeoutError:
                 took = float("nan")
             await asyncio.sleep(1)
@@ -374,8 +374,8 @@ async def reload(bench: Bench) -> Result:
     return result
 
 
-async def _refusals(front: Front) -> float:
-    samples = await front.metrics()
+async def _refusals(replica: Replica) -> float:
+    samples = await replica.metrics()
     return sum(
         value
         for name, value in samples.items()
@@ -383,8 +383,8 @@ async def _refusals(front: Front) -> float:
     )
 
 
-async def _more_refusals(front: Front, before: float) -> bool:
-    return await _refusals(front) > before
+async def _more_refusals(replica: Replica, before: float) -> bool:
+    return await _refusals(replica) > before
 
 
 async def _served(load: Load, version: str) -> bool:
@@ -392,14 +392,14 @@ async def _served(load: Load, version: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def watching(front: Front) -> AsyncIterator[list[int]]:
+async def watching(replica: Replica) -> AsyncIterator[list[int]]:
     """Asks for readiness every 100 ms; [how often it said no, how often it was asked]."""
     seen = [0, 0]
 
     async def watch() -> None:
         while True:
             try:
-                seen[0] += not await get(front.port, "/v2/health/ready")
+                seen[0] += not await get(replica.port, "/v2/health/ready")
             except (OSError, EOFError, TimeoutError):
                 seen[0] += 1
             seen[1] += 1
@@ -466,37 +466,37 @@ def _convert(repository: Path, out: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def behind_triton(bench: Bench) -> AsyncIterator[tuple[Triton, Front]]:
-    """A front end before a real Triton."""
+async def behind_triton(bench: Bench) -> AsyncIterator[tuple[Triton, Replica]]:
+    """A server before a real Triton."""
     with SpoiltTriton(bench) as triton:
         await triton.until_ready()
-        with Front(
+        with Replica(
             bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}", timeout_seconds=2, poll_seconds=0
-        ) as front:
-            await front.until_ready()
-            yield triton, front
+        ) as replica:
+            await replica.until_ready()
+            yield triton, replica
 
 
-async def _engine_up(front: Front, wanted: int) -> bool:
-    return (await front.metrics()).get("awnet_engine_up") == wanted
+async def _engine_up(replica: Replica, wanted: int) -> bool:
+    return (await replica.metrics()).get("awnet_engine_up") == wanted
 
 
 async def _triton(
     bench: Bench, what: str, damage: Callable[[Triton], None], mend: Callable[[Triton], Awaitable[None]]
 ) -> Result:
     opens, recoveries, turned = [], [], []
-    async with behind_triton(bench) as (triton, front), loaded(front.port, keeping=4, opening=4) as load:
+    async with behind_triton(bench) as (triton, replica), loaded(replica.port, keeping=4, opening=4) as load:
         for _ in range(bench.rounds):
             await asyncio.sleep(2)
             damage(triton)
-            opens.append(await seconds_until(lambda: _engine_up(front, 0), 30, front))
-            turned.append(not await get(front.port, "/v2/health/ready"))
+            opens.append(await seconds_until(lambda: _engine_up(replica, 0), 30, replica))
+            turned.append(not await get(replica.port, "/v2/health/ready"))
             await asyncio.sleep(2)
             mending = time.monotonic()
             await mend(triton)
             returned = time.monotonic()
-            await seconds_until(lambda: get(front.port, "/v2/health/ready"), 60, front)
-            await seconds_until(lambda mending=mending: _answers_since(load, mending), 60, front)
+            await seconds_until(lambda: get(replica.port, "/v2/health/ready"), 60, replica)
+            await seconds_until(lambda mending=mending: _answers_since(load, mending), 60, replica)
             recoveries.append(time.monotonic() - returned)
         await asyncio.sleep(2)
     outcomes = load.counts()
@@ -556,25 +556,25 @@ async def wrong_engine(bench: Bench) -> Result:
     with SpoiltTriton(bench) as triton:
         await triton.until_ready()
         triton.wrong.touch()
-        with Front(bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}") as front:
+        with Replica(bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}") as replica:
             asked = said = 0
             end = time.monotonic() + 8
-            while time.monotonic() < end and front.running:
+            while time.monotonic() < end and replica.running:
                 with contextlib.suppress(OSError, EOFError, TimeoutError):
-                    said += await get(front.port, "/v2/health/ready")
+                    said += await get(replica.port, "/v2/health/ready")
                     asked += 1
                 await asyncio.sleep(0.05)
-            ended = "ended with the reason in its log" if not front.running else "stayed unready"
+            ended = "ended with the reason in its log" if not replica.running else "stayed unready"
         result.goal("wrong from the start: never ready", f"ready in {said} of {asked} looks; {ended}", said == 0)
 
     triton = SpoiltTriton(bench)
     with triton:
         await triton.until_ready()
-        with Front(
+        with Replica(
             bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}", timeout_seconds=2, poll_seconds=0
-        ) as front:
-            await front.until_ready()
-            async with loaded(front.port, keeping=2, opening=2) as load:
+        ) as replica:
+            await replica.until_ready()
+            async with loaded(replica.port, keeping=2, opening=2) as load:
                 await asyncio.sleep(2)
                 triton.wrong.touch()
                 triton.signal_server(signal.SIGKILL)
@@ -584,7 +584,7 @@ async def wrong_engine(bench: Bench) -> Result:
                 back = time.monotonic()
                 await asyncio.sleep(8)
                 counts = load.counts()
-                ready = await get(front.port, "/v2/health/ready")
+                ready = await get(replica.port, "/v2/health/ready")
                 result.figures["came back wrong"] = {"outcomes": dict(counts), "seconds_watched": 8}
                 result.goal(
                     "comes back wrong: not taken in again, 0 wrong answers",
@@ -592,12 +592,12 @@ async def wrong_engine(bench: Bench) -> Result:
                     counts["wrong"] == 0 and not ready and load.counts(since=back)["ok"] == 0,
                 )
                 triton.wrong.unlink()
-                took = await seconds_until(lambda: get(front.port, "/v2/health/ready"), 60, front)
+                took = await seconds_until(lambda: get(replica.port, "/v2/health/ready"), 60, replica)
                 result.goal("right again: taken in within 5 s", f"{took:.2f} s", took <= 5)
                 await asyncio.sleep(2)
                 begun, before = time.monotonic(), load.counts()["wrong"]
                 triton.wrong.touch()
-                gone = await seconds_until(lambda: _engine_up(front, 0), 60, front)
+                gone = await seconds_until(lambda: _engine_up(replica, 0), 60, replica)
                 await asyncio.sleep(8)
                 late = [s for s in load.samples if s.outcome == "wrong" and s.begun > begun + gone + GRACE]
                 result.figures["turned wrong"] = {

@@ -23,7 +23,7 @@ from ..hardening.hostile import ask, kinds
 from ..harness.exchange import exchange, post, seconds_until
 from ..harness.load import IMAGES, Sample, loaded, quantile
 from ..harness.processes import children, rss_mb
-from .scenarios import Bench, Front, Result
+from .scenarios import Bench, Replica, Result
 
 CROWD = 500  # slow clients, and as many silent ones
 WINDOWS = 12  # of the time; the least memory of each is what a slope is put through
@@ -37,24 +37,24 @@ async def kill_worker(bench: Bench) -> Result:
         "flight is what had begun when the process was gone"
     )
     flying, failed, backs = [], [], []
-    with Front(bench.folder, repository=bench.repository, workers=2) as front:
-        await front.until_ready()
+    with Replica(bench.folder, repository=bench.repository, workers=2) as server:
+        await server.until_ready()
 
         async def both() -> bool:
-            return (await front.metrics()).get("awnet_workers_up") == 2
+            return (await server.metrics()).get("awnet_workers_up") == 2
 
-        await seconds_until(both, 60, front)
-        async with loaded(front.port, keeping=4, opening=4, pause=0.1) as load:
+        await seconds_until(both, 60, server)
+        async with loaded(server.port, keeping=4, opening=4, pause=0.1) as load:
             await asyncio.sleep(1)
             for _ in range(bench.kills):
-                oldest = min(children(front.pid))
+                oldest = min(children(server.pid))
                 first, begun = len(load.samples), time.monotonic()
                 os.kill(oldest, signal.SIGKILL)
-                while oldest in children(front.pid):
+                while oldest in children(server.pid):
                     await asyncio.sleep(0.001)
                 gone = time.monotonic()
                 await asyncio.sleep(0.1)
-                await seconds_until(both, 60, front)
+                await seconds_until(both, 60, server)
                 backs.append(time.monotonic() - begun)
                 await asyncio.sleep(2.2)  # one that dies younger counts as one that cannot live, and is awaited
                 flying.append(sum(sample.begun <= gone for sample in load.samples[first:]))
@@ -96,12 +96,12 @@ async def crowd(bench: Bench) -> Result:
     settings: dict[str, Any] = {"max_connections_per_client": 0, "connections_per_second_per_client": 0}
     settings |= {"header_seconds": 60, "body_seconds": 60}
     span = min(10.0, bench.seconds)
-    with Front(bench.folder, repository=bench.repository, **settings) as front:
-        await front.until_ready()
-        async with loaded(front.port, keeping=1, opening=1, pause=0.05, images=[IMAGES[0]]) as load:
+    with Replica(bench.folder, repository=bench.repository, **settings) as server:
+        await server.until_ready()
+        async with loaded(server.port, keeping=1, opening=1, pause=0.05, images=[IMAGES[0]]) as load:
             begun = time.monotonic()
             await asyncio.sleep(span)
-            async with _crowd(front.port) as writers:
+            async with _crowd(server.port) as writers:
                 crowded = time.monotonic()
                 await asyncio.sleep(span)
                 still = sum(not writer.is_closing() for writer in writers)
@@ -153,7 +153,7 @@ sys.exit(main([]))
 """
 
 
-class _Leaking(Front):
+class _Leaking(Replica):
     def start(self) -> None:
         self.command = [sys.executable, "-c", LEAK]
         super().start()
@@ -165,10 +165,10 @@ async def soak(bench: Bench) -> Result:
         f"at most {bench.requests:,} requests in {bench.soak_seconds:g} s, a tenth of them hostile; memory of the "
         "server's process; then a server that keeps 100 kB of each request"
     )
-    for name, kind, share in (("server", Front, 1.0), ("leaking control", _Leaking, 0.15)):
-        with kind(bench.folder, repository=bench.repository) as front:
-            await front.until_ready()
-            found = await _soak(front, int(share * bench.requests), share * bench.soak_seconds)
+    for name, kind, share in (("server", Replica, 1.0), ("leaking control", _Leaking, 0.15)):
+        with kind(bench.folder, repository=bench.repository) as server:
+            await server.until_ready()
+            found = await _soak(server, int(share * bench.requests), share * bench.soak_seconds)
         result.figures[name] = found
     steady, leaking = result.figures["server"], result.figures["leaking control"]
     limit = 0.1
@@ -187,7 +187,7 @@ async def soak(bench: Bench) -> Result:
     return result
 
 
-async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
+async def _soak(server: Replica, requests: int, seconds: float) -> dict[str, Any]:
     hostile = [kind for kind in kinds() if not any(slow in kind.name for slow in SLOW)]
     good = [post(image, keep=False) for image in IMAGES]
     outcomes: Counter[str] = Counter()
@@ -197,8 +197,8 @@ async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
 
     async def look() -> None:
         while True:
-            memory.append((outcomes.total(), rss_mb(front.pid), len(os.listdir(f"/proc/{front.pid}/fd"))))
-            decoders.append(sum(map(rss_mb, children(front.pid))))
+            memory.append((outcomes.total(), rss_mb(server.pid), len(os.listdir(f"/proc/{server.pid}/fd"))))
+            decoders.append(sum(map(rss_mb, children(server.pid))))
             await asyncio.sleep(seconds / 200)
 
     async def caller(number: int) -> None:
@@ -206,10 +206,10 @@ async def _soak(front: Front, requests: int, seconds: float) -> dict[str, Any]:
         while outcomes.total() < requests and time.monotonic() < end:
             turn += 1
             if turn % 10 == 0:
-                outcomes["hostile " + await ask(front.port, hostile[turn // 10 % len(hostile)])] += 1
+                outcomes["hostile " + await ask(server.port, hostile[turn // 10 % len(hostile)])] += 1
                 continue
             try:
-                status, _ = await exchange(front.port, good[turn % len(good)], 60)
+                status, _ = await exchange(server.port, good[turn % len(good)], 60)
                 outcomes[str(status)] += 1
             except (OSError, EOFError, TimeoutError) as error:
                 outcomes[type(error).__name__] += 1

@@ -26,7 +26,7 @@ from ..harness.exchange import fetch, get, seconds_until
 from ..harness.load import IMAGES, Sample, loaded
 from ..harness.processes import Process, free_port
 from ..harness.report import ROOT
-from .scenarios import Bench, Front, Result
+from .scenarios import Bench, Replica, Result
 from .server_faults import spread
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -45,17 +45,17 @@ async def full_disk(bench: Bench) -> Result:
             filler.write_bytes(bytes(1 << 20))
         os.environ["TMPDIR"] = str(folder)
         try:
-            front = Front(folder, repository=bench.repository, request_log=True)
+            server = Replica(folder, repository=bench.repository, request_log=True)
         finally:
             del os.environ["TMPDIR"]
-        with front:
-            await front.until_ready()
-            async with loaded(front.port, keeping=2, opening=2) as load:
+        with server:
+            await server.until_ready()
+            async with loaded(server.port, keeping=2, opening=2) as load:
                 await asyncio.sleep(min(8.0, bench.seconds))
-                written, full = len(front.text()), time.monotonic()
+                written, full = len(server.text()), time.monotonic()
                 filler.unlink()
                 await asyncio.sleep(2)
-                later = len(front.text())
+                later = len(server.text())
             failed = load.failed()
     result.figures = {"requests": len(load.samples), "seconds_full": round(full - load.samples[0].begun, 1)}
     result.goal("0 failed requests", failed, failed == 0)
@@ -75,7 +75,7 @@ def _small_disk(folder: Path) -> Iterator[None]:
         libc.umount2(os.fsencode(folder), 2)
 
 
-class _Unread(Front):
+class _Unread(Replica):
     """Its standard error is a pipe that nobody reads."""
 
     def start(self) -> None:
@@ -87,21 +87,21 @@ class _Unread(Front):
 async def stuck_log(bench: Bench) -> Result:
     """Nobody reads standard error, which is a pipe of 64 KiB; beside a server whose log is read."""
     result = Result("nobody reads standard error, a pipe of 64 KiB; the request log is on, of 300 bytes a request")
-    kinds_of, seen = {"read": Front, "nobody reads": _Unread}, dict[str, Any]()
+    kinds_of, seen = {"read": Replica, "nobody reads": _Unread}, dict[str, Any]()
     loads: dict[str, list[Sample]] = {name: [] for name in kinds_of}
     with contextlib.ExitStack() as stack:
-        fronts = {}
+        servers = {}
         for name, kind in kinds_of.items():
-            fronts[name] = stack.enter_context(kind(bench.folder, repository=bench.repository, request_log=True))
-            await seconds_until(lambda name=name: get(fronts[name].port, "/v2/health/ready"), 150)
+            servers[name] = stack.enter_context(kind(bench.folder, repository=bench.repository, request_log=True))
+            await seconds_until(lambda name=name: get(servers[name].port, "/v2/health/ready"), 150)
         for _ in range(4):  # in turns, so that a busy moment meets both
-            for name, front in fronts.items():
-                async with loaded(front.port, keeping=4, opening=0, pause=0, images=[IMAGES[0]]) as load:
+            for name, server in servers.items():
+                async with loaded(server.port, keeping=4, opening=0, pause=0, images=[IMAGES[0]]) as load:
                     await asyncio.sleep(min(10.0, bench.seconds) / 2)
                 loads[name] += load.samples
-        for name, front in fronts.items():
+        for name, server in servers.items():
             begun = time.monotonic()
-            status = await asyncio.to_thread(front.stop)
+            status = await asyncio.to_thread(server.stop)
             seen[name] = spread(loads[name]) | {
                 "exit": {"status": status, "seconds": round(time.monotonic() - begun, 1)}
             }
@@ -128,9 +128,9 @@ async def files(bench: Bench) -> Result:
     shutil.copytree(bench.repository / "awnet", repository / "awnet")
     newest = max(int(path.name) for path in (repository / "awnet").iterdir() if path.name.isdigit())
     settings = {"poll_seconds": 0.2, "repository_seconds": 1, "drain_seconds": 0}
-    with Front(bench.folder, repository=repository, **settings) as front:
-        await front.until_ready()
-        async with loaded(front.port, keeping=2, opening=2) as load:
+    with Replica(bench.folder, repository=repository, **settings) as server:
+        await server.until_ready()
+        async with loaded(server.port, keeping=2, opening=2) as load:
             for number, name in enumerate(("manifest.json", "model.onnx"), start=newest + 1):
                 folder = repository / "awnet" / str(number)
                 shutil.copytree(repository / "awnet" / str(newest), folder)
@@ -139,19 +139,19 @@ async def files(bench: Bench) -> Result:
                 (folder / name).unlink()
                 os.mkfifo(folder / name)
                 line = f"{number}: {name} cannot be read: it is no regular file"
-                told = await _told(lambda line=line: line in front.text())
+                told = await _told(lambda line=line: line in server.text())
                 result.goal(f"a FIFO as {name}: refused and told", told, told != "not told")
             with dead_mount(repository) if possible() else contextlib.nullcontext():
-                told = await _told(lambda: "has not answered for 1 s" in front.text()) if possible() else "no root"
+                told = await _told(lambda: "has not answered for 1 s" in server.text()) if possible() else "no root"
                 result.goal("a dead mount: told, counted as unavailable", told, told not in ("not told", "no root"))
-                text = (await fetch(front.port, "/metrics")).decode()
+                text = (await fetch(server.port, "/metrics")).decode()
                 counted = next(line for line in text.splitlines() if 'result="unavailable"' in line)
                 result.figures["counted"] = counted
                 await asyncio.sleep(1)
                 begun = time.monotonic()
-                ready = await get(front.port, "/v2/health/ready")
+                ready = await get(server.port, "/v2/health/ready")
                 await load.end()
-                status = await asyncio.to_thread(front.stop)
+                status = await asyncio.to_thread(server.stop)
                 ended = round(time.monotonic() - begun, 1)
         result.goal("readiness stays, 0 failed requests", f"{ready}, {load.failed()}", ready and not load.failed())
         result.goal("SIGTERM ends it in 10 s with status 0", f"{status} in {ended} s", status == 0 and ended < 10)
@@ -190,24 +190,24 @@ async def clock(bench: Bench) -> Result:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     try:
-        front = Front(bench.folder, repository=repository, poll_seconds=0.5)
+        server = Replica(bench.folder, repository=repository, poll_seconds=0.5)
     finally:
         for name in ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE", "FAKETIME_CACHE_DURATION"):
             del os.environ[name]
-    with front:
-        await front.until_ready(150)
-        async with loaded(front.port, keeping=2, opening=2) as load:
+    with server:
+        await server.until_ready(150)
+        async with loaded(server.port, keeping=2, opening=2) as load:
             for number, jump in enumerate(("+1d", "-1d", "+0"), start=100):
                 offset.write_text(jump, "ascii")
                 await asyncio.sleep(2)
                 spoil(repository / "awnet", number)  # which is logged, with the day
-                await _told(lambda number=number: f"awnet version {number}" in front.text())
+                await _told(lambda number=number: f"awnet version {number}" in server.text())
                 await asyncio.sleep(2)
-                ready = await get(front.port, "/v2/health/ready")
+                ready = await get(server.port, "/v2/health/ready")
                 result.goal(
                     f"{jump}: readiness stays, 0 failed", f"{ready}, {load.failed()}", ready and not load.failed()
                 )
-        days = [line[:10] for line in front.text().splitlines() if " refused: " in line]
+        days = [line[:10] for line in server.text().splitlines() if " refused: " in line]
     result.goal("the jumps reached the server: days in its log", " ".join(days), len(set(days)) == 3)
     result.figures["requests"] = len(load.samples)
     return result

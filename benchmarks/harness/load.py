@@ -41,7 +41,7 @@ def drawing() -> bytes:
     return buffer.getvalue()
 
 
-# Small ones fit haproxy's buffer and can be sent to the other front end again; the large ones cannot.
+# Small ones fit haproxy's buffer and can be sent to the other replica again; the large ones cannot.
 IMAGES = (noise_png(32, 0), noise_png(32, 1), noise_png(96, 2))
 
 

@@ -23,8 +23,8 @@ from .report import ROOT
 from .waiting import eventually
 
 HAPROXY_CONFIG = ROOT / "deploy/haproxy.cfg"
-PROXY = "127.0.0.2"  # where haproxy speaks from; whoever asks a front end directly is at 127.0.0.1
-BEHIND_HAPROXY = {"trusted_proxies": PROXY, "proxy_protocol": True}  # settings of a front end
+PROXY = "127.0.0.2"  # where haproxy speaks from; whoever asks a replica directly is at 127.0.0.1
+BEHIND_HAPROXY = {"trusted_proxies": PROXY, "proxy_protocol": True}  # settings of a replica
 
 
 def free_port() -> int:
@@ -197,7 +197,7 @@ class Triton(Process):
 
 
 class Haproxy(Process):
-    """haproxy with the file of `deploy/` before two front ends, which have the settings `BEHIND_HAPROXY`; without its
+    """haproxy with the file of `deploy/` before two replicas, which have the settings `BEHIND_HAPROXY`; without its
     second tries where `retries` is false.
 
     Args:
@@ -205,7 +205,7 @@ class Haproxy(Process):
     """
 
     def __init__(
-        self, folder: Path, fronts: Sequence[Server], retries: bool = True, balance: str = "leastconn"
+        self, folder: Path, replicas: Sequence[Server], retries: bool = True, balance: str = "leastconn"
     ) -> None:
         self.port, self._private = free_port(), free_port()
         config = HAPROXY_CONFIG
@@ -214,7 +214,7 @@ class Haproxy(Process):
             if found != 3:
                 raise RuntimeError(f"{config} has other lines about retries than are known here")
             config = folder / "haproxy.cfg"
-            config.write_text(text.replace("backend fronts\n", "backend fronts\n    retries 0\n"), "utf-8")
+            config.write_text(text.replace("backend replicas\n", "backend replicas\n    retries 0\n"), "utf-8")
         super().__init__(
             ["haproxy", "-db", "-f", config],
             folder / "haproxy.log",
@@ -223,25 +223,26 @@ class Haproxy(Process):
                 "AWNET_PRIVATE": f"127.0.0.1:{self._private}",
                 "AWNET_SOURCE": PROXY,
                 "AWNET_BALANCE": balance,
-                **{f"AWNET_FRONT_{i + 1}": f"127.0.0.1:{front.port}" for i, front in enumerate(fronts)},
+                **{f"AWNET_REPLICA_{i + 1}": f"127.0.0.1:{replica.port}" for i, replica in enumerate(replicas)},
             },
         )
 
     async def up(self, *indices: int, seconds: float = 60) -> None:
-        """Wait until these front ends get traffic."""
+        """Wait until these replicas get traffic."""
 
         async def all_up() -> bool:
             samples = exposition(await fetch(self._private, "/metrics"))
-            name = 'haproxy_server_status{{proxy="fronts",server="front-{}",state="UP"}}'
+            name = 'haproxy_server_status{{proxy="replicas",server="replica-{}",state="UP"}}'
             return all(samples.get(name.format(index + 1)) == 1 for index in indices)
 
         await seconds_until(all_up, seconds, self)
 
     async def retried(self) -> int:
-        """Tries that it made once more, to the same front end or another."""
+        """Tries that it made once more, to the same replica or another."""
         samples = exposition(await fetch(self._private, "/metrics"))
         return sum(
-            int(samples[f'haproxy_backend_{kind}_warnings_total{{proxy="fronts"}}']) for kind in ("retry", "redispatch")
+            int(samples[f'haproxy_backend_{kind}_warnings_total{{proxy="replicas"}}'])
+            for kind in ("retry", "redispatch")
         )
 
 

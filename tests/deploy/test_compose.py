@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-PRIVATE = {"triton": ("8100", "8101", "8102"), "front-1": ("8002",), "front-2": ("8002",)}
+PRIVATE = {"triton": ("8100", "8101", "8102"), "replica-1": ("8002",), "replica-2": ("8002",)}
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -35,7 +35,7 @@ def test_the_file_follows_the_compose_specification() -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda c: c["services"]["front-1"].update(read_onyl=True),
+        lambda c: c["services"]["replica-1"].update(read_onyl=True),
         lambda c: c["services"]["haproxy"].update(cap_drop="ALL"),
         lambda c: c["services"]["triton"]["healthcheck"].update(retires=3),
     ],
@@ -62,9 +62,9 @@ def test_every_service_is_hardened_and_limited(name: str) -> None:
 
 
 def test_every_service_has_a_health_check() -> None:
-    """In this file or, for the front ends, in the Dockerfile."""
+    """In this file or, for the replicas, in the Dockerfile."""
     without = {name for name, service in SERVICES.items() if "healthcheck" not in service}
-    assert without == {"front-1", "front-2"}
+    assert without == {"replica-1", "replica-2"}
     assert "\nHEALTHCHECK " in (ROOT / "Dockerfile").read_text("utf-8")
 
 
@@ -80,14 +80,14 @@ def test_no_control_port_is_published_and_the_rest_only_on_the_loopback() -> Non
 
 
 def test_triton_is_only_where_it_is_spoken_to() -> None:
-    """On an internal network of its own with the front ends and Prometheus, and only with its profile."""
+    """On an internal network of its own with the replicas and Prometheus, and only with its profile."""
     triton = SERVICES["triton"]
     assert triton["networks"] == ["engine"]
     assert COMPOSE["networks"]["engine"] == {"internal": True}
     assert {name for name, service in SERVICES.items() if "engine" in service["networks"]} == {
         "triton",
-        "front-1",
-        "front-2",
+        "replica-1",
+        "replica-2",
         "prometheus",
     }
     assert triton["profiles"] == ["triton"]
@@ -107,20 +107,20 @@ def test_whatever_is_mounted_exists_and_cannot_be_written() -> None:
             assert target.startswith("/")
 
 
-def test_the_front_ends_may_take_as_long_to_stop_as_they_need() -> None:
+def test_the_replicas_may_take_as_long_to_stop_as_they_need() -> None:
     """The engine's patience is longer than drain and shutdown together."""
-    for name in ("front-1", "front-2"):
+    for name in ("replica-1", "replica-2"):
         settings = SERVICES[name]["environment"]
         needed = float(settings["AWNET_DRAIN_SECONDS"]) + float(settings["AWNET_SHUTDOWN_SECONDS"])
         assert float(SERVICES[name]["stop_grace_period"].rstrip("s")) > needed
 
 
-def test_every_variable_of_the_front_ends_is_a_setting() -> None:
+def test_every_variable_of_the_replicas_is_a_setting() -> None:
     """A misspelt one would be ignored."""
     from server.settings.settings import Settings
 
     known = {f"AWNET_{name.upper()}" for name in Settings.model_fields}
-    for name in ("front-1", "front-2"):
+    for name in ("replica-1", "replica-2"):
         assert SERVICES[name]["environment"].keys() <= known
         values = {key[6:].lower(): value for key, value in SERVICES[name]["environment"].items()}
         Settings(**{key: value for key, value in values.items() if "${" not in value})
@@ -131,4 +131,4 @@ def test_prometheus_scrapes_what_the_file_starts() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text("utf-8"))
     targets = [t for job in config["scrape_configs"] for s in job.get("static_configs", []) for t in s["targets"]]
     assert {target.partition(":")[0] for target in targets} <= SERVICES.keys()
-    assert {"front-1:8000", "front-2:8000", "haproxy:8404"} <= set(targets)
+    assert {"replica-1:8000", "replica-2:8000", "haproxy:8404"} <= set(targets)

@@ -1,4 +1,4 @@
-"""deploy/haproxy.cfg: accepted by the real haproxy, and its times fit the front end's."""
+"""deploy/haproxy.cfg: accepted by the real haproxy, and its times fit the replica's."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def server_option(name: str) -> str:
 def test_haproxy_accepts_the_file_without_a_warning(balance: str) -> None:
     """With addresses, since names of containers are known nowhere else."""
     addresses = {
-        "AWNET_FRONT_1": "127.0.0.1:8001",
-        "AWNET_FRONT_2": "127.0.0.1:8002",
+        "AWNET_REPLICA_1": "127.0.0.1:8001",
+        "AWNET_REPLICA_2": "127.0.0.1:8002",
         "PATH": "/usr/sbin:/usr/bin:/bin",
         **({"AWNET_BALANCE": balance} if balance else {}),
     }
@@ -54,14 +54,14 @@ def test_haproxy_accepts_the_file_without_a_warning(balance: str) -> None:
     assert "WARNING" not in done.stderr + done.stdout
 
 
-def test_a_draining_front_end_is_left_alone_before_it_leaves() -> None:
+def test_a_draining_replica_is_left_alone_before_it_leaves() -> None:
     """Its drain time is at least twice what haproxy needs to see that readiness is off."""
     notices = seconds(server_option("inter")) + (int(server_option("fall")) - 1) * seconds(server_option("fastinter"))
     assert Settings().drain_seconds >= 2 * notices
 
 
-def test_marking_a_front_end_down_cuts_nothing_off() -> None:
-    """What a draining front end still has in flight is answered."""
+def test_marking_a_replica_down_cuts_nothing_off() -> None:
+    """What a draining replica still has in flight is answered."""
     settings = "\n".join(line.partition("#")[0] for line in TEXT.splitlines())
     assert "on-marked-down" not in settings
 
@@ -72,8 +72,8 @@ def test_only_requests_that_got_no_answer_are_repeated() -> None:
     assert sorted(retried) == ["conn-failure", "empty-response"]
 
 
-def test_the_front_end_gives_up_first_and_haproxy_closes_first() -> None:
-    """So that the client reads the front end's reason, and no request meets a connection that is being closed."""
+def test_the_replica_gives_up_first_and_haproxy_closes_first() -> None:
+    """So that the client reads the replica's reason, and no request meets a connection that is being closed."""
     assert timeout("server") > Settings().timeout_seconds
     assert timeout("http-keep-alive") < Settings().keep_alive_seconds
 
@@ -91,22 +91,22 @@ def asked(port: int, client: str, path: str, **headers: str) -> int:
 
 
 @requires("haproxy")
-def test_front_ends_tell_the_clients_of_haproxy_apart(tmp_path: Path) -> None:
+def test_replicas_tell_the_clients_of_haproxy_apart(tmp_path: Path) -> None:
     """One that has used up its rate is refused, whatever it says of itself; another one is answered."""
 
     bench = Bench(tmp_path, publish(tmp_path / "models"))
 
     async def scenario() -> None:
-        async with pair(bench, requests_per_second=0.001, request_burst=3) as (fronts, haproxy):
+        async with pair(bench, requests_per_second=0.001, request_burst=3) as (replicas, haproxy):
             ask = partial(asyncio.to_thread, asked, haproxy.port)
             statuses = [await ask("127.0.0.1", "/model") for _ in range(8)]
-            assert sorted(statuses) == [200] * 6 + [429] * 2  # each front end has its own buckets
+            assert sorted(statuses) == [200] * 6 + [429] * 2  # each replica has its own buckets
             assert await ask("127.0.0.1", "/model", X_Forwarded_For="127.0.0.4", Forwarded="for=127.0.0.4") == 429
             other = [await ask("127.0.0.3", "/model") for _ in range(8)]  # haproxy need not take turns exactly
             assert sorted(other) == [200] * 6 + [429] * 2
             assert await ask("127.0.0.3", "/v2/health/ready") == 200
-            # A client at the front end itself cannot do as if it were haproxy.
-            direct = [await asyncio.to_thread(asked, fronts[0].port, f"127.0.0.{n}", "/model") for n in (5, 2)]
+            # A client at the replica itself cannot do as if it were haproxy.
+            direct = [await asyncio.to_thread(asked, replicas[0].port, f"127.0.0.{n}", "/model") for n in (5, 2)]
             assert direct == [200, 0]
 
     asyncio.run(scenario())
@@ -123,25 +123,25 @@ def test_what_replicas_count_adds_up_to_what_clients_asked(tmp_path: Path) -> No
         return sum(float(n) for n in re.findall(r"^awnet_watched_images_total{.*} (\S+)$", text, re.MULTILINE))
 
     async def scenario() -> None:
-        async with pair(Bench(tmp_path, publish(tmp_path / "models"))) as (fronts, haproxy):
+        async with pair(Bench(tmp_path, publish(tmp_path / "models"))) as (replicas, haproxy):
 
             def ask() -> int:  # a connection each, as from many clients
                 return httpx.post(f"http://127.0.0.1:{haproxy.port}/predict", files={"image": image}).status_code
 
             assert [await asyncio.to_thread(ask) for _ in range(sent)] == [200] * sent
-            counts = [await asyncio.to_thread(judged, front.port) for front in fronts]
+            counts = [await asyncio.to_thread(judged, replica.port) for replica in replicas]
             assert sum(counts) == sent and all(count > 0 for count in counts)
 
     asyncio.run(scenario())
 
 
-def test_compose_has_the_front_ends_trust_haproxy_and_nobody_else() -> None:
+def test_compose_has_the_replicas_trust_haproxy_and_nobody_else() -> None:
     """By its fixed address within the network; the file for haproxy names clients in the way that they expect."""
     compose = yaml.safe_load((CONFIG.parent / "compose.yaml").read_text("utf-8"))
     address = compose["services"]["haproxy"]["networks"]["inside"]["ipv4_address"]
     (subnet,) = compose["networks"]["inside"]["ipam"]["config"]
     assert ip_address(address) in ip_network(subnet["subnet"])
-    for name in ("front-1", "front-2"):
+    for name in ("replica-1", "replica-2"):
         settings = compose["services"][name]["environment"]
         assert settings["AWNET_TRUSTED_PROXIES"] == address and settings["AWNET_PROXY_PROTOCOL"] == "true"
     assert re.search(r"^    default-server send-proxy-v2 ", TEXT, re.MULTILINE)

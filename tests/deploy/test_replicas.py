@@ -1,4 +1,4 @@
-"""Two front ends behind the real haproxy: what each counts by itself, and how stickiness makes of them one."""
+"""Two replicas behind the real haproxy: what each counts by itself, and how stickiness makes of them one."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Pair = Callable[..., AbstractAsyncContextManager[Any]]
 
 @pytest.fixture
 def two(tmp_path: Path) -> Pair:
-    """Two front ends of the tiny model behind haproxy, with these settings."""
+    """Two replicas of the tiny model behind haproxy, with these settings."""
     return lambda **settings: pair(Bench(tmp_path, publish(tmp_path / "models")), **settings)
 
 
 async def predict(port: int, image: bytes, address: str = "127.0.0.1", **headers: str) -> tuple[int, Any]:
-    """One request over a connection of its own: nothing but what haproxy is told brings it to the same front end."""
+    """One request over a connection of its own: nothing but what haproxy is told brings it to the same replica."""
 
     def ask() -> tuple[int, Any]:
         connection = HTTPConnection("127.0.0.1", port, timeout=60, source_address=(address, 0))
@@ -54,14 +54,14 @@ async def predict(port: int, image: bytes, address: str = "127.0.0.1", **headers
     return await asyncio.to_thread(ask)
 
 
-async def images(front: Server) -> float:
-    """That the front end has judged."""
-    return sum(n for name, n in (await front.metrics()).items() if name.startswith("awnet_watched_images_total"))
+async def images(replica: Server) -> float:
+    """That the replica has judged."""
+    return sum(n for name, n in (await replica.metrics()).items() if name.startswith("awnet_watched_images_total"))
 
 
-async def grown(fronts: Sequence[Server], before: Sequence[float]) -> list[float]:
+async def grown(replicas: Sequence[Server], before: Sequence[float]) -> list[float]:
     """That each of them has judged since `before`."""
-    return [await images(front) - count for front, count in zip(fronts, before, strict=True)]
+    return [await images(replica) - count for replica, count in zip(replicas, before, strict=True)]
 
 
 async def found_after(port: int, **caller: str) -> int:
@@ -75,42 +75,42 @@ async def found_after(port: int, **caller: str) -> int:
 
 
 @requires("haproxy")
-def test_a_client_meets_one_front_end_and_clients_are_spread_over_both(two: Pair) -> None:
+def test_a_client_meets_one_replica_and_clients_are_spread_over_both(two: Pair) -> None:
     """Whatever it says of itself. Verdicts of both add up to what was sent."""
 
     async def scenario() -> None:
-        async with two(balance=BY_ADDRESS) as (fronts, haproxy):
+        async with two(balance=BY_ADDRESS) as (replicas, haproxy):
             homes = []
             for client in range(12):
-                before = [await images(front) for front in fronts]
+                before = [await images(replica) for replica in replicas]
                 for n in range(4):
                     headers = {"x_awnet_address": f"192.0.2.{n}", "authorization": f"Bearer {n}", "x_api_key": str(n)}
                     status, _ = await predict(haproxy.port, IMAGE, f"127.0.2.{client + 1}", **headers)
                     assert status == 200
-                added = await grown(fronts, before)
+                added = await grown(replicas, before)
                 assert sorted(added) == [0, 4]
                 homes.append(added.index(4))
             assert 2 <= sum(homes) <= 10
-            assert sum([await images(front) for front in fronts]) == 48
+            assert sum([await images(replica) for replica in replicas]) == 48
 
     asyncio.run(scenario())
 
 
 @requires("haproxy")
-def test_a_key_meets_one_front_end_from_everywhere_however_it_is_written(two: Pair, tmp_path: Path) -> None:
+def test_a_key_meets_one_replica_from_everywhere_however_it_is_written(two: Pair, tmp_path: Path) -> None:
     """A second place for its evidence would be a second limit."""
     anybody = '[anonymous]\nscopes = ["metrics"]\n'
     keys = write(tmp_path / "keys.toml", anybody, *[table(f"client-{n}") for n in range(8)])
 
     async def scenario() -> None:
-        async with two(balance=BY_KEY, api_keys=keys) as (fronts, haproxy):
+        async with two(balance=BY_KEY, api_keys=keys) as (replicas, haproxy):
             homes = []
             for client in range(8):
-                one, before = key(f"client-{client}"), [await images(front) for front in fronts]
+                one, before = key(f"client-{client}"), [await images(replica) for replica in replicas]
                 written = [{"authorization": form.format(one)} for form in ("Bearer {}", "bearer {}", "BEARER   {}\t")]
                 for n, headers in enumerate([*written, {"x_api_key": one}, {"x_api_key": f" {one} "}]):
                     assert (await predict(haproxy.port, IMAGE, f"127.0.3.{n + 1}", **headers))[0] == 200
-                added = await grown(fronts, before)
+                added = await grown(replicas, before)
                 assert sorted(added) == [0, 5]
                 homes.append(added.index(5))
             assert 1 <= sum(homes) <= 7
@@ -120,7 +120,7 @@ def test_a_key_meets_one_front_end_from_everywhere_however_it_is_written(two: Pa
 
 @requires("haproxy")
 @pytest.mark.parametrize(("balance", "after"), [("roundrobin", 2 * LIMIT + 1), (BY_ADDRESS, LIMIT + 1)])
-def test_a_sticky_attacker_is_found_as_by_one_front_end(two: Pair, balance: str, after: int) -> None:
+def test_a_sticky_attacker_is_found_as_by_one_replica(two: Pair, balance: str, after: int) -> None:
     """In turns it may ask twice as often."""
 
     async def scenario() -> None:
@@ -142,16 +142,16 @@ def test_a_sticky_client_has_one_rate(two: Pair, balance: str, answered: int) ->
 
 
 @requires("haproxy")
-def test_the_clients_of_a_front_end_that_is_killed_are_answered_by_the_other(two: Pair) -> None:
+def test_the_clients_of_a_replica_that_is_killed_are_answered_by_the_other(two: Pair) -> None:
     """Under load, never wrongly. What it knew of them is lost, and the other begins anew; nobody else moves."""
 
     async def scenario() -> None:
-        async with two(balance=BY_ADDRESS, query_guard="flag", query_guard_images=LIMIT) as (fronts, haproxy):
+        async with two(balance=BY_ADDRESS, query_guard="flag", query_guard_images=LIMIT) as (replicas, haproxy):
             for image in ALIKE[:LIMIT]:
                 assert (await predict(haproxy.port, image))[0] == 200
-            counts = [await images(front) for front in fronts]
-            home = fronts[counts.index(LIMIT)]
-            other = fronts[1 - counts.index(LIMIT)]
+            counts = [await images(replica) for replica in replicas]
+            home = replicas[counts.index(LIMIT)]
+            other = replicas[1 - counts.index(LIMIT)]
             elsewhere = await address_of(haproxy.port, other)
             seen = await images(other)
             async with loaded(haproxy.port, images=[IMAGE]) as load:
@@ -168,7 +168,7 @@ def test_the_clients_of_a_front_end_that_is_killed_are_answered_by_the_other(two
             await home.until_ready()
             await haproxy.up(0, 1)
             for address in ("127.0.0.1", elsewhere):
-                before = [await images(front) for front in (home, other)]
+                before = [await images(replica) for replica in (home, other)]
                 assert (await predict(haproxy.port, IMAGE, address))[0] == 200
                 added = await grown((home, other), before)
                 assert added == ([1, 0] if address == "127.0.0.1" else [0, 1])
@@ -176,18 +176,18 @@ def test_the_clients_of_a_front_end_that_is_killed_are_answered_by_the_other(two
     asyncio.run(scenario())
 
 
-async def address_of(port: int, front: Server) -> str:
-    """A client that meets this front end."""
+async def address_of(port: int, replica: Server) -> str:
+    """A client that meets this replica."""
     for n in range(1, 50):
-        before = await images(front)
+        before = await images(replica)
         await predict(port, IMAGE, f"127.0.4.{n}")
-        if await images(front) > before:
+        if await images(replica) > before:
             return f"127.0.4.{n}"
     raise AssertionError("nobody meets it")
 
 
-def test_addresses_are_told_apart_as_the_front_ends_do() -> None:
-    """A client with an IPv6 network is one client to both, and cannot choose a front end by its address."""
+def test_addresses_are_told_apart_as_the_replicas_do() -> None:
+    """A client with an IPv6 network is one client to both, and cannot choose a replica by its address."""
     text = (Path(__file__).resolve().parents[2] / "deploy/haproxy.cfg").read_text("utf-8")
     assert len(re.findall(r"set-header x-awnet-\w+ %\[src,ipmask\(32,64\)\]", text)) == 2
     assert not re.search(r"^\s+balance .*\bsrc\b|^\s+balance source", text, re.MULTILINE)

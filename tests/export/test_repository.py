@@ -164,7 +164,7 @@ def test_config_avoids_what_stalls_triton(tmp_path: Path, model: bytes) -> None:
 
 
 def test_config_carries_contract_and_hash_of_every_version(tmp_path: Path, model: bytes, second: bytes) -> None:
-    """What a front end reads from Triton is, byte for byte, what is inside each model."""
+    """What a server reads from Triton is, byte for byte, what is inside each model."""
     publish(model, tmp_path)
     publish(second, tmp_path)
     parameters = read_config(tmp_path / "awnet").parameters

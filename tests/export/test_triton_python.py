@@ -233,7 +233,7 @@ def test_numpy_2_is_refused_at_the_start(program: Any) -> None:
 
 
 def test_a_file_that_is_not_the_promised_one_is_refused(program: Any, monkeypatch: Any) -> None:
-    """The hash that a front end reads from the configuration is that of the file that runs."""
+    """The hash that a server reads from the configuration is that of the file that runs."""
     module, arguments = program
     under_numpy_1(module, monkeypatch)
     file = Path(arguments["model_repository"], "2/model.onnx")

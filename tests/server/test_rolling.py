@@ -14,7 +14,7 @@ def misses(goals: list[tuple[str, str, bool]]) -> list[str]:
 
 
 @requires("haproxy")
-def test_rolling_restarts_of_two_front_ends_fail_no_request(repository: Path, tmp_path: Path) -> None:
+def test_rolling_restarts_of_two_replicas_fail_no_request(repository: Path, tmp_path: Path) -> None:
     """Clients with kept and with new connections; every answer is right, every exit is clean and in time."""
     result = asyncio.run(rolling(Bench(tmp_path, repository, restarts=4)))
     assert misses(result.goals) == []
@@ -22,7 +22,7 @@ def test_rolling_restarts_of_two_front_ends_fail_no_request(repository: Path, tm
 
 
 @requires("haproxy")
-def test_a_killed_front_end_costs_its_clients_one_request_at_most(repository: Path, tmp_path: Path) -> None:
+def test_a_killed_replica_costs_its_clients_one_request_at_most(repository: Path, tmp_path: Path) -> None:
     """The other one takes over; 8 clients never lose more than what each had in flight, and get nothing wrong."""
     result = asyncio.run(kill(Bench(tmp_path, repository, kills=2)))
     assert max(result.figures["errors_of_each_kill"]) <= 8
