@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from server.errors import AWNetError
 from server.http.app import PublicFront, create_app
-from server.process.process import make_service
+from server.process.parts import make_service
 from server.settings.settings import Settings
 
 # What goes wrong is raised, or is an answer; whoever sets logging up hears of it, too.

@@ -31,7 +31,7 @@ IMPORTED_BY = {
 }
 # Used without an import: (list, distribution) -> a file that uses it, and the words there.
 USED_BY_NAME = {
-    ("server", "uvloop"): ("server/process/process.py", 'loop="uvloop"'),
+    ("server", "uvloop"): ("server/process/servers.py", 'loop="uvloop"'),
     ("training", "tensorboard"): ("training/train.py", "torch.utils.tensorboard"),
     ("site", "sphinx"): ("Makefile", "-m sphinx"),
     ("site", "myst-parser"): ("docs/conf.py", '"myst_parser"'),

@@ -30,7 +30,7 @@ FORBIDDEN = {
         ("benchmarks/harness/load.py", "from . import closed_loop"),
     ],
     "The command knows the programs, and none of them knows it": [
-        ("server/process/process.py", "import awnet.command.doctor"),
+        ("server/process/parts.py", "import awnet.command.doctor"),
         ("training/core/files.py", "import awnet"),
     ],
     "The server stands alone: no training, export, torch or onnx": [
@@ -57,6 +57,10 @@ FORBIDDEN = {
         ("server/monitoring/request.py", "from ..telemetry import spans"),
         ("server/ports/tls.py", "from ..settings import settings"),
         ("server/engines/repository.py", "from ..settings import settings"),
+    ],
+    "A process has parts and ports, which know neither each other nor the process": [
+        ("server/process/servers.py", "from . import parts"),
+        ("server/process/parts.py", "from . import process"),
     ],
     "The service answers through one way; what it makes of a request knows nobody above": [
         ("server/service/answer_cache.py", "from . import outcome"),

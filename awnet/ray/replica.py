@@ -19,7 +19,9 @@ from server.http.app import create_app
 from server.http.metrics_port import create_metrics
 from server.model_sources.startup import fetch
 from server.ports.listening import listen
-from server.process.process import PortBeside, begin_logging, make_service
+from server.process.parts import make_service
+from server.process.process import begin_logging
+from server.process.servers import PortBeside
 from server.service.service import Service
 from server.settings.options import settings_of
 

@@ -271,7 +271,8 @@ async def measured(image: bytes) -> dict[str, float]:
     from server.http.app import create_app
     from server.http.connection import Connection
     from server.monitoring import request_log
-    from server.process.process import begin_logging, make_service
+    from server.process.parts import make_service
+    from server.process.process import begin_logging
     from server.settings.settings import Settings
 
     settings = Settings(admin_port=None, poll_seconds=0, golden_probe_seconds=0)

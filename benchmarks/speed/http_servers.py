@@ -72,7 +72,7 @@ def serve_ours(port: int) -> None:
     from server.access.addresses import TrustedProxies
     from server.errors import AWNetError, status_of
     from server.ports.listening import listen
-    from server.process.process import Port
+    from server.process.servers import Port
     from server.settings.settings import Settings
 
     from ..harness.plain_asgi import app

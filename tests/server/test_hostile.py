@@ -170,9 +170,9 @@ def test_a_process_that_is_stuck_ends_all_the_same() -> None:
     """A thread inside of a library cannot be ended; the process can."""
     code = (
         "import threading, time\n"
-        "from server.process import process\n"
-        "process.LEAVING_MARGIN_SECONDS = 0.1\n"
-        "threading.Thread(target=process._end_at_last, args=(0.1, threading.Event()), daemon=True).start()\n"
+        "from server.process import servers\n"
+        "servers.LEAVING_MARGIN_SECONDS = 0.1\n"
+        "threading.Thread(target=servers._end_at_last, args=(0.1, threading.Event()), daemon=True).start()\n"
         "time.sleep(600)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)

@@ -10,7 +10,7 @@ from server.engines.model_file import ModelFile
 from server.errors import ContractError, ManifestError, ModelNotFound
 from server.monitoring.detection import Monitor
 from server.monitoring.metrics import Metrics
-from server.process.process import make_engine
+from server.process.parts import make_engine
 from server.settings.settings import Settings
 
 
