@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from .repository.files import replace
+from domain.files import replace
+
 from .repository.layout import MANIFEST_FILE, MODEL_FILE, NAME, manifest, versions
 from .repository.repository import RepositoryError
 

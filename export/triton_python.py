@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .repository.files import alone_in, replace, sync, write
+from domain.files import alone_in, replace, sync, write
+
 from .repository.layout import CONFIG_FILE, MODEL_FILE, NAME, versions
 
 PROGRAM_FILE = "model.py"

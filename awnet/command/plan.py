@@ -275,7 +275,7 @@ def _write(out: Path | None, document: dict[str, Any]) -> None:
         return
     import orjson
 
-    from export.repository.files import replace
+    from domain.files import replace
 
     text = orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n"
     try:

@@ -141,7 +141,7 @@ def _tell_triton(home: Path, version: int, model: bytes) -> None:
     """Keep up Triton's config.pbtxt, where there is one. Raises SourceError, OSError."""
     if not (home / "config.pbtxt").is_file():
         return
-    from export.repository.files import replace
+    from domain.files import replace
     from server.errors import SourceError
 
     from .versions import VersionError, told_to_triton

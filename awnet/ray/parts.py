@@ -18,7 +18,7 @@ from typing import Any
 from pyarrow import ArrowException
 from pyarrow.parquet import read_table
 
-from export.repository.files import replace, sync
+from domain.files import replace, sync
 
 from ..command.results import JOURNAL, Line, OutputError, write_whole
 from .sources import Unit, shown

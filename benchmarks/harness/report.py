@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.repository.files import replace
+from domain.files import replace
 from export.repository.layout import METADATA_KEY
 from server.core.cpu_limits import usable_cores
 

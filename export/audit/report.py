@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..repository.files import replace
+from domain.files import replace
 
 FORMAT = 1
 JUDGED = ("n", "accuracy", "flagged: suspicious", "flagged: adversarial", "outside the domains")

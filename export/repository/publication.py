@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from .files import alone_in, replace, sync, write
+from domain.files import alone_in, replace, sync, write
+
 from .layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, STAGING, manifest, numbered
 
 

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from domain.files import sync
+
 from ..errors import StartupError
 from .chain import FIRST, SUFFIX, Line, Link, hold, read_line, sealed, segments
 
@@ -179,7 +181,7 @@ class Journal:
             os.close(self._file)
         self._file, self._size, self._begun, self._starts = created, 0, time.time(), True
         with contextlib.suppress(OSError):
-            _sync_folder(self.folder)
+            sync(self.folder)
         self._over = self._too_many(there)
         self._kept_from = int([*there[len(self._over) :], path][0].stem)
 
@@ -209,11 +211,3 @@ def _end(data: bytes) -> tuple[Line | None, bytes]:
             return line, data[rest_at:]
         rest_at = end = begin
     return None, data[rest_at:]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

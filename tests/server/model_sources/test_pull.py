@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from export.repository.files import alone_in
+from domain.files import alone_in
 from server.core.model_source import parse_model_source
 from server.engines.repository import Repository
 from server.errors import SourceError

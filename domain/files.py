@@ -1,6 +1,7 @@
 """Writing where others read: files whole or not at all, names that survive a power cut, one writer at a time.
 
-Standard library only: `export.triton_python` runs in the small environment of Triton itself.
+What one package writes and another reads is a file, so they write in one way. Standard library only:
+`export.triton_python` runs in the small environment of Triton itself.
 """
 
 from __future__ import annotations
