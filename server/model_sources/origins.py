@@ -14,11 +14,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from ..core.model_source import ModelSource
-from ..core.regular_files import open_regular
 from ..errors import SourceError
 from ..ports.listening import is_loopback
 from . import s3
-from .files import copied, sync, unpacked
+from .files import Stopped, apart, copied, of_the_source, opened, sync, unpacked
 from .oci import Artifact, Layer, Registry
 from .transfer import Got, Progress, Request, Transfer
 
@@ -61,26 +60,26 @@ class _File:
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
-        path = Path(source.path)
-        self._path = path / MODEL_FILE if path.is_dir() else path
 
     async def expected(self) -> str:
         return self._source.sha256
 
     async def model(self, folder: Path, progress: Progress) -> Fetched:
-        with self._open(self._path) as file, (folder / MODEL_FILE).open("wb") as copy:
-            sha256, size = copied(file, copy, MAX_MODEL_BYTES, progress)
+        target = folder / MODEL_FILE
+        sha256, size = await apart(lambda stopped: copied(self._file(), target, MAX_MODEL_BYTES, progress, stopped))
         return Fetched(self._source.pin(sha256), size)
 
     async def beside(self, name: str, most: int) -> bytes:
-        with self._open(self._path.with_name(name)) as file:
-            return file.read(most + 1)
+        def read(_: Stopped) -> bytes:
+            path = self._file().with_name(name)
+            with opened(path) as file:
+                return of_the_source(file.read, path)(most + 1)
 
-    def _open(self, path: Path) -> BinaryIO:
-        try:
-            return open_regular(path)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+        return await apart(read)
+
+    def _file(self) -> Path:
+        path = Path(self._source.path)
+        return path / MODEL_FILE if path.is_dir() else path
 
 
 class _Static:
@@ -97,7 +96,7 @@ class _Static:
     async def model(self, folder: Path, progress: Progress) -> Fetched:
         with (folder / MODEL_FILE).open("w+b") as file:
             got = await self._transfer.file(self._request(self._source), file, MAX_MODEL_BYTES, progress)
-            sync(file)
+            await apart(lambda _: sync(file))
         return Fetched(self._source.pin(got.sha256, self._found(got.headers)), got.size)
 
     async def beside(self, name: str, most: int) -> bytes:
@@ -156,15 +155,16 @@ class _Oci:
         layer = artifact.model
         if layer.size > MAX_MODEL_BYTES:
             raise SourceError(f"{self._source}: the model has {layer.size} bytes; at most {MAX_MODEL_BYTES} are taken")
-        with (folder / (f"{MODEL_FILE}.tar" if layer.packed else MODEL_FILE)).open("w+b") as file:
+        target, archive = folder / MODEL_FILE, folder / f"{MODEL_FILE}.tar"
+        with (archive if layer.packed else target).open("w+b") as file:
             got = await self._blob(layer, file, progress)
-            sha256, size = got.sha256, got.size
-            if layer.packed:
-                with (folder / MODEL_FILE).open("wb") as model:
-                    sha256, size = unpacked(file, layer.packed, model, MAX_MODEL_BYTES)
-                os.unlink(file.name)
-            else:
-                sync(file)
+            await apart(lambda _: sync(file))
+        sha256, size = got.sha256, got.size
+        if layer.packed:
+            sha256, size = await apart(
+                lambda stopped: unpacked(archive, layer.packed, target, MAX_MODEL_BYTES, stopped)
+            )
+            archive.unlink()
         return Fetched(self._source.pin(sha256, manifest=artifact.manifest), size)
 
     async def beside(self, name: str, most: int) -> bytes:

@@ -28,7 +28,7 @@ from ..engines.repository import (
     Repository,
 )
 from ..errors import AWNetError, SourceError
-from .files import alone_in, sync_folder, write
+from .files import alone_in, apart, sync_folder, write
 from .origins import MODEL_FILE, Origin, origin_of
 from .transfer import Progress, Transfer
 
@@ -86,7 +86,7 @@ async def pull(task: Pull) -> Pulled:
     """Fetch it, unless it is there. Raises SourceError; nothing was changed then."""
     try:
         async with asyncio.timeout(task.seconds):
-            task.home.mkdir(parents=True, exist_ok=True)
+            await apart(lambda _: task.home.mkdir(parents=True, exist_ok=True))
             async with alone_in(task.home, task.say):
                 return await _alone(task)
     except TimeoutError:
@@ -99,7 +99,7 @@ async def pull(task: Pull) -> Pulled:
 
 async def _alone(task: Pull) -> Pulled:
     """Nobody else writes versions of this model."""
-    if (there := _there(task, task.source)) is not None:
+    if (there := await _there(task, task.source)) is not None:
         return there
     staging = task.home / STAGING
     async with Transfer(task.say) as transfer:
@@ -107,7 +107,11 @@ async def _alone(task: Pull) -> Pulled:
         expected = await origin.expected()
         if task.source.sha256 not in ("", expected):
             raise SourceError(f"{task.source}: the model there has the SHA-256 {expected}")
-        if expected and task.signing_key is None and (there := _there(task, task.source.pin(expected))) is not None:
+        if (
+            expected
+            and task.signing_key is None
+            and (there := await _there(task, task.source.pin(expected))) is not None
+        ):
             return there
         try:
             for stale in task.home.glob(".partial-*"):
@@ -132,7 +136,7 @@ async def _fetch(task: Pull, origin: Origin, staging: Path) -> Pulled:
     found = fetched.source.sha256
     if task.source.sha256 not in ("", found):
         raise SourceError(f"{task.source}: what was fetched has the SHA-256 {found}")
-    if (there := _there(task, fetched.source)) is not None:
+    if (there := await _there(task, fetched.source)) is not None:
         return there
     if (task.home / str(version)).exists():
         raise SourceError(f"{task.home / str(version)} is there, and a version is never overwritten")
@@ -140,8 +144,8 @@ async def _fetch(task: Pull, origin: Origin, staging: Path) -> Pulled:
     if signature is not None:
         write(folder / SIGNATURE_FILE, signature)
     write(folder / SOURCE_FILE, json.dumps({"source": str(fetched.source)}, indent=1).encode() + b"\n")
-    model = _prove(staging, task, version)
-    sync_folder(folder)
+    model = await apart(lambda _: _prove(staging, task, version))
+    await apart(lambda _: sync_folder(folder))
     task.before(task.home, version, model)
     target = task.home / str(version)
     folder.rename(target)
@@ -149,8 +153,12 @@ async def _fetch(task: Pull, origin: Origin, staging: Path) -> Pulled:
     return Pulled(version, target, fetched.source, new=True)
 
 
-def _there(task: Pull, source: ModelSource) -> Pulled | None:
+async def _there(task: Pull, source: ModelSource) -> Pulled | None:
     """The version that is `source` already, the newest where several are. Raises SourceError where it is damaged."""
+    return await apart(lambda _: _found(task, source))
+
+
+def _found(task: Pull, source: ModelSource) -> Pulled | None:
     if not source.pinned:
         return None
     for number in sorted(_numbers(task.home), reverse=True):

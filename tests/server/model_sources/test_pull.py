@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import logging
@@ -11,16 +12,19 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.dead_mount import dead_mount, possible
 from domain.files import alone_in
 from server.core.model_source import parse_model_source
 from server.engines.repository import Repository
 from server.errors import SourceError
 from server.model_sources import origins, transfer
+from server.model_sources.files import apart, unpacked
 from server.model_sources.pull import Pull, pull
 from tests.repository import ROOT
 from tests.server.model_sources.conftest import Fetch, files
@@ -283,7 +287,7 @@ def test_two_at_once_fetch_one_version(repository: Path, web: Static, model: byt
 
     assert sorted(asyncio.run(both())) == [False, True]
     assert (files(repository), web.paths()) == (VERSION, ["/model.onnx"])
-    assert [line.split()[0] for line in said] == ["fetching", "waiting:"]
+    assert sorted(line.split()[0] for line in said) == ["fetching", "waiting:"]
 
 
 def test_another_writer_is_waited_for_and_not_for_ever(fetch: Fetch, repository: Path, web: Static) -> None:
@@ -292,6 +296,78 @@ def test_another_writer_is_waited_for_and_not_for_ever(fetch: Fetch, repository:
     with alone_in(repository / "awnet"), pytest.raises(SourceError, match=r"within 0.3 s"):
         fetch(f"{web.url}/model.onnx", seconds=0.3)
     assert web.asked == []
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("SIGKILL", ""), ("SIGTERM", "CancelledError"), ("SIGINT", "KeyboardInterrupt"), ("full", "is full")],
+)
+def test_one_that_is_interrupted_at_any_step_leaves_nothing_half_written(tmp_path: Path, how: str, said: str) -> None:
+    """A whole version or none; what is left of a kill is no version, and the next run sweeps it up."""
+    source = publish(tmp_path / "published") / "awnet/1/model.onnx"
+    (tmp_path / "runs").mkdir()
+    program = [
+        sys.executable,
+        "-m",
+        "tests.server.model_sources.interrupted",
+        how,
+        f"file://{source}",
+        tmp_path / "runs",
+    ]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    *interrupted, last = map(json.loads, done.stdout.splitlines())
+    assert len(interrupted) > 10 and last["said"] == "version 1"
+    assert all(run["whole"] and run["then"] == "version 1" for run in (*interrupted, last))
+    assert [run for run in interrupted if not run["said"].endswith(said)] == []
+    kept = {*(name for run in interrupted for name in run["left"])}
+    assert kept <= {"1", ".partial-pull"} if how == "SIGKILL" else kept <= {"1"}
+
+
+def test_what_takes_too_long_to_copy_is_given_up_in_time(fetch: Fetch, repository: Path, tmp_path: Path) -> None:
+    """2 GiB of a sparse file: the deadline does not wait for the last of them."""
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(origins.MAX_MODEL_BYTES)
+    copied: list[int] = []
+    with pytest.raises(SourceError, match=r"not fetched within 0.2 s"):
+        fetch(f"file://{tmp_path / 'large.onnx'}", seconds=0.2, progress=lambda done, _: copied.append(done))
+    assert files(repository) == [] and 0 < copied[-1] < origins.MAX_MODEL_BYTES
+
+
+def test_what_takes_too_long_to_unpack_is_given_up_in_time(tmp_path: Path) -> None:
+    size = 256 << 20
+    header = tarfile.TarInfo("model.onnx")
+    header.size = size
+    with gzip.open(tmp_path / "a.tar", "wb", 1) as archive:
+        archive.write(header.tobuf())
+        archive.writelines(bytes(1 << 20) for _ in range(size >> 20))
+
+    async def run() -> None:
+        async with asyncio.timeout(0.05):
+            await apart(lambda stopped: unpacked(tmp_path / "a.tar", "tar+gzip", tmp_path / "m", size, stopped))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert (tmp_path / "m").stat().st_size < size
+
+
+def test_a_source_that_cannot_be_read_is_not_told_as_the_repository(fetch: Fetch, repository: Path) -> None:
+    """A disk that fails in the middle: this file opens, and its first byte cannot be had."""
+    with pytest.raises(SourceError, match=r"^/proc/self/mem cannot be read: Input/output error$"):
+        fetch("file:///proc/self/mem")
+    assert files(repository) == []
+
+
+@pytest.mark.parametrize("dead", ["source", "models"])
+def test_nobody_waits_for_a_dead_mount(fetch: Fetch, tmp_path: Path, dead: str) -> None:
+    """Nor does the exit of the process: of the source as of the repository."""
+    if not possible():
+        pytest.skip("mounting needs root and /dev/fuse")
+    source = publish(tmp_path / "source") / "awnet/1/model.onnx"
+    (tmp_path / "models").mkdir()
+    with dead_mount(tmp_path / dead), pytest.raises(SourceError, match=r"not fetched within 0.5 s"):
+        fetch(f"file://{source}", seconds=0.5)
 
 
 @pytest.mark.process
