@@ -60,12 +60,14 @@ class Terms(NamedTuple):
         deadline: on `clock.now`, after which no answer is needed. Infinite where there is none.
         priority: 'low' runs when no 'normal' image waits.
         admitted: its images have waited in a line before the engine's, and were decoded: a full queue takes them in.
+        background: run beside the queue of an engine in this process, on a thread that leaves the cores to others.
         trace: that it belongs to, handed on to an engine elsewhere.
     """
 
     deadline: float = float("inf")
     priority: Priority = "normal"
     admitted: bool = False
+    background: bool = False
     trace: Trace | None = None
 
     def remaining(self) -> float:
@@ -171,8 +173,11 @@ class Engine(Protocol):
     async def fingerprint(self) -> object:
         """Changes whenever the catalogue or a file behind it does; cheap enough to poll every second."""
 
-    async def open(self, name: str, version: int) -> Runner:
+    async def open(self, name: str, version: int, background: bool = False) -> Runner:
         """Check and load one version; not yet warmed or proven.
+
+        Args:
+            background: requests are answered meanwhile, and neither this nor `Runner.warm` takes cores from them.
 
         Raises:
             ModelNotFound, ManifestError, ContractError: why this version cannot be served.

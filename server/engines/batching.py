@@ -15,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,28 +109,44 @@ class Feed:
             if self.closing:
                 self.release_if_idle()
 
-    async def warm(self, images: NDArray[np.uint8]) -> None:
+    async def warm(self, images: NDArray[np.uint8], executor: Executor | None = None) -> None:
         """Run every batch that may occur, and learn what it costs: the largest first, which makes room for the others.
 
         Args:
             images: [N,3,size,size] uint8, repeated as needed.
+            executor: where they run; None: threads of the event loop.
 
         Raises:
             EngineFault: the model failed.
         """
-        await asyncio.to_thread(self._rehearse, images[:1], True)
+        run = self._batcher.loop.run_in_executor
+        await run(executor, self._rehearse, images[:1], True)
         for size in reversed(self._batcher.buckets):
             rows = np.ascontiguousarray(images[np.arange(size) % len(images)])
-            self._batcher.learn(self.lane, size, await asyncio.to_thread(self._rehearse, rows, False))
+            _, seconds = await run(executor, self._rehearse, rows, False)
+            self._batcher.learn(self.lane, size, seconds)
 
-    def _rehearse(self, rows: NDArray[np.uint8], alone: bool) -> float:
-        started = clock.now()
+    def _rehearse(self, rows: NDArray[np.uint8], alone: bool) -> tuple[Outputs, float]:
+        """One execution, and its seconds: processor time, since a thread in the background waits for a core."""
+        started = time.thread_time()
         try:
             assert self.run is not None
-            self.run(rows, alone)
+            outputs = self.run(rows, alone)
         except Exception as error:  # whatever a runtime raises
             raise EngineFault(f"the model failed on a batch of {len(rows)}: {error}") from error
-        return clock.now() - started
+        return outputs, time.thread_time() - started
+
+    async def aside(self, images: Sequence[ImageInput], executor: Executor | None) -> Signals:
+        """Run one request past queue and workers, on `executor`. Raises EngineFault, or what decoding raises."""
+        pixels = np.stack([image.pixels(self.size) for image in images])
+        parts, at = [], 0
+        for size in self._batcher.pieces(len(images)):
+            rows = pixels[at : at + size]
+            outputs, _ = await self._batcher.loop.run_in_executor(executor, self._rehearse, rows, len(images) == 1)
+            parts.append(outputs)
+            at += size
+        logits, p_type, omega = map(np.concatenate, zip(*parts, strict=True))
+        return Signals(logits, p_type, omega, 0.0, 0.0, 0.0)
 
     async def close(self) -> None:
         """Answer what was accepted, then let go of the model. Other feeds go on."""
@@ -196,6 +213,10 @@ class Batcher:
     def buckets(self) -> tuple[int, ...]:
         """Sizes of executions."""
         return self._scheduler.buckets
+
+    def pieces(self, images: int) -> list[int]:
+        """Sizes of the executions of so many."""
+        return self._scheduler.pieces(images)
 
     def open(self, run: Run, size: int) -> Feed:
         """Serve one more model.

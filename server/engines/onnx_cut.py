@@ -7,10 +7,10 @@ build ignores the run option for it): what a mode does not need must not be in t
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import ContractError
-from .onnx_wire import BYTES, Field, encoded, fields
+from .onnx_wire import BYTES, Field, fields, head
 
 _GRAPH, _PROPERTY = 7, 14  # of the model
 _KEY, _VALUE = 1, 2  # of a property
@@ -36,21 +36,97 @@ def outputs_in(data: bytes) -> set[str]:
 
 
 def cut(data: bytes, outputs: Collection[str]) -> bytes:
-    """The model `data` with these outputs alone, and no node or constant that none of them needs.
+    """The model `data` with these outputs alone; see `Cutter`, which reads a model once for several cuts."""
+    return Cutter(data).cut(outputs)
 
-    Everything else, the metadata for one, stays byte for byte as it is; `data` itself comes back where nothing goes.
+
+class Cutter:
+    """Cuts one model down to some of its outputs, and to others: it is read once.
 
     Raises:
-        ContractError: there is no such output, a node that stays has a subgraph (what that uses is not followed), or
-            the bytes are not well-formed protobuf.
+        ContractError: the bytes are not well-formed protobuf.
     """
-    graph = _graph(data)
-    parts = list(fields(data, graph.at, graph.end))
-    kept = _needed(data, parts, outputs)
-    if len(kept) == len(parts):
-        return data
-    smaller = encoded(_GRAPH, b"".join(data[part.begin : part.end] for part in kept))
-    return data[: graph.begin] + smaller + data[graph.end :]
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._graph = _graph(data)
+        self._parts = [_part(data, field) for field in fields(data, self._graph.at, self._graph.end)]
+
+    def cut(self, outputs: Collection[str]) -> bytes:
+        """The model with these outputs alone, and no node or constant that none of them needs.
+
+        Everything else, the metadata for one, stays byte for byte as it is; the model itself comes back where nothing
+        goes.
+
+        Raises:
+            ContractError: there is no such output, or a node that stays has a subgraph (what that uses is not
+                followed).
+        """
+        kept = self._needed({name.encode() for name in outputs})
+        if len(kept) == len(self._parts):
+            return self._data
+        # Copied once: a model has megabytes, and whoever copies them holds the interpreter.
+        data, graph = memoryview(self._data), self._graph
+        begin = head(_GRAPH, sum(part.end - part.begin for part in kept))
+        pieces = (data[part.begin : part.end] for part in kept)
+        return b"".join([data[: graph.begin], begin, *pieces, data[graph.end :]])
+
+    def _needed(self, wanted: set[bytes]) -> list[_Part]:
+        """The parts without those that lead to no output `wanted`."""
+        found = {name for part in self._parts if part.number == _OUTPUT for name in part.made}
+        if not wanted <= found:
+            missing = ", ".join(sorted(name.decode() for name in wanted - found))
+            raise ContractError(f"the model has no output {missing}")
+        needed, kept = set(wanted), set()
+        # Nodes are sorted: whoever makes a value stands before whoever takes it. Constants may stand anywhere.
+        for part in reversed(self._parts):
+            if part.number != _NODE or needed.isdisjoint(part.made):
+                continue
+            if part.nested:
+                raise ContractError("a model with subgraphs cannot be cut down to some of its outputs")
+            needed.update(name for name in part.taken if name)  # one left out is called ""
+            kept.add(part)
+        names: dict[int, set[bytes]] = {_OUTPUT: wanted, _TENSOR: needed}
+        return [
+            part
+            for part in self._parts
+            if part in kept
+            or part.number not in (_NODE, _OUTPUT, _TENSOR)
+            or (part.number in names and not names[part.number].isdisjoint(part.made))
+        ]
+
+
+class _Part(NamedTuple):
+    """One field of a graph: bytes [begin, end) of the model; names of the values that it makes and takes, and whether
+    it has a graph inside.
+    """
+
+    number: int
+    begin: int
+    end: int
+    made: tuple[bytes, ...] = ()
+    taken: tuple[bytes, ...] = ()
+    nested: bool = False
+
+
+def _part(data: bytes, field: Field) -> _Part:
+    place = field.number, field.begin, field.end
+    if field.wire != BYTES or field.number not in (_NODE, _TENSOR, _OUTPUT):
+        return _Part(*place)
+    if field.number != _NODE:
+        name = _TENSOR_NAME if field.number == _TENSOR else _VALUE_NAME
+        return _Part(*place, tuple(_texts(data, field, name)))
+    made, taken, nested = [], [], False
+    for inner in fields(data, field.at, field.end):
+        if inner.wire != BYTES:
+            continue
+        if inner.number == _NODE_OUTPUT:
+            made.append(data[inner.at : inner.end])
+        elif inner.number == _NODE_INPUT:
+            taken.append(data[inner.at : inner.end])
+        elif inner.number == _ATTRIBUTE and not nested:
+            nested = any(part.number in _SUBGRAPHS for part in fields(data, inner.at, inner.end))
+    return _Part(*place, tuple(made), tuple(taken), nested)
 
 
 def _graph(data: bytes) -> Field:
@@ -58,36 +134,6 @@ def _graph(data: bytes) -> Field:
     if len(graphs) != 1:
         raise ContractError(f"the model has {len(graphs)} graphs")
     return graphs[0]
-
-
-def _needed(data: bytes, parts: list[Field], outputs: Collection[str]) -> list[Field]:
-    """Fields of a graph without what leads to none of the outputs."""
-    wanted = {name.encode() for name in outputs}
-    found = {name for part in parts if part.number == _OUTPUT for name in _texts(data, part, _VALUE_NAME)}
-    if not wanted <= found:
-        missing = ", ".join(sorted(name.decode() for name in wanted - found))
-        raise ContractError(f"the model has no output {missing}")
-    needed, kept = set(wanted), []
-    # Nodes are sorted: whoever makes a value stands before whoever takes it. Constants may stand anywhere.
-    for part in reversed([part for part in parts if part.number == _NODE]):
-        if needed.isdisjoint(_texts(data, part, _NODE_OUTPUT)):
-            continue
-        for attribute in fields(data, part.at, part.end):
-            if attribute.number == _ATTRIBUTE and any(
-                inner.number in _SUBGRAPHS for inner in fields(data, attribute.at, attribute.end)
-            ):
-                raise ContractError("a model with subgraphs cannot be cut down to some of its outputs")
-        needed.update(name for name in _texts(data, part, _NODE_INPUT) if name)  # one left out is called ""
-        kept.append(part)
-    keep = set(kept)
-    return [
-        part
-        for part in parts
-        if part in keep
-        or part.number not in (_NODE, _OUTPUT, _TENSOR)
-        or (part.number == _OUTPUT and not wanted.isdisjoint(_texts(data, part, _VALUE_NAME)))
-        or (part.number == _TENSOR and not needed.isdisjoint(_texts(data, part, _TENSOR_NAME)))
-    ]
 
 
 def _texts(data: bytes, message: Field, number: int) -> list[bytes]:

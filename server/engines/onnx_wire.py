@@ -51,7 +51,12 @@ def fields(data: bytes, at: int, end: int) -> Iterator[Field]:
 
 def encoded(number: int, payload: bytes) -> bytes:
     """A field of BYTES."""
-    return _encoded(number << 3 | BYTES) + _encoded(len(payload)) + payload
+    return head(number, len(payload)) + payload
+
+
+def head(number: int, size: int) -> bytes:
+    """What stands before the `size` bytes of a field of BYTES."""
+    return _encoded(number << 3 | BYTES) + _encoded(size)
 
 
 def malformed() -> ContractError:

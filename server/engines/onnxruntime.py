@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -22,8 +26,10 @@ from ..errors import ContractError, NotReady
 from .batching import NO_DEADLINE, Batcher, Feed, Run
 from .disk import Disk
 from .model_file import ModelFile
-from .onnx_cut import cut, outputs_in, property_of
+from .onnx_cut import Cutter, outputs_in, property_of
 from .repository import Artifact, Repository
+
+NICENESS = 19  # of the thread in the background: whoever else wants the core gets 68 times as much of it
 
 
 class EmbeddedEngine:
@@ -31,7 +37,8 @@ class EmbeddedEngine:
 
     Requests run on `threads` workers with one thread each, which gives the most answers a second. A lone image, with no
     other to share the cores with, may have more (`lone_threads`). Each mode of a version has a queue of its own, so
-    that no batch mixes them.
+    that no batch mixes them. A version that is opened in the background is loaded and warmed on a thread of its own,
+    one step after another, which the kernel runs when nobody else wants the core.
 
     Args:
         repository: where the models lie, or the file of the only one.
@@ -69,6 +76,7 @@ class EmbeddedEngine:
         self._stall = stall
         self._on_batch = on_batch
         self._batcher: Batcher | None = None
+        self._background = ThreadPoolExecutor(1, "awnet-background", _step_back)
 
     async def start(self) -> None:
         """Start the workers."""
@@ -86,8 +94,8 @@ class EmbeddedEngine:
     async def fingerprint(self) -> object:
         return await self._disk.call(self._repository.fingerprint)
 
-    async def open(self, name: str, version: int) -> Runner:
-        """Load and check one version.
+    async def open(self, name: str, version: int, background: bool = False) -> Runner:
+        """Load and check one version; in the background, one mode after the other, else on all cores.
 
         Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`; Unavailable where its files do not
         answer.
@@ -95,30 +103,41 @@ class EmbeddedEngine:
         if self._batcher is None:
             raise NotReady("the engine has not been started")
         artifact = await self._disk.call(self._repository.read, name, version)
-        runs, promise = await asyncio.to_thread(self._load, artifact)
+        run = asyncio.get_running_loop().run_in_executor
+        executor = self._background if background else None  # None: threads of the event loop
+        # A session's own threads are as nice as the thread that made it, for ever.
+        maker = executor if self._lone_threads == 1 else None
+        runs, promise = await run(maker, self._load_in_turn if background else self._load_at_once, artifact)
         sha256 = artifact.sha256
         del artifact
-        await asyncio.to_thread(return_memory)
+        await run(executor, return_memory)
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
-        return _EmbeddedRunner(Model(name, version, sha256, promise), feeds)
+        return _EmbeddedRunner(Model(name, version, sha256, promise), feeds, executor)
 
-    def _load(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
-        promise = _promised(artifact.data)
-        whole = len(promise.modes) == 1
+    def _load_in_turn(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
+        promise, load = self._loader(artifact)
+        return {mode: load(mode) for mode in promise.modes}, promise
+
+    def _load_at_once(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
+        promise, load = self._loader(artifact)
+        with ThreadPoolExecutor(self._threads) as pool:  # loading leaves the interpreter to others
+            return dict(zip(promise.modes, pool.map(load, promise.modes), strict=True)), promise
+
+    def _loader(self, artifact: Artifact) -> tuple[Contract, Callable[[Mode], Run]]:
+        """The model's contract, and what loads one of its modes."""
+        promise, cutter = _promised(artifact.data), Cutter(artifact.data)
 
         def load(mode: Mode) -> Run:
             outputs = outputs_of(mode)
             # A session computes everything in its model, whatever is asked of it.
-            part = artifact.data if whole else cut(artifact.data, outputs)
+            part = artifact.data if len(promise.modes) == 1 else cutter.cut(outputs)
             shared = lone = _session(part, 1)
             _check_tensors(shared, promise, outputs)
             if self._lone_threads > 1:
                 lone = _session(part, self._lone_threads)
             return _run(shared, lone, outputs)
 
-        with ThreadPoolExecutor(self._threads) as pool:  # loading leaves the interpreter to others
-            runs = dict(zip(promise.modes, pool.map(load, promise.modes), strict=True))
-        return runs, promise
+        return promise, load
 
     def waiting(self) -> int:
         return self._batcher.pending if self._batcher else 0
@@ -130,14 +149,20 @@ class EmbeddedEngine:
         if self._batcher:
             await self._batcher.close()
             self._batcher = None
+        self._background.shutdown(wait=False)
 
 
 class _EmbeddedRunner:
-    """A `Runner`: one version with its ONNX Runtime sessions, each mode fed from the shared queue."""
+    """A `Runner`: one version with its ONNX Runtime sessions, each mode fed from the shared queue.
 
-    def __init__(self, model: Model, feeds: Mapping[Mode, Feed]) -> None:
+    Args:
+        executor: warms it and runs what has no part in the queue; None: threads of the event loop.
+    """
+
+    def __init__(self, model: Model, feeds: Mapping[Mode, Feed], executor: Executor | None) -> None:
         self._model = model
         self._feeds = feeds
+        self._executor = executor
 
     @property
     def model(self) -> Model:
@@ -146,15 +171,23 @@ class _EmbeddedRunner:
     async def warm(self) -> None:
         """Every bucket, and a lone image on the session that runs those."""
         for feed in self._feeds.values():
-            await feed.warm(self._model.contract.golden.image)
-        await asyncio.to_thread(return_memory)
+            await feed.warm(self._model.contract.golden.image, self._executor)
+        await asyncio.get_running_loop().run_in_executor(self._executor, return_memory)
 
     async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
-        return await self._feeds[mode].submit(images, terms)
+        feed = self._feeds[mode]
+        return await (feed.aside(images, self._executor) if terms.background else feed.submit(images, terms))
 
     async def close(self) -> None:
         await asyncio.gather(*[feed.close() for feed in self._feeds.values()])
         await asyncio.to_thread(return_memory)
+
+
+def _step_back() -> None:
+    """Let the kernel run this thread where no other wants the core; on Linux alone threads differ in niceness."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # where a sandbox allows no such call, it is a thread like others
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _run(shared: ort.InferenceSession, lone: ort.InferenceSession, outputs: Sequence[str]) -> Run:

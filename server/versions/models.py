@@ -56,7 +56,7 @@ class Models:
     ) -> None:
         self._engine = engine
         self._events = events or Events()
-        self._versions = OpenVersions(engine, self._events, mode)
+        self._versions = OpenVersions(engine, self._events, mode, lambda: self.ready)
         self._comparer = ShadowComparer(engine, self._events, capacity)
 
         def rollout(name: str, **roles: Any) -> Rollout:

@@ -10,17 +10,15 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..core.engine import Engine, Model, Runner, self_test
+from ..core.engine import Engine, Model, Runner, Terms, self_test
 from ..core.modes import Mode
-from ..errors import AWNetError, ContractError, QueueFull, StartupError
+from ..errors import AWNetError, ContractError, StartupError
 from .events import Events
 
 log = logging.getLogger("awnet.versions")
-
-PROOFS, PROOF_PAUSE_SECONDS = 20, 0.1  # a golden test that found the queue full is tried again
 
 
 @dataclass(eq=False, slots=True)
@@ -55,12 +53,14 @@ class OpenVersions:
         engine: opens versions.
         events: receives what was opened and closed.
         mode: that every version must have.
+        answering: whether requests are answered by now; versions are then opened in the background.
     """
 
-    def __init__(self, engine: Engine, events: Events, mode: Mode) -> None:
+    def __init__(self, engine: Engine, events: Events, mode: Mode, answering: Callable[[], bool]) -> None:
         self._engine = engine
         self._events = events
         self._mode = mode
+        self._answering = answering
         self._open: defaultdict[str, dict[int, OpenVersion]] = defaultdict(dict)  # by model and version
         self._retiring: dict[asyncio.Task[None], tuple[str, int]] = {}
 
@@ -120,15 +120,17 @@ class OpenVersions:
         leaving = [task for task, key in self._retiring.items() if key == (name, version)]
         if leaving:
             await asyncio.wait(leaving)  # an engine need not distinguish two of one version
-        begun = time.perf_counter()
+        begun, background = time.perf_counter(), self._answering()
         runner: Runner | None = None
         try:
-            runner = await self._engine.open(name, version)
+            runner = await self._engine.open(name, version, background)
             modes = runner.model.contract.modes
             if self._mode not in modes:
                 raise ContractError(f"it has no mode {self._mode!r}, the default here; there are {', '.join(modes)}")
+            loaded = time.perf_counter()
             await runner.warm()
-            await _prove(runner)
+            warmed = time.perf_counter()
+            await self_test(runner, Terms(admitted=True, background=background))
         except BaseException as error:
             if runner is not None:
                 await runner.close()
@@ -137,12 +139,11 @@ class OpenVersions:
             log.exception("version %d of %s could not be opened", version, name)
             raise StartupError(f"{type(error).__name__}: {error}") from error
         self._events.opened(runner.model)
+        ended = time.perf_counter()
         log.info(
-            "opened: %s version %d, sha256 %s, golden self-test passed, %.0f ms",
-            name,
-            version,
-            runner.model.sha256[:12],
-            1000 * (time.perf_counter() - begun),
+            "opened: %s version %d, sha256 %s, golden self-test passed, %.0f ms: loading %.0f, warming %.0f, test %.0f",
+            *(name, version, runner.model.sha256[:12]),
+            *(1000 * seconds for seconds in (ended - begun, loaded - begun, warmed - loaded, ended - warmed)),
         )
         return OpenVersion(runner, runner.model, mark)
 
@@ -156,15 +157,3 @@ class OpenVersions:
         if version not in self._open[name]:  # it may have been opened again meanwhile
             self._events.closed(opened.model)
         log.info("closed: %s version %d", name, version)
-
-
-async def _prove(runner: Runner) -> None:
-    """The golden self-test, tried again while the engine is too full to run it."""
-    for attempt in range(PROOFS):
-        try:
-            await self_test(runner)
-            return
-        except StartupError as error:
-            if not isinstance(error.__cause__, QueueFull) or attempt == PROOFS - 1:
-                raise
-        await asyncio.sleep(PROOF_PAUSE_SECONDS)

@@ -65,8 +65,8 @@ class AroundEngine:
     async def fingerprint(self) -> object:
         return await self.inner.fingerprint()
 
-    async def open(self, name: str, version: int) -> Runner:
-        return await self.inner.open(name, version)
+    async def open(self, name: str, version: int, background: bool = False) -> Runner:
+        return await self.inner.open(name, version, background)
 
     def waiting(self) -> int:
         return self.inner.waiting()
@@ -127,8 +127,8 @@ class GatedEngine(AroundEngine):
             raise self.start_fault
         await super().start()
 
-    async def open(self, name: str, version: int) -> Runner:
-        return _Gated(self, await super().open(name, version))
+    async def open(self, name: str, version: int, background: bool = False) -> Runner:
+        return _Gated(self, await super().open(name, version, background))
 
     def up(self) -> bool:
         return self.reachable and super().up()

@@ -143,7 +143,7 @@ class TritonEngine:
             self._fingerprint = tuple((*ready, sha256, self._arrivals) for ready, sha256 in described)
         return self._fingerprint
 
-    async def open(self, name: str, version: int) -> RemoteRunner:
+    async def open(self, name: str, version: int, background: bool = False) -> RemoteRunner:
         """Read and check one version at every Triton within reach, and have each prove the golden values.
 
         Raises:

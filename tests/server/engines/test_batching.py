@@ -510,6 +510,32 @@ def test_warming_runs_every_size_and_a_fault_there_is_told() -> None:
     run(scenario)
 
 
+def test_a_request_aside_needs_neither_room_nor_a_worker() -> None:
+    """Its executions are buckets, its rows come in order, and a fault in it is told."""
+
+    async def scenario() -> None:
+        model, held = Model(), threading.Event()
+        queue = batcher(model, workers=1, capacity=1)
+        waiting = asyncio.create_task(queue.submit([Slow(1, held.wait)]))
+        try:
+            await until(lambda: not queue.batcher._sleepers)
+            with pytest.raises(QueueFull):
+                await queue.submit([image(2)])
+            signals = await queue.feed.aside([image(value) for value in range(7)], None)
+            assert signals.logits[:, 0].tolist() == list(range(7))
+            assert (signals.p_type.shape, signals.omega.shape) == ((7, 2), (7, 3))
+            await queue.feed.aside([image(3)], None)
+            assert list(zip(model.batches, model.alone, strict=True)) == [(4, False), (2, False), (1, False), (1, True)]
+            with pytest.raises(EngineFault):
+                await queue.feed.aside([image(255)], None)
+        finally:
+            held.set()
+        assert (await waiting).logits[0, 0] == 1
+        await queue.close()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_in_a_storm_every_request_has_one_end(seed: int) -> None:
     """Real threads, two models, failures, broken and slow inputs, clients that leave, deadlines, both priorities."""

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from server.engines.onnx_cut import cut, outputs_in, property_of
+from server.engines.onnx_cut import Cutter, cut, outputs_in, property_of
 from server.errors import ContractError
 from tests.server.tiny import SIZE, graph, spoilt
 
@@ -50,6 +50,14 @@ def test_all_outputs_are_the_model_itself() -> None:
     """Nothing is written anew where nothing goes."""
     data = model().SerializeToString()
     assert cut(data, ["logits", "omega", "p_type"]) is data
+
+
+def test_a_model_is_read_once_for_several_cuts() -> None:
+    """What one cut leaves out the next one has."""
+    data = model().SerializeToString()
+    cutter = Cutter(data)
+    for outputs in (["p_type"], ["omega"], ["logits", "p_type"], ["logits", "omega", "p_type"], ["p_type"]):
+        assert cutter.cut(outputs) == cut(data, outputs)
 
 
 def test_outputs_and_properties_are_read_without_a_runtime() -> None:

@@ -22,6 +22,7 @@ from server.core.cpu_limits import cgroup_quota, usable_cores
 from server.core.engine import Runner, Signals, Terms, self_test
 from server.core.images import ImageInput, PixelArray
 from server.core.modes import Mode
+from server.engines import onnxruntime
 from server.engines.onnxruntime import EmbeddedEngine, _session
 from server.engines.repository import Repository
 from server.errors import ContractError, EngineUnavailable, ManifestError, ModelNotFound, NotReady, SelfTestFailed
@@ -85,6 +86,67 @@ def test_a_lone_image_starts_no_thread_that_waits_actively_unless_it_is_told_to(
         assert threads_of_this_process() - len(loaded) - before == more
 
     with_engine(repository, use, threads=3, lone_threads=lone_threads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of different niceness are Linux's")
+def test_a_version_is_loaded_and_proven_in_the_background_on_one_thread_that_leaves_cores_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step after the other, whatever its modes; workers, and a start, are as nice as ever."""
+    steps: list[tuple[str, int, int]] = []  # which, in which thread, how nice that is
+
+    def note(step: str) -> None:
+        steps.append((step, threading.get_ident(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+
+    class Watched:
+        def __init__(self, session: ort.InferenceSession) -> None:
+            self.inner, self.get_inputs, self.get_outputs = session, session.get_inputs, session.get_outputs
+
+        def run(self, *given: Any) -> Any:
+            note("run")
+            return self.inner.run(*given)
+
+    def watched(data: bytes, threads: int) -> Watched:
+        note("load")
+        return Watched(_session(data, threads))
+
+    monkeypatch.setattr(onnxruntime, "_session", watched)
+    publish_modes(tmp_path, "1")
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def use(engine: EmbeddedEngine) -> None:
+        first = await engine.open("awnet", 1)
+        await first.warm()
+        assert {nice for _, _, nice in steps} == {ours}
+        steps.clear()
+        second = await engine.open("awnet", 1, background=True)
+        await second.warm()
+        await self_test(second, Terms(background=True))
+        assert [step for step, _, _ in steps[:4]] == ["load", "load", "load", "run"]
+        assert len({thread for _, thread, _ in steps}) == 1
+        assert {nice for _, _, nice in steps} == {19}
+        steps.clear()
+        await second.infer([PixelArray(np.zeros((3, SIZE, SIZE), np.uint8))])
+        assert {nice for _, _, nice in steps} == {ours}
+
+    with_engine(tmp_path, use)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of different niceness are Linux's")
+def test_threads_of_a_session_are_not_less_than_others_for_having_been_made_in_the_background(tmp_path: Path) -> None:
+    """They inherit the niceness of their maker, and would run every lone image with it."""
+    publish_modes(tmp_path, "1")
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def use(engine: EmbeddedEngine) -> None:
+        before = set(os.listdir("/proc/self/task"))
+        runner = await engine.open("awnet", 1, background=True)
+        await runner.warm()
+        made = set(os.listdir("/proc/self/task")) - before
+        nices = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in made]
+        assert [nice for nice in nices if nice != ours] == [19]  # that of the background itself
+
+    with_engine(tmp_path, use, lone_threads=2)
 
 
 def test_a_session_keeps_no_second_copy_of_its_model(repository: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from server.core.engine import Engine, Model, Runner, Signals, Terms
@@ -77,6 +79,8 @@ class Shelf(AroundEngine):
     Attributes:
         before: awaited ahead of every answer of a version.
         opening: awaited ahead of opening any.
+        in_background: whether the versions that were opened were to take no cores from requests.
+        terms: of every request, with the version.
     """
 
     def __init__(self, repository: Path, key: Path | None = None, **options: Any) -> None:
@@ -84,6 +88,8 @@ class Shelf(AroundEngine):
         self.opened: list[int] = []
         self.closed: list[int] = []
         self.asked: list[int] = []
+        self.in_background: dict[int, bool] = {}
+        self.terms: list[tuple[int, Terms]] = []
         self.looks = 0
         self.before: dict[int, Callable[[], Awaitable[None]]] = {}
         self.opening: Callable[[], Awaitable[None]] | None = None
@@ -92,11 +98,12 @@ class Shelf(AroundEngine):
         self.looks += 1
         return await super().fingerprint()
 
-    async def open(self, name: str, version: int) -> Runner:
+    async def open(self, name: str, version: int, background: bool = False) -> Runner:
         self.opened.append(version)
+        self.in_background[version] = background
         if self.opening is not None:
             await self.opening()
-        return _Book(self, await super().open(name, version))
+        return _Book(self, await super().open(name, version, background))
 
 
 class _Book(AroundRunner):
@@ -107,6 +114,7 @@ class _Book(AroundRunner):
     async def infer(self, images: Sequence[ImageInput], terms: Terms = NO_DEADLINE, mode: Mode = "auto") -> Signals:
         version = self.model.version
         self.shelf.asked.append(version)
+        self.shelf.terms.append((version, terms))
         if version in self.shelf.before:
             await self.shelf.before[version]()
         return await super().infer(images, terms, mode)
@@ -114,6 +122,18 @@ class _Book(AroundRunner):
     async def close(self) -> None:
         await super().close()
         self.shelf.closed.append(self.model.version)
+
+
+class Held(PixelArray):
+    """An image that is not decoded before it is free."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGE)
+        self.free = threading.Event()
+
+    def pixels(self, size: int) -> NDArray[np.uint8]:
+        self.free.wait()
+        return super().pixels(size)
 
 
 @asynccontextmanager
@@ -416,24 +436,53 @@ def test_requests_are_answered_while_a_version_loads(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_the_golden_test_waits_for_a_full_queue(tmp_path: Path) -> None:
-    """That the server is busy says nothing against the version."""
+def test_what_is_opened_while_requests_are_answered_takes_no_cores_from_them(tmp_path: Path) -> None:
+    """Whatever opens it; a start, which nobody waits for but those who want it ready, has all of them."""
 
     async def scenario() -> None:
         shelf = Shelf(publish(tmp_path))
+        publish(tmp_path, "2", seed=1)
         async with serving(shelf) as models:
-            publish(tmp_path, "2", seed=1)
-            full = [3]
-
-            async def refuse() -> None:
-                if full[0]:
-                    full[0] -= 1
-                    raise QueueFull("full")
-
-            shelf.before[2] = refuse
+            assert shelf.in_background == {1: False, 2: False}
+            publish(tmp_path, "3", seed=2)
             await models.reload()
+            publish(tmp_path, "4", seed=3)
+            polling = asyncio.create_task(models.poll(0.01))
+            await until(lambda: models.latest().version == 4)
+            polling.cancel()
+            await models.promote(None, 1)
+            (tmp_path / "awnet/4/manifest.json").touch()
+            await models.reload()
+            publish(tmp_path, "6", seed=5)
+            await models.set_canary(6, 0.5)
+            assert shelf.in_background == {1: True, 2: False, 3: True, 4: True, 6: True}
+            # Nobody has asked but the golden tests.
+            assert {terms.background for version, terms in shelf.terms if version in (3, 4, 6)} == {True}
+            assert {terms.background for version, terms in shelf.terms if version == 2} == {False}
+
+    run(scenario)
+
+
+def test_the_golden_test_of_a_new_version_needs_no_room_in_a_full_queue(tmp_path: Path) -> None:
+    """That the server is busy says nothing against the version."""
+
+    async def scenario() -> None:
+        shelf = Shelf(publish(tmp_path), capacity=1)
+        async with serving(shelf) as models:
+            image = Held()
+            with models.lease() as lease:
+                waiting = asyncio.create_task(lease.infer([image], NO_DEADLINE))
+                try:
+                    await settle()
+                    with pytest.raises(QueueFull):
+                        await answer(models)
+                    publish(tmp_path, "2", seed=1)
+                    await models.reload()
+                    assert models.latest().version == 2
+                finally:
+                    image.free.set()
+                await waiting
             assert await answer(models) == 2
-            assert models._events.reloads == ["loaded", "loaded"]
 
     run(scenario)
 
