@@ -82,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, given: argparse.Namespace) -> int:
     import ray
     from ray import serve
-    from ray.serve.config import AutoscalingConfig
 
-    from .replica import TARGET_REQUESTS, deployment
+    from .replica import autoscaling, deployment
 
     # A Ray of its own counts at least as many cores as replicas: they then share those of the machine.
     cores = max(given.max_replicas, os.cpu_count() or 1)
@@ -92,12 +91,7 @@ def _serve(settings: Settings, given: argparse.Namespace) -> int:
     start(given.address, lambda *_: ended.set(), log=True, num_cpus=cores)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
-        replicas = AutoscalingConfig(
-            min_replicas=given.min_replicas,
-            initial_replicas=given.min_replicas,
-            max_replicas=given.max_replicas,
-            target_ongoing_requests=TARGET_REQUESTS,
-        )
+        replicas = autoscaling(given.min_replicas, given.max_replicas)
         served = deployment.options(autoscaling_config=replicas).bind(given_settings(settings))
         try:
             serve.run(served, route_prefix="/")

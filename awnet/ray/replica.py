@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from server.errors import StartupError
 from server.http.app import create_app
@@ -25,12 +26,15 @@ from server.process.servers import PortBeside
 from server.service.service import Service
 from server.settings.options import settings_of
 
+from .routing import EvenRouter
 from .settings import replica_settings
 
 NAME = "awnet"
 METRICS_PORTS = 64  # that the replicas of one node may have: the first that is free, from AWNET_METRICS_PORT on
 REQUEST_ID = b"x-request-id"
 TARGET_REQUESTS = 16  # under way in each replica, that autoscaling aims at: a batch runs, and the next one fills
+# Load that lasts starts replicas, which take their seconds to begin; quiet has to last longer before any of them ends.
+UPSCALE_SECONDS, DOWNSCALE_SECONDS = 5.0, 300.0
 
 
 class NotReadyError(RuntimeError):
@@ -116,13 +120,26 @@ def metrics_port(service: Service) -> PortBeside:
     raise AssertionError  # the loop returns or raises
 
 
+def autoscaling(least: int, most: int) -> AutoscalingConfig:
+    """Between so many replicas, by requests under way."""
+    return AutoscalingConfig(
+        min_replicas=least,
+        initial_replicas=least,
+        max_replicas=most,
+        target_ongoing_requests=TARGET_REQUESTS,
+        upscale_delay_s=UPSCALE_SECONDS,
+        downscale_delay_s=DOWNSCALE_SECONDS,
+    )
+
+
 deployment = serve.deployment(
     name=NAME,
     ray_actor_options={"num_cpus": 1},
     # As many requests wait in a replica as fill its batches; what is more waits in Ray's proxy, and then gets a 503.
     max_ongoing_requests=64,
     max_queued_requests=512,
-    autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": TARGET_REQUESTS},
+    autoscaling_config=autoscaling(1, 4),
+    request_router_config=RequestRouterConfig(request_router_class=cast(Any, EvenRouter)),
     health_check_period_s=2,
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=1,

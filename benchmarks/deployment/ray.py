@@ -1,8 +1,11 @@
-"""The server and offline scoring on Ray: what a killed process costs, and how fast scoring is.
+"""The server and offline scoring on Ray: what a killed process or node costs, autoscaling, and how fast scoring is.
 
     serve   two replicas under load, one killed by SIGKILL, three times: requests that failed, and until when
     killed  `awnet predict --engine ray` of all images, a scorer killed in the middle: the rows, by their ids
     speed   the same of parts of the images, in turns with `awnet predict` in one process with the same cores
+    scale   a cluster of two nodes: load makes one replica four, and quiet makes them one again
+    node    a cluster of three nodes: one with its replicas is killed under load
+    scored  a cluster of three nodes: one with its scorers is killed in the middle of `awnet predict --engine ray`
 
 A section is measured alone, and replaces its like in the result; the others stay.
 """
@@ -30,9 +33,11 @@ from ..harness.load import loaded, quantile
 from ..harness.processes import Process, cpu_seconds, family
 from ..harness.ray import SCORER, RayServe, below, variables
 from ..harness.waiting import eventually
+from . import ray_cluster
 
 EXAMPLES = """examples:
   python -m benchmarks.deployment.ray serve
+  python -m benchmarks.deployment.ray node
   python -m benchmarks.deployment.ray killed --images images.parquet --id-column key
   python -m benchmarks.deployment.ray speed --images images.parquet --id-column key
 """
@@ -44,12 +49,12 @@ SMALL_PART = 250  # of its results on Ray
 def main() -> int:
     parser = report.parser("deployment.ray", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("section", choices=("serve", "killed", "speed"))
-    add("--images", type=Path, help="Parquet file of encoded images, in its column `image`")
+    add("section", choices=("serve", "killed", "speed", "scale", "node", "scored"))
+    add("--images", type=Path, help="for killed and speed: Parquet file of encoded images, in its column `image`")
     add("--id-column", default="key", help="of their ids [%(default)s]")
     report.add_out(parser, "ray")
     given = parser.parse_args()
-    if given.section != "serve" and given.images is None:
+    if given.section in ("killed", "speed") and given.images is None:
         parser.error("--images is needed")
     facts = report.loaded_machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +62,9 @@ def main() -> int:
             "serve": lambda: asyncio.run(serve(Path(folder))),
             "killed": lambda: killed(Path(folder), given.images, given.id_column),
             "speed": lambda: speed(Path(folder), given.images, given.id_column),
+            "scale": lambda: asyncio.run(ray_cluster.scale(Path(folder))),
+            "node": lambda: asyncio.run(ray_cluster.node(Path(folder))),
+            "scored": lambda: ray_cluster.scored(Path(folder)),
         }
         found = sections[given.section]()
     import ray
@@ -254,12 +262,10 @@ def cpu_of_all(run: Process) -> list[tuple[float, float]]:
 
 
 def markdown(whole: dict[str, Any]) -> str:
-    about = (
-        "`python -m benchmarks.deployment.ray serve|killed|speed`; `benchmarks/deployment/ray.py` says what each "
-        "of them is."
-    )
+    about = "`python -m benchmarks.deployment.ray SECTION`; `benchmarks/deployment/ray.py` says what each of them is."
     lines = ["# On Ray", "", about, ""]
-    for name, told in {"serve": of_serve, "killed": of_killed, "speed": of_speed}.items():
+    sections = {"serve": of_serve, "killed": of_killed, "speed": of_speed, **ray_cluster.SECTIONS}
+    for name, told in sections.items():
         if (found := whole.get(name)) is None:
             continue
         machine = found["machine"]

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from awnet.ray.parts import Parts, part, write_part
 from awnet.ray.scoring import Scorer, ScoringError
 from awnet.ray.settings import scorer_settings
 from awnet.ray.sources import Files, _cut, filesystem, shown, units
+from benchmarks.deployment import ray_cluster
 from benchmarks.harness.processes import Process, free_port
 from benchmarks.harness.ray import SCORER, START_SECONDS, below, variables
 from benchmarks.harness.report import bundled_model
@@ -324,3 +326,15 @@ def test_each_image_has_one_row_though_a_scorer_is_killed_and_the_run_before_was
         assert {**row, "file": None} == {**expected[name], "file": None}
     assert (out / "part-000000.parquet").stat().st_ino == kept.st_ino, "what had been scored was scored again"
     assert set(scored[0]) == set(COLUMNS)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_each_image_has_one_row_though_a_node_of_the_cluster_is_killed(no_variables: None) -> None:
+    """With its scorers, and no node comes in its place; the rows say what `awnet predict` says in one process."""
+    with tempfile.TemporaryDirectory() as folder:  # sockets lie below it: the path of a test would be too long
+        found = ray_cluster.scored(Path(folder), 400, (1, 1))
+    assert found["scorers_by_node"][1] == 1 and found["parts_when_killed"] < found["parts"] == ray_cluster.PARTS, found
+    assert (found["status"], found["rows"], found["in_order"]) == (0, 400, True), found["said"]
+    wrong = ("ids_missing", "ids_more_than_once", "ids_of_no_image", "without_answer", "unlike_one_process")
+    assert {name: found[name] for name in wrong} == dict.fromkeys(wrong, 0)

@@ -128,10 +128,15 @@ def test_the_file_for_a_cluster_is_one_of_ray_serves_and_names_what_is_there() -
     from ray.serve.schema import ServeDeploySchema
 
     from awnet.ray import app
+    from awnet.ray.replica import autoscaling
 
     document = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text("utf-8"))
     (application,) = ServeDeploySchema(**document).applications
     assert (application.import_path, application.deployments[0].name) == ("awnet.ray:app", app._bound_deployment.name)
+    scaled = application.deployments[0].autoscaling_config
+    assert autoscaling(2, 8).model_dump(exclude_unset=True).items() >= scaled.items(), (
+        "other delays than of the program"
+    )
     variables = document["applications"][0]["runtime_env"]["env_vars"]
     assert {name.removeprefix("AWNET_").lower() for name in variables} <= Settings.model_fields.keys()
 
@@ -153,6 +158,21 @@ def test_what_a_replica_does_not_have_is_refused(setting: dict[str, Any], line: 
 def test_a_replica_has_the_threads_of_its_cores() -> None:
     """And no more, since others of the node have theirs; a number that is set is taken."""
     assert [replica_settings(Settings(threads=given), 3).threads for given in (0, 2)] == [3, 2]
+
+
+def test_replicas_of_every_node_are_drawn_alike() -> None:
+    """Ray's own router prefers those of the proxy's node: of four on three nodes one got every request."""
+    from awnet.ray import app
+    from awnet.ray.routing import EvenRouter
+
+    router: Any = SimpleNamespace()  # what Ray keeps in one is not asked for
+    replicas: Any = ["here", "there", "elsewhere"]
+    drawn = [asyncio.run(EvenRouter.choose_replicas(router, replicas))[0] for _ in range(300)]
+    assert all(len({*pair}) == 2 for pair in drawn)
+    assert min(sum(name in pair for pair in drawn) for name in replicas) > 100
+    assert asyncio.run(EvenRouter.choose_replicas(router, replicas[:1])) == [["here"]]
+    used = app._bound_deployment._deployment_config.request_router_config.request_router_class
+    assert used == "awnet.ray.routing.EvenRouter"
 
 
 def test_paths_are_told_whole() -> None:
