@@ -67,7 +67,7 @@ FORBIDDEN = {
         ("server/service/answering.py", "from . import service"),
     ],
     "Settings: as options, as one object, where they come from, what they were called": [
-        ("server/settings/sources.py", "from . import settings"),
+        ("server/settings/declared.py", "from . import settings"),
     ],
     "Requests know versions, versions know roles, roles know what is open": [
         ("server/versions/open_versions.py", "from . import rollout"),
