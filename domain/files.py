@@ -29,18 +29,18 @@ def replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     write(partial, data)
     partial.replace(path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file that nobody reads yet; its bytes are on the disk when this returns, its name after `sync`."""
+    """Write a file that nobody reads yet; its bytes are on the disk when this returns, its name after `sync_folder`."""
     with path.open("wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
 
 
-def sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from domain.files import alone_in, replace, sync, write
+from domain.files import alone_in, replace, sync_folder, write
 
 from .repository.layout import CONFIG_FILE, MODEL_FILE, NAME, versions
 
@@ -80,14 +80,14 @@ def convert(repository: Path, out: Path, name: str = "awnet") -> list[int]:
             staging.mkdir()
             write(staging / MODEL_FILE, models[version])
             write(staging / PROGRAM_FILE, PROGRAM.read_bytes())
-            sync(staging)
+            sync_folder(staging)
             staged.append((staging, home / str(version)))
         _put(home / CONFIG_FILE, config.encode())
         for staging, target in staged:
             staging.rename(target)
         for version in present:  # another release of ours may bring another program
             _put(home / str(version) / PROGRAM_FILE, PROGRAM.read_bytes())
-        sync(home)
+        sync_folder(home)
     return sorted(models)
 
 

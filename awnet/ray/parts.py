@@ -18,7 +18,7 @@ from typing import Any
 from pyarrow import ArrowException
 from pyarrow.parquet import read_table
 
-from domain.files import replace, sync
+from domain.files import replace, sync_folder
 
 from ..command.results import JOURNAL, Line, OutputError, write_whole
 from .sources import Unit, shown
@@ -93,7 +93,7 @@ class Parts:
             self.folder.rename(self._out)
         except OSError as error:
             raise OutputError(f"{self._out}: {error.strerror}") from None
-        sync(self._out.absolute().parent)
+        sync_folder(self._out.absolute().parent)
         return failed
 
     def close(self) -> None:

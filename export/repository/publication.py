@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from domain.files import alone_in, replace, sync, write
+from domain.files import alone_in, replace, sync_folder, write
 
 from .layout import CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, STAGING, manifest, numbered
 
@@ -33,9 +33,9 @@ def add_version(
         staging.mkdir()
         write(staging / MODEL_FILE, model)
         write(staging / MANIFEST_FILE, manifest(model, home.name, version))
-        sync(staging)
+        sync_folder(staging)
         if described is not None:
             replace(home / CONFIG_FILE, described)
         staging.rename(target)
-        sync(home)
+        sync_folder(home)
     return target

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from domain.files import sync
+from domain.files import sync_folder
 
 from ..errors import StartupError
 from .chain import FIRST, SUFFIX, Line, Link, hold, read_line, sealed, segments
@@ -181,7 +181,7 @@ class Journal:
             os.close(self._file)
         self._file, self._size, self._begun, self._starts = created, 0, time.time(), True
         with contextlib.suppress(OSError):
-            sync(self.folder)
+            sync_folder(self.folder)
         self._over = self._too_many(there)
         self._kept_from = int([*there[len(self._over) :], path][0].stem)
 

@@ -94,22 +94,6 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write(path: Path, data: bytes) -> None:
-    """A small file; its bytes are on the disk when this returns, its name after `sync_folder`."""
-    with path.open("wb") as file:
-        file.write(data)
-        sync(file)
-
-
 def copied(path: Path, target: Path, most: int, progress: Progress, stopped: Stopped) -> tuple[str, int]:
     """Copy at most `most` bytes, onto the disk; returns their hexadecimal SHA-256 and number. Raises SourceError."""
     with opened(path) as source, target.open("wb") as copy:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from domain.files import sync_folder, write
+
 from ..core.contract import METADATA_KEY
 from ..core.model_source import ModelSource, parse_model_source
 from ..core.regular_files import read_regular
@@ -28,7 +30,7 @@ from ..engines.repository import (
     Repository,
 )
 from ..errors import AWNetError, SourceError
-from .files import alone_in, apart, sync_folder, write
+from .files import alone_in, apart
 from .origins import MODEL_FILE, Origin, origin_of
 from .transfer import Progress, Transfer
 
