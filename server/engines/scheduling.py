@@ -8,7 +8,8 @@ The rules:
 * *Line.* First come, first served. Low-priority images run when no normal one waits; one that has waited `patience`
   is put at the end of the normal line, so that it is never passed for ever.
 * *Batch.* Images of one lane, their number always a bucket: 1, 2, 4, ... and `max_batch`. A worker takes the largest
-  bucket within its fair share of what waits, because the idle workers are about to take the rest.
+  bucket within its fair share of what waits: the share among all workers, so that those that run find as much when they
+  end; or a larger one, up to the share among the idle ones, where an image of it costs a fifth less.
 * *Alone.* One image is told that it is alone where nothing else waits or runs and batches have mostly ended so lately:
   among several clients the next one comes before it is done, and the cores that it took would be missed.
 * *Delay.* None while a second worker is idle or nothing else runs. Otherwise the last idle worker may wait for the
@@ -34,6 +35,7 @@ NORMAL, LOW = 0, 1
 _GONE = -1  # the level of a job of which nothing waits
 _NEW = 0.2  # weight of a new sample in a running mean
 _MOSTLY = 0.8
+_CHEAPER = 0.8  # an image of a batch beyond the share among all workers costs at most so much of one within it
 _RETRY_GAIN = 0.004  # what success gains by each wait that was left off: one in 25 is tried again
 
 
@@ -187,8 +189,7 @@ class Scheduler(Generic[J]):
                 return None
             waits = min(lane.waiting[level], self._max_batch)
             idle = self._workers - self._busy  # with the one that asks
-            share = -(-self._waiting[level] // max(1, idle))
-            size = self._floor[min(waits, share)]
+            size = self._size(lane, waits, self._waiting[level], max(1, idle))
             late = self._late(lane, level, size, now)
             if late is None:
                 break
@@ -253,11 +254,28 @@ class Scheduler(Generic[J]):
                 return None
         return None
 
+    def _size(self, lane: Lane[J], waits: int, line: int, idle: int) -> int:
+        """Of the next batch.
+
+        Args:
+            waits: images of the lane, at most `max_batch`.
+            line: images of all lanes.
+            idle: workers, with the one that asks.
+        """
+        least, most = (self._floor[min(waits, -(-line // workers))] for workers in (self._workers, idle))
+        if most not in lane.cost:  # nothing is known to be saved by less
+            return most
+        enough = lane.cost[most] / most / _CHEAPER
+        for size in self.buckets:
+            if least <= size < most and size in lane.cost and lane.cost[size] / size < enough:
+                return size
+        return most
+
     def _worth_waiting(self, lane: Lane[J], level: int, now: float) -> float:
         """Until when a fuller batch is worth waiting for; `now` or earlier if it is not."""
         waits = lane.waiting[level]
         target = next((bucket for bucket in self.buckets if bucket > waits), None)
-        if target is None:
+        if target is None or self._size(lane, target, target, 1) < target:  # it would not be run together
             return now
         try:
             saved = self._price(lane, waits) + self._price(lane, target - waits) - lane.cost[target]

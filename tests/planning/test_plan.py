@@ -97,7 +97,7 @@ def test_the_plan_says_what_to_run_and_what_it_costs(tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_a_balancer_that_does_not_look_needs_more(tmp_path: Path) -> None:
     needed = {
-        balance: plan(tmp_path, "--rate", "2000", "--p99-ms", "12", "--busy", "0.9", "--balancer", balance)["plan"]
+        balance: plan(tmp_path, "--rate", "2000", "--p99-ms", "10", "--busy", "0.9", "--balancer", balance)["plan"]
         for balance in ("least", "random")
     }
     assert needed["least"]["replicas"] < needed["random"]["replicas"]
