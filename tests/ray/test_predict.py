@@ -7,7 +7,6 @@ import hashlib
 import os
 import pickle
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from benchmarks.harness.report import bundled_model
 from benchmarks.harness.waiting import eventually
 from server.settings.settings import Settings
 from tests.repository import ROOT
-from tests.requires import SEARCH, requires
+from tests.requires import MOTO_SERVER, requires
 
 EXAMPLES = {path.name: path.read_bytes() for path in sorted((ROOT / "examples").glob("*.png"))}
 RUN = {"model": "m"}
@@ -126,8 +125,7 @@ def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp
 def test_a_bucket_gives_the_same_and_its_keys_are_told_to_nobody(tmp_path: Path) -> None:
     """By pyarrow's client of S3, from moto's server: a folder with images and a table, and each of them alone."""
     port = free_port()
-    program = str(shutil.which("moto_server", path=SEARCH))
-    with Process([program, "-H", "127.0.0.1", "-p", str(port)], tmp_path / "moto.log") as moto:
+    with Process([MOTO_SERVER, "-H", "127.0.0.1", "-p", str(port)], tmp_path / "moto.log") as moto:
         moto.answering(f"http://127.0.0.1:{port}/moto-api/")
         query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&region=us-east-1"
         system, _ = filesystem(f"s3://key:secret@photos?{query}&allow_bucket_creation=true")

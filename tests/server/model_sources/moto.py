@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import httpx
 
 from benchmarks.harness.processes import Process, free_port
-from tests.requires import SEARCH
+from tests.requires import MOTO_SERVER
 from tests.server.tiny import CALL
 
 OPEN = 40  # actions before keys are needed; a request is one or more
@@ -32,9 +31,8 @@ class Moto(Process):
     def __init__(self, folder: Path, key: str, objects: list[bytes]) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        program = str(shutil.which("moto_server", path=SEARCH))
         variables = {"INITIAL_NO_AUTH_ACTION_COUNT": str(OPEN)}
-        super().__init__([program, "-H", "127.0.0.1", "-p", port], folder / "moto.log", variables)
+        super().__init__([MOTO_SERVER, "-H", "127.0.0.1", "-p", port], folder / "moto.log", variables)
         self.answering(f"{url}/moto-api/")
         with httpx.Client(base_url=url, **CALL) as client:
 
