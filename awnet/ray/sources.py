@@ -20,7 +20,8 @@ from pyarrow.parquet import ParquetFile
 from ..command.images import MAX_BYTES, SUFFIXES, Image, PathError
 
 IMAGES = 1000  # of a unit at most: seconds of work, which is lost with a process that is killed
-READ_ROWS = 64  # of a Parquet file that are in memory at a time
+READ_ROWS, READ_BYTES = 64, 2 * MAX_BYTES  # of a Parquet file that are in memory at a time, by what its footer says
+MOST_ROWS, ROWS_A_BYTE = 1_000_000, 8  # a file that promises more, and more for its size, was made to be too much
 PARQUET = ".parquet"
 _KEYS = re.compile(r"\A(?:[^/]*@|[^/:]*:(?!\d{1,5}/).*@)")  # also where a / in a secret was not written as %2F
 
@@ -76,21 +77,23 @@ class Rows:
 
     def images(self) -> Iterator[Image]:
         """Those of the unit, a few rows read at a time. Rows that cannot be read are images that cannot be."""
-        told = 0
+        told, why = 0, "the file ends before this row"
         try:
             for image in self._read():
                 told += 1
                 yield image
-        except (ArrowException, OSError) as error:
-            for number in range(self.first + told, self.first + self.count):
-                yield Image(f"{self.name}#{number}", partial(_failing, str(error)))
+        except (ArrowException, ValueError, OSError) as error:
+            why = str(error)
+        for number in range(self.first + told, self.first + self.count):
+            yield Image(f"{self.name}#{number}", partial(_failing, why))
 
     def _read(self) -> Iterator[Image]:
         system, _ = filesystem(self.source)
         columns = [self.column] if self.identity is None else [self.column, self.identity]
         at, end = -self.skip, self.count
         with system.open_input_file(self.path) as f:
-            for rows in ParquetFile(f).iter_batches(READ_ROWS, list(self.groups), columns):
+            file = ParquetFile(f)
+            for rows in file.iter_batches(_rows_at_a_time(file, self.groups, columns), list(self.groups), columns):
                 for row in range(max(0, -at), min(rows.num_rows, end - at)):
                     number = self.first + at + row
                     called = f"{self.name}#{number}" if self.identity is None else str(rows[self.identity][row].as_py())
@@ -170,15 +173,32 @@ def _of(source: str, column: str, identity: str | None, most: int) -> Iterator[U
             yield Rows(source, path, names[path], column, identity, taken, skip, count, first)
 
 
+def _rows_at_a_time(file: ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """So many that they fit into memory. Raises ValueError where no row does."""
+    most = average = 0.0
+    for group in map(file.metadata.row_group, groups):
+        chunks = map(group.column, range(group.num_columns))
+        read = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+        # Values that repeat are written once, in a dictionary: each row may be as large as all that is written.
+        most, average = max(most, sum(read)), max(average, sum(read) / max(1, group.num_rows))
+    if average > READ_BYTES:
+        raise ValueError(f"its rows have {average / (1 << 20):.0f} MiB each; images of {MAX_BYTES >> 20} are read")
+    return min(READ_ROWS, max(1, int(READ_BYTES / max(1, most))))
+
+
 def _row_groups(system: Any, path: str, name: str, columns: Sequence[str]) -> list[int]:
     """Rows of each group of a Parquet file. Raises PathError."""
     try:
         with system.open_input_file(path) as f:
             file = ParquetFile(f)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            there = file.schema_arrow.names
+            there, promised, size = file.schema_arrow.names, file.metadata.num_rows, f.size()
     except (ArrowException, OSError) as error:
         raise PathError(f"{name}: no Parquet file that can be read: {error}") from None
+    if min(sizes, default=0) < 0 or sum(sizes) != promised:
+        raise PathError(f"{name}: no Parquet file that can be read: its footer says {promised} rows, its groups others")
+    if promised > max(MOST_ROWS, ROWS_A_BYTE * size):
+        raise PathError(f"{name}: no Parquet file that can be read: {promised} rows in {size} bytes")
     for wanted in columns:
         if wanted not in there:
             raise PathError(f"{name} has no column {wanted}; it has {', '.join(there)}")

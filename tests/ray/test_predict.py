@@ -17,11 +17,12 @@ from typing import Any
 
 import pyarrow
 import pytest
-from pyarrow.parquet import read_table, write_table
+from pyarrow.parquet import ParquetFile, read_table, write_table
 
 from awnet.__main__ import main
 from awnet.command.images import PathError
 from awnet.command.results import COLUMNS, OutputError
+from awnet.ray import sources
 from awnet.ray.parts import Parts, part, write_part
 from awnet.ray.scoring import Scorer, ScoringError
 from awnet.ray.settings import scorer_settings
@@ -101,6 +102,69 @@ def test_rows_that_cannot_be_read_are_images_that_cannot_be(tmp_path: Path) -> N
         found[-1].read()
 
 
+def promising(path: Path, rows: int, *, everywhere: bool) -> Path:
+    """The file with one group of ten rows, whose footer says that the group has so many, and so does the file."""
+    data, size = path.read_bytes(), ParquetFile(path).metadata.row_group(0).total_byte_size
+    length = int.from_bytes(data[-8:-4], "little")
+    footer = data[-8 - length : -8]
+    # Thrift's compact protocol: 0x16 is a field of 64 bits, 0x19 the list behind the number of the file's rows.
+    parts = [(b"\x16" + _number(size) + b"\x16", b"")] + [(b"\x16", b"\x19")] * everywhere
+    for before, behind in parts:
+        assert footer.count(before + _number(10) + behind) == 1
+        footer = footer.replace(before + _number(10) + behind, before + _number(rows) + behind)
+    path.write_bytes(data[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    return path
+
+
+def _number(value: int) -> bytes:
+    """A zigzag varint."""
+    left, out = ((value << 1) ^ (value >> 63)) & ((1 << 64) - 1), bytearray()
+    while left > 127:
+        out.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*out, left])
+
+
+@pytest.mark.parametrize(
+    ("rows", "everywhere", "said"),
+    [
+        (11, False, "its footer says 10 rows, its groups others"),
+        (-5, True, "its footer says -5 rows, its groups others"),
+        (10**12, False, "its footer says 10 rows, its groups others"),
+        (10**12, True, "1000000000000 rows in "),
+    ],
+)
+def test_a_footer_that_promises_what_cannot_be_is_told_at_once(
+    tmp_path: Path, rows: int, everywhere: bool, said: str
+) -> None:
+    """Before anything is begun, and before a unit is made of each thousand of them."""
+    path = table(tmp_path / "a.parquet", [(f"k{number}", b"image") for number in range(10)])
+    with pytest.raises(PathError, match=f"a.parquet: no Parquet file that can be read: {said}"):
+        units([str(promising(path, rows, everywhere=everywhere))], "image", "key")
+
+
+def test_rows_that_a_footer_promises_and_that_are_not_there_are_images_that_cannot_be_read(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.parquet", [(f"k{number}", b"image") for number in range(10)])
+    (unit,) = units([str(promising(path, 13, everywhere=True))], "image", "key")
+    *there, eleventh, _, last = unit.images()
+    assert [image.read() for image in there] == [b"image"] * 10
+    assert (eleventh.name, last.name) == (f"{path}#10", f"{path}#12")
+    with pytest.raises(ValueError, match="the file ends before this row"):
+        last.read()
+
+
+def test_rows_that_fit_into_no_memory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes may unpack to gigabytes; large rows are read one by one."""
+    path = table(tmp_path / "a.parquet", [(f"k{number}", bytes([number]) * (3 << 20)) for number in range(4)])
+    (unit,) = units([str(path)], "image", "key")
+    monkeypatch.setattr(sources, "READ_BYTES", 4 << 20)
+    assert [len(image.read()) for image in unit.images()] == [3 << 20] * 4
+    monkeypatch.setattr(sources, "READ_BYTES", 2 << 20)
+    for image in unit.images():
+        with pytest.raises(ValueError, match="3 MiB each"):
+            image.read()
+
+
 def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp_path: Path) -> None:
     """What it is called is what was asked for; file:// is read by the file systems of Arrow, as s3:// is."""
     (tmp_path / "in").mkdir()
@@ -176,13 +240,13 @@ def test_a_run_goes_on_with_the_same_images_and_model_alone(tmp_path: Path) -> N
         Parts(out, found, RUN, resume=True)
     write_part(first.folder, 0, [{"file": "a.png", "error": {"title": "bad"}}])
     first.close()
-    for resume, run, sources, why in (
+    for resume, run, given, why in (
         (False, RUN, found, "go on with --resume"),
         (True, {"model": "n"}, found, r"a run with other model \(m, now n\)"),
         (True, RUN, [Files("x", ("a", "b"), ("a", "b"))], "a run with other images"),
     ):
         with pytest.raises(OutputError, match=why):
-            Parts(out, sources, run, resume)
+            Parts(out, given, run, resume)
     again = Parts(out, found, RUN, resume=True)
     assert again.left() == []
     assert again.publish() == 1  # image without an answer
