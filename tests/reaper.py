@@ -62,13 +62,13 @@ def _tell(where: str) -> None:
 
 def watch(pid: int, mark: str) -> None:
     """The reaper's life, from the start of test process `pid` to the end of what it started."""
-    process, told = os.pidfd_open(pid), b"before the first test\n"
+    process, report = os.pidfd_open(pid), b"before the first test\n"
     while process not in (ready := select.select([process, 0], [], [])[0]):
-        told += os.read(0, 65_536)
-        told = told[told.rfind(b"\n", 0, -1) + 1 :]
+        report += os.read(0, 65_536)
+        report = report[report.rfind(b"\n", 0, -1) + 1 :]
     if 0 in ready:
-        told += os.read(0, 65_536)
-    where = told.decode(errors="replace").split("\n")[-2]
+        report += os.read(0, 65_536)
+    where = report.decode(errors="replace").split("\n")[-2]
     if where:
         say(f"the test process was lost {where}")
     else:

@@ -135,8 +135,8 @@ def test_every_path_that_a_document_names_exists(document):
 
 def test_a_path_that_leads_nowhere_is_found():
     """Braces and stars are read as the shell reads them; a path at a commit is left to git."""
-    told = "`training/reports/x{1,2}.json`, training/recipes/**/*.toml. `e2d316a:training/reports/y.json`"
-    assert paths_in(told) == ["training/recipes/**/*.toml", "training/reports/x1.json", "training/reports/x2.json"]
+    text = "`training/reports/x{1,2}.json`, training/recipes/**/*.toml. `e2d316a:training/reports/y.json`"
+    assert paths_in(text) == ["training/recipes/**/*.toml", "training/reports/x1.json", "training/reports/x2.json"]
 
 
 @cache

@@ -37,17 +37,17 @@ def test_checkpoint_export_and_answer(config: AWNetConfig, tmp_path: Path) -> No
     finally:
         served.stop()
     assert reply.status_code == 200, reply.text
-    told = reply.json()["results"][0]
+    answer = reply.json()["results"][0]
 
     net = load(ckpt).awnet
     x = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None].float() / 255
     with torch.no_grad():
         signals = net.detect(x)
         likely = net.classify(x, signals).softmax(1)[0]
-    assert told["predictions"][0]["class_id"] == int(likely.argmax())
-    assert told["predictions"][0]["probability"] == pytest.approx(float(likely.max()), abs=1e-4)
-    assert told["adversarial"]["score"] == pytest.approx(float(signals.p_type[0, 0]), abs=1e-4)
-    convolutions = told["signals"]["convolutions"]
+    assert answer["predictions"][0]["class_id"] == int(likely.argmax())
+    assert answer["predictions"][0]["probability"] == pytest.approx(float(likely.max()), abs=1e-4)
+    assert answer["adversarial"]["score"] == pytest.approx(float(signals.p_type[0, 0]), abs=1e-4)
+    convolutions = answer["signals"]["convolutions"]
     assert [len(c["values"]) for c in convolutions] == [o.shape[1] for o in signals.omega]
     for convolution, omega in zip(convolutions, signals.omega, strict=True):
         np.testing.assert_allclose(convolution["values"], omega[0], rtol=1e-3, atol=1e-4)

@@ -148,9 +148,9 @@ def test_the_changelog_tells_what_is_new_and_every_release():
 
 def test_a_changelog_that_lacks_a_version_is_found():
     """Neither Unreleased nor the version on top, or a release without a heading."""
-    told = "## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n"
-    assert unreleased_or_listed(told, "0.1.0", {"0.1.0"})
-    assert not unreleased_or_listed(told, "0.2.0", {"0.1.0", "0.2.0"})
-    assert unreleased_or_listed(told.replace("## [Unreleased]", ""), "0.1.0", {"0.1.0"})
-    assert not unreleased_or_listed(told.replace("## [Unreleased]", ""), "0.2.0", {"0.1.0"})
+    changelog = "## [Unreleased]\n\n## [0.1.0] - 2026-01-01\n"
+    assert unreleased_or_listed(changelog, "0.1.0", {"0.1.0"})
+    assert not unreleased_or_listed(changelog, "0.2.0", {"0.1.0", "0.2.0"})
+    assert unreleased_or_listed(changelog.replace("## [Unreleased]", ""), "0.1.0", {"0.1.0"})
+    assert not unreleased_or_listed(changelog.replace("## [Unreleased]", ""), "0.2.0", {"0.1.0"})
     assert not unreleased_or_listed("", "0.1.0", set())

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.project.own_data import told
+from benchmarks.project.own_data import markdown
 from tests.repository import ROOT
 from tests.test_pages import Folder, fences
 
@@ -101,4 +101,4 @@ def test_what_to_expect_is_what_was_measured() -> None:
     shares += [flagged[when]["suspicious"][0] for when in ("before", "after")]
     assert [f"{100 * share:.1f} %" for share in shares if f"{100 * share:.1f} %" not in page] == []
     assert all(finding["holds"] for finding in report["figures"]["linter"])
-    assert told(report) == (ROOT / "benchmarks/results/own_data.md").read_text("utf-8")
+    assert markdown(report) == (ROOT / "benchmarks/results/own_data.md").read_text("utf-8")

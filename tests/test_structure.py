@@ -98,5 +98,5 @@ def test_an_image_and_a_batch_are_followed_through_the_house() -> None:
 @pytest.mark.parametrize("name", ["structure-before", "structure"])
 def test_the_page_is_made_of_the_figures_beside_it(name: str) -> None:
     """No figure was typed by hand."""
-    told = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    assert (RESULTS / f"{name}.md").read_text("utf-8") == structure.markdown(told)
+    report = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    assert (RESULTS / f"{name}.md").read_text("utf-8") == structure.markdown(report)

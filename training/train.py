@@ -162,9 +162,9 @@ class Clock:
             signal.signal(one, ask)
             if twice_ends:
                 handle_once(one)
-        told = "stopping after this step" + ("; again: at once, unsaved" if twice_ends else "")
+        message = "stopping after this step" + ("; again: at once, unsaved" if twice_ends else "")
         try:
-            with saying_at_signals(earlier, told) if says else nullcontext():
+            with saying_at_signals(earlier, message) if says else nullcontext():
                 yield
         finally:
             for one, handler in earlier.items():

@@ -69,8 +69,8 @@ class UntilFound(Attacker):
 async def guard(bench: Bench, queries: int, most: int) -> list[dict[str, Any]]:
     """Attacks in each arrangement: the query with which an attacker is found."""
     keys = bench.folder / "keys.toml"
-    told = f'[keys.attacker]\nsha256 = "{sha256(SECRET.encode()).hexdigest()}"\nscopes = ["predict", "metrics"]\n'
-    keys.write_text(told)
+    key_table = f'[keys.attacker]\nsha256 = "{sha256(SECRET.encode()).hexdigest()}"\nscopes = ["predict", "metrics"]\n'
+    keys.write_text(key_table)
     keys.chmod(0o600)
     rows = [(balance, kind, 1, False) for kind in ("square", "boundary") for balance in (ONE, TURNS, LOAD, ADDRESS)]
     rows += [(balance, "square", 8, True) for balance in (ONE, LOAD, ADDRESS, KEY)]

@@ -94,10 +94,10 @@ def markdown(found: dict[str, Any]) -> str:
         for row in found["guard"]:
             who = f"{row['addresses']} addresses, one key" if row["keyed"] else "one address"
             at = sorted(n for n in row["found_at"] if n)
-            told = f"{statistics.median(at):g} | {at[0]} | {at[-1]}" if at else "| | "
+            queries = f"{statistics.median(at):g} | {at[0]} | {at[-1]}" if at else "| | "
             lines.append(
                 f"| {row['attack']} | {who} | {TOLD[row['balance']]} | {row['found']} of {row['long_enough']} "
-                f"| {told} |"
+                f"| {queries} |"
             )
     if "rates" in found:
         rate = found["rate"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import report
-from ..harness.closed_loop import add_image, add_rounds, kept, lua, rotated, table, uploaded, wrk
+from ..harness.closed_loop import add_image, add_rounds, lua, raw_samples, rotated, table, uploaded, wrk
 from ..harness.processes import Server, Triton, family, rss_mb
 from ..harness.prometheus import scraped
 from ..harness.report import ROOT
@@ -92,8 +92,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     if name == "triton":
                         sample |= triton_means(counters, triton_counters(backend.metrics))
                     samples[name][clients].append(sample)
-                    told_rate = f"{sample['rps']:7.0f} req/s"
-                    print(f"round {turn + 1} clients {clients:2d} {name:8s} {told_rate}", file=sys.stderr)
+                    rate = f"{sample['rps']:7.0f} req/s"
+                    print(f"round {turn + 1} clients {clients:2d} {name:8s} {rate}", file=sys.stderr)
     return {
         "what": "closed loop of POST /predict, multipart, through Triton and embedded; medians over interleaved rounds",
         "machine": facts,
@@ -102,17 +102,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": options.seconds,
         "memory_mb": memory,
         "engines": table(samples),
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
 
 
 def server_sums(port: int) -> dict[str, float]:
     """Sums and counts of the server's histograms."""
     found = scraped(port)
-    told = {stage: found[f'awnet_stage_seconds_sum{{stage="{stage}"}}'] for stage in STAGES}
-    told["requests"] = found['awnet_stage_seconds_count{stage="inference"}']
-    told["total"] = found['awnet_request_seconds_sum{route="/predict"}']
-    return told
+    sums = {stage: found[f'awnet_stage_seconds_sum{{stage="{stage}"}}'] for stage in STAGES}
+    sums["requests"] = found['awnet_stage_seconds_count{stage="inference"}']
+    sums["total"] = found['awnet_request_seconds_sum{route="/predict"}']
+    return sums
 
 
 def triton_counters(port: int) -> dict[str, float]:

@@ -79,8 +79,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for turn in range(options.rounds):
             for workers, clients in rotated(turns, turn):
                 server = servers[workers]
-                told = wrk(server.port, clients, options.seconds, script, [server.pid, *children(server.pid)])
-                samples.setdefault((workers, clients), []).append(told)
+                figures = wrk(server.port, clients, options.seconds, script, [server.pid, *children(server.pid)])
+                samples.setdefault((workers, clients), []).append(figures)
         for workers, server in servers.items():
             of = family(server.pid)
             found["of"][workers] = {

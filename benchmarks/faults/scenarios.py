@@ -331,25 +331,25 @@ async def reload(bench: Bench) -> Result:
                 spoil(repository / "awnet", number)
                 replica.send(signal.SIGHUP)
                 try:
-                    told = await seconds_until(lambda before=before: _more_refusals(replica, before), 15, replica)
+                    counted = await seconds_until(lambda before=before: _more_refusals(replica, before), 15, replica)
                 except TimeoutError:
-                    told = float("nan")
+                    counted = float("nan")
                 await asyncio.sleep(1)
                 failed = load.failed(since=begun)
                 versions = {s.version for s in load.samples if s.begun >= begun and s.outcome == "ok"}
                 line = next((line for line in replica.text()[logged:].splitlines() if "ERROR" in line), "")
-                good = failed == 0 and versions == {"1"} and told == told and bool(line)
+                good = failed == 0 and versions == {"1"} and counted == counted and bool(line)
                 result.figures[kind] = {
                     "failed": failed,
                     "versions": sorted(versions),
-                    "metric_after_seconds": round(told, 2),
+                    "metric_after_seconds": round(counted, 2),
                     "log": line.partition("ERROR ")[2][:160],
                 }
                 if kind != "half-copied":
                     shutil.rmtree(repository / "awnet" / str(number))
                 result.goal(
                     f"{kind}: version 1 serves on, 0 errors, a metric, a log line",
-                    f"{failed} errors, versions {sorted(versions)}, metric after {told:.2f} s"
+                    f"{failed} errors, versions {sorted(versions)}, metric after {counted:.2f} s"
                     + ("" if line else ", no log line"),
                     good,
                 )
@@ -557,15 +557,17 @@ async def wrong_engine(bench: Bench) -> Result:
         await triton.until_ready()
         triton.wrong.touch()
         with Replica(bench.folder, engine="triton", triton_urls=f"127.0.0.1:{triton.grpc}") as replica:
-            asked = said = 0
+            asked = ready_looks = 0
             end = time.monotonic() + 8
             while time.monotonic() < end and replica.running:
                 with contextlib.suppress(OSError, EOFError, TimeoutError):
-                    said += await get(replica.port, "/v2/health/ready")
+                    ready_looks += await get(replica.port, "/v2/health/ready")
                     asked += 1
                 await asyncio.sleep(0.05)
             ended = "ended with the reason in its log" if not replica.running else "stayed unready"
-        result.goal("wrong from the start: never ready", f"ready in {said} of {asked} looks; {ended}", said == 0)
+        result.goal(
+            "wrong from the start: never ready", f"ready in {ready_looks} of {asked} looks; {ended}", ready_looks == 0
+        )
 
     triton = SpoiltTriton(bench)
     with triton:

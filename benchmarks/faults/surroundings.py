@@ -139,11 +139,17 @@ async def files(bench: Bench) -> Result:
                 (folder / name).unlink()
                 os.mkfifo(folder / name)
                 line = f"{number}: {name} cannot be read: it is no regular file"
-                told = await _told(lambda line=line: line in server.text())
-                result.goal(f"a FIFO as {name}: refused and told", told, told != "not told")
+                outcome = await _logged_after(lambda line=line: line in server.text())
+                result.goal(f"a FIFO as {name}: refused and told", outcome, outcome != "not told")
             with dead_mount(repository) if possible() else contextlib.nullcontext():
-                told = await _told(lambda: "has not answered for 1 s" in server.text()) if possible() else "no root"
-                result.goal("a dead mount: told, counted as unavailable", told, told not in ("not told", "no root"))
+                outcome = (
+                    await _logged_after(lambda: "has not answered for 1 s" in server.text())
+                    if possible()
+                    else "no root"
+                )
+                result.goal(
+                    "a dead mount: told, counted as unavailable", outcome, outcome not in ("not told", "no root")
+                )
                 text = (await fetch(server.port, "/metrics")).decode()
                 counted = next(line for line in text.splitlines() if 'result="unavailable"' in line)
                 result.figures["counted"] = counted
@@ -163,7 +169,7 @@ async def files(bench: Bench) -> Result:
     return result
 
 
-async def _told(check: Callable[[], bool]) -> str:
+async def _logged_after(check: Callable[[], bool]) -> str:
     try:
         return f"after {await seconds_until(lambda: _now(check), 20):.1f} s"
     except TimeoutError:
@@ -201,7 +207,7 @@ async def clock(bench: Bench) -> Result:
                 offset.write_text(jump, "ascii")
                 await asyncio.sleep(2)
                 spoil(repository / "awnet", number)  # which is logged, with the day
-                await _told(lambda number=number: f"awnet version {number}" in server.text())
+                await _logged_after(lambda number=number: f"awnet version {number}" in server.text())
                 await asyncio.sleep(2)
                 ready = await get(server.port, "/v2/health/ready")
                 result.goal(
@@ -233,8 +239,8 @@ async def settings(bench: Bench) -> Result:
             status, said, _ = await _start_with(f"{option}={value}")
             if status != 2 or len(said.splitlines()) != 1 or option.strip("-").replace("-", "_") not in said:
                 wrong.append(f"{value!r}: {status} {said!r}")
-        told = "; ".join(wrong) or f"{len(values)} of {len(values)}"
-        result.goal(f"{option} {' '.join(map(repr, values))}: status 2 and one line", told, not wrong)
+        outcome = "; ".join(wrong) or f"{len(values)} of {len(values)}"
+        result.goal(f"{option} {' '.join(map(repr, values))}: status 2 and one line", outcome, not wrong)
     status, said, _ = await _start_with("--port=-1", AWNET_MAX_BATCHES="4")
     result.goal("AWNET_MAX_BATCHES: the nearest name is told", said.splitlines()[0], "AWNET_MAX_BATCH" in said)
     links = {

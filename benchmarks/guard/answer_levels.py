@@ -50,14 +50,14 @@ class Reader:
 
     Args:
         port: of a server.
-        told: what that tells.
+        level: AWNET_ANSWERS of that server.
         classes: how many there are.
     """
 
-    def __init__(self, port: int, told: str, classes: int) -> None:
+    def __init__(self, port: int, level: str, classes: int) -> None:
         self._clients = [Client(port) for _ in range(CONNECTIONS)]
         self._pool = ThreadPoolExecutor(CONNECTIONS)
-        self._told, self._classes = told, classes
+        self._level, self._classes = level, classes
         self.asked = 0
 
     def __call__(self, images: Pixels) -> Answers:
@@ -71,7 +71,7 @@ class Reader:
     def _ask(self, client: Client, parts: list[Pixels]) -> list[list[tuple[list[float], float, float]]]:
         found = []
         for part in parts:
-            query = "" if self._told == "verdict" else f"?top_k={self._classes}"
+            query = "" if self._level == "verdict" else f"?top_k={self._classes}"
             status, document, _ = client.ask(*map(png, part), query=query)
             assert status == 200, document
             found.append([self.read(result) for result in document["results"]])
@@ -81,13 +81,13 @@ class Reader:
         """Logits, score and limit of one result, as far as it tells them."""
         named, judged = result["predictions"], result["adversarial"]
         passes = judged["verdict"] == "clean"
-        if self._told == "verdict":
+        if self._level == "verdict":
             logits = [0.0] * self._classes
             logits[named[0]["class_id"]] = 1.0
             return logits, 0.0 if passes else 1.0, 0.5
         limit = judged["thresholds"]["suspicious"]
         logits = [0.0] * self._classes
-        if self._told == "exact":
+        if self._level == "exact":
             for one in named:
                 logits[one["class_id"]] = math.log(max(one["probability"], 1e-30))
             return logits, judged["score"], limit
@@ -123,15 +123,15 @@ def main() -> int:
     done = [(row["answers"], row["attack"], row["aim"]) for row in found["rows"]]
     with tempfile.TemporaryDirectory() as scratch:
         chosen: Counts | None = None
-        for told in get_args(answers.Answers):
-            with Server(Path(scratch), answers=told, threads=1, timeout_seconds=120) as server:
+        for level in get_args(answers.Answers):
+            with Server(Path(scratch), answers=level, threads=1, timeout_seconds=120) as server:
                 server.wait_ready(180)
-                ask = Reader(server.port, told, int(labels.max()) + 1)
+                ask = Reader(server.port, level, int(labels.max()) + 1)
                 chosen = _chosen(ask, images, labels, options.images) if chosen is None else chosen
-                kinds = ("square", "boundary") if told == "verdict" else ("square",)
-                for kind, aim in ((kind, aim) for kind in kinds for aim in AIMS if (told, kind, aim) not in done):
+                kinds = ("square", "boundary") if level == "verdict" else ("square",)
+                for kind, aim in ((kind, aim) for kind in kinds for aim in AIMS if (level, kind, aim) not in done):
                     row = attacked(ask, kind, aim, images[chosen], labels[chosen], options.queries)
-                    found["rows"].append({"answers": told, "attack": kind, "aim": aim} | row)
+                    found["rows"].append({"answers": level, "attack": kind, "aim": aim} | row)
                     report.publish(options.out, found, markdown(found))
                 ask.close()
     print(markdown(found))
@@ -142,8 +142,10 @@ def _chosen(ask: Reader, images: Pixels, labels: Counts, most: int) -> Counts:
     """The first images that are answered right and pass."""
     found: list[int] = []
     for at in range(0, len(images), TOGETHER):
-        told, right = ask(images[at : at + TOGETHER]), labels[at : at + TOGETHER]
-        found += [at + int(n) for n in np.flatnonzero((told.logits.argmax(1) == right) & (told.score <= told.limit))]
+        answer, right = ask(images[at : at + TOGETHER]), labels[at : at + TOGETHER]
+        found += [
+            at + int(n) for n in np.flatnonzero((answer.logits.argmax(1) == right) & (answer.score <= answer.limit))
+        ]
         if len(found) >= most:
             break
     return np.array(found[:most])
@@ -152,7 +154,7 @@ def _chosen(ask: Reader, images: Pixels, labels: Counts, most: int) -> Counts:
 def attacked(ask: Reader, kind: str, aim: str, images: Pixels, labels: Counts, queries: int) -> dict[str, Any]:
     """One attack on every image: how many it broke within EPS, and with how many queries."""
     rng, begun, before = np.random.default_rng(0), time.monotonic(), ask.asked
-    with tqdm(total=queries * len(images), desc=f"{ask._told}, {kind}, {aim}", unit="query") as bar:
+    with tqdm(total=queries * len(images), desc=f"{ask._level}, {kind}, {aim}", unit="query") as bar:
 
         def counted(tries: Pixels) -> Answers:
             bar.update(len(tries))

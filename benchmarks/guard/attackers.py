@@ -150,9 +150,9 @@ class Attacker:
         if self._others is not None:
             client.ask(png(self._others[self._rng.integers(len(self._others))]))
         document = self._answer(client, [png(self._variant(image, self._rng)) for image in images])
-        return [self._told(image, result) for image, result in zip(images, document["results"], strict=True)]
+        return [self._signals(image, result) for image, result in zip(images, document["results"], strict=True)]
 
-    def _told(self, image: Pixels, result: dict[str, Any]) -> tuple[list[float], float, float]:
+    def _signals(self, image: Pixels, result: dict[str, Any]) -> tuple[list[float], float, float]:
         self.asked += 1
         if result.get("query_guard", {}).get("repeated"):
             self.flagged += 1
@@ -162,8 +162,8 @@ class Attacker:
             logits[named["class_id"]] = math.log(max(named["probability"], 1e-30))
         if int(np.argmax(logits)) != self._label:
             self.nearest = min(self.nearest, float(distances(self._image[None], image[None])[0][0]))
-        told = result["adversarial"]
-        return logits, told["score"], told["thresholds"]["suspicious"]
+        judgement = result["adversarial"]
+        return logits, judgement["score"], judgement["thresholds"]["suspicious"]
 
     def _answer(self, client: Client, files: list[bytes]) -> dict[str, Any]:
         """The answer, whenever it comes; who is refused comes again as told."""

@@ -83,14 +83,14 @@ def attacks(
         queries: of each attack on an image; seconds: of one that is slowed down.
         only: rows in whose name this stands.
     """
-    given: Attacked | None = None
+    attacked: Attacked | None = None
     for row in table(images[5000:], seconds):
         if only not in row.name:
             continue
         with Server(scratch, query_guard=row.guard, **row.settings) as server:
             server.wait_ready(180)
-            given = given or Attacked(images, labels, *_chosen(server, images[:100], labels, most), queries)
-            yield measured(server, row, given)
+            attacked = attacked or Attacked(images, labels, *_chosen(server, images[:100], labels, most), queries)
+            yield measured(server, row, attacked)
 
 
 def _chosen(server: Server, images: Pixels, labels: Counts, most: int) -> tuple[list[int], list[int]]:
@@ -104,15 +104,15 @@ def _chosen(server: Server, images: Pixels, labels: Counts, most: int) -> tuple[
     return chosen, [next(m for m, found in enumerate(classes) if found != labels[n]) for n in chosen]
 
 
-def measured(server: Server, row: Row, given: Attacked) -> dict[str, Any]:
+def measured(server: Server, row: Row, attacked: Attacked) -> dict[str, Any]:
     """One row: its attack on all chosen images, several side by side."""
-    images, labels, chosen = given.images, given.labels, given.chosen
-    before, queries = _events(server), round(given.queries * row.part)
+    images, labels, chosen = attacked.images, attacked.labels, attacked.chosen
+    before, queries = _events(server), round(attacked.queries * row.part)
     attackers = [Attacker(server.port, images[n], int(labels[n]), **row.how) for n in chosen]
 
     def run(place: int) -> None:
         n = chosen[place]
-        attack(row.kind, attackers[place], images[n], int(labels[n]), images[given.starts[place]], queries, place)
+        attack(row.kind, attackers[place], images[n], int(labels[n]), images[attacked.starts[place]], queries, place)
 
     with ThreadPoolExecutor(len(chosen) if row.guard == "slow" or row.settings else 6) as pool:
         list(tqdm(pool.map(run, range(len(chosen))), row.name, len(chosen), leave=False))

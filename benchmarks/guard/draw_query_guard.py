@@ -19,12 +19,12 @@ STILL = "a camera that does not move, 25 fps"
 
 
 def main() -> int:
-    command = parser("guard.draw_query_guard", __doc__, EXAMPLES)
-    command.add_argument(
+    command_line = parser("guard.draw_query_guard", __doc__, EXAMPLES)
+    command_line.add_argument(
         "--report", type=Path, default=RESULTS / "query_guard.json", help="of benchmarks.guard.query_guard"
     )
-    command.add_argument("--out", type=Path, default=OUT, help="[docs/images/query-guard.png]")
-    options = command.parse_args()
+    command_line.add_argument("--out", type=Path, default=OUT, help="[docs/images/query-guard.png]")
+    options = command_line.parse_args()
     draw(json.loads(options.report.read_text("utf-8")), options.out)
     return 0
 
@@ -69,18 +69,18 @@ def draw(found: dict[str, Any], out: Path) -> None:
 
 def grouped(rows: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
     """Kinds of traffic with the most images alike and the share that was flagged; videos that move are one."""
-    told, moving = [], []
+    bars, moving = [], []
     for row in rows:
         if row["about"].startswith("video"):
             moving.append(row)
         else:
-            told.append(
+            bars.append(
                 (row["about"].replace(STILL, "still camera"), row["most_similar"], row["flagged"] / row["images"])
             )
     if moving:
         most, flagged = max(row["most_similar"] for row in moving), sum(row["flagged"] for row in moving)
-        told.append((f"{len(moving)} videos that move", most, flagged / sum(row["images"] for row in moving)))
-    return told
+        bars.append((f"{len(moving)} videos that move", most, flagged / sum(row["images"] for row in moving)))
+    return bars
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ def movement(images: Pixels, labels: Counts, count: int, queries: int) -> list[d
         ]
         rows.append(_row(f"a camera, noise of {noise:g}", [(one, _logits(model, one)) for one in frames]))
     for kind in ("square", "boundary", "estimated"):
-        told = []
+        attacks = []
         for n in tqdm(right, desc=kind):
             start = images[next(m for m in right if labels[m] != labels[n])]
             asked = _Asked(lambda tries: _logits(model, tries))
             attack(kind, asked, images[n], int(labels[n]), start, queries, int(n))
-            told.append((np.concatenate(asked.images), np.concatenate(asked.logits)))
-        rows.append(_row(kind, told))
+            attacks.append((np.concatenate(asked.images), np.concatenate(asked.logits)))
+        rows.append(_row(kind, attacks))
     return rows
 
 
@@ -71,10 +71,10 @@ def _logits(model: ModelFile, images: Pixels) -> Any:
     return model.run(images)["logits"].astype(np.float64)
 
 
-def _row(name: str, told: list[tuple[Pixels, Any]]) -> dict[str, Any]:
+def _row(name: str, attacks: list[tuple[Pixels, Any]]) -> dict[str, Any]:
     """From query to query: how far images (levels, root mean square) and margins move, and how often the class."""
     apart, moved, flips = [], [], []
-    for images, logits in told:
+    for images, logits in attacks:
         if len(images) > 1:
             apart += np.sqrt(np.square(np.diff(images.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))).tolist()
             ordered = np.sort(logits, axis=1)

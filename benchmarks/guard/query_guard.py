@@ -95,8 +95,8 @@ def honest(row: Traffic) -> dict[str, Any]:
     guard, most, flagged, sent = QueryGuard(LIMIT, 3600.0, NOISE), 0, 0, 0
     for file in row.files():
         image = guard.fingerprints.of(EncodedImage(file, Limits()).pixels(SIDE))
-        [told] = guard.look("client", [image], "", sent * row.every)
-        most, flagged, sent = max(most, told.similar), flagged + told.repeated, sent + 1
+        [sighting] = guard.look("client", [image], "", sent * row.every)
+        most, flagged, sent = max(most, sighting.similar), flagged + sighting.repeated, sent + 1
     return {"about": row.about, "images": sent, "most_similar": most, "flagged": flagged, "promised": row.promised}
 
 
@@ -129,9 +129,9 @@ def cost(scratch: Path, images: Pixels, starts: int, rounds: int) -> dict[str, A
                 }
                 for turn in tqdm(range(-50, rounds), desc=f"{clients} clients"):  # the first ones warm up
                     for name in rotated(list(STATES), turn):
-                        given = list(itertools.islice(files, clients))
+                        chosen = list(itertools.islice(files, clients))
                         before = servers[name].cpu_seconds()
-                        list(pool.map(_ask, connections[name], given))
+                        list(pool.map(_ask, connections[name], chosen))
                         if turn >= 0:
                             spent[clients][name].append((servers[name].cpu_seconds() - before) / clients)
                 for connection in itertools.chain(*connections.values()):
@@ -222,10 +222,10 @@ def markdown(found: dict[str, Any]) -> str:
             f"| traffic | images | most alike | flagged | at {found['limit']} |",
             "|---|---|---|---|---|",
         ]
-        for told in rows:
-            share = f"{told['flagged']} ({told['flagged'] / told['images']:.1%})" if told["flagged"] else "0"
-            fate = "left alone" if not told["flagged"] else "**fails**"
-            lines.append(f"| {told['about']} | {told['images']} | {told['most_similar']} | {share} | {fate} |")
+        for client in rows:
+            share = f"{client['flagged']} ({client['flagged'] / client['images']:.1%})" if client["flagged"] else "0"
+            fate = "left alone" if not client["flagged"] else "**fails**"
+            lines.append(f"| {client['about']} | {client['images']} | {client['most_similar']} | {share} | {fate} |")
     if "attacks" in found:
         lines += [
             "",

@@ -37,7 +37,7 @@ EACH = 400  # connections of the measurement of one
 FLOOD = """
 import socket, sys, time
 port, hello = int(sys.argv[1]), open(sys.argv[2], "rb").read()
-opened, told = 0, time.monotonic()
+opened, printed = 0, time.monotonic()
 while True:
     try:
         with socket.create_connection(("127.0.0.1", port), 5, ("127.0.0.9", 0)) as one:
@@ -49,8 +49,8 @@ while True:
         opened += 1
     except OSError:
         pass
-    if time.monotonic() - told > 0.2:
-        told = time.monotonic()
+    if time.monotonic() - printed > 0.2:
+        printed = time.monotonic()
         print(opened, flush=True)
 """
 

@@ -229,7 +229,7 @@ def small_case(sides: dict[str, Path], pairs: int) -> dict[str, list[float]]:
     return found
 
 
-def told(answers: dict[str, int]) -> str:
+def listed(answers: dict[str, int]) -> str:
     return ", ".join(f"{count} x {status}" for status, count in sorted(answers.items()))
 
 
@@ -253,7 +253,7 @@ def text(report: dict[str, Any], arguments: str) -> str:
     for name, sides in report["kinds"].items():
         for side, r in sides.items():
             lines.append(
-                f"| {name} | {r['bytes'] / 1024:,.1f} | {side} | {told(r['answers'])} | {r['cpu_ms_each']:,.1f} "
+                f"| {name} | {r['bytes'] / 1024:,.1f} | {side} | {listed(r['answers'])} | {r['cpu_ms_each']:,.1f} "
                 f"| {r['p50_ms']:,.0f} | {r['p99_ms']:,.0f} | {r['failed']} of {sum(r['good'].values())} "
                 f"| {r['sigterm_seconds']:.1f} |"
             )
@@ -274,26 +274,26 @@ def text(report: dict[str, Any], arguments: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    asked = parser("hardening.hostile", __doc__, EXAMPLES)
-    asked.add_argument("--before", type=Path, help="a checkout to compare with")
-    asked.add_argument("--seconds", type=float, default=8.0, help="for each kind and server")
-    asked.add_argument("--small", type=int, metavar="PAIRS", help="only the small case, added to the report")
-    asked.add_argument("--resume", action="store_true", help="go on with the kinds that the report lacks")
-    add_out(asked, "hostile")
-    given = asked.parse_args(argv)
-    sides = {"before": given.before.resolve()} if given.before else {}
+    command_line = parser("hardening.hostile", __doc__, EXAMPLES)
+    command_line.add_argument("--before", type=Path, help="a checkout to compare with")
+    command_line.add_argument("--seconds", type=float, default=8.0, help="for each kind and server")
+    command_line.add_argument("--small", type=int, metavar="PAIRS", help="only the small case, added to the report")
+    command_line.add_argument("--resume", action="store_true", help="go on with the kinds that the report lacks")
+    add_out(command_line, "hostile")
+    options = command_line.parse_args(argv)
+    sides = {"before": options.before.resolve()} if options.before else {}
     sides["now"] = ROOT
-    command = "python -m benchmarks.hardening.hostile" + (" --before CHECKOUT" if given.before else "")
-    if given.small:
-        report = json.loads(given.out.with_suffix(".json").read_text())
-        report["small"] = small_case(sides, given.small)
-        publish(given.out, report, text(report, report.get("command", command)))
+    command = "python -m benchmarks.hardening.hostile" + (" --before CHECKOUT" if options.before else "")
+    if options.small:
+        report = json.loads(options.out.with_suffix(".json").read_text())
+        report["small"] = small_case(sides, options.small)
+        publish(options.out, report, text(report, report.get("command", command)))
         return 0
     good = Kind("good", (ROOT / "examples/ship.png").read_bytes(), content_type="image/png")
     report: dict[str, Any] = {"machine": loaded_machine(), "kinds": {}}
-    if given.resume:
-        report = json.loads(given.out.with_suffix(".json").read_text())
-    report["command"] = command + f" --seconds {given.seconds:g}"
+    if options.resume:
+        report = json.loads(options.out.with_suffix(".json").read_text())
+    report["command"] = command + f" --seconds {options.seconds:g}"
     nobody = Kind("nobody hostile: one more good client", good.body, content_type="image/png")
     for kind in (nobody, *kinds()):
         if kind.name in report["kinds"]:
@@ -304,10 +304,10 @@ def main(argv: list[str] | None = None) -> int:
             if kind.content_type == "application/octet-stream":  # by their first bytes; older servers want a type
                 first = {b"\x89PN": "image/png", b"\xff\xd8\xff": "image/jpeg"}.get(kind.body[:3], "image/webp")
                 sent = Kind(kind.name, kind.body, kind.path, first)
-            found[side] = once(root, sent, good, given.seconds)
+            found[side] = once(root, sent, good, options.seconds)
             print(kind.name, side, json.dumps(found[side]), file=sys.stderr)
         report["kinds"][kind.name] = found
-        publish(given.out, report, text(report, report["command"]))
+        publish(options.out, report, text(report, report["command"]))
     return 0
 
 

@@ -56,14 +56,14 @@ def requests() -> list[Request]:
     numbers = rng.integers(0, 256, 32 * 3072).tolist()
     nested = rng.integers(0, 256, (32, 3, 32, 32)).tolist()
     raw = len(small[0]).to_bytes(4, "little") + small[0]
-    told = {"content-type": "application/json"}
+    as_json = {"content-type": "application/json"}
     signals = [{"name": name} for name in ("logits", "p_type", "omega")]
 
     def tensors(count: int, data: Any, datatype: str = "UINT8", **more: Any) -> bytes:
         shape = [count, 3, 32, 32] if datatype == "UINT8" else [count]
         name = "image" if datatype == "UINT8" else "image_bytes"
-        given = {"name": name, "datatype": datatype, "shape": shape, "data": data, **more}
-        return json.dumps({"inputs": [given], "outputs": signals}).encode()
+        tensor = {"name": name, "datatype": datatype, "shape": shape, "data": data, **more}
+        return json.dumps({"inputs": [tensor], "outputs": signals}).encode()
 
     encoded = {"parameters": {"content_type": "base64"}}
     found = [
@@ -74,13 +74,13 @@ def requests() -> list[Request]:
             "form, 32 small images, all signals", form(small), "/predict?signals=all&top_k=10", {"content-type": MANY}
         ),
         Request("form, 32 files, 8 MB", form(noise), "/predict", {"content-type": MANY}),
-        Request("JSON with base64, 8 MB in one", b'{"image":"' + text + b'"}', "/predict", told),
-        Request("JSON with base64, 8 MB in 32", json.dumps({"image": each}).encode(), "/predict", told),
-        Request("OIP, JSON, 32 images as numbers", tensors(32, numbers), INFER, told),
-        Request("OIP, JSON, 32 images as nested numbers", tensors(32, nested), INFER, told),
-        Request("OIP, JSON, base64, 8 MB in one", tensors(1, [text.decode()], "BYTES", **encoded), INFER, told),
-        Request("OIP, JSON, base64, 8 MB in 32", tensors(32, each, "BYTES", **encoded), INFER, told),
-        Request("OIP, JSON, 8 MB of spaces", b" " * (BODY - 100) + tensors(1, numbers[:3072]), INFER, told),
+        Request("JSON with base64, 8 MB in one", b'{"image":"' + text + b'"}', "/predict", as_json),
+        Request("JSON with base64, 8 MB in 32", json.dumps({"image": each}).encode(), "/predict", as_json),
+        Request("OIP, JSON, 32 images as numbers", tensors(32, numbers), INFER, as_json),
+        Request("OIP, JSON, 32 images as nested numbers", tensors(32, nested), INFER, as_json),
+        Request("OIP, JSON, base64, 8 MB in one", tensors(1, [text.decode()], "BYTES", **encoded), INFER, as_json),
+        Request("OIP, JSON, base64, 8 MB in 32", tensors(32, each, "BYTES", **encoded), INFER, as_json),
+        Request("OIP, JSON, 8 MB of spaces", b" " * (BODY - 100) + tensors(1, numbers[:3072]), INFER, as_json),
         _binary("OIP, binary, 8 MB in 32 files", b"".join(len(one).to_bytes(4, "little") + one for one in noise), 32),
         Request("query of 30,000 bytes", small[0], f"/predict?top_k={'1' * 30_000}"),
         Request("query of 8,000 options", small[0], f"/predict?{'a=1&' * 7_500}"),
@@ -97,13 +97,13 @@ def requests() -> list[Request]:
 
 
 def _binary(name: str, data: bytes, count: int) -> Request:
-    given = {
+    tensor = {
         "name": "image_bytes",
         "datatype": "BYTES",
         "shape": [count],
         "parameters": {"binary_data_size": len(data)},
     }
-    head = json.dumps({"inputs": [given]}).encode()
+    head = json.dumps({"inputs": [tensor]}).encode()
     return Request(name, head + data, INFER, {"Inference-Header-Content-Length": str(len(head))})
 
 
@@ -112,8 +112,8 @@ def _grpc(large: bytes, numbers: list[int], files: list[bytes], raw: bytes) -> l
 
     def infer(count: int, datatype: str = "BYTES", **more: Any) -> Any:
         name, inner = ("image_bytes", []) if datatype == "BYTES" else ("image", [3, 32, 32])
-        given = {"name": name, "datatype": datatype, "shape": [count, *inner], **more.pop("of_input", {})}
-        return service_pb2.ModelInferRequest(model_name="awnet", inputs=[given], **more)
+        tensor = {"name": name, "datatype": datatype, "shape": [count, *inner], **more.pop("of_input", {})}
+        return service_pb2.ModelInferRequest(model_name="awnet", inputs=[tensor], **more)
 
     elements = b"".join(len(one).to_bytes(4, "little") + one for one in files)
     shadowed = infer(1, raw_input_contents=[raw]).SerializeToString()
@@ -143,7 +143,7 @@ def _grpc(large: bytes, numbers: list[int], files: list[bytes], raw: bytes) -> l
 WATCHED = """
 import asyncio, os, signal, sys, time, uvloop
 from asyncio import events
-told, held = sys.argv.pop(), [0.0, 0.0]
+path, held = sys.argv.pop(), [0.0, 0.0]
 run = events.Handle._run
 def measured(handle):
     begun = time.thread_time()
@@ -153,9 +153,9 @@ def measured(handle):
 events.Handle._run = measured
 uvloop.new_event_loop = asyncio.SelectorEventLoop
 def tell(*_):
-    with open(told + "~", "w") as file:
+    with open(path + "~", "w") as file:
         file.write(f"{held[0]} {held[1]}")
-    os.replace(told + "~", told)
+    os.replace(path + "~", path)
     held[:] = 0.0, 0.0
 signal.signal(signal.SIGUSR1, tell)
 from server.__main__ import main
@@ -204,9 +204,9 @@ def measured(server: Server, held: Path, grpc_port: int, request: Request, times
         _held(server, held)
         outcome = ask()
         time.sleep(0.05)
-        told = _held(server, held)
-        longest.append(told[0])
-        together.append(told[1])
+        held_ms = _held(server, held)
+        longest.append(held_ms[0])
+        together.append(held_ms[1])
     row = {"name": request.name, "bytes": len(request.body), "outcome": outcome}
     return row | {
         "longest_ms": round(statistics.median(longest), 2),
@@ -214,12 +214,12 @@ def measured(server: Server, held: Path, grpc_port: int, request: Request, times
     }
 
 
-def _held(server: Server, told: Path) -> tuple[float, float]:
+def _held(server: Server, file: Path) -> tuple[float, float]:
     """Milliseconds of the longest callback since this was last asked, and of all."""
-    told.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
     server.send(signal.SIGUSR1)
-    eventually(told.exists, 60, "the server tells what held it")
-    longest, together = told.read_text("utf-8").split()
+    eventually(file.exists, 60, "the server tells what held it")
+    longest, together = file.read_text("utf-8").split()
     return 1000 * float(longest), 1000 * float(together)
 
 

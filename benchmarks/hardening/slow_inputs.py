@@ -269,10 +269,10 @@ def search(kind: str, seconds: float, rng: random.Random) -> list[Found]:
 
 
 def row(one: Found) -> list[str]:
-    told = {
+    changed = {
         name: f"{len(value)} x {value[:1]}" if isinstance(value, list) else value for name, value in one.genes.items()
     }
-    genes = ", ".join(f"{name} {value}" for name, value in told.items() if value)
+    genes = ", ".join(f"{name} {value}" for name, value in changed.items() if value)
     return [
         f"{len(one.data):,}",
         f"{1000 * one.reading:.2f}",
@@ -285,19 +285,19 @@ def row(one: Found) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    asked = parser("hardening.slow_inputs", __doc__, EXAMPLES)
-    asked.add_argument("--seconds", type=float, default=60.0, help="for each format")
-    asked.add_argument("--seed", type=int, default=0)
-    asked.add_argument("--corpus", type=Path, help="folder for the slowest small files of each format")
-    add_out(asked, "slow_inputs")
-    given = asked.parse_args(argv)
+    command_line = parser("hardening.slow_inputs", __doc__, EXAMPLES)
+    command_line.add_argument("--seconds", type=float, default=60.0, help="for each format")
+    command_line.add_argument("--seed", type=int, default=0)
+    command_line.add_argument("--corpus", type=Path, help="folder for the slowest small files of each format")
+    add_out(command_line, "slow_inputs")
+    options = command_line.parse_args(argv)
     document: dict[str, Any] = {"machine": loaded_machine()}
-    rng = random.Random(given.seed)
+    rng = random.Random(options.seed)
     machine = document["machine"]
     lines = [
         "# Images that are slow for their bytes",
         "",
-        f"`python -m benchmarks.hardening.slow_inputs --seconds {given.seconds:g} --seed {given.seed}`: of each "
+        f"`python -m benchmarks.hardening.slow_inputs --seconds {options.seconds:g} --seed {options.seed}`: of each "
         "format the",
         "slowest for a KB (the first KB is free), the slowest to read, and those that took longest against their",
         f"estimate, of which a pixel is {NANOSECONDS_A_PIXEL} ns. CPU time of one thread. What has more than",
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     head = ["bytes", "read, ms", "decode, ms", "ms a KB", "of the estimate", "outcome", "made of"]
     for kind in FORMATS:
-        found = search(kind, given.seconds, rng)
+        found = search(kind, options.seconds, rng)
         slowest = sorted(found, key=lambda one: -one.per_kilobyte)
         tables = {
             "slowest for a KB": slowest[:5],
@@ -325,15 +325,15 @@ def main(argv: list[str] | None = None) -> int:
             "worst_reading_ms": 1000 * max(one.reading for one in found),
         }
         print(f"{kind}: {document[kind]}", file=sys.stderr)
-        if given.corpus:
-            given.corpus.mkdir(parents=True, exist_ok=True)
+        if options.corpus:
+            options.corpus.mkdir(parents=True, exist_ok=True)
             small = [one for one in slowest if len(one.data) <= CORPUS_BYTES and one.outcome == "decoded"]
             sizes = {len(one.data): one for one in reversed(small)}  # of files of one length the slowest
             kept = sorted(sizes.values(), key=lambda one: -one.per_kilobyte)[:4]
             kept += sorted(sizes.values(), key=lambda one: -one.exceeds)[:2]
             for place, one in enumerate(kept):
-                (given.corpus / f"{kind.lower()}-{place}.bin").write_bytes(one.data)
-    publish(given.out, document, "\n".join(lines))
+                (options.corpus / f"{kind.lower()}-{place}.bin").write_bytes(one.data)
+    publish(options.out, document, "\n".join(lines))
     return 0
 
 

@@ -62,8 +62,8 @@ def uploaded(image: Path | None) -> bytes:
 
 def add_rounds(parser: argparse.ArgumentParser, clients: list[int]) -> None:
     """How many clients, for how long and how often."""
-    told = " ".join(map(str, clients))
-    parser.add_argument("--clients", type=int, nargs="+", default=clients, help=f"[{told}]")
+    default = " ".join(map(str, clients))
+    parser.add_argument("--clients", type=int, nargs="+", default=clients, help=f"[{default}]")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement [4]")
     parser.add_argument("--rounds", type=int, default=5, help="[5]")
 
@@ -95,7 +95,7 @@ def table(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Figures]]:
     return {name: {str(c): medians(rounds) for c, rounds in by.items()} for name, by in samples.items()}
 
 
-def kept(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Sequence[Figures]]]:
+def raw_samples(samples: Mapping[str, ByClients]) -> dict[str, dict[str, Sequence[Figures]]]:
     """Every sample, by contestant and number of clients, as the report has them."""
     return {name: {str(c): rounds for c, rounds in by.items()} for name, by in samples.items()}
 
@@ -152,15 +152,15 @@ def wrk(
     )
     spent = sum(map(cpu_seconds, pids)) - before
     line = next(line for line in done.stdout.splitlines() if line.startswith("JSON"))
-    told = json.loads(line[4:])
-    if told["failed"] or not told["requests"]:
-        print(f"warning: {told['failed']} of {told['requests']} requests failed", file=sys.stderr)
+    summary = json.loads(line[4:])
+    if summary["failed"] or not summary["requests"]:
+        print(f"warning: {summary['failed']} of {summary['requests']} requests failed", file=sys.stderr)
     return {
-        "rps": (told["requests"] - told["failed"]) / told["seconds"],
-        "p10_ms": told["p10_ms"],
-        "p50_ms": told["p50_ms"],
-        "p99_ms": told["p99_ms"],
-        "cpu_ms": 1000 * spent / max(1, told["requests"]),
-        "cores": spent / told["seconds"],
-        "failed": told["failed"],
+        "rps": (summary["requests"] - summary["failed"]) / summary["seconds"],
+        "p10_ms": summary["p10_ms"],
+        "p50_ms": summary["p50_ms"],
+        "p99_ms": summary["p99_ms"],
+        "cpu_ms": 1000 * spent / max(1, summary["requests"]),
+        "cores": spent / summary["seconds"],
+        "failed": summary["failed"],
     }

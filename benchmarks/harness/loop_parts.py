@@ -235,10 +235,10 @@ class Transport:
 
     def __init__(self, once: Callable[[], object]) -> None:
         self._once = once
-        self.told = b""
+        self.sent = b""
 
     def write(self, data: bytes) -> None:
-        self.told = data
+        self.sent = data
         asyncio.get_running_loop().call_soon(self._once)
 
     def get_extra_info(self, name: str) -> tuple[str, int]:
@@ -303,8 +303,8 @@ async def measured(image: bytes) -> dict[str, float]:
         connection.connection_made(transport)
         loop.call_soon(upcoming)
         await over.wait()
-        if b'"results":[' not in transport.told:
-            raise SystemExit(f"no answer: {transport.told[:300]!r}")
+        if b'"results":[' not in transport.sent:
+            raise SystemExit(f"no answer: {transport.sent[:300]!r}")
 
     clock = Clock()
     patches = Patches(clock)

@@ -170,7 +170,7 @@ class Alertmanager(Process):
 
 def substitute(expression: str, interval: str, span: str) -> str:
     """A dashboard's expression as Grafana would send it with everything chosen."""
-    given = {"$__rate_interval": interval, "$__range": span, "$instance": ".+", "$job": ".+", "$model": ".+"}
-    for variable, value in given.items():
+    variables = {"$__rate_interval": interval, "$__range": span, "$instance": ".+", "$job": ".+", "$model": ".+"}
+    for variable, value in variables.items():
         expression = expression.replace(variable, value)
     return expression

@@ -127,8 +127,8 @@ class RayServe(Process):
         self.url = f"http://127.0.0.1:{self.port}"
         self.replicas, self.least = replicas, replicas if least is None else least
         self.cluster = cluster
-        given = {"port": self.port, "threads": 1, "metrics_port": self.metrics_port, **settings}
-        environment = {f"AWNET_{name.upper()}": str(value) for name, value in given.items()}
+        options = {"port": self.port, "threads": 1, "metrics_port": self.metrics_port, **settings}
+        environment = {f"AWNET_{name.upper()}": str(value) for name, value in options.items()}
         command = [sys.executable, "-m", "awnet.ray", "--min-replicas", str(self.least)]
         command += ["--max-replicas", str(replicas), *(["--address", cluster.address] if cluster else [])]
         joins = JOINS if cluster else {}

@@ -120,15 +120,15 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    told = parser("model.arithmetic", __doc__, EXAMPLES)
-    told.add_argument(
+    command_line = parser("model.arithmetic", __doc__, EXAMPLES)
+    command_line.add_argument(
         "--stages", nargs="+", default=stages(), metavar="RECIPE", help="of training/recipes (%(default)s)"
     )
-    told.add_argument("--rounds", type=int, default=3, help="steps of each kind after the first (%(default)s)")
-    told.add_argument("--patience", type=float, default=10.0, metavar="SECONDS", help="see above (%(default)s)")
-    told.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a process of the emulated CPU
-    add_out(told, "arithmetic")
-    options = told.parse_args(arguments)
+    command_line.add_argument("--rounds", type=int, default=3, help="steps of each kind after the first (%(default)s)")
+    command_line.add_argument("--patience", type=float, default=10.0, metavar="SECONDS", help="see above (%(default)s)")
+    command_line.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # a process of the emulated CPU
+    add_out(command_line, "arithmetic")
+    options = command_line.parse_args(arguments)
     if options.here:
         torch.set_num_threads(1)
         rows = [measure(stage, options.rounds, options.patience) for stage in options.stages]
@@ -143,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         cpus.append({"name": name, "environment": environment, **json.loads(done.stdout.splitlines()[-1])})
         print(f"{name}: " + "; ".join(f"{row['stage']} {row['images_per_second']}" for row in cpus[-1]["stages"]))
-    said = sys.argv[1:] if arguments is None else arguments
+    argv = sys.argv[1:] if arguments is None else arguments
     document = {
-        "command": shlex.join(["python", "-m", "benchmarks.model.arithmetic", *said]),
+        "command": shlex.join(["python", "-m", "benchmarks.model.arithmetic", *argv]),
         "date": datetime.date.today().isoformat(),
         "machine": machine(torch=torch.__version__),
         "rounds": options.rounds,

@@ -222,15 +222,17 @@ def markdown(document: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    command = parser("model.gpu", __doc__, EXAMPLES)
-    command.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; 'robust' needs it")
-    command.add_argument("--device", default="cuda", help="cuda, cuda:1, ...")
-    command.add_argument("--only", nargs="+", choices=("captured", "speed", "robust"), help="these checks alone")
-    command.add_argument("--cpu", action="store_true", help="rehearse on a CPU")
-    command.add_argument("--epochs", type=int, default=30, help="of 'robust' (%(default)s)")
-    command.add_argument("--images", type=int, default=512, help="under AutoAttack (%(default)s)")
-    command.add_argument("--out", type=Path, default=RESULTS / "gpu", help="without suffix; a rehearsal writes nothing")
-    options = command.parse_args(arguments)
+    command_line = parser("model.gpu", __doc__, EXAMPLES)
+    command_line.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; 'robust' needs it")
+    command_line.add_argument("--device", default="cuda", help="cuda, cuda:1, ...")
+    command_line.add_argument("--only", nargs="+", choices=("captured", "speed", "robust"), help="these checks alone")
+    command_line.add_argument("--cpu", action="store_true", help="rehearse on a CPU")
+    command_line.add_argument("--epochs", type=int, default=30, help="of 'robust' (%(default)s)")
+    command_line.add_argument("--images", type=int, default=512, help="under AutoAttack (%(default)s)")
+    command_line.add_argument(
+        "--out", type=Path, default=RESULTS / "gpu", help="without suffix; a rehearsal writes nothing"
+    )
+    options = command_line.parse_args(arguments)
     checks = options.only or ["captured", "speed", "robust"]
     if not options.cpu and not torch.cuda.is_available():
         print("error: torch finds no GPU here; --cpu rehearses on the CPU", file=sys.stderr)

@@ -276,16 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     cores = len(os.sched_getaffinity(0))
     about = "Latency of the fused graph, of the unfused one and of static networks of the same sizes."
-    command = parser("model.graph", about, EXAMPLES)
-    command.add_argument("--widths", type=int, nargs="+", default=[16, 64], help="random weights (16 64)")
-    command.add_argument("--ckpt", type=Path, nargs="*", default=[], help="AW-Net checkpoints to time as well")
-    command.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="(1 8 32)")
-    command.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="to choose from")
-    command.add_argument("--rounds", type=int, default=15, help="(%(default)s)")
-    command.add_argument("--slice", type=float, default=0.15, metavar="SECONDS", help="of one graph (%(default)s)")
-    command.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for graph.json and graph.md")
-    command.add_argument("--no-write", action="store_true", help="print only")
-    options = command.parse_args(arguments)
+    command_line = parser("model.graph", about, EXAMPLES)
+    command_line.add_argument("--widths", type=int, nargs="+", default=[16, 64], help="random weights (16 64)")
+    command_line.add_argument("--ckpt", type=Path, nargs="*", default=[], help="AW-Net checkpoints to time as well")
+    command_line.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="(1 8 32)")
+    command_line.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="to choose from")
+    command_line.add_argument("--rounds", type=int, default=15, help="(%(default)s)")
+    command_line.add_argument("--slice", type=float, default=0.15, metavar="SECONDS", help="of one graph (%(default)s)")
+    command_line.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for graph.json and graph.md")
+    command_line.add_argument("--no-write", action="store_true", help="print only")
+    options = command_line.parse_args(arguments)
 
     nets = [random_net(width) for width in options.widths]
     if options.ckpt:

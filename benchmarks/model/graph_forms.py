@@ -257,15 +257,15 @@ def markdown(document: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options_of = parser("model.graph_forms", __doc__, EXAMPLES)
-    add_out(options_of, "graph_forms")
-    add = options_of.add_argument
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = parser("model.graph_forms", __doc__, EXAMPLES)
+    add_out(command_line, "graph_forms")
+    add = command_line.add_argument
     add("--widths", type=int, nargs="*", default=[16, 64], help="of networks with random weights (16 64)")
     add("--ckpt", type=Path, nargs="*", default=[], metavar="FILE", help="AW-Net checkpoints to measure as well")
     add("--rounds", type=int, default=12, help="(%(default)s)")
     add("--slice", type=float, default=0.1, metavar="SECONDS", help="of one form (%(default)s)")
-    options = options_of.parse_args(given)
+    options = command_line.parse_args(argv)
     machine = loaded_machine()
     nets = {f"width {width}, random weights": random_net(width) for width in options.widths}
     nets |= {f"{path.name}: width {net.config.width}": net for path in options.ckpt for net in [load(path).awnet]}
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [{"batch": b, **row} for b in BATCHES for row in measured(net, b, options.rounds, options.slice)]
         networks.append({"network": name, "rows": rows})
     document = {
-        "command": " ".join(["python -m benchmarks.model.graph_forms", *given]),
+        "command": " ".join(["python -m benchmarks.model.graph_forms", *argv]),
         "date": datetime.date.today().isoformat(),
         "machine": machine,
         "rounds": options.rounds,

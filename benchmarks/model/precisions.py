@@ -103,8 +103,8 @@ def loads(model: bytes) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(model)
         file.flush()
-        told = subprocess.run([sys.executable, "-c", LOAD, file.name], capture_output=True, text=True, check=True)
-    took, mb = map(float, told.stdout.split())
+        ended = subprocess.run([sys.executable, "-c", LOAD, file.name], capture_output=True, text=True, check=True)
+    took, mb = map(float, ended.stdout.split())
     return {"seconds": round(took, 3), "mb": round(mb, 1)}
 
 
@@ -198,17 +198,17 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options_of = parser("model.precisions", __doc__, EXAMPLES)
-    add_out(options_of, "precisions")
-    add = options_of.add_argument
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = parser("model.precisions", __doc__, EXAMPLES)
+    add_out(command_line, "precisions")
+    add = command_line.add_argument
     add("--data-dir", type=Path, required=True, metavar="DIR", help=DATA_DIR_HELP)
     add("--ckpt", type=Path, nargs="+", default=[Path("training/checkpoints/awnet-robust-domains.pt")], metavar="FILE")
     add("--surrogate", nargs="*", default=[], metavar="NAME=FILE", help="networks whose adversarial images are T0")
     add("--attacked", type=int, default=100, help="images a threat level (%(default)s)")
     add("--rounds", type=int, default=12, help="(%(default)s)")
     add("--slice", type=float, default=0.15, metavar="SECONDS", help="of one model (%(default)s)")
-    options = options_of.parse_args(given)
+    options = command_line.parse_args(argv)
     torch.set_num_threads(1)
     flags = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags")), "").split()
     machine = loaded_machine() | {"vnni": any(flag in flags for flag in VNNI)}
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "changes": changes(made, groups),
             }
         )
-    names = " ".join(Path(a).name if Path(a).is_absolute() else a for a in given)
+    names = " ".join(Path(a).name if Path(a).is_absolute() else a for a in argv)
     document = {
         "command": f"python -m benchmarks.model.precisions {names}",
         "machine": machine,

@@ -186,9 +186,9 @@ def batches(split: Split, size: int, pil: bool, device: torch.device = CPU) -> I
         while True:
             for x, y in loader:
                 yield x.to(device), y.to(device), GLOBAL_RNG
-    there = split.on(device)
+    on_device = split.on(device)
     for epoch in itertools.count():
-        yield from shuffled_batches(there, size, seed=0, epoch=epoch, device=device)
+        yield from shuffled_batches(on_device, size, seed=0, epoch=epoch, device=device)
 
 
 @dataclass
@@ -542,32 +542,38 @@ def device_name(device: torch.device) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    command = parser("model.training", __doc__, EXAMPLES)
+    command_line = parser("model.training", __doc__, EXAMPLES)
     sizes = [Size(16, 128), Size(64, 32)]
-    command.add_argument(
+    command_line.add_argument(
         "--sizes", type=Size.parse, nargs="+", default=sizes, metavar="WIDTHxBATCH", help="(16x128 64x32)"
     )
-    command.add_argument(
+    command_line.add_argument(
         "--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS)
     )
-    command.add_argument("--steps", type=int, default=10, help="of the attack (%(default)s)")
-    command.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
-    command.add_argument("--device", default="cpu", help=DEVICES)
-    command.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)")
-    command.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above (%(default)s)")
-    command.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; without it, random images")
-    command.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="for training.json and training.md")
-    command.add_argument("--append", action="store_true", help="add this run to what is in --out")
-    command.add_argument("--no-write", action="store_true", help="print only")
-    options = command.parse_args(arguments)
+    command_line.add_argument("--steps", type=int, default=10, help="of the attack (%(default)s)")
+    command_line.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
+    command_line.add_argument("--device", default="cpu", help=DEVICES)
+    command_line.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (%(default)s)"
+    )
+    command_line.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above (%(default)s)")
+    command_line.add_argument("--data-dir", type=Path, help="where CIFAR-10 is; without it, random images")
+    command_line.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="for training.json and training.md"
+    )
+    command_line.add_argument("--append", action="store_true", help="add this run to what is in --out")
+    command_line.add_argument("--no-write", action="store_true", help="print only")
+    options = command_line.parse_args(arguments)
     if min(options.steps, options.rounds, options.threads) < 1:
-        command.error("--steps, --rounds and --threads are at least 1")
+        command_line.error("--steps, --rounds and --threads are at least 1")
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        command.error("--clock cpu needs --threads 1 and --device cpu: elsewhere it is not the time that a step takes")
+        command_line.error(
+            "--clock cpu needs --threads 1 and --device cpu: elsewhere it is not the time that a step takes"
+        )
     try:
         device = device_of(options.device)
     except DeviceError as error:
-        command.error(str(error))
+        command_line.error(str(error))
     names = list(dict.fromkeys(["published", *options.variants]))
     torch.set_num_threads(options.threads)
     split = load_cifar10(options.data_dir, download=False).train if options.data_dir else random_images(5_000)
@@ -594,8 +600,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "results": results,
     }
-    kept = options.out / "training.json"
-    before = json.loads(kept.read_text())["runs"] if options.append and kept.exists() else []
+    path = options.out / "training.json"
+    before = json.loads(path.read_text())["runs"] if options.append and path.exists() else []
     document = {"runs": [*before, run]}
     print("\n".join(_run_lines(run)))
     if not options.no_write:

@@ -37,7 +37,7 @@ from ..harness.processes import Server
 from ..harness.prometheus import Alertmanager, Prometheus, Webhook
 from ..harness.report import ROOT, add_out, bundled_checkpoint, bundled_model, missing, parser, publish
 from . import draw_dashboard
-from .staged import markdown, told
+from .staged import markdown, seen_by_prometheus
 
 HELP_EXAMPLES = """examples:
   python -m benchmarks.monitoring.alerts                                  the example images and their twins alone
@@ -268,8 +268,8 @@ def version(program: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    command = parser("monitoring.alerts", __doc__, HELP_EXAMPLES)
-    add = command.add_argument
+    command_line = parser("monitoring.alerts", __doc__, HELP_EXAMPLES)
+    add = command_line.add_argument
     add("--data-dir", type=Path, help="folder that holds cifar-10-batches-py/")
     add("--t0", type=Path, nargs="+", help="kept T0 differences of the first test images")
     add("--rate", type=float, default=16.0, help="images a second [16]")
@@ -277,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--keep", type=Path, help="folder for the data of Prometheus and what was noted")
     add("--again", type=Path, help="run nothing: read a kept folder once more")
     add("--images", type=Path, default=ROOT / "docs/images", help="where dashboard.png and on-call.png go")
-    add_out(command, "alerts")
-    options = command.parse_args(arguments)
+    add_out(command_line, "alerts")
+    options = command_line.parse_args(arguments)
     if missing("prometheus", "prometheus-alertmanager"):
         return 0
     with ExitStack() as open_things:
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Asked afterwards, of a Prometheus that scrapes nothing more.
         prometheus = Prometheus(folder / "prometheus", {}, rules=False)
         open_things.callback(prometheus.stop)
-        report = noted | told(prometheus, noted)
+        report = noted | seen_by_prometheus(prometheus, noted)
         draw_dashboard.dashboard(prometheus, report, options.images / "dashboard.png")
         draw_dashboard.on_call(report, options.images / "on-call.png")
     publish(options.out, report, markdown(report))

@@ -127,8 +127,8 @@ def on_call(report: Report, out: Path) -> None:
                 if k == 0:
                     axes.set_title(panel.title, fontsize=9.8)
                 if n == 0:
-                    told = textwrap.fill(moment["name"], 23) + f"\n{_clock(moment['at'], report)} in the hour"
-                    axes.text(-0.1, 0.5, told, transform=axes.transAxes, ha="right", va="center", fontsize=10)
+                    caption = textwrap.fill(moment["name"], 23) + f"\n{_clock(moment['at'], report)} in the hour"
+                    axes.text(-0.1, 0.5, caption, transform=axes.transAxes, ha="right", va="center", fontsize=10)
         below = GridSpec(1, 1, figure, top=split - 1.18 / height, bottom=0.6 / height, left=0.17, right=0.975)
         axes = figure.add_subplot(below[0, 0])
         figure.text(0.012, split - 0.35 / height, "The alerts", fontsize=15, weight="bold")

@@ -70,14 +70,14 @@ def drawn(spans: list[Any]) -> str:
         bar = (" " * left + "=" * long)[:WIDTH].ljust(WIDTH)
         seconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
         shown = {a.key: a.value for a in span.attributes if a.key in SHOWN}
-        told = ", ".join(f"{key.removeprefix('awnet.')} {_value(value)}" for key, value in shown.items())
+        attributes = ", ".join(f"{key.removeprefix('awnet.')} {_value(value)}" for key, value in shown.items())
         name = span.name if span is root else f"  {span.name}"
-        lines.append(f"{name:<{NAME}} |{bar}| {seconds:7.2f} ms  {told}".rstrip())
+        lines.append(f"{name:<{NAME}} |{bar}| {seconds:7.2f} ms  {attributes}".rstrip())
     return "\n".join(lines)
 
 
-def _value(given: Any) -> str:
-    value = getattr(given, given.WhichOneof("value"))
+def _value(attribute: Any) -> str:
+    value = getattr(attribute, attribute.WhichOneof("value"))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

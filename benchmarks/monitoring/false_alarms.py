@@ -221,10 +221,10 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser("monitoring.false_alarms", __doc__, EXAMPLES)
-    command.add_argument("--images", type=int, default=5_000_000, help="images of each counted run")
-    command.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: print the latter)")
-    options = command.parse_args(arguments)
+    command_line = parser("monitoring.false_alarms", __doc__, EXAMPLES)
+    command_line.add_argument("--images", type=int, default=5_000_000, help="images of each counted run")
+    command_line.add_argument("--out", type=Path, help="write OUT.json and OUT.md (default: print the latter)")
+    options = command_line.parse_args(arguments)
     report = measure(options.images)
     if options.out is None:
         print(markdown(report))

@@ -22,7 +22,7 @@ from typing import Any
 from server.findings.chain import chains, segments, verify
 
 from ..harness import report
-from ..harness.closed_loop import kept, lua, ratios, rotated, uploaded, wrk
+from ..harness.closed_loop import lua, ratios, raw_samples, rotated, uploaded, wrk
 from ..harness.processes import Server
 from ..harness.waiting import eventually
 
@@ -51,7 +51,7 @@ class Receiver(http.server.ThreadingHTTPServer):
                 self.send_response(204)
                 self.end_headers()
 
-            def log_message(self, *told: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 pass
 
         super().__init__(("127.0.0.1", 0), Handler)
@@ -78,7 +78,7 @@ def main() -> int:
         "seconds": way,
         "goal_seconds": GOAL_SECONDS,
         "ratios": {name: ratios(rows["without"], rows["with"]) for name, rows in samples.items()},
-        "samples": {name: kept({k: {0: v} for k, v in rows.items()}) for name, rows in samples.items()},
+        "samples": {name: raw_samples({k: {0: v} for k, v in rows.items()}) for name, rows in samples.items()},
         "event": event,
     }
     report.conclude(options.out, found, markdown(found))

@@ -30,11 +30,11 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 SPAN_SECONDS = 30
 
 
-def told(*command: str, given: str | None = None, folder: Path = PROMETHEUS) -> dict[str, Any]:
+def checked(*command: str, stdin: str | None = None, folder: Path = PROMETHEUS) -> dict[str, Any]:
     """A command of promtool: what it said and how it ended."""
-    done = subprocess.run(["promtool", *command], input=given, capture_output=True, text=True, timeout=120, cwd=folder)
+    done = subprocess.run(["promtool", *command], input=stdin, capture_output=True, text=True, timeout=120, cwd=folder)
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    source = " < metrics" if given is not None else ""
+    source = " < metrics" if stdin is not None else ""
     return {"command": "promtool " + " ".join(command) + source, "exit": done.returncode, "said": lines}
 
 
@@ -58,14 +58,14 @@ def cases() -> list[dict[str, Any]]:
     judged = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            said = judge(case, Path(folder)).split()[-1]
+            verdict = judge(case, Path(folder)).split()[-1]
             minutes = {"quiet": case.quiet, "pending": case.pending, "firing": case.firing}
-            judged.append({"alert": case.alert, "labels": case.labels, **minutes, "promtool": said})
+            judged.append({"alert": case.alert, "labels": case.labels, **minutes, "promtool": verdict})
         minutes_at_rest = list(range(20, 600, 20))
         checks = [{"expr": "ALERTS", "eval_time": f"{minute}m", "exp_samples": []} for minute in minutes_at_rest]
-        said = promtool(Path(folder), HEALTHY, checks).split()[-1]
+        verdict = promtool(Path(folder), HEALTHY, checks).split()[-1]
         healthy = {"alert": "all of them", "labels": "a healthy server", "quiet": minutes_at_rest}
-        judged.append({**healthy, "pending": [], "firing": [], "promtool": said})
+        judged.append({**healthy, "pending": [], "firing": [], "promtool": verdict})
     return judged
 
 
@@ -122,8 +122,8 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _minutes(given: list[int]) -> str:
-    return ", ".join(map(str, given)) if len(given) < 10 else f"{given[0]} to {given[-1]}, every {given[1] - given[0]}"
+def _minutes(at: list[int]) -> str:
+    return ", ".join(map(str, at)) if len(at) < 10 else f"{at[0]} to {at[-1]}, every {at[1] - at[0]}"
 
 
 def main() -> int:
@@ -137,9 +137,9 @@ def main() -> int:
         exposition = stack.server.http.get("/metrics").text
     rules = sorted(str(path.relative_to(PROMETHEUS)) for path in PROMETHEUS.glob("rules/*.yml"))
     checks = [
-        told("check", "metrics", given=exposition),
-        told("check", "config", "prometheus.yml"),
-        told("check", "rules", "--lint=all", "--lint-fatal", *rules),
+        checked("check", "metrics", stdin=exposition),
+        checked("check", "config", "prometheus.yml"),
+        checked("check", "rules", "--lint=all", "--lint-fatal", *rules),
     ]
     report = {"version": f"promtool {number}", "checks": checks, "cases": cases(), "answers": answers}
     publish(RESULTS / "prometheus", report, markdown(json.loads(json.dumps(report))))

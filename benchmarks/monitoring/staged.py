@@ -15,7 +15,7 @@ STEP_SECONDS = 30
 STATES = ("pending", "firing", "webhook_firing", "resolved", "webhook_resolved")
 
 
-def told(prometheus: Prometheus, noted: dict[str, Any]) -> dict[str, Any]:
+def seen_by_prometheus(prometheus: Prometheus, noted: dict[str, Any]) -> dict[str, Any]:
     """The rest of the report.
 
     Args:

@@ -28,7 +28,7 @@ from server.telemetry.spans import Ended, Spans
 from server.telemetry.tracing import Sampler
 
 from ..harness import report
-from ..harness.closed_loop import add_image, add_rounds, kept, lua, medians, ratios, rotated, uploaded, wrk
+from ..harness.closed_loop import add_image, add_rounds, lua, medians, ratios, raw_samples, rotated, uploaded, wrk
 from ..harness.processes import Server
 
 EXAMPLES = """examples:
@@ -54,13 +54,13 @@ def main() -> int:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (script := scratch / "post.lua").write_bytes(lua(uploaded(options.image)))
         endpoint = stack.enter_context(sink())
-        given: dict[str, tuple[Path, dict[str, object]]] = {OFF: (report.ROOT, {})}
+        settings: dict[str, tuple[Path, dict[str, object]]] = {OFF: (report.ROOT, {})}
         for ratio in RATIOS:
-            given[ratio] = report.ROOT, {"otlp_endpoint": endpoint, "trace_ratio": ratio}
+            settings[ratio] = report.ROOT, {"otlp_endpoint": endpoint, "trace_ratio": ratio}
         if options.before is not None:
-            given[BEFORE] = options.before.resolve(), {}
+            settings[BEFORE] = options.before.resolve(), {}
         servers = {}
-        for name, (folder, more) in given.items():
+        for name, (folder, more) in settings.items():
             servers[name] = server = stack.enter_context(Server(scratch, folder, version=options.version, **more))
             server.wait_ready(180)
             wrk(server.port, 2, 1.0, script)
@@ -82,7 +82,7 @@ def main() -> int:
             for name in servers
             if name != OFF
         },
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
     report.conclude(options.out, found, markdown(found))
     return 0
@@ -118,7 +118,7 @@ def parts(traces: int = 256, rounds: int = 20) -> dict[str, float]:
     begun, made = [], []
     for _ in range(rounds):
         start = time.thread_time()
-        given = [sampler.begin(headers) for _ in range(traces)]
+        begun_traces = [sampler.begin(headers) for _ in range(traces)]
         begun.append(time.thread_time() - start)
         now = time.monotonic()
         timeline = Timeline(now, now + 0.001, now + 0.0015, [Execution(now + 0.0016, 0.001, 2, 5)])
@@ -132,7 +132,7 @@ def parts(traces: int = 256, rounds: int = 20) -> dict[str, float]:
                 time.time_ns(),
                 now,
             )
-            for trace in given
+            for trace in begun_traces
         ]
         start = time.thread_time()
         encode_spans([span for one in ended for span in spans.of(one)]).SerializePartialToString()
@@ -158,11 +158,11 @@ def markdown(found: dict[str, Any]) -> str:
         for clients, row in by.items():
             cells = [f"{row[key][1]:.3f} ({row[key][0]:.3f} to {row[key][2]:.3f})" for key in ("cpu_ms", "rps")]
             lines.append(f"| {names[name]} | {clients} | {cells[0]} | {cells[1]} |")
-    told = ", ".join(f"{value:.2f} ms with {clients}" for clients, value in found["cpu_ms"].items())
+    cpu_times = ", ".join(f"{value:.2f} ms with {clients}" for clients, value in found["cpu_ms"].items())
     by_part = found["parts_us"]
     lines += [
         "",
-        f"CPU time of a request without an endpoint: {told} clients.",
+        f"CPU time of a request without an endpoint: {cpu_times} clients.",
         "",
         f"Parts alone: {by_part['begin']:.1f} µs to read the headers of a request and begin its trace, sampled or not; "
         f"{by_part['spans']:.0f} µs to make and write four spans, on the thread that sends, for one that is.",

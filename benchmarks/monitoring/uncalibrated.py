@@ -277,8 +277,8 @@ def markdown(report: dict[str, Any]) -> str:
             cells.append(f"{row['rate']:g}")
             for name in ("flagged", "share"):
                 seconds = row[f"median_seconds_{name}"]
-                told = "-" if seconds is None else f"{seconds:.0f} s"
-                cells.append(f"{row[f'sites_{name}']} of {row['sites']}, {told}, {row[f'most_{name}']}")
+                delay = "-" if seconds is None else f"{seconds:.0f} s"
+                cells.append(f"{row[f'sites_{name}']} of {row['sites']}, {delay}, {row[f'most_{name}']}")
             cells.append(f"{row['last_end_seconds'] / 60:.0f} min")
             lines.append("| " + " | ".join(cells) + " |")
     lines += [
@@ -305,11 +305,11 @@ def _percent(share: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    command = parser("monitoring.uncalibrated", __doc__, EXAMPLES)
-    command.add_argument("--days", type=float, default=10.0, help="of each constant site [10]")
-    command.add_argument("--sites", type=int, default=3, help="of each kind [3]")
-    add_out(command, "uncalibrated")
-    options = command.parse_args(arguments)
+    command_line = parser("monitoring.uncalibrated", __doc__, EXAMPLES)
+    command_line.add_argument("--days", type=float, default=10.0, help="of each constant site [10]")
+    command_line.add_argument("--sites", type=int, default=3, help="of each kind [3]")
+    add_out(command_line, "uncalibrated")
+    options = command_line.parse_args(arguments)
     report = measure(options.days, options.sites)
     publish(options.out, report, markdown(report))
     return 0

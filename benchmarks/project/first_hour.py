@@ -180,22 +180,22 @@ def chapters(data: Path | None) -> dict[str, list[Step | Stop]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the transcript. Returns 1 where a command ended otherwise than it should, 2 where nothing was begun."""
-    options = parser("project.first_hour", __doc__, EXAMPLES)
+    command_line = parser("project.first_hour", __doc__, EXAMPLES)
     given_data = os.environ.get("AWNET_DATA_DIR")
-    options.add_argument("--data-dir", type=Path, default=Path(given_data) if given_data else None, metavar="DIR")
-    add_out(options, "first_hour")
-    given = options.parse_args(arguments)
+    command_line.add_argument("--data-dir", type=Path, default=Path(given_data) if given_data else None, metavar="DIR")
+    add_out(command_line, "first_hour")
+    options = command_line.parse_args(arguments)
     if missing("git", "make", "curl", "openssl"):
         return 2
-    if given.data_dir is None:
+    if options.data_dir is None:
         print("no --data-dir: nothing is calibrated", file=sys.stderr)
     about = loaded_machine()
     with tempfile.TemporaryDirectory(prefix="first-hour-") as home:
-        done = hour(Path(home), given.data_dir)
+        done = hour(Path(home), options.data_dir)
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     wrong = sum(step.status not in (None, step.expected) for steps in done.values() for step in steps)
     report = {"commit": commit, "machine": about, "chapters": {name: [*map(asdict, s)] for name, s in done.items()}}
-    publish(given.out, report, told(done, commit, about))
+    publish(options.out, report, markdown(done, commit, about))
     print(f"{sum(map(len, done.values()))} commands, {wrong} of them ended otherwise than they should")
     return int(wrong > 0)
 
@@ -290,12 +290,12 @@ def followed(step: Step, home: Path, running: Running) -> Done:
 def stopped(step: Stop, home: Path, running: Running) -> Done:
     """End a server as Ctrl-C does, all of its processes at once; what it says last."""
     process, log = running.pop(step.log)
-    said = len(log.read_bytes())
+    log_size = len(log.read_bytes())
     begun = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     status = process.wait()
     status = 128 - status if status < 0 else status
-    last = log.read_bytes()[said:].decode("utf-8", "replace")
+    last = log.read_bytes()[log_size:].decode("utf-8", "replace")
     expected = status if status in (0, 2, STOPPED) else 0  # make's own is 2 or the signal's
     return Done("^C", time.monotonic() - begun, status, expected, cleaned(last, home))
 
@@ -319,7 +319,7 @@ def cleaned(text: str, home: Path) -> list[str]:
     return kept
 
 
-def told(done: Mapping[str, list[Done]], commit: str, about: Mapping[str, object]) -> str:
+def markdown(done: Mapping[str, list[Done]], commit: str, about: Mapping[str, object]) -> str:
     """The transcript for people."""
     load = json.loads(json.dumps(about["load_before"]))[0]
     parts = [

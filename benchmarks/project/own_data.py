@@ -41,12 +41,12 @@ def write_folders(data_dir: Path, out: Path, train: int, test: int, own: int) ->
             stored = pickle.load(f, encoding="latin1")
         coarse = np.array(stored["coarse_labels"])
         for number, name in GROUPS.items():
-            there = list(rng.permutation(np.flatnonzero(coarse == number)))
+            members = list(rng.permutation(np.flatnonzero(coarse == number)))
             for folder, count in counts.items():
                 home = out / folder / name
                 home.mkdir(parents=True, exist_ok=True)
                 for n in range(count):
-                    pixels = stored["data"][there.pop()].reshape(3, 32, 32).transpose(1, 2, 0)
+                    pixels = stored["data"][members.pop()].reshape(3, 32, 32).transpose(1, 2, 0)
                     save(Image.fromarray(pixels), home, n, rng)
 
 
@@ -105,7 +105,7 @@ def share(row: dict[str, Any]) -> str:
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def told(report: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     rows = [f"| `{step['command']}` | {step['seconds']:.0f} s | {step['status']} |" for step in report["steps"]]
     found = report["figures"]
@@ -150,22 +150,24 @@ def told(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where a command failed."""
-    options = parser("project.own_data", __doc__, EXAMPLES)
-    options.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="holds cifar-100-python/")
-    options.add_argument("--work", type=Path, required=True, metavar="DIR", help="receives pictures and runs")
-    options.add_argument("--train", type=int, default=600, help="training pictures a class (default: 600)")
-    options.add_argument("--test", type=int, default=200, help="test pictures a class (default: 200)")
-    options.add_argument("--own", type=int, default=200, help="further pictures a class to calibrate on (default: 200)")
-    options.add_argument("--budget", type=float, default=6.0, help="minutes of the audit (default: 6)")
-    add_out(options, "own_data")
-    given = options.parse_args(arguments)
+    command_line = parser("project.own_data", __doc__, EXAMPLES)
+    command_line.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="holds cifar-100-python/")
+    command_line.add_argument("--work", type=Path, required=True, metavar="DIR", help="receives pictures and runs")
+    command_line.add_argument("--train", type=int, default=600, help="training pictures a class (default: 600)")
+    command_line.add_argument("--test", type=int, default=200, help="test pictures a class (default: 200)")
+    command_line.add_argument(
+        "--own", type=int, default=200, help="further pictures a class to calibrate on (default: 200)"
+    )
+    command_line.add_argument("--budget", type=float, default=6.0, help="minutes of the audit (default: 6)")
+    add_out(command_line, "own_data")
+    options = command_line.parse_args(arguments)
     about = loaded_machine()
-    if not (given.work / "pictures").exists():
-        write_folders(given.data_dir, given.work, given.train, given.test, given.own)
-    kept = given.work / "steps.json"
+    if not (options.work / "pictures").exists():
+        write_folders(options.data_dir, options.work, options.train, options.test, options.own)
+    kept = options.work / "steps.json"
     steps = json.loads(kept.read_text("utf-8")) if kept.exists() else []
-    for command in commands(given.budget)[len(steps) :]:
-        step = follow(command, given.work)
+    for command in commands(options.budget)[len(steps) :]:
+        step = follow(command, options.work)
         if step["status"] not in (
             0,
             1,
@@ -173,16 +175,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         steps.append(step)
         kept.write_text(json.dumps(steps), "utf-8")
-    count = sum(1 for path in (given.work / "pictures").rglob("*.*g"))
+    count = sum(1 for path in (options.work / "pictures").rglob("*.*g"))
     report = {
         "machine": about,
         "pictures": count,
         "size": SIZE,
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "steps": steps,
-        "figures": figures(given.work),
+        "figures": figures(options.work),
     }
-    publish(given.out, report, told(report))
+    publish(options.out, report, markdown(report))
     return 0
 
 

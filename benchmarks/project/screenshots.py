@@ -40,29 +40,33 @@ CARDS: dict[str, Any] = {"color_scheme": "light", "viewport": {"width": 1280, "h
 
 def main() -> int:
     """Write the pictures that were asked for; print what was said about each of the twelve."""
-    command = parser("project.screenshots", __doc__, EXAMPLES)
-    command.add_argument("what", nargs="*", metavar="{page,natural}", help="default: both")
-    command.add_argument("--photographs", type=Path, metavar="DIR", help="scikit-image's data (default: as installed)")
-    command.add_argument("--out", type=Path, default=ROOT / "docs/images", metavar="DIR", help="default: docs/images")
-    given = command.parse_args()
-    what = given.what or ["page", "natural"]
+    command_line = parser("project.screenshots", __doc__, EXAMPLES)
+    command_line.add_argument("what", nargs="*", metavar="{page,natural}", help="default: both")
+    command_line.add_argument(
+        "--photographs", type=Path, metavar="DIR", help="scikit-image's data (default: as installed)"
+    )
+    command_line.add_argument(
+        "--out", type=Path, default=ROOT / "docs/images", metavar="DIR", help="default: docs/images"
+    )
+    options = command_line.parse_args()
+    what = options.what or ["page", "natural"]
     if unknown := sorted(set(what) - {"page", "natural"}):
-        command.error(f"there are page and natural, not {unknown[0]}")
+        command_line.error(f"there are page and natural, not {unknown[0]}")
     images: list[NaturalImage] = []
     if "natural" in what:
         try:
-            images = natural_images(given.photographs or bundled_photo().parent)
+            images = natural_images(options.photographs or bundled_photo().parent)
         except FileNotFoundError as error:
-            command.error(str(error))
-    given.out.mkdir(parents=True, exist_ok=True)
+            command_line.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
     with Server() as server:
         server.wait_ready()
         with sync_playwright() as playwright:
             browser = launch(playwright)
             if "page" in what:
-                page_in_each_setting(browser, server, given.out)
+                page_in_each_setting(browser, server, options.out)
             if images:
-                sheet(browser, server, images, given.out / "natural.png")
+                sheet(browser, server, images, options.out / "natural.png")
             browser.close()
     return 0
 

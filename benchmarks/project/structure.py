@@ -236,16 +236,16 @@ def commit(root: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser("project.structure", __doc__, EXAMPLES)
-    options.add_argument("--root", type=Path, default=ROOT, help="the checkout to draw")
-    options.add_argument("--hops", action=argparse.BooleanOptionalAction, default=True, help="count calls as well")
-    add_out(options, "structure")
-    given = options.parse_args(arguments)
-    root = given.root.resolve()
+    command_line = parser("project.structure", __doc__, EXAMPLES)
+    command_line.add_argument("--root", type=Path, default=ROOT, help="the checkout to draw")
+    command_line.add_argument("--hops", action=argparse.BooleanOptionalAction, default=True, help="count calls as well")
+    add_out(command_line, "structure")
+    options = command_line.parse_args(arguments)
+    root = options.root.resolve()
     report: dict[str, Any] = {"commit": commit(root), "packages": structure(root)}
-    if given.hops:
+    if options.hops:
         report["hops"] = hops.counted(root)
-    conclude(given.out, report, markdown(report))
+    conclude(options.out, report, markdown(report))
     return 0
 
 

@@ -27,7 +27,7 @@ from server.core.images import EncodedImage, Limits
 from server.service.answer_cache import AnswerCache
 
 from ..harness import report
-from ..harness.closed_loop import Figures, add_rounds, kept, lua, medians, ratios, rotated, wrk
+from ..harness.closed_loop import Figures, add_rounds, lua, medians, ratios, raw_samples, rotated, wrk
 from ..harness.exchange import exchange, post
 from ..harness.image_files import chunk, segment
 from ..harness.load import noise_png
@@ -170,7 +170,7 @@ def measured(options: argparse.Namespace, folder: Path, file: tuple[bytes, bytes
             for name, by in samples.items()
             if name != OFF
         },
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
 
 
@@ -216,11 +216,11 @@ def memory(answers: int, folder: Path) -> dict[str, float]:
         asyncio.run(ask(answers, answers + 500))  # so that what any server grows by is there
         before = rss_mb(server.pid)
         asyncio.run(ask(0, answers))
-        told = asyncio.run(server.metrics())
+        metrics = asyncio.run(server.metrics())
         return {
-            "answers": told["awnet_answer_cache_answers"],
+            "answers": metrics["awnet_answer_cache_answers"],
             "grown_mb": rss_mb(server.pid) - before,
-            "told_mb": told["awnet_answer_cache_bytes"] / 1e6,
+            "told_mb": metrics["awnet_answer_cache_bytes"] / 1e6,
         }
 
 
@@ -250,7 +250,7 @@ def markdown(found: dict[str, Any]) -> str:
             label = {OFF: "no cache", BEFORE: "before there was one"}.get(name) or f"{100 * float(name):.0f} % known"
             for clients, row in rows.items():
                 ratio = by["ratios"].get(name, {}).get(clients)
-                told = (
+                cells = (
                     [f"{r[1]:.3f} ({r[0]:.3f} to {r[2]:.3f})" for r in (ratio["cpu_ms"], ratio["rps"])]
                     if ratio
                     else ["", ""]
@@ -258,7 +258,7 @@ def markdown(found: dict[str, Any]) -> str:
                 share = f"{100 * row['hit_share']:.1f} %" if name not in (OFF, BEFORE) else ""
                 lines.append(
                     f"| {label} | {clients} | {share} | {row['rps']:.0f} | {row['cpu_ms']:.3f} | {row['p50_ms']:.2f} | "
-                    f"{told[0]} | {told[1]} |"
+                    f"{cells[0]} | {cells[1]} |"
                 )
     sizes = ", ".join(f"{int(size) / 1000:g} kB {us:.0f} µs" for size, us in found["look_up_us"].items())
     lines += ["", f"A look-up alone, hash included, by the size of the file: {sizes}; over 64 KiB on another thread."]

@@ -120,23 +120,23 @@ verdict: by one pair of thresholds, and by the domain that holds the image, with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser("speed.domain_check", __doc__, EXAMPLES)
-    options.add_argument("--pairs", type=int, default=2000, help="of the smallest payload; larger ones have fewer")
-    add_out(options, "domain_check")
-    given = options.parse_args(arguments)
+    command_line = parser("speed.domain_check", __doc__, EXAMPLES)
+    command_line.add_argument("--pairs", type=int, default=2000, help="of the smallest payload; larger ones have fewer")
+    add_out(command_line, "domain_check")
+    options = command_line.parse_args(arguments)
     report: dict[str, Any] = {"machine": loaded_machine(), "rows": {}}
     for name, (side, kind, encoder) in PAYLOADS.items():
         data = payload(side, kind, encoder)
-        pairs = max(20, given.pairs * 32 // side)
+        pairs = max(20, options.pairs * 32 // side)
         report["rows"][f"decoding, {name}"] = paired(
             lambda d=data: without_check(d), lambda d=data: with_check(d), pairs
         )
     traits = decode(payload(*PAYLOADS["PNG, 32 pixels"]), SIZE, LIMITS).traits
     domains = costly_domains(traits)
     report["rows"]["judgement"] = paired(
-        lambda: judge(0.3, THRESHOLDS), lambda: judge_image(0.3, traits, domains, 0.01), given.pairs
+        lambda: judge(0.3, THRESHOLDS), lambda: judge_image(0.3, traits, domains, 0.01), options.pairs
     )
-    conclude(given.out, report, text(report))
+    conclude(options.out, report, text(report))
     return 0
 
 

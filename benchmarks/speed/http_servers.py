@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import report
-from ..harness.closed_loop import add_rounds, kept, lua, rotated, table, uploaded, wrk
+from ..harness.closed_loop import add_rounds, lua, raw_samples, rotated, table, uploaded, wrk
 from ..harness.processes import Process, free_port, rss_mb
 
 EXAMPLES = """examples:
@@ -279,7 +279,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "servers": table(samples),
         "probes": probes,
         "held_mb": held,
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from server.core.contract import METADATA_KEY
 
 from ..harness import report
-from ..harness.closed_loop import add_image, add_rounds, kept, lua, model_file, rotated, table, uploaded, wrk
+from ..harness.closed_loop import add_image, add_rounds, lua, model_file, raw_samples, rotated, table, uploaded, wrk
 from ..harness.processes import Server, rss_mb
 from ..model.graph import Settings, session
 
@@ -35,7 +35,7 @@ BATCH = 50
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = report.parser("speed.models_http", __doc__, EXAMPLES)
     parser.add_argument("--repository", type=Path, default=report.ROOT / "model_repository", help="[model_repository]")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME[/VERSION]", help="the first is the base")
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_image(parser)
     add_rounds(parser, [1, 8])
     report.add_out(parser, "models_http")
-    options = parser.parse_args(given)
+    options = parser.parse_args(argv)
     if report.missing("wrk"):
         return 0
-    found = {"command": " ".join(["python -m benchmarks.speed.models_http", *given])} | measure(options)
+    found = {"command": " ".join(["python -m benchmarks.speed.models_http", *argv])} | measure(options)
     if options.data_dir:
         found["answers"] = answers(options)
     report.conclude(options.out, found, markdown(found))
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for model, by in samples.items()
         },
         "rss_mb": memory,
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import report
-from ..harness.closed_loop import add_image, add_rounds, kept, lua, ratios, rotated, uploaded, wrk
+from ..harness.closed_loop import add_image, add_rounds, lua, ratios, raw_samples, rotated, uploaded, wrk
 from ..harness.processes import Server
 
 EXAMPLES = """examples:
@@ -55,7 +55,7 @@ def main() -> int:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "ratios": {str(c): ratios(samples["before"][c], samples["after"][c]) for c in options.clients},
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
     report.conclude(options.out, found, markdown(found))
     return 0

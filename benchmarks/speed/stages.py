@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import loop_parts, report, stage_times
-from ..harness.closed_loop import Figures, add_image, add_rounds, kept, lua, medians, rotated, uploaded, wrk
+from ..harness.closed_loop import Figures, add_image, add_rounds, lua, medians, raw_samples, rotated, uploaded, wrk
 from ..harness.exchange import exposition
 from ..harness.processes import Server
 
@@ -91,7 +91,7 @@ def main() -> int:
         "load": {name: {str(c): medians(rounds) for c, rounds in by.items()} for name, by in samples.items()},
         "loop_us": parts,
         "alone_us": alone,
-        "samples": kept(samples),
+        "samples": raw_samples(samples),
     }
     text = markdown(found)
     report.publish(options.out, found, text)

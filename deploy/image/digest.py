@@ -50,12 +50,12 @@ def pinned(image: str, scheme: str = "https", seconds: float = 30.0) -> str:
         registry, path = HUB, name if slash else f"library/{name}"
     url = f"{scheme}://{registry}/v2/{path}/manifests/{urllib.parse.quote(tag)}"
     try:
-        manifest, told = _manifest(url, {}, seconds)
+        manifest, declared = _manifest(url, {}, seconds)
     except (OSError, ValueError, KeyError) as error:
         raise DigestError(f"{url}: {error}") from None
     digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
-    if told not in (None, digest):
-        raise DigestError(f"{url}: the registry says {told}, its bytes are {digest}")
+    if declared not in (None, digest):
+        raise DigestError(f"{url}: the registry says {declared}, its bytes are {digest}")
     return f"{name}@{digest}"
 
 

@@ -103,8 +103,8 @@ class ModelFile:
             self.domains = _domains(document)
             self.golden = _golden(document["golden"], self.size)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ModelFileError(f"the contract in {path} is broken: {told}") from None
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelFileError(f"the contract in {path} is broken: {reason}") from None
         have = {output.name: output.shape[1:] for output in self._session.get_outputs()}
         for name, width in (
             ("logits", len(self.labels)),

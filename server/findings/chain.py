@@ -170,11 +170,11 @@ def verify(folder: Path, heads: Iterable[Link] = ()) -> Report:
             report.problems.append(f"{where}: it does not follow line {before.sequence}: one of the two was replaced")
         before = line.link
     report.head = before
-    there = {read.line.link.sequence: read.line.link.hash for read in true}
+    hashes = {read.line.link.sequence: read.line.link.hash for read in true}
     for kept in heads:
         if kept.chain != before.chain:
             continue
-        same = there.get(kept.sequence)
+        same = hashes.get(kept.sequence)
         if same is None:
             why = "no longer kept: nothing says whether it was removed" if kept.sequence < kept_from else "not there"
             end = ": the end was removed" if kept.sequence > before.sequence else ""

@@ -31,7 +31,7 @@ class _Open:
     last_request_id: str | None = None
     detail: str = ""
     count: int = 0
-    told: int = 0
+    reported: int = 0
     image: Image | None = None
     scores: list[float] = field(default_factory=list)  # a heap
     clients: set[tuple[str | None, str | None]] = field(default_factory=set)
@@ -83,23 +83,23 @@ class Coalescer:
 
     def tick(self, now: float, time: int) -> list[Finding]:
         """What has to be told of windows that have ended by `now`; `time` is the same in UTC, milliseconds."""
-        told = []
+        findings = []
         for subject, found in list(self._open.items()):
             if now < found.window_ends:
                 continue
             found.window_ends = now + self._window
-            if found.count > found.told:
-                told.append(self._tell(subject, found, "update", time))
+            if found.count > found.reported:
+                findings.append(self._tell(subject, found, "update", time))
             else:
-                told.append(self._tell(subject, found, "close", time))
+                findings.append(self._tell(subject, found, "close", time))
                 del self._open[subject]
-        return told
+        return findings
 
     def end(self, time: int) -> list[Finding]:
         """The process ends: every open finding is closed, with what was not told yet."""
-        told = [self._tell(subject, found, "close", time) for subject, found in self._open.items()]
+        findings = [self._tell(subject, found, "close", time) for subject, found in self._open.items()]
         self._open.clear()
-        return told
+        return findings
 
     def _hold(self, found: _Open, image: Image, at_once: bool) -> None:
         """This is the image with the highest score of `found` now; it is told of `at_once`, or held until then."""
@@ -118,7 +118,7 @@ class Coalescer:
             found.image = replace(found.image, data=None)
 
     def _tell(self, subject: Subject, found: _Open, activity: Activity, time: int) -> Finding:
-        new, found.told = found.count - found.told, found.count
+        new, found.reported = found.count - found.reported, found.count
         image = found.image
         self._let_go(found)
         return Finding(

@@ -147,8 +147,8 @@ class Deliveries:
 
     def waiting(self) -> dict[str, int]:
         """Receiver -> lines of this process's chain that it does not have."""
-        there = segments(self._own)
-        return {receiver.name: _behind(there, _read(self._own, receiver.name)) for receiver in self._receivers}
+        paths = segments(self._own)
+        return {receiver.name: _behind(paths, _read(self._own, receiver.name)) for receiver in self._receivers}
 
     async def _serve(self, receiver: Delivery) -> None:
         failures = 0
@@ -238,10 +238,10 @@ def _keep(folder: Path, name: str, cursor: Cursor) -> None:
     partial.replace(path)
 
 
-def _behind(there: Sequence[Path], cursor: Cursor) -> int:
-    if not there:
+def _behind(paths: Sequence[Path], cursor: Cursor) -> int:
+    if not paths:
         return 0
-    last = there[-1]
+    last = paths[-1]
     begin = cursor.offset if last.name == cursor.segment else 0
     with contextlib.suppress(FileNotFoundError), last.open("rb") as file:
         file.seek(begin)

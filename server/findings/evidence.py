@@ -22,7 +22,7 @@ import orjson
 from .. import __version__
 from ..core.contract import Contract
 from .chain import chains, verify
-from .quarantine import kept
+from .quarantine import read_image
 from .reading import lines
 
 Thresholds = dict[str, dict[str, dict[str, float]]]
@@ -70,7 +70,7 @@ def evidence(folder: Path, identity: str, models: Mapping[str, Thresholds], with
     best = sorted(images.values(), key=lambda image: -image["score"])
     shown, files = best[0] if best else None, dict[str, bytes]()
     for image in best if with_image else []:
-        data = kept(folder, image["sha256"])
+        data = read_image(folder, image["sha256"])
         if data is not None:
             shown, files = image, _files(image, data)
             break

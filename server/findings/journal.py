@@ -139,22 +139,22 @@ class Journal:
 
     def _go_on(self) -> None:
         """Find the chain's end, and close a torn line. Raises OSError, BrokenChainError."""
-        there = segments(self.folder)
-        while there and not there[-1].stat().st_size:
-            there.pop().unlink()  # begun, and ended before its first line
-        if not there:
+        paths = segments(self.folder)
+        while paths and not paths[-1].stat().st_size:
+            paths.pop().unlink()  # begun, and ended before its first line
+        if not paths:
             self._begin_segment()
             return
-        path = there[-1]
+        path = paths[-1]
         data = path.read_bytes()
         last, rest = _end(data)
-        if last is None and len(there) > 1:
-            last = _end(there[-2].read_bytes())[0]
+        if last is None and len(paths) > 1:
+            last = _end(paths[-2].read_bytes())[0]
         if last is not None:
             self._head = last.link
-        elif len(there) > 1:
+        elif len(paths) > 1:
             raise BrokenChainError
-        self._kept_from = int(there[0].stem)
+        self._kept_from = int(paths[0].stem)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._size, self._begun = len(data), path.stat().st_mtime
         if data and not data.endswith(b"\n"):
@@ -172,7 +172,7 @@ class Journal:
 
     def _begin_segment(self) -> None:
         """A new file for the lines that come, and older ones to go. Raises OSError."""
-        there = segments(self.folder)
+        paths = segments(self.folder)
         path = self.folder / f"{self._head.sequence + 1:012d}{SUFFIX}"
         created = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         if self._file >= 0:
@@ -182,12 +182,12 @@ class Journal:
         self._file, self._size, self._begun, self._starts = created, 0, time.time(), True
         with contextlib.suppress(OSError):
             sync_folder(self.folder)
-        self._over = self._too_many(there)
-        self._kept_from = int([*there[len(self._over) :], path][0].stem)
+        self._over = self._too_many(paths)
+        self._kept_from = int([*paths[len(self._over) :], path][0].stem)
 
-    def _too_many(self, there: list[Path]) -> list[Path]:
+    def _too_many(self, paths: list[Path]) -> list[Path]:
         """The oldest of these segments, as many as are too many or too old beside a new one."""
-        facts = [path.stat() for path in there]
+        facts = [path.stat() for path in paths]
         total, oldest = sum(fact.st_size for fact in facts), time.time() - self._keep_seconds
         over = 0
         for fact in facts:
@@ -195,7 +195,7 @@ class Journal:
                 break
             total -= fact.st_size
             over += 1
-        return there[:over]
+        return paths[:over]
 
 
 def _end(data: bytes) -> tuple[Line | None, bytes]:

@@ -196,13 +196,13 @@ def _message(finding: Finding) -> str:
     who = "several clients" if finding.clients > 1 else f"key {subject.key}" if subject.key else "one client"
     images = "1 image" if finding.count == 1 else f"{finding.count} images"
     model = f" by {subject.model} version {subject.version}" if subject.model else ""
-    said = {
+    words = {
         "image": f"{images} of {who} flagged{model}",
         "query-guard": f"{images} of {who} are nearly the same",
         "rate": f"more images are flagged{model} than its threshold stands for: {images} since the alarm",
         "detector": f"golden images not answered as they must be{model}: {finding.count}",
     }[subject.kind]
-    return f"{said}; {finding.detail}" if finding.detail else said
+    return f"{words}; {finding.detail}" if finding.detail else words
 
 
 def _attack(

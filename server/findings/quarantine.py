@@ -138,7 +138,7 @@ class Quarantine:
 
     def _write(self, sha256: str, data: bytes, lock: int) -> None:
         path, part = self._folder / sha256, self._folder / PART
-        if kept(self._folder.parent, sha256) is not None:
+        if read_image(self._folder.parent, sha256) is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # it came again: its time begins anew
                 return
@@ -166,19 +166,19 @@ class Quarantine:
         Where room is made, a tenth of the bound is made at least, so that it is not done for each image.
         """
         (self._folder / PART).unlink(missing_ok=True)  # of a process that was killed: nobody else writes now
-        there = []
+        images = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 if is_name(entry.name):
                     with contextlib.suppress(FileNotFoundError):  # somebody has removed it
                         fact = entry.stat(follow_symlinks=False)
-                        there.append((fact.st_mtime, entry.path, _blocks(fact.st_size)))
-        there.sort()
-        total, oldest = sum(size for _, _, size in there), time.time() - self._keep_seconds
+                        images.append((fact.st_mtime, entry.path, _blocks(fact.st_size)))
+        images.sort()
+        total, oldest = sum(size for _, _, size in images), time.time() - self._keep_seconds
         most = self._most_bytes if self._most_bytes else total  # nothing new is kept: age alone decides
         if total + room > most:
             most -= max(room, most // 10)
-        for at, path, size in there:
+        for at, path, size in images:
             if total <= most and at >= oldest:
                 break
             Path(path).unlink(missing_ok=True)
@@ -201,7 +201,7 @@ class Quarantine:
         return os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def kept(journal: Path, sha256: str) -> bytes | None:
+def read_image(journal: Path, sha256: str) -> bytes | None:
     """The image with this hash; None where it is not kept, is not whole, or this user may not read it."""
     if not is_name(sha256):
         return None

@@ -36,8 +36,8 @@ def events(folder: Path, newest_segments: int | None = None) -> Iterator[Event]:
 
 def lines(folder: Path, newest_segments: int | None = None, about: bytes = b"") -> Iterator[tuple[bytes, Event]]:
     """As `events`, each with its line as it was written; only of lines that hold `about`."""
-    there = segments(folder)
-    for path in there if newest_segments is None else there[-newest_segments:]:
+    paths = segments(folder)
+    for path in paths if newest_segments is None else paths[-newest_segments:]:
         try:
             data = path.read_bytes()
         except FileNotFoundError:  # no longer kept
@@ -80,5 +80,5 @@ def left_open(chain: Path) -> Iterator[Event]:
     now = time.time_ns() // 1_000_000
     for event in last.values():
         if event["activity_id"] != ACTIVITY_IDS["close"][0]:
-            said = f"{event['message']}; its process has ended, and what came after its last event is not counted"
-            yield changed(event, "close", now, said)
+            message = f"{event['message']}; its process has ended, and what came after its last event is not counted"
+            yield changed(event, "close", now, message)

@@ -147,11 +147,11 @@ class Recorder:
         return found, False
 
     def _take(self, at: float, seen: Observation) -> list[Finding]:
-        told = self._coalescer.see(seen, at)
+        findings = self._coalescer.see(seen, at)
         if seen.image is not None and seen.image.data is not None:
             with self._lock:
                 self._bytes -= len(seen.image.data)
-        return told
+        return findings
 
     def _write(self, documents: list[dict[str, Any]]) -> bool:
         """Whether the journal has them, if only in memory until a full disk takes them."""

@@ -184,19 +184,19 @@ async def _watch(service: Service, calls: Calls, watchers: Calls, messages: Any,
                 async with calls.message(request.client, context, service.settings.body_seconds) as body:
                     known = _read(grpc_standard.HealthCheckRequest, body, 0).service in ("", SERVICE)
                 request.answered(200, OK)
-                told = None
-                while not service.draining or told is None:
-                    told = await _tell(context, told, health(service) if known else grpc_standard.SERVICE_UNKNOWN)
+                last = None
+                while not service.draining or last is None:
+                    last = await _tell(context, last, health(service) if known else grpc_standard.SERVICE_UNKNOWN)
                     await asyncio.sleep(WATCH_SECONDS)
                 if known:
-                    await _tell(context, told, grpc_standard.NOT_SERVING)
+                    await _tell(context, last, grpc_standard.NOT_SERVING)
         except Exception as error:
             await _refuse(request, error, context)
 
 
-async def _tell(context: Any, told: int | None, status: int) -> int:
+async def _tell(context: Any, last: int | None, status: int) -> int:
     """Send `status` where it is not what was told; what is told now."""
-    if status != told:
+    if status != last:
         await context.write(grpc_standard.HealthCheckResponse(status=status).SerializeToString())
     return status
 

@@ -56,19 +56,22 @@ def test_an_answer_is_typed(client: awnet.Client, folder: Path, served: Running)
     path = folder / "clean.png"
     got = client.predict(path, top_k=2, signals="all")
     raw = served.http.post("/predict?top_k=2&signals=all", content=path.read_bytes()).json()
-    [told] = raw["results"]
-    assert got.raw == told
+    [document] = raw["results"]
+    assert got.raw == document
     assert (got.name, got.ok, got.flagged) == (str(path), True, False)
-    assert (got.label, got.confidence) == (told["predictions"][0]["label"], told["predictions"][0]["probability"])
-    assert [p.label for p in got.predictions] == [p["label"] for p in told["predictions"]]
-    judged = told["adversarial"]
+    assert (got.label, got.confidence) == (
+        document["predictions"][0]["label"],
+        document["predictions"][0]["probability"],
+    )
+    assert [p.label for p in got.predictions] == [p["label"] for p in document["predictions"]]
+    judged = document["adversarial"]
     assert (got.verdict, got.score, got.prior) == (judged["verdict"], judged["score"], judged["prior"])
     assert (got.calibrated, got.why, got.domain) == (judged["calibrated"], judged["why"], judged["domain"])
     assert got.probability == judged["probability"]
     assert got.thresholds is not None and got.target_fpr is not None and got.signals is not None
     assert (got.thresholds.suspicious, got.target_fpr.adversarial) == (0.41, 0.01)
     assert list(got.signals.convolutions) == [name for name, _, _ in OMEGA]
-    assert got.signals.blocks[0].mean == told["signals"]["blocks"][0]["mean"]
+    assert got.signals.blocks[0].mean == document["signals"]["blocks"][0]["mean"]
     assert (got.format, got.width, got.height, got.resized) == ("PNG", 32, 32, False)
     assert got.model is not None and got.model.sha256 == raw["model"]["sha256"]
     assert (got.mode, got.request_id is None) == ("auto", False)
@@ -266,8 +269,8 @@ def test_images_of_which_a_policy_leaves_none_have_an_error_each(repository: Pat
 
 def test_fields_that_are_left_out_are_none_and_unknown_ones_are_kept() -> None:
     """A key that may see no scores gets none, and a newer server may tell more."""
-    told = {"predictions": [{"class_id": 1, "label": "cat"}], "adversarial": {"verdict": "clean"}, "new": [1]}
-    with fake(answer(told)) as server, awnet.Client(server.url) as client:
+    document = {"predictions": [{"class_id": 1, "label": "cat"}], "adversarial": {"verdict": "clean"}, "new": [1]}
+    with fake(answer(document)) as server, awnet.Client(server.url) as client:
         got = client.predict(b"x")
     assert (got.label, got.confidence, got.score, got.thresholds, got.format) == ("cat", None, None, None, None)
     assert got.raw["new"] == [1]
@@ -275,11 +278,11 @@ def test_fields_that_are_left_out_are_none_and_unknown_ones_are_kept() -> None:
 
 def test_levels_stand_in_the_place_of_numbers() -> None:
     """As a key that may not see the numbers is told them."""
-    told = {
+    document = {
         "predictions": [{"class_id": 1, "label": "cat", "probability_level": "high"}],
         "adversarial": {"score_level": "very-low", "probability_level": None, "verdict": "clean"},
     }
-    with fake(answer(told)) as server, awnet.Client(server.url) as client:
+    with fake(answer(document)) as server, awnet.Client(server.url) as client:
         got = client.predict(b"x")
     assert (got.confidence, got.score, got.probability) == ("high", "very-low", None)
 
@@ -287,8 +290,8 @@ def test_levels_stand_in_the_place_of_numbers() -> None:
 def test_a_request_says_what_its_client_was_told() -> None:
     """Key, model, mode and so on of the client, unless the call says otherwise; the key stands nowhere else."""
     key = "awnet_" + "k" * 43
-    told: dict[str, Any] = {"key": key, "model": "m", "mode": "robust", "top_k": 1}
-    with fake(answer(result())) as server, awnet.Client(f"{server.url}/prefix/", **told) as client:
+    options: dict[str, Any] = {"key": key, "model": "m", "mode": "robust", "top_k": 1}
+    with fake(answer(result())) as server, awnet.Client(f"{server.url}/prefix/", **options) as client:
         client.predict(b"x")
         client.predict(b"x", mode="auto", version=3, signals="summary", priority="low")
         assert key not in repr(vars(client)) + repr(vars(client._inner))
@@ -445,7 +448,7 @@ def test_the_async_twin_answers_the_same(client: awnet.Client, served: Running, 
 
     expected = list(client.predict_many(images))
     plainly, asynchronously, one = asyncio.run(ask())
-    assert told(plainly) == told(asynchronously) == told(expected)
+    assert documents(plainly) == documents(asynchronously) == documents(expected)
     assert one.raw == {name: value for name, value in expected[0].raw.items() if name != "file"}
 
 
@@ -457,7 +460,7 @@ def test_a_model_in_this_process_answers_what_a_server_answers(
     there, here = (list(one.predict_many(sorted(folder.iterdir()), **options)) for one in (client, local))
     assert [one.verdict for one in here] == ["adversarial", None, "clean", one_of(there, "large.webp").verdict]
     for remote, own in zip(there, here, strict=True):
-        assert told([own]) == told([remote])
+        assert documents([own]) == documents([remote])
         assert (own.model, own.mode, own.name) == (remote.model, remote.mode, remote.name)
         assert type(own.error) is type(remote.error)
     for asked in ({"top_k": 99}, {"mode": "robust"}, {"model": "other"}, {"version": 9}, {"version": "two"}):
@@ -492,7 +495,7 @@ def test_the_page_lists_every_error() -> None:
     assert sorted(listed) == sorted(exported)
 
 
-def told(results: list[awnet.Result]) -> list[dict[str, Any]]:
+def documents(results: list[awnet.Result]) -> list[dict[str, Any]]:
     """What was answered, without the request ids in it."""
     return [
         {**one.raw, "problem": {**problem, "request_id": ""}} if (problem := one.raw.get("problem")) else dict(one.raw)

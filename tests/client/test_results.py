@@ -61,10 +61,10 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def test_whatever_a_server_may_answer_reaches_the_client(kind: str, schemas: dict[str, Any]) -> None:
     """Of an answer with every field, in each form of its results: each value, or its name where it is one of a few."""
     numbers = count(1000)
-    told = filled(schemas[kind], schemas, numbers)
-    if "problem" in told:
-        told["problem"]["type"] = TYPE_PREFIX + told["problem"]["type"]
-    answer = {**filled(schemas["Answer"], schemas, numbers), "results": [told]}
+    document = filled(schemas[kind], schemas, numbers)
+    if "problem" in document:
+        document["problem"]["type"] = TYPE_PREFIX + document["problem"]["type"]
+    answer = {**filled(schemas["Answer"], schemas, numbers), "results": [document]}
     [result] = parse(answer, [None])
     known = list(leaves([asdict(replace(result, error=None, raw={})), result.error]))
     names = {name for name, _ in known}

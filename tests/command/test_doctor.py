@@ -34,12 +34,14 @@ def doctor(
 
 
 def test_a_machine_that_can_serve_passes_every_check(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = doctor(repository, *QUIET, capsys=capsys)
-    assert status == 0 and {state for state, _ in told.values()} <= {"ok", "warn"}
+    status, checks = doctor(repository, *QUIET, capsys=capsys)
+    assert status == 0 and {state for state, _ in checks.values()} <= {"ok", "warn"}
     named = {"awnet", "processor", "runtime", "libraries", "extras", "descriptors", "port", "repository", "permissions"}
-    assert named | {"model"} == set(told)
-    assert all(f"{extra}: " in told["extras"][1] for extra in ("training", "export", "signing", "telemetry", "parquet"))
-    assert "golden values hold" in told["model"][1] and "onnxruntime" in told["runtime"][1]
+    assert named | {"model"} == set(checks)
+    assert all(
+        f"{extra}: " in checks["extras"][1] for extra in ("training", "export", "signing", "telemetry", "parquet")
+    )
+    assert "golden values hold" in checks["model"][1] and "onnxruntime" in checks["runtime"][1]
 
 
 def test_what_is_in_the_way_is_named_and_fails(
@@ -58,10 +60,10 @@ def test_what_is_in_the_way_is_named_and_fails(
             "--api-keys",
             str(tmp_path / "keys.toml"),
         ]
-        status, told = doctor(repository, *options, capsys=capsys)
+        status, checks = doctor(repository, *options, capsys=capsys)
     assert status == 1
-    assert {about for about, (state, _) in told.items() if state == "fail"} == {"port", "keys", "model"}
-    assert "its manifest says" in told["model"][1]
+    assert {about for about, (state, _) in checks.items() if state == "fail"} == {"port", "keys", "model"}
+    assert "its manifest says" in checks["model"][1]
 
 
 def test_what_others_may_change_or_read_is_warned_of(
@@ -72,30 +74,30 @@ def test_what_others_may_change_or_read_is_warned_of(
     keys = tmp_path / "keys.toml"
     keys.write_text("")
     keys.chmod(0o644)
-    status, told = doctor(repository, *QUIET, "--api-keys", str(keys), capsys=capsys)
+    status, checks = doctor(repository, *QUIET, "--api-keys", str(keys), capsys=capsys)
     assert status == 0
-    assert told["permissions"][0] == "warn" and "model.onnx can be written by every user" in told["permissions"][1]
-    assert told["keys"][0] == "warn"
-    _, told = doctor(repository, *QUIET, "--host", "0.0.0.0", capsys=capsys)
-    assert told["keys"] == ("warn", "0.0.0.0 is reached from elsewhere, and nobody needs a key (--api-keys)")
+    assert checks["permissions"][0] == "warn" and "model.onnx can be written by every user" in checks["permissions"][1]
+    assert checks["keys"][0] == "warn"
+    _, checks = doctor(repository, *QUIET, "--host", "0.0.0.0", capsys=capsys)
+    assert checks["keys"] == ("warn", "0.0.0.0 is reached from elsewhere, and nobody needs a key (--api-keys)")
 
 
 def test_where_findings_go_is_checked_and_left_as_it_is(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "file"), capsys=capsys)
-    assert status == 1 and told["findings"] == ("fail", f"{tmp_path / 'file'} cannot be written to")
+    status, checks = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "file"), capsys=capsys)
+    assert status == 1 and checks["findings"] == ("fail", f"{tmp_path / 'file'} cannot be written to")
     secret = tmp_path / "secret"
     secret.write_text("a secret of thirty-two bytes, or so")
     secret.chmod(0o644)
     sent = ["--findings-webhook", "https://siem.example/in", "--findings-webhook-secret-file", str(secret)]
-    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
-    assert status == 0 and told["findings"][0] == "ok" and not (tmp_path / "new").exists()
-    assert told["webhook"] == ("warn", f"the secret {secret}; every user of this machine reads it")
+    status, checks = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
+    assert status == 0 and checks["findings"][0] == "ok" and not (tmp_path / "new").exists()
+    assert checks["webhook"] == ("warn", f"the secret {secret}; every user of this machine reads it")
     secret.write_text("short")
-    status, told = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
-    assert status == 1 and told["webhook"][0] == "fail" and "needs 24" in told["webhook"][1]
+    status, checks = doctor(repository, *QUIET, "--findings-dir", str(tmp_path / "new/findings"), *sent, capsys=capsys)
+    assert status == 1 and checks["webhook"][0] == "fail" and "needs 24" in checks["webhook"][1]
 
 
 def test_a_model_source_is_fetched_as_a_server_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,14 +106,14 @@ def test_a_model_source_is_fetched_as_a_server_would(tmp_path: Path, capsys: pyt
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     publish(tmp_path / "models", "7", seed=1)
     wrong = ["--model-source", f"file://{model}#sha256={'0' * 64}"]
-    status, told = doctor(tmp_path / "models", *QUIET, *wrong, capsys=capsys)
-    assert status == 1 and told["source"][0] == "fail" and digest in told["source"][1]
-    status, told = doctor(
+    status, checks = doctor(tmp_path / "models", *QUIET, *wrong, capsys=capsys)
+    assert status == 1 and checks["source"][0] == "fail" and digest in checks["source"][1]
+    status, checks = doctor(
         tmp_path / "models", *QUIET, "--model-source", f"file://{model}#sha256={digest}", capsys=capsys
     )
     assert status == 0
-    assert told["source"] == ("ok", f"file://{model}#sha256={digest}: version 8 of awnet")
-    assert told["model"][1].startswith("awnet version 8:")
+    assert checks["source"] == ("ok", f"file://{model}#sha256={digest}: version 8 of awnet")
+    assert checks["model"][1].startswith("awnet version 8:")
 
 
 def test_a_source_that_does_not_answer_is_asked_once(
@@ -136,19 +138,19 @@ def test_an_empty_repository_and_one_without_the_model_fail(tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     shutil.copytree(publish(tmp_path / "other", name="other"), tmp_path / "others")
     for folder in ("empty", "others", "nowhere"):
-        status, told = doctor(tmp_path / folder, *QUIET, capsys=capsys)
-        assert status == 1 and told["repository"][0] == told["model"][0] == "fail"
+        status, checks = doctor(tmp_path / folder, *QUIET, capsys=capsys)
+        assert status == 1 and checks["repository"][0] == checks["model"][0] == "fail"
 
 
 def test_a_model_file_is_checked_in_place_of_a_repository(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As `awnet serve --repository FILE` takes it; others who may write it are warned of, and a key refuses it."""
     file = repository / "awnet/1/model.onnx"
     file.chmod(0o666)
-    status, told = doctor(file, *QUIET, capsys=capsys)
-    assert status == 0 and told["repository"] == ("ok", f"{file}: awnet 1") and told["model"][0] == "ok"
-    assert told["permissions"] == ("warn", f"{file} can be written by every user of this machine")
-    status, told = doctor(file, *QUIET, "--signing-key", str(file), capsys=capsys)
-    assert status == 1 and told["repository"] == ("fail", f"{file} is a file alone, which has no signature")
+    status, checks = doctor(file, *QUIET, capsys=capsys)
+    assert status == 0 and checks["repository"] == ("ok", f"{file}: awnet 1") and checks["model"][0] == "ok"
+    assert checks["permissions"] == ("warn", f"{file} can be written by every user of this machine")
+    status, checks = doctor(file, *QUIET, "--signing-key", str(file), capsys=capsys)
+    assert status == 1 and checks["repository"] == ("fail", f"{file} is a file alone, which has no signature")
 
 
 def test_settings_that_cannot_be_read_are_told_as_the_server_does(capsys: pytest.CaptureFixture[str]) -> None:

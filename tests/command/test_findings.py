@@ -21,7 +21,7 @@ from server.findings.chain import chains, segments, verify
 from server.findings.finding import Finding, Image, Subject
 from server.findings.journal import Journal
 from server.findings.ocsf import document
-from server.findings.quarantine import FOLDER, Quarantine, kept
+from server.findings.quarantine import FOLDER, Quarantine, read_image
 from server.findings.reading import findings
 from tests.server.schema_2 import schema_2
 from tests.server.tiny import encoded, noise, publish
@@ -62,8 +62,8 @@ def journal(tmp_path: Path, model: Path) -> Path:
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     status = main(["findings", *map(str, arguments)])
-    told = capsys.readouterr()
-    return status, told.out + told.err
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
 
 
 def mark_all(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,9 +80,9 @@ def test_a_mark_is_an_event_in_the_journal_and_survives_later_events(
     later = Journal(journal, *KEEP)
     later.append([document(finding(3, [0.54], model))])
     later.close()
-    status, told = run("list", journal, "--most", 50, capsys=capsys)
-    assert status == 0 and len(told.splitlines()) == 41
-    (line,) = [line for line in told.splitlines() if "false_alarm" in line]
+    status, printed = run("list", journal, "--most", 50, capsys=capsys)
+    assert status == 0 and len(printed.splitlines()) == 41
+    (line,) = [line for line in printed.splitlines() if "false_alarm" in line]
     assert "client 3" in line and "0.54" in line
     assert all(verify(chain).problems == [] for chain in chains(journal))
     (found,) = [found for found in findings(journal) if found.mark]
@@ -90,12 +90,12 @@ def test_a_mark_is_an_event_in_the_journal_and_survives_later_events(
 
 
 def test_what_is_no_finding_is_not_marked(journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = run("mark", journal, "f" * 32, "confirmed", capsys=capsys)
-    assert status == 2 and "no id of a finding begins with" in told and f"awnet findings list {journal}" in told
-    status, told = run("mark", journal, "000", "confirmed", capsys=capsys)
-    assert status == 2 and "41 findings begin with '000'" in told
-    status, told = run("list", tmp_path, capsys=capsys)
-    assert status == 2 and "there is no journal" in told
+    status, printed = run("mark", journal, "f" * 32, "confirmed", capsys=capsys)
+    assert status == 2 and "no id of a finding begins with" in printed and f"awnet findings list {journal}" in printed
+    status, printed = run("mark", journal, "000", "confirmed", capsys=capsys)
+    assert status == 2 and "41 findings begin with '000'" in printed
+    status, printed = run("list", tmp_path, capsys=capsys)
+    assert status == 2 and "there is no journal" in printed
 
 
 def test_marks_propose_a_threshold_with_its_rates_and_what_poison_could_do(
@@ -106,16 +106,16 @@ def test_marks_propose_a_threshold_with_its_rates_and_what_poison_could_do(
     spaced = model.parents[2] / "a model.onnx"  # the printed command is quoted for a shell
     spaced.write_bytes(model.read_bytes())
     before = sorted(model.parents[2].rglob("*"))
-    status, told = run("propose", journal, "--model", spaced, "--images", IMAGES, capsys=capsys)
+    status, printed = run("propose", journal, "--model", spaced, "--images", IMAGES, capsys=capsys)
     assert status == 0 and sorted(model.parents[2].rglob("*")) == before
-    assert "30 of them false alarms by mark, 4 flagged and not marked" in told
-    assert "proposed threshold  0.61, flags 0.95 %" in told  # the 20th highest of 0.51 to 0.80
-    assert "of 6 confirmed images it still flags 100 %" in told
-    assert "clients of the false alarms: 7." in told
-    assert "0.1 % (2): without them 0.6; by as many more up to 0.63" in told  # the 22nd and the 18th highest
-    assert "1 % (20): without them 0.5; by as many more up to 1: the attacker alone decides" in told
-    assert f"from {RANK} images on (1 %)" in told
-    (command,) = [line.strip() for line in told.splitlines() if line.startswith("  awnet findings publish")]
+    assert "30 of them false alarms by mark, 4 flagged and not marked" in printed
+    assert "proposed threshold  0.61, flags 0.95 %" in printed  # the 20th highest of 0.51 to 0.80
+    assert "of 6 confirmed images it still flags 100 %" in printed
+    assert "clients of the false alarms: 7." in printed
+    assert "0.1 % (2): without them 0.6; by as many more up to 0.63" in printed  # the 22nd and the 18th highest
+    assert "1 % (20): without them 0.5; by as many more up to 1: the attacker alone decides" in printed
+    assert f"from {RANK} images on (1 %)" in printed
+    (command,) = [line.strip() for line in printed.splitlines() if line.startswith("  awnet findings publish")]
     repository = model.parents[2] / "published"
     assert main([*shlex.split(command)[1:], "--out", str(repository)]) == 0
     assert f"serve it:  awnet serve --repository {repository} --model awnet" in capsys.readouterr().out
@@ -134,13 +134,13 @@ def contract_of_bytes(model: bytes) -> Any:
 def test_nothing_is_proposed_without_marks_or_without_need(
     journal: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, told = run("propose", journal, "--model", model, "--images", IMAGES, capsys=capsys)
-    assert status == 1 and "of 40 findings of this model none is marked" in told
+    status, printed = run("propose", journal, "--model", model, "--images", IMAGES, capsys=capsys)
+    assert status == 1 and "of 40 findings of this model none is marked" in printed
     mark_all(journal, capsys)
-    status, told = run("propose", journal, "--model", model, "--images", 10 * IMAGES, capsys=capsys)
-    assert status == 1 and "the present threshold is not too low" in told
-    status, told = run("propose", journal, "--model", model, "--images", 2000, "--domain", "moon", capsys=capsys)
-    assert status == 2 and "there are pristine, pool" in told
+    status, printed = run("propose", journal, "--model", model, "--images", 10 * IMAGES, capsys=capsys)
+    assert status == 1 and "the present threshold is not too low" in printed
+    status, printed = run("propose", journal, "--model", model, "--images", 2000, "--domain", "moon", capsys=capsys)
+    assert status == 2 and "there are pristine, pool" in printed
 
 
 def test_images_that_a_finding_kept_no_score_of_count_with_its_lowest(
@@ -150,8 +150,8 @@ def test_images_that_a_finding_kept_no_score_of_count_with_its_lowest(
     written.append([document(finding(1, [0.7, 0.8, 0.9], model, images=40))])
     written.close()
     run("mark", tmp_path, f"{1:032x}", "false_alarm", capsys=capsys)
-    status, told = run("propose", tmp_path, "--model", model, "--images", IMAGES, capsys=capsys)
-    assert status == 0 and "40 of them false alarms" in told and "proposed threshold  0.7," in told
+    status, printed = run("propose", tmp_path, "--model", model, "--images", IMAGES, capsys=capsys)
+    assert status == 0 and "40 of them false alarms" in printed and "proposed threshold  0.7," in printed
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_a_threshold_that_is_none_is_not_published(
     model: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [*options, "--fpr", "0.01", "--repository", tmp_path]
-    status, told = run("publish", model, *given, capsys=capsys)
-    assert status == 2 and said in told
+    status, printed = run("publish", model, *given, capsys=capsys)
+    assert status == 2 and said in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,16 +178,16 @@ def test_evidence_is_a_zip_whose_manifest_has_the_hash_of_each_part(
     identity = f"{3:032x}"
     run("mark", journal, identity, "confirmed", capsys=capsys)
     out = tmp_path / "evidence.zip"
-    status, told = run("evidence", journal, identity, "--model", model, "--out", out, capsys=capsys)
-    assert status == 0 and hashlib.sha256(out.read_bytes()).hexdigest() in told
+    status, printed = run("evidence", journal, identity, "--model", model, "--out", out, capsys=capsys)
+    assert status == 0 and hashlib.sha256(out.read_bytes()).hexdigest() in printed
     with zipfile.ZipFile(out) as held:
         manifest = json.loads(held.read("manifest.json"))
         assert set(manifest["files"]) == set(held.namelist()) - {"manifest.json"}
         for name, facts in manifest["files"].items():
             assert facts == {"sha256": hashlib.sha256(held.read(name)).hexdigest(), "bytes": len(held.read(name))}
         lines = held.read("events.jsonl").splitlines()
-        kept = b"".join(path.read_bytes() for chain in chains(journal) for path in segments(chain))
-        assert len(lines) == 2 and all(line in kept for line in lines)
+        read_image = b"".join(path.read_bytes() for chain in chains(journal) for path in segments(chain))
+        assert len(lines) == 2 and all(line in read_image for line in lines)
         assert json.loads(held.read("finding.json"))["status"] == "In Progress"
         assert json.loads(held.read("thresholds.json"))["pristine"]["adversarial"] == {"score": 0.5, "fpr": 0.01}
         (chain,) = json.loads(held.read("journal.json"))
@@ -279,9 +279,9 @@ def test_a_finding_s_images_are_forgotten_and_its_events_are_not(
 ) -> None:
     image = encoded(noise())
     journal = keep(tmp_path, model, image)
-    status, told = run("forget", journal, "0", capsys=capsys)
-    assert status == 0 and hashlib.sha256(image).hexdigest() in told and "1 images removed" in told
-    assert kept(journal, hashlib.sha256(image).hexdigest()) is None
+    status, printed = run("forget", journal, "0", capsys=capsys)
+    assert status == 0 and hashlib.sha256(image).hexdigest() in printed and "1 images removed" in printed
+    assert read_image(journal, hashlib.sha256(image).hexdigest()) is None
     assert "0 images removed" in run("forget", journal, "0", capsys=capsys)[1]
     assert run("forget", journal, "ffff", capsys=capsys)[0] == 2
     assert len(findings(journal)) == 1 and verify(chains(journal)[0]).problems == []

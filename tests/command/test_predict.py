@@ -76,12 +76,12 @@ def test_answers_are_those_of_a_server_to_the_byte(
         assert main(["predict", str(photos), "--out", str(there), "--top-k", "3", "--url", server.url]) == 0
         assert here.read_bytes() == there.read_bytes()
         for line in here.read_bytes().splitlines():
-            told = orjson.loads(line)
-            sent = Path(told["file"]).read_bytes()
+            written = orjson.loads(line)
+            sent = Path(written["file"]).read_bytes()
             body = server.http.post("/predict?top_k=3", content=sent, headers={"Content-Type": "image/png"}).content
             results = body[body.index(b'"results":[') + len(b'"results":[') : body.index(b'],"timing_ms"')]
             assert line.endswith(results[1:])
-            assert told["model"] == orjson.loads(body)["model"]
+            assert written["model"] == orjson.loads(body)["model"]
     finally:
         server.stop()
 

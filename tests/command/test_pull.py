@@ -91,8 +91,8 @@ def test_triton_is_told_of_it_where_it_has_a_configuration(web: Static, model: b
     made = (published.parent / "config.pbtxt").read_text()
     export_publish(other, tmp_path / "same", version=2)
     expected = (tmp_path / "same/awnet/config.pbtxt").read_text()
-    (told,) = [line for line in expected.splitlines() if '"sha256.2"' in line]
-    assert told in made and '"contract.1"' in made and '"contract.2"' in made
+    (parameter,) = [line for line in expected.splitlines() if '"sha256.2"' in line]
+    assert parameter in made and '"contract.1"' in made and '"contract.2"' in made
 
 
 def test_a_terminal_sees_how_far_it_is(

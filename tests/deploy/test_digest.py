@@ -33,8 +33,8 @@ class Registry(BaseHTTPRequestHandler):
             self._answer(401, {"WWW-Authenticate": where}, b"")
         elif self.path in ("/v2/a/open/manifests/latest", "/v2/a/closed/manifests/1", "/v2/a/lying/manifests/latest"):
             assert KINDS[0] in self.headers["Accept"]
-            told = "sha256:" + "0" * 64 if "lying" in self.path else DIGEST
-            self._answer(200, {"Docker-Content-Digest": told}, MANIFEST)
+            digest = "sha256:" + "0" * 64 if "lying" in self.path else DIGEST
+            self._answer(200, {"Docker-Content-Digest": digest}, MANIFEST)
         else:
             self._answer(404, {}, b"")
 

@@ -36,9 +36,9 @@ def ran(folder: Path, copied: bool) -> tuple[int, list[float]]:
     """Layout reorders, and the numbers."""
     environment = os.environ | ({"PYTHONPATH": str(folder)} if copied else {})
     arguments = [sys.executable, "-c", LAYOUT, str(folder / "optimised.onnx")]
-    told = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    count, numbers = told.stdout.splitlines()
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    count, numbers = ended.stdout.splitlines()
     return int(count), [float(x) for x in numbers.split()]
 
 

@@ -318,13 +318,13 @@ def test_modes_and_precisions_of_a_checkpoint_without_domains_are_refused(
 ) -> None:
     """Such a checkpoint is written in schema 1, which knows neither."""
     bounded = changed(tiny_checkpoint, tmp_path, config=read(tiny_checkpoint)["config"] | {"mixing": "bounded"})
-    for checkpoint, options, told in (
+    for checkpoint, options, reason in (
         (bounded, [], "modes need"),
         (tiny_checkpoint, ["--modes", "robust"], "modes need"),
         (tiny_checkpoint, ["--precision", "float16-weights"], "precision float16-weights needs"),
     ):
         assert main(["--ckpt", str(checkpoint), *options, "--repository", str(tmp_path / "models")]) == 2
-        assert f"{told} a checkpoint with domains" in capsys.readouterr().err
+        assert f"{reason} a checkpoint with domains" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
 
 

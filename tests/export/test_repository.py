@@ -111,17 +111,17 @@ def test_other_tensors_need_another_name(tmp_path: Path, model: bytes) -> None:
 def test_outputs_of_further_modes_are_told_once_every_version_has_them(tmp_path: Path, model: bytes) -> None:
     """Triton loads no version that lacks an output of config.pbtxt, and one config.pbtxt serves them all."""
 
-    def told() -> list[str]:
+    def outputs() -> list[str]:
         return [output.name for output in read_config(tmp_path / "awnet").output]
 
     publish(model, tmp_path)
     publish(make_model("{}", modes=graph.MODES), tmp_path)
-    assert told() == ["logits", "p_type", "omega"]
+    assert outputs() == ["logits", "p_type", "omega"]
     shutil.rmtree(tmp_path / "awnet/1")
     publish(make_model("{}", modes=graph.MODES), tmp_path)
-    assert told() == ["logits", "p_type", "omega", "logits_adv", "logits_nat"]
+    assert outputs() == ["logits", "p_type", "omega", "logits_adv", "logits_nat"]
     publish(make_model("{}", modes=["natural"]), tmp_path)
-    assert told() == ["logits", "p_type", "omega", "logits_nat"]
+    assert outputs() == ["logits", "p_type", "omega", "logits_nat"]
 
 
 def test_a_model_without_a_contract_is_refused(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_the_bundled_configuration_is_one_that_the_stock_image_takes() -> None:
     assert [t.name for t in config.output] == ["logits", "p_type", "omega"]
     assert not config.dynamic_batching.HasField("default_queue_policy")
     versions = [folder.name for folder in bundled_model().parent.iterdir() if folder.name.isdigit()]
-    told = {name for name in config.parameters if name.startswith(("contract.", "sha256."))}
-    assert told == {f"{what}.{version}" for what in ("contract", "sha256") for version in versions}
+    parameters = {name for name in config.parameters if name.startswith(("contract.", "sha256."))}
+    assert parameters == {f"{what}.{version}" for what in ("contract", "sha256") for version in versions}
 
 
 def test_files_and_configuration_are_the_same_but_for_the_backend(repository: Path, tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_a_repository_that_does_not_fit_changes_nothing(repository: Path, tmp_pa
 
 def test_the_command_line_says_what_it_did(repository: Path, tmp_path: Path, capsys: Any) -> None:
     """0 and the versions, or 1 and the reason."""
-    told = ["--repository", str(repository), "--out", str(tmp_path / "out")]
-    assert triton_python.main(told) == 0
+    arguments = ["--repository", str(repository), "--out", str(tmp_path / "out")]
+    assert triton_python.main(arguments) == 0
     assert "version 1, 2" in capsys.readouterr().out
-    assert triton_python.main([*told, "--name", "../other"]) == 2
+    assert triton_python.main([*arguments, "--name", "../other"]) == 2
     assert "no model name" in capsys.readouterr().err
     assert triton_python.main(["--repository", str(repository), "--out", str(repository)]) == 2
 

@@ -30,11 +30,11 @@ class TritonMetrics:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 factor = 1 + round(time.monotonic() - begun)
-                told = []
+                multiplied = []
                 for line in lines:
                     name, _, value = line.rpartition(" ")
-                    told.append(line if line.startswith("#") else f"{name} {int(value) * factor}")
-                body = ("\n".join(told) + "\n").encode()
+                    multiplied.append(line if line.startswith("#") else f"{name} {int(value) * factor}")
+                body = ("\n".join(multiplied) + "\n").encode()
                 self.send_response(200)
                 self.send_header("content-type", "text/plain; version=0.0.4")
                 self.send_header("content-length", str(len(body)))

@@ -110,10 +110,10 @@ def test_a_name_has_the_same_colour_in_every_panel() -> None:
     """Red is adversarial, wrong or a 5xx wherever it is drawn; what the contract says is dashed."""
     for panel in PANELS:
         for override in panel["fieldConfig"]["overrides"]:
-            name, told = override["matcher"]["options"], {p["id"]: p["value"] for p in override["properties"]}
+            name, properties = override["matcher"]["options"], {p["id"]: p["value"] for p in override["properties"]}
             known = COLOURS | {f"/^{digit}/": colour for digit, colour in STATUSES.items()}
-            assert told["color"]["fixedColor"] == known[name]
-            assert ("custom.lineStyle" in told) == name.startswith(EXPECTED)
+            assert properties["color"]["fixedColor"] == known[name]
+            assert ("custom.lineStyle" in properties) == name.startswith(EXPECTED)
     coloured = {panel["title"] for panel in PANELS if panel["fieldConfig"]["overrides"]}
     assert {"Verdicts", "Flagged, against what the thresholds were set to flag", "Requests by status"} <= coloured
 

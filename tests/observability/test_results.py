@@ -19,8 +19,8 @@ RESULTS = Path(alerts.ROOT) / "benchmarks/results"
 def test_the_pages_are_made_of_the_figures_beside_them() -> None:
     """No figure was typed by hand."""
     for name, module in (("alerts", staged), ("false_alarms", false_alarms), ("uncalibrated", uncalibrated)):
-        told = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-        assert (RESULTS / f"{name}.md").read_text("utf-8") == module.markdown(told)
+        report = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        assert (RESULTS / f"{name}.md").read_text("utf-8") == module.markdown(report)
 
 
 def test_the_report_of_prometheus_is_of_this_dashboard_and_these_rules() -> None:
@@ -44,30 +44,30 @@ def test_the_false_alarm_figures_are_those_of_the_limit_that_is_served() -> None
 
 def test_the_simulated_sites_are_left_alone_and_the_attackers_are_not() -> None:
     """Of today's limit. Albums of twenty are told of: what is measured may be worse than what is wished for."""
-    told = json.loads((RESULTS / "uncalibrated.json").read_text("utf-8"))
-    assert math.isclose(told["limit"], adaptive_cusum.ALBUM * limit_for(ALARM_IMAGES))
-    assert all(row["alarms_flagged"] == 0 for row in told["constant"])
-    assert all(row["alarms_share"] == 0 for row in told["constant"] if row["album"] <= 10)
-    assert {(row["sites_flagged"], row["most_share"]) for row in told["switches"]} == {(0, 1)}
-    *attacks, _, _, _ = told["attacks"]  # the last three, at each rate, are of the attacker whom nobody sees
+    report = json.loads((RESULTS / "uncalibrated.json").read_text("utf-8"))
+    assert math.isclose(report["limit"], adaptive_cusum.ALBUM * limit_for(ALARM_IMAGES))
+    assert all(row["alarms_flagged"] == 0 for row in report["constant"])
+    assert all(row["alarms_share"] == 0 for row in report["constant"] if row["album"] <= 10)
+    assert {(row["sites_flagged"], row["most_share"]) for row in report["switches"]} == {(0, 1)}
+    *attacks, _, _, _ = report["attacks"]  # the last three, at each rate, are of the attacker whom nobody sees
     assert all(max(row["sites_flagged"], row["sites_share"]) == row["sites"] for row in attacks)
 
 
 def test_the_timed_attack_was_told_to_somebody_and_taken_back() -> None:
     """Each attack alert went from the traffic to the webhook and back, and nothing fired before the attacks."""
-    told = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
+    report = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
     for name in alerts.EXPECTED:
-        events = told["since_the_attack"][name]
+        events = report["since_the_attack"][name]
         assert 0 < events["firing"] < events["webhook_firing"] + 1  # looked at a few times a second
         assert events["webhook_firing"] < events["resolved"] < events["webhook_resolved"] + 1
-    first = told["phases"][staged.SMALL]["begins"]
-    assert min(begins for _, state, begins, _ in told["states"] if state == "firing") > first
+    first = report["phases"][staged.SMALL]["begins"]
+    assert min(begins for _, state, begins, _ in report["states"] if state == "firing") > first
 
 
 def test_the_timed_attack_was_made_with_the_model_that_is_served() -> None:
     """New weights or thresholds need a new run, `python -m benchmarks.monitoring.alerts`; another card does not."""
-    told = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
-    assert told["checkpoint_sha256"] == bundled_checkpoint()
+    report = json.loads((RESULTS / "alerts.json").read_text("utf-8"))
+    assert report["checkpoint_sha256"] == bundled_checkpoint()
 
 
 def test_both_attacks_are_where_the_report_looks_for_them() -> None:

@@ -90,5 +90,5 @@ def test_the_drawings_are_of_the_figures(
 def test_the_page_tells_what_a_burst_costs_as_it_was_found(found: dict[str, Any]) -> None:
     """Within three per cent points: another measurement moves them by one."""
     text = (ROOT / "docs/scale.md").read_text("utf-8").partition("## A burst")[2]
-    told = [float(share) / 100 for share in re.findall(r"(\d+) %", text)]
-    assert told == pytest.approx([burst["refused_share"] for burst in found["burst"]], abs=0.03)
+    printed = [float(share) / 100 for share in re.findall(r"(\d+) %", text)]
+    assert printed == pytest.approx([burst["refused_share"] for burst in found["burst"]], abs=0.03)

@@ -180,9 +180,9 @@ def test_a_folder_gives_its_images_and_tables_by_path_and_so_does_an_address(tmp
     assert shown("s3://key:sec/ret@bucket/a@b") == "s3://b"  # the slash was to be %2F: rather too little is told
     assert shown("hdfs://host:9000/a@b") == "hdfs://host:9000/a@b"
     for wrong in ("s3://key:sec ret@bucket/a", "s3://key:sec/ret@bucket/a", "foo://key:secret@bucket/a?more=secret"):
-        with pytest.raises(PathError, match="bucket/a") as told:
+        with pytest.raises(PathError, match="bucket/a") as refusal:
             filesystem(wrong)
-        assert "ret" not in str(told.value)
+        assert "ret" not in str(refusal.value)
 
 
 @requires("moto")

@@ -39,7 +39,7 @@ OF_A_PROCESS = re.compile(r"metrics |GET /metrics|method: \w+ /metrics|GET /page
 MADE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # a request id of Ray's proxy
 
 
-def told(answer: Answer) -> Answer:
+def without_identity(answer: Answer) -> Answer:
     """An answer as it can be compared: Ray's proxy makes other request ids, and tells them in another place."""
     headers = [line for line in answer.get("headers", []) if line != "server: uvicorn"]
     body = answer.get("body", "")
@@ -61,7 +61,9 @@ def test_answers_are_those_that_were_recorded_of_the_server(on_ray: RayServe) ->
     now = kept({ask.name: exchange(ports, ask) for ask in listed})
     own = now.pop("predict: with a request id that is none")  # told twice: as it was sent, and as the body has it
     assert {"x-request-id: no id!", "x-request-id: <made>"} < set(own["headers"])
-    unlike = {name: differences(told(EXPECTED[name]), told(answer)) for name, answer in now.items()}
+    unlike = {
+        name: differences(without_identity(EXPECTED[name]), without_identity(answer)) for name, answer in now.items()
+    }
     assert {name: found for name, found in unlike.items() if found} == {}
     assert len(now) > 300
 
@@ -177,10 +179,10 @@ def test_replicas_of_every_node_are_drawn_alike() -> None:
 
 def test_paths_are_told_whole() -> None:
     """A replica runs in another folder; what is not set here is up to the variables of its machine."""
-    told = given_settings(Settings(repository="model_repository", api_keys="keys.json", max_batch=8))
-    assert told.keys() == {"repository", "api_keys", "max_batch"}
-    assert told["repository"] == os.path.abspath("model_repository")
-    assert told["api_keys"] == os.path.abspath("keys.json")
+    settings = given_settings(Settings(repository="model_repository", api_keys="keys.json", max_batch=8))
+    assert settings.keys() == {"repository", "api_keys", "max_batch"}
+    assert settings["repository"] == os.path.abspath("model_repository")
+    assert settings["api_keys"] == os.path.abspath("keys.json")
 
 
 def test_a_replica_fetches_its_model_source(

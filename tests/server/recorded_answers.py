@@ -413,12 +413,12 @@ def _inferences(stored: dict[str, bytes]) -> Iterator[Ask]:
     two = np.stack([pixels("ship.png"), pixels("ship-adversarial.png")])
     flat = tensor("image", "UINT8", two.shape, two.ravel().tolist())
     raw = tensor("image", "UINT8", two.shape, binary_data_size=two.size)
-    told = ["verdict", "label", "score", "calibrated"]
-    named = [*told, "p_type", "logits", "omega"]
+    judged = ["verdict", "label", "score", "calibrated"]
+    named = [*judged, "p_type", "logits", "omega"]
     yield _infer("nested", infer(image(two[:1])))
     yield _infer("flat", infer(flat, outputs=["p_type", "logits"]))
     yield _infer("two, everything", infer(image(two), outputs=named, id="seven"))
-    yield _infer("raw", infer(raw, raw=two.tobytes(), outputs=[*told, "p_type"]))
+    yield _infer("raw", infer(raw, raw=two.tobytes(), outputs=[*judged, "p_type"]))
     yield _infer("raw, raw answers", infer(raw, raw=two.tobytes(), parameters={"binary_data_output": True}))
     mixed = [{"name": "score", "parameters": {"binary_data": True}}, "label", {"name": "logits", "parameters": {}}]
     yield _infer("some raw answers", infer(image(two), outputs=mixed))
@@ -435,19 +435,19 @@ def _inferences(stored: dict[str, bytes]) -> Iterator[Ask]:
         given = tensor("image_bytes", "BYTES", [len(contents)], binary_data_size=len(content))
         return infer(given, raw=content, **more)
 
-    yield _infer("a file in base64", infer(bytes64(ship), outputs=told))
-    yield _infer("two files in base64", infer(bytes64(ship, attacked), outputs=told))
-    yield _infer("a raw file", raw_bytes(ship, outputs=told))
-    yield _infer("three raw files, one lossy", raw_bytes(ship, attacked, stored["jpeg"], outputs=told))
+    yield _infer("a file in base64", infer(bytes64(ship), outputs=judged))
+    yield _infer("two files in base64", infer(bytes64(ship, attacked), outputs=judged))
+    yield _infer("a raw file", raw_bytes(ship, outputs=judged))
+    yield _infer("three raw files, one lossy", raw_bytes(ship, attacked, stored["jpeg"], outputs=judged))
     packed = lengthened(text64(ship).encode())
     given = tensor("image_bytes", "BYTES", [1], binary_data_size=len(packed), content_type="base64")
-    yield _infer("a raw file in base64", infer(given, raw=packed, outputs=told))
-    yield _infer("a larger file", raw_bytes(lossless()["png, larger"], outputs=told))
-    yield _infer("with its version", infer(bytes64(ship), outputs=told), "/v2/models/awnet/versions/2/infer")
+    yield _infer("a raw file in base64", infer(given, raw=packed, outputs=judged))
+    yield _infer("a larger file", raw_bytes(lossless()["png, larger"], outputs=judged))
+    yield _infer("with its version", infer(bytes64(ship), outputs=judged), "/v2/models/awnet/versions/2/infer")
     terms = {"timeout": 60_000_000, "priority": 2, "of_a_gateway": "x"}
-    yield _infer("with parameters", infer(bytes64(ship), outputs=told, parameters=terms))
-    yield _infer("with a mode", infer(bytes64(ship), outputs=told, parameters={"mode": "auto"}))
-    headers, body = infer(bytes64(ship), outputs=told)
+    yield _infer("with parameters", infer(bytes64(ship), outputs=judged, parameters=terms))
+    yield _infer("with a mode", infer(bytes64(ship), outputs=judged, parameters={"mode": "auto"}))
+    headers, body = infer(bytes64(ship), outputs=judged)
     yield _infer("gzip", (headers, gzip.compress(body, mtime=0)), content_encoding="gzip")
     yield _infer("deflate", (headers, zlib.compress(body)), content_encoding="deflate")
     yield Ask("infer: without a request id", "POST", "/v2/models/awnet/infer", headers, body, numbered=False)
@@ -511,8 +511,8 @@ def _refused_inferences() -> Iterator[Ask]:
     yield _infer("a wrong header length", infer(good), inference_header_content_length="999999")
     yield _infer("a header length of text", infer(good), inference_header_content_length="all")
     cut = lengthened(examples()["ship.png"])[:-1]
-    told = tensor("image_bytes", "BYTES", [1], binary_data_size=len(cut))
-    yield _infer("a file that is cut", infer(told, raw=cut))
+    cut_file = tensor("image_bytes", "BYTES", [1], binary_data_size=len(cut))
+    yield _infer("a file that is cut", infer(cut_file, raw=cut))
     yield _infer("another encoding", infer(good), content_encoding="br")
     yield _infer("no gzip", infer(good), content_encoding="gzip")
     headers, body = infer(good)
@@ -557,19 +557,19 @@ def _calls() -> Iterator[Ask]:
         )
 
     pixel_bytes = [two.tobytes()]
-    told = ["verdict", "label", "score", "calibrated"]
+    judged = ["verdict", "label", "score", "calibrated"]
     as_files: dict[str, Any] = {"name": "image_bytes", "datatype": "BYTES", "shape": [1]}
     in_base64 = {"content_type": {"string_param": "base64"}}
     values = {"uint_contents": two.ravel().tolist()}
     yield call("raw", "ModelInfer", request([two[:1].tobytes()], shape=[1, 3, 32, 32]))
-    yield call("contents", "ModelInfer", request(contents=values, outputs=[*told, "p_type"]))
-    yield call("a raw file", "ModelInfer", request([lengthened(ship)], told, **as_files))
-    yield call("a file", "ModelInfer", request(outputs=told, contents={"bytes_contents": [ship]}, **as_files))
+    yield call("contents", "ModelInfer", request(contents=values, outputs=[*judged, "p_type"]))
+    yield call("a raw file", "ModelInfer", request([lengthened(ship)], judged, **as_files))
+    yield call("a file", "ModelInfer", request(outputs=judged, contents={"bytes_contents": [ship]}, **as_files))
     encoded_file = {"bytes_contents": [text64(ship).encode()]}
     yield call(
         "a file in base64",
         "ModelInfer",
-        request(outputs=told, contents=encoded_file, parameters=in_base64, **as_files),
+        request(outputs=judged, contents=encoded_file, parameters=in_base64, **as_files),
     )
     yield call("no message", "ModelInfer", b"\xff\xff\xff")
     yield call("an unknown model", "ModelInfer", request(pixel_bytes, model="other"))
@@ -586,7 +586,7 @@ def _calls() -> Iterator[Ask]:
         "a mode that it lacks": {"string_param": "robust"},
         "a mode that is a number": {"int64_param": 1},
     }.items():
-        message = request(pixel_bytes, told)
+        message = request(pixel_bytes, judged)
         ((kind, value),) = given.items()
         setattr(message.parameters["mode"], kind, value)
         yield call(name, "ModelInfer", message)
@@ -743,14 +743,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ports: Ports) -> None:
-    def told() -> str:
+    def logged() -> str:
         return ports.log.read_text("utf-8", "replace")
 
     def ready() -> bool:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended:\n{told()}")
+            raise RuntimeError(f"the server ended:\n{logged()}")
         # By the log: a question over HTTP would be among the answers that are counted.
-        return bool(re.search(r" ready: .*\n", told())) and all(map(_listens, (ports.http, ports.grpc, ports.admin)))
+        return bool(re.search(r" ready: .*\n", logged())) and all(map(_listens, (ports.http, ports.grpc, ports.admin)))
 
     eventually(ready)
 
@@ -813,12 +813,12 @@ def exchange(ports: Ports, ask: Ask) -> Answer:
             # A server that lets its client finish sending counts the request after that.
             while link.recv(65536):
                 pass
-        told = [(name.lower(), value) for name, value in answer.getheaders()]
+        reply_headers = [(name.lower(), value) for name, value in answer.getheaders()]
         answer.close()
-    plain = _plain_body(dict(told), body)
+    plain = _plain_body(dict(reply_headers), body)
     if ask.method == "HEAD" and answer.status == 200:
-        told = [(name, "<as of GET>" if name == "content-length" else value) for name, value in told]
-    return {"status": answer.status, "headers": _plain_headers(told, body), "body": plain}
+        reply_headers = [(name, "<as of GET>" if name == "content-length" else value) for name, value in reply_headers]
+    return {"status": answer.status, "headers": _plain_headers(reply_headers, body), "body": plain}
 
 
 def _plain_headers(headers: list[tuple[str, str]], body: bytes) -> list[str]:

@@ -195,8 +195,8 @@ class Small:
             sent.append(message)
 
         self.run((self.admin if path.startswith("/admin/") else self.app)(scope, receive, send))
-        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
+        reply_headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], reply_headers, b"".join(message.get("body", b"") for message in sent[1:])
 
     def infer(self, message: service_pb2.ModelInferRequest) -> Any:
         """The answer over gRPC, of a server of its own. Raises grpc.aio.AioRpcError."""

@@ -93,8 +93,8 @@ def test_each_mode_answers_by_its_own_branch(small: Small, expected: dict[str, A
     assert answer["mode"] == mode
     [result] = answer["results"]
     likely = [share for _, share in sorted(ranked(expected[LOGITS[mode]][0], len(LABELS)))]
-    told = {row["class_id"]: row["probability"] for row in result["predictions"]}
-    np.testing.assert_allclose([told[k] for k in range(len(LABELS))], likely, rtol=1e-4)
+    probabilities = {row["class_id"]: row["probability"] for row in result["predictions"]}
+    np.testing.assert_allclose([probabilities[k] for k in range(len(LABELS))], likely, rtol=1e-4)
     assert result["adversarial"]["score"] == pytest.approx(float(expected["p_type"][0, 0]), rel=1e-5)
 
     status, answer = inferred(small, mode=mode)
@@ -146,13 +146,18 @@ def test_a_mode_over_the_protocol_is_a_text(small: Small, wrong: object) -> None
 def test_a_model_tells_its_modes_its_mixing_and_its_precision(small: Small) -> None:
     """Earlier contracts mean one mode; the default is the server's. The admin port has the modes of every version."""
 
-    def told(query: str) -> list[Any]:
+    def described(query: str) -> list[Any]:
         document = json.loads(small.http("GET", f"/model?{query}")[2])
         return [document[key] for key in ("modes", "default_mode", "mixing", "precision")]
 
     bounded = {"kind": "bounded", "limit": 0.45, "temperature": 1.5}
-    assert told("version=3") == [["auto", "robust", "natural"], "auto", bounded, "float32"]
-    assert told("version=2") == [["auto"], "auto", {"kind": "norms", "limit": None, "temperature": None}, "float32"]
+    assert described("version=3") == [["auto", "robust", "natural"], "auto", bounded, "float32"]
+    assert described("version=2") == [
+        ["auto"],
+        "auto",
+        {"kind": "norms", "limit": None, "temperature": None},
+        "float32",
+    ]
     status = json.loads(small.http("GET", "/admin/models")[2])
     modes = {version["version"]: version["modes"] for version in status["models"][0]["versions"]}
     assert modes == {"1": ["auto"], "2": ["auto"], "3": list(MODES)}

@@ -113,9 +113,9 @@ def test_a_refusal_is_logged_with_its_reason_and_counted_once(observed: Observed
     """Whatever refuses it; under the route that it was for, and the client's own id."""
     method, path, body, status, reason = REFUSED[what]
     headers = IMAGE_TYPE | {b"x-request-id": b"mine"}
-    (got, told, _), line, moved = observed.of(lambda: observed.small.http(method, path, headers, body))
+    (got, reply_headers, _), line, moved = observed.of(lambda: observed.small.http(method, path, headers, body))
     assert (got, line["status"], line["reason"], line["method"]) == (status, status, reason, method)
-    assert (line["request_id"], told["x-request-id"]) == ("mine", "mine")
+    assert (line["request_id"], reply_headers["x-request-id"]) == ("mine", "mine")
     assert moved.pop(f'awnet_rejections_total{{reason="{reason}"}}') == 1
     route = line["route"]
     assert moved == {f'awnet_requests_total{{code="{status}",method="{method}",route="{route}"}}': 1}
@@ -152,11 +152,11 @@ def test_a_fault_behind_a_route_is_a_problem_under_that_route(
 
     monkeypatch.setattr(observed.small.service, "exposition", lambda accept: broken())
     before = observed.counters()
-    status, told, content = observed.small.http("GET", "/metrics")
+    status, reply_headers, content = observed.small.http("GET", "/metrics")
     assert status == (500 if isinstance(error, OSError) else 503)
-    assert told["content-type"] == "application/problem+json"
-    assert ("retry-after" in told) == (status == 503)
-    assert json.loads(content)["request_id"] == told["x-request-id"]
+    assert reply_headers["content-type"] == "application/problem+json"
+    assert ("retry-after" in reply_headers) == (status == 503)
+    assert json.loads(content)["request_id"] == reply_headers["x-request-id"]
     assert b"secret" not in content
     name = f'awnet_requests_total{{code="{status}",method="GET",route="/metrics"}}'
     assert observed.counters()[name] == before.get(name, 0) + 1
@@ -269,9 +269,9 @@ def test_an_admin_call_is_counted_and_logged_like_any_request(observed: Observed
     """Under a template, never a path: an operator finds who changed what, and what was refused."""
     method, path, headers, body, status, route, reason = ADMIN[what]
     ask = lambda: observed.small.http(method, path, headers | {b"x-request-id": b"mine"}, body)  # noqa: E731
-    (got, told, content), line, moved = observed.of(ask)
+    (got, reply_headers, content), line, moved = observed.of(ask)
     assert (got, line["status"], line.get("reason"), line["route"]) == (status, status, reason, route)
-    assert line["request_id"] == told["x-request-id"] == "mine"
+    assert line["request_id"] == reply_headers["x-request-id"] == "mine"
     expected = {f'awnet_requests_total{{code="{status}",method="{method}",route="{route}"}}': 1}
     if reason is not None:
         expected[f'awnet_rejections_total{{reason="{reason}"}}'] = 1
@@ -343,8 +343,8 @@ def test_a_client_who_leaves_is_logged_and_counted_whichever_way_it_came(reposit
         assert 'awnet_rejections_total{reason="client-gone"} 4.0' in text
         for route in ("/predict", "/v2/models/{model}/infer"):
             assert f'awnet_requests_total{{code="499",method="POST",route="{route}"}} 2.0' in text
-        told = [json.loads(line) for line in lines]
-        assert [(line["status"], line["reason"]) for line in told] == [(499, "client-gone")] * 4
+        entries = [json.loads(line) for line in lines]
+        assert [(line["status"], line["reason"]) for line in entries] == [(499, "client-gone")] * 4
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
@@ -392,14 +392,14 @@ def test_head_of_what_is_not_there_is_what_get_says(served: Running) -> None:
 def test_a_405_names_the_methods_that_are_answered(observed: Observed, method: str) -> None:
     """Everywhere, and HEAD among them wherever GET is."""
     for path in READ:
-        status, told, _ = observed.small.http(method, path)
-        assert (path, status, told["allow"]) == (path, 405, "GET, HEAD")
+        status, reply_headers, _ = observed.small.http(method, path)
+        assert (path, status, reply_headers["allow"]) == (path, 405, "GET, HEAD")
     for path in ("/predict", INFER, "/v2/models/awnet/versions/1/infer"):
         for wrong in (method, "GET", "HEAD"):
-            status, told, content = observed.small.http(wrong, path)
-            assert (path, status, told["allow"]) == (path, 405, "POST")
+            status, reply_headers, content = observed.small.http(wrong, path)
+            assert (path, status, reply_headers["allow"]) == (path, 405, "POST")
             assert (content == b"") == (wrong == "HEAD")
-            assert int(told["content-length"]) > 0
+            assert int(reply_headers["content-length"]) > 0
 
 
 def test_the_admin_port_answers_head_and_names_its_methods(repository: Path) -> None:

@@ -53,15 +53,15 @@ def test_one_client_is_served_as_fast_as_by_plain_fastapi_without_a_second_core(
     rate: float, cores: float, met: bool
 ) -> None:
     """Spinning on the other core does not count as fast."""
-    told = found(1, awnet_1=rate, fastapi_1=200.0)
-    told["contestants"]["awnet-1"]["1"]["cores"] = cores
-    assert [goal.met for goal in page.goals(told)] == [met]
+    measured = found(1, awnet_1=rate, fastapi_1=200.0)
+    measured["contestants"]["awnet-1"]["1"]["cores"] = cores
+    assert [goal.met for goal in page.goals(measured)] == [met]
 
 
 def test_the_share_of_the_loop_is_that_of_the_better_of_ours() -> None:
     """Beside the client, not alone."""
-    told = found(32, awnet_1=700.0, awnet_2=850.0) | {"beside": {"images_per_second": 1000.0}}
-    (goal,) = page.goals(told)
+    measured = found(32, awnet_1=700.0, awnet_2=850.0) | {"beside": {"images_per_second": 1000.0}}
+    (goal,) = page.goals(measured)
     assert (goal.found, goal.met) == ("0.85 (awnet-2)", True)
 
 
@@ -70,21 +70,21 @@ def test_the_share_of_the_loop_is_that_of_the_better_of_ours() -> None:
 )
 def test_a_p99_has_not_moved_where_it_is_no_higher_than_calm_rounds_are(scraped: float, most: float, met: bool) -> None:
     """Or where it differs by less than a twentieth."""
-    told = found(awnet_1=100.0)
+    measured = found(awnet_1=100.0)
     calm = {"p50_ms": 4.0, "p99_ms": 10.0}
-    told["steady"] = {"1": {"calm": calm, "scraped": {"p50_ms": 4.0, "p99_ms": scraped}}}
-    told["steady_samples"] = {"1": {"calm": [calm, calm | {"p99_ms": most}]}}
-    at_70_percent, moved = page.goals(told)
+    measured["steady"] = {"1": {"calm": calm, "scraped": {"p50_ms": 4.0, "p99_ms": scraped}}}
+    measured["steady_samples"] = {"1": {"calm": [calm, calm | {"p99_ms": most}]}}
+    at_70_percent, moved = page.goals(measured)
     assert (at_70_percent.found, at_70_percent.met) == ("2.5 times", True)
     assert moved.met is met
 
 
 def test_http_is_what_the_loop_takes_beyond_decoding() -> None:
     """And there is no figure where either was not measured."""
-    told = found(32, awnet_1=700.0)
-    told["contestants"]["awnet-1"]["32"]["loop_ms"] = 0.25
-    assert page.http_ms(told) is None
-    assert page.http_ms(told | {"decode_ms": 0.05}) == pytest.approx(0.2)
+    measured = found(32, awnet_1=700.0)
+    measured["contestants"]["awnet-1"]["32"]["loop_ms"] = 0.25
+    assert page.http_ms(measured) is None
+    assert page.http_ms(measured | {"decode_ms": 0.05}) == pytest.approx(0.2)
 
 
 def test_the_page_says_of_each_goal_whether_it_was_met() -> None:
@@ -100,12 +100,12 @@ def test_the_page_says_of_each_goal_whether_it_was_met() -> None:
 def test_the_page_says_which_ratio_a_server_could_reach_at_all() -> None:
     """The loop without a server over the best peer, in the row of the ratio; other goals have none."""
     beside = {"images_per_second": 800.0, "rate": 100.0, "partner_cpu_ms": 0.02}
-    told = found(8, awnet_2=100.0, triton_2=500.0) | {"beside": beside}
-    told["contestants"]["awnet-2"]["32"] = ROW | {"rps": 100.0}
-    of_peer, *others = page.goals(told)
+    measured = found(8, awnet_2=100.0, triton_2=500.0) | {"beside": beside}
+    measured["contestants"]["awnet-2"]["32"] = ROW | {"rps": 100.0}
+    of_peer, *others = page.goals(measured)
     assert of_peer.most == "1.60"
     assert [goal.most for goal in others] == [""]
-    text = page.markdown(told)
+    text = page.markdown(measured)
     assert "| 0.20 of triton-2 | 1.60 | **not met** |" in text
     assert "At most: the loop without a server" in text
     assert "At most" not in page.markdown(found(awnet_1=100.0, fastapi_1=100.0))
@@ -163,9 +163,9 @@ def test_what_cannot_be_run_is_said_in_one_line(
     monkeypatch.setattr("sys.argv", ["peers", *options, "--out", str(tmp_path / "peers")])
     monkeypatch.setattr("benchmarks.harness.report.missing", lambda *programs: False)
     assert main() == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

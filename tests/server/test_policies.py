@@ -172,13 +172,13 @@ def test_reject_leaves_a_problem_in_the_place_of_the_image(serve: Serve) -> None
 
 def test_a_request_of_which_no_image_is_left_is_422(serve: Serve) -> None:
     small = serve(policy="reject")
-    status, told = predict(small, ADVERSARIAL)
-    assert (status, told["type"]) == (422, "urn:awnet:problem:image-rejected")
-    Problem.model_validate(told, strict=True)
-    assert (told["detail"], told["image"]) == ("the image is rejected: its verdict is adversarial", 0)
-    status, told = predict(small, ADVERSARIAL, RESIZED, ADVERSARIAL)
-    assert (status, told.get("image")) == (422, None)
-    assert told["detail"] == (
+    status, problem = predict(small, ADVERSARIAL)
+    assert (status, problem["type"]) == (422, "urn:awnet:problem:image-rejected")
+    Problem.model_validate(problem, strict=True)
+    assert (problem["detail"], problem["image"]) == ("the image is rejected: its verdict is adversarial", 0)
+    status, problem = predict(small, ADVERSARIAL, RESIZED, ADVERSARIAL)
+    assert (status, problem.get("image")) == (422, None)
+    assert problem["detail"] == (
         "all 3 images are rejected: its verdict is adversarial; no threshold speaks for it (resized)"
     )
     assert series(small, "awnet_rejections_total") == {'{reason="image-rejected"}': 2}
@@ -275,8 +275,8 @@ def test_a_detector_that_gives_no_number_fails_the_request_whatever_the_policy(
         signals.p_type[0] = np.nan
 
     small.engine.spoil = spoil
-    status, told = predict(small, CLEAN)
-    assert (status, told["type"]) == (503, "urn:awnet:problem:engine-fault")
+    status, problem = predict(small, CLEAN)
+    assert (status, problem["type"]) == (503, "urn:awnet:problem:engine-fault")
     assert decisions(small) == {}
 
 
@@ -290,8 +290,8 @@ def test_a_version_whose_threshold_no_score_exceeds_never_passes_as_a_detector(t
     publish(tmp_path, "3", blind)
     small.run(small.service.models.start())
     try:
-        status, told = predict(small, encoded(plain(1.0)))
-        assert (status, told["detail"]) == (
+        status, problem = predict(small, encoded(plain(1.0)))
+        assert (status, problem["detail"]) == (
             422,
             "the image is rejected: no threshold speaks for it (none can be exceeded)",
         )

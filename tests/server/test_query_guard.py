@@ -71,7 +71,7 @@ async def serving(repository: Path, state: str, **settings: Any) -> Any:
 
 
 @pytest.fixture
-def told() -> Iterator[list[dict[str, Any]]]:
+def events() -> Iterator[list[dict[str, Any]]]:
     """The lines of `awnet.guard`, read as a collector reads them."""
     lines: list[dict[str, Any]] = []
 
@@ -109,13 +109,15 @@ def test_nobody_outside_hears_of_the_guard_by_default(repository: Path, state: s
     asyncio.run(scenario())
 
 
-def test_one_event_names_the_client_by_its_hash_and_the_requests(repository: Path, told: list[dict[str, Any]]) -> None:
+def test_one_event_names_the_client_by_its_hash_and_the_requests(
+    repository: Path, events: list[dict[str, Any]]
+) -> None:
     """What somebody on call needs, and no address."""
 
     async def scenario() -> None:
         async with serving(repository, "observe") as clients:
             ids = [(await clients.predict(image)).headers["x-request-id"] for image in IMAGES]
-        [event] = told
+        [event] = events
         assert event.pop("client").isalnum()
         assert event == {
             "event": "query-guard",
@@ -126,7 +128,7 @@ def test_one_event_names_the_client_by_its_hash_and_the_requests(repository: Pat
             "first_request_id": ids[0],
             "last_request_id": ids[LIMIT],
         }
-        assert "192.0.2.1" not in json.dumps(told)
+        assert "192.0.2.1" not in json.dumps(events)
 
     asyncio.run(scenario())
 
@@ -230,7 +232,7 @@ def test_slow_refuses_what_would_wait_past_its_deadline(repository: Path, monkey
     asyncio.run(scenario())
 
 
-def test_the_evidence_against_a_key_is_the_keys(repository: Path, tmp_path: Path, told: list[dict[str, Any]]) -> None:
+def test_the_evidence_against_a_key_is_the_keys(repository: Path, tmp_path: Path, events: list[dict[str, Any]]) -> None:
     """Wherever it is used from; and the event names it."""
     keys = write(tmp_path / "keys.toml", table("shop", ["predict"]))
 
@@ -240,7 +242,7 @@ def test_the_evidence_against_a_key_is_the_keys(repository: Path, tmp_path: Path
                 files, headers = {"image": ("a.png", image)}, {"x-api-key": key("shop")}
                 answer = await clients.post("/predict", f"192.0.2.{n}", files=files, headers=headers)
                 assert answer.status_code == 200
-        [event] = told
+        [event] = events
         assert event["key"] == "shop"
 
     asyncio.run(scenario())

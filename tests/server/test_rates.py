@@ -58,8 +58,8 @@ class Limited(Small):
         self.run(
             (self.admin if path.startswith("/admin/") else self.app)({**scope, "client": (client, 1)}, receive, send)
         )
-        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return sent[0]["status"], told, sent[1]["body"]
+        reply_headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], reply_headers, sent[1]["body"]
 
     def status(self, *asked: Any, **headers: str) -> int:
         return self.ask(*asked, **headers)[0]
@@ -205,8 +205,8 @@ def test_a_caller_of_grpc_is_told_when_to_come_again(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="awnet"))
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-            told = dict(caught.value.trailing_metadata())
-            assert 95 <= int(told["retry-after"]) <= 100 and told["x-request-id"]
+            metadata = dict(caught.value.trailing_metadata())
+            assert 95 <= int(metadata["retry-after"]) <= 100 and metadata["x-request-id"]
             assert (await stub.ServerLive(service_pb2.ServerLiveRequest())).live
 
     try:

@@ -142,8 +142,8 @@ def test_who_may_ask_for_what(small: Small, template: str, needed: str | None, m
         assert ("www-authenticate" in headers) == (expected == 401)
         assert b"awnet_" not in body
         if body:
-            told = json.loads(body)
-            detail = told["error"] if path.startswith("/v2") and "health" not in path else told["detail"]
+            document = json.loads(body)
+            detail = document["error"] if path.startswith("/v2") and "health" not in path else document["detail"]
             assert len(detail) < 100 and "secret" not in detail
 
 
@@ -197,12 +197,12 @@ def test_a_refusal_says_how_a_key_is_sent(small: Small) -> None:
     status, headers, body = ask(small, "GET", "/model", None)
     assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="awnet"')
     assert headers["cache-control"] == "no-store"
-    told = json.loads(body)
-    assert (told["type"], told["title"]) == ("urn:awnet:problem:unauthorized", "Unauthorized")
+    problem = json.loads(body)
+    assert (problem["type"], problem["title"]) == ("urn:awnet:problem:unauthorized", "Unauthorized")
     status, headers, body = ask(small, "GET", "/model", "metrics")
-    told = json.loads(body)
-    assert (status, told["type"]) == (403, "urn:awnet:problem:forbidden")
-    assert "'predict'" in told["detail"]
+    problem = json.loads(body)
+    assert (status, problem["type"]) == (403, "urn:awnet:problem:forbidden")
+    assert "'predict'" in problem["detail"]
 
 
 def test_the_body_of_a_stranger_is_not_read(small: Small) -> None:
@@ -318,7 +318,7 @@ def test_request_ids_are_exemplars_for_whoever_has_a_key_for_metrics(tmp_path: P
         ({"api_keys": keys}, None, False),
         ({"api_keys": keys, "host": "0.0.0.0"}, "ops", True),
     ]
-    for settings, name, told in expected:
+    for settings, name, shown in expected:
         counting = Small(tmp_path / "models", **settings)
         try:
             counting.http("POST", "/predict", {b"x-request-id": b"somebodys", b"content-type": b"image/png"}, b"")
@@ -327,7 +327,7 @@ def test_request_ids_are_exemplars_for_whoever_has_a_key_for_metrics(tmp_path: P
                 headers[b"x-api-key"] = key(name).encode()
             text = counting.http("GET", "/metrics", headers)[2].decode()
             assert text.endswith("# EOF\n")
-            assert ("somebodys" in text) == told, settings
+            assert ("somebodys" in text) == shown, settings
         finally:
             counting.close()
 

@@ -313,9 +313,9 @@ def _t0(folder: Path, **values: object) -> Path:
 def test_what_cannot_be_audited_is_one_line(error, audit, tmp_path, capsys) -> None:
     """Exit status 2, what is wrong, and no report."""
     status, report = audit(*ERRORS[error](tmp_path))
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert status == 2 and report == {}
-    assert TOLD[error] in told and len(told.splitlines()) == 1, told
+    assert TOLD[error] in message and len(message.splitlines()) == 1, message
 
 
 def few_colours() -> np.ndarray:
@@ -343,8 +343,8 @@ def test_answers_are_those_that_the_server_gives(tmp_path, change) -> None:
         assert (served.domain[n] != OUTSIDE) == right.calibrated
         assert model.domains[served.domain[n]].name == right.applied.name
         ranked = verdict.ranked(outputs["logits"][n], len(served.logits[n]))
-        told = [verdict.significant(share) for _, share in sorted(ranked)]
-        assert np.exp(served.logits[n]) == pytest.approx(told, rel=1e-12)
+        rounded = [verdict.significant(share) for _, share in sorted(ranked)]
+        assert np.exp(served.logits[n]) == pytest.approx(rounded, rel=1e-12)
 
 
 def test_the_thresholds_are_those_of_the_first_domain_that_holds_the_image(tmp_path) -> None:

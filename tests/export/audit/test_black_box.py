@@ -112,8 +112,8 @@ def test_the_best_iterate_is_what_comes_back() -> None:
     images = grey()
     toy = Linear(bias=1e5, limit=0.5, of_score=np.random.default_rng(2).normal(0, 0.1, 3 * SIZE * SIZE))
     found = attack(toy, images, "evasion", queries=400)
-    told = [float(loss(toy(asked), NONE, "evasion")[0]) for asked in list(toy.asked)]
-    assert float(loss(toy(found.images), NONE, "evasion")[0]) == min(told)
+    losses = [float(loss(toy(asked), NONE, "evasion")[0]) for asked in list(toy.asked)]
+    assert float(loss(toy(found.images), NONE, "evasion")[0]) == min(losses)
 
 
 def test_evasion_is_a_wrong_class_under_the_limit() -> None:

@@ -39,8 +39,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         status = main(arguments)
     except SystemExit as error:
         status = int(error.code or 0)
-    told = capsys.readouterr()
-    return status, told.out, told.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def known(path: Path, made: str) -> str | None:

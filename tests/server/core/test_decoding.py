@@ -381,11 +381,11 @@ def test_the_end_of_a_process_is_told_with_its_reason() -> None:
     """That an image takes too long is another matter than that nobody waits for it any more."""
 
     async def test() -> None:
-        told: list[str] = []
-        async with pool(seconds=0.05, on_end=told.append) as made:
+        reasons: list[str] = []
+        async with pool(seconds=0.05, on_end=reasons.append) as made:
             with pytest.raises(ImageError):
                 await Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon())
-        async with pool(on_end=told.append) as made:
+        async with pool(on_end=reasons.append) as made:
             for ended in (signal.SIGSEGV, signal.SIGKILL):
                 task = asyncio.create_task(Decoding(made, 1 << 30, lambda: 1).prepare(images(slow()), SIZE, soon()))
                 os.kill(await child_of(made), ended)
@@ -395,8 +395,8 @@ def test_the_end_of_a_process_is_told_with_its_reason() -> None:
             os.kill(await child_of(made), signal.SIGSTOP)
             with pytest.raises(DeadlineExceeded):
                 await late
-            await until(lambda: len(told) == 4)
-        assert told == ["too slow", "crashed", "killed", "given up"]
+            await until(lambda: len(reasons) == 4)
+        assert reasons == ["too slow", "crashed", "killed", "given up"]
 
     run(test)
 

@@ -24,32 +24,32 @@ def seen(time: float, client: str = "a", score: float = 0.8, data: bytes = b"fil
 
 def run(coalescer: Coalescer, observations: list[tuple[float, Observation]], until: float) -> list[Finding]:
     """Every event up to `until`, with a tick each second."""
-    told, waiting = [], sorted(observations, key=lambda one: one[0])
+    events, waiting = [], sorted(observations, key=lambda one: one[0])
     for second in range(int(until) + 1):
         while waiting and waiting[0][0] <= second:
             at, one = waiting.pop(0)
-            told += coalescer.see(one, at)
-        told += coalescer.tick(float(second), 1000 * second)
-    return told
+            events += coalescer.see(one, at)
+        events += coalescer.tick(float(second), 1000 * second)
+    return events
 
 
 def test_the_first_image_is_told_at_once_the_others_once_a_window_and_a_quiet_window_closes() -> None:
     flood = [(t / 10, seen(t / 10)) for t in range(900)]  # 90 s, ten a second
-    told = run(Coalescer(WINDOW), flood, 300)
-    assert [(f.activity, f.count, f.new, f.time) for f in told] == [
+    events = run(Coalescer(WINDOW), flood, 300)
+    assert [(f.activity, f.count, f.new, f.time) for f in events] == [
         ("create", 1, 1, 0),
         ("update", 601, 600, 60_000),
         ("update", 900, 299, 120_000),
         ("close", 900, 0, 180_000),
     ]
-    assert len({f.id for f in told}) == 1
-    assert (told[-1].first_request_id, told[-1].last_request_id) == ("r0", "r89.9")
+    assert len({f.id for f in events}) == 1
+    assert (events[-1].first_request_id, events[-1].last_request_id) == ("r0", "r89.9")
 
 
 def test_an_image_after_the_end_is_another_finding() -> None:
-    told = run(Coalescer(WINDOW), [(0, seen(0)), (200, seen(200))], 400)
-    assert [f.activity for f in told] == ["create", "close", "create", "close"]
-    assert len({f.id for f in told}) == 2
+    events = run(Coalescer(WINDOW), [(0, seen(0)), (200, seen(200))], 400)
+    assert [f.activity for f in events] == ["create", "close", "create", "close"]
+    assert len({f.id for f in events}) == 2
 
 
 def test_clients_and_models_are_told_apart() -> None:
@@ -76,11 +76,11 @@ def test_events_are_bounded_however_many_clients_attack(clients: int) -> None:
     rng, most = random.Random(0), 16
     flood = [(t / 20, seen(t / 20, f"client {rng.randrange(clients)}")) for t in range(20 * 600)]
     coalescer = Coalescer(WINDOW, most)
-    told = run(coalescer, flood, 1200)
-    assert len(told) <= 3 * (most + 1) * 1200 / WINDOW
-    assert sum(f.count for f in told if f.activity == "close") == len(flood) == sum(f.new for f in told)
+    events = run(coalescer, flood, 1200)
+    assert len(events) <= 3 * (most + 1) * 1200 / WINDOW
+    assert sum(f.count for f in events if f.activity == "close") == len(flood) == sum(f.new for f in events)
     assert not len(coalescer)
-    shared = [f for f in told if f.subject.client is None]
+    shared = [f for f in events if f.subject.client is None]
     assert bool(shared) == (clients > most)
     assert all(f.clients > most for f in shared if f.activity == "close" and f.count > 1000)
 
@@ -98,15 +98,15 @@ def test_an_event_has_the_bytes_of_its_image_once_where_they_are_held() -> None:
     """The first image at once, then the highest of each window; none where it is still the one of an earlier event."""
     given = [(0, 0.8, b"first"), (1, 0.95, b"highest"), (2, 0.9, b"other"), (70, 0.85, b"late"), (130, 0.99, b"last")]
     flood = [(float(at), seen(at, score=score, data=data)) for at, score, data in given]
-    told = run(Coalescer(WINDOW, most_held=100), flood, 300)
-    assert [(f.activity, f.image and f.image.data) for f in told] == [
+    events = run(Coalescer(WINDOW, most_held=100), flood, 300)
+    assert [(f.activity, f.image and f.image.data) for f in events] == [
         ("create", b"first"),
         ("update", b"highest"),
         ("update", None),
         ("update", b"last"),
         ("close", None),
     ]
-    assert told[1].image is not None and told[1].image.sha256 == hashlib.sha256(b"highest").hexdigest()
+    assert events[1].image is not None and events[1].image.sha256 == hashlib.sha256(b"highest").hexdigest()
     assert all(f.image is not None and f.image.data is None for f in run(Coalescer(WINDOW), flood, 300))
 
 
@@ -120,5 +120,5 @@ def test_held_bytes_are_bounded_and_what_found_no_room_is_said() -> None:
     assert len(dropped) == 1
     held = {f.subject.client: f.image.data for f in coalescer.tick(60.0, 60_000) if f.image is not None}
     assert held == {"a": b"4444", "b": b"more", "c": None}
-    (told,) = coalescer.see(seen(61, "d", 0.8, 10 * b"x"), 61.0)
-    assert told.image is not None and told.image.data == 10 * b"x" and len(dropped) == 1
+    (finding,) = coalescer.see(seen(61, "d", 0.8, 10 * b"x"), 61.0)
+    assert finding.image is not None and finding.image.data == 10 * b"x" and len(dropped) == 1

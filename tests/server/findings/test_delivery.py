@@ -75,7 +75,7 @@ class Receiver:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            def log_message(self, *told: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -125,7 +125,7 @@ def written(journal: Journal) -> list[bytes]:
 
 @asynccontextmanager
 async def delivering(
-    journal: Journal, *receivers: Delivery, counted: Callable[..., None] = lambda *told: None
+    journal: Journal, *receivers: Delivery, counted: Callable[..., None] = lambda *counted_as: None
 ) -> AsyncIterator[Deliveries]:
     made = Deliveries(journal.folder.parent, journal.folder, receivers, counted)
     made.start()
@@ -143,11 +143,11 @@ def webhook(receiver: Receiver, **options: Any) -> Webhook:
 def test_every_line_arrives_whatever_the_receiver_answered_first(tmp_path: Path, answers: list[int | str]) -> None:
     """Signed each time, in the order of the journal, with the same id when the same lines come again."""
     journal = journal_of(tmp_path, 5)
-    told: list[tuple[str, str, int]] = []
+    counts: list[tuple[str, str, int]] = []
 
     async def scenario() -> None:
         with receiving(*answers) as receiver:
-            async with delivering(journal, webhook(receiver), counted=lambda *one: told.append(one)) as made:
+            async with delivering(journal, webhook(receiver), counted=lambda *one: counts.append(one)) as made:
                 await until(lambda: len(receiver.taken) == 5)
                 journal.append([document(finding())])
                 await until(lambda: len(receiver.taken) == 6)
@@ -158,8 +158,8 @@ def test_every_line_arrives_whatever_the_receiver_answered_first(tmp_path: Path,
             assert len({call.id for call in first}) == 1 and first[0].id != receiver.calls[-1].id
 
     asyncio.run(scenario())
-    assert sum(number for _, result, number in told if result == "sent") == 6
-    assert sum(result == "failed" for _, result, _ in told) == len(answers)
+    assert sum(number for _, result, number in counts if result == "sent") == 6
+    assert sum(result == "failed" for _, result, _ in counts) == len(answers)
 
 
 def test_the_log_does_not_tell_the_path_of_a_receiver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,17 +270,17 @@ def test_what_is_gone_is_counted_once_however_often_the_lines_behind_it_were_tri
     journal = journal_of(tmp_path, 20, segment_bytes=9000)
     oldest, second = sorted(journal.folder.glob("*.jsonl"))[:2]
     oldest.unlink()
-    told: list[tuple[str, str, int]] = []
+    counts: list[tuple[str, str, int]] = []
 
     async def scenario() -> None:
         with receiving(503, 503) as receiver:
-            deliveries = Deliveries(tmp_path, journal.folder, [webhook(receiver)], lambda *one: told.append(one))
+            deliveries = Deliveries(tmp_path, journal.folder, [webhook(receiver)], lambda *one: counts.append(one))
             deliveries.start()
             await until(lambda: receiver.taken)
             await deliveries.stop()
 
     asyncio.run(scenario())
-    assert [number for _, result, number in told if result == "lost"] == [int(second.stem) - 1]
+    assert [number for _, result, number in counts if result == "lost"] == [int(second.stem) - 1]
 
 
 def test_a_retry_after_that_is_no_number_is_none(tmp_path: Path) -> None:

@@ -346,8 +346,8 @@ def test_findings_are_read_with_their_last_event_the_newest_first(tmp_path: Path
     journal.append([document(finding(id="1" * 32, time=1000)), document(finding(id="2" * 32, time=2000))])
     journal.append([document(finding(id="1" * 32, time=3000, activity="close"))])
     journal.close()
-    told = findings(tmp_path)
-    assert [(found.id[0], found.event["activity_name"]) for found in told] == [
+    listed = findings(tmp_path)
+    assert [(found.id[0], found.event["activity_name"]) for found in listed] == [
         ("1", "Close"),
         ("2", "Create"),
     ]

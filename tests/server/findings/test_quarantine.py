@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import StartupError
-from server.findings.quarantine import BLOCK_BYTES, FOLDER, PART, WAITING_BYTES, Quarantine, Result, forget, kept
+from server.findings.quarantine import BLOCK_BYTES, FOLDER, PART, WAITING_BYTES, Quarantine, Result, forget, read_image
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +65,7 @@ def test_an_image_is_kept_as_it_was_sent_under_its_hash_for_its_owner_alone(tmp_
     finally:
         os.umask(before)
     assert names(tmp_path / "journal") == {digest(b"file")}
-    assert kept(tmp_path / "journal", digest(b"file")) == b"file"
+    assert read_image(tmp_path / "journal", digest(b"file")) == b"file"
     folder = tmp_path / "journal" / FOLDER
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -124,23 +124,23 @@ def test_what_is_not_the_image_is_never_taken_for_it_and_is_mended_when_it_comes
 ) -> None:
     write(tmp_path, [b"file"])
     (tmp_path / FOLDER / digest(b"file")).write_bytes(left)
-    assert kept(tmp_path, digest(b"file")) is None
+    assert read_image(tmp_path, digest(b"file")) is None
     write(tmp_path, [b"file"])
-    assert kept(tmp_path, digest(b"file")) == b"file"
+    assert read_image(tmp_path, digest(b"file")) == b"file"
 
 
 @pytest.mark.parametrize("name", ["../secret", "lock", "", "A" * 64, "a" * 64 + "\n"])
 def test_only_hashes_are_looked_up(tmp_path: Path, name: str) -> None:
     write(tmp_path, [])
     (tmp_path / "secret").write_text("secret")
-    assert kept(tmp_path, name) is None and not forget(tmp_path, name)
+    assert read_image(tmp_path, name) is None and not forget(tmp_path, name)
 
 
 def test_a_removed_image_is_gone_and_its_room_is_used(tmp_path: Path) -> None:
     write(tmp_path, [b"first", b"second"], 2 * BLOCK_BYTES)
     assert forget(tmp_path, digest(b"first")) and not forget(tmp_path, digest(b"first"))
     write(tmp_path, [b"third"], 2 * BLOCK_BYTES)
-    assert kept(tmp_path, digest(b"first")) is None
+    assert read_image(tmp_path, digest(b"first")) is None
     assert names(tmp_path) == {digest(b"second"), digest(b"third")}
 
 
@@ -151,7 +151,7 @@ def test_links_in_the_folder_are_not_written_through(tmp_path: Path) -> None:
     (tmp_path / FOLDER / digest(b"file")).symlink_to(tmp_path / "mine")
     write(tmp_path, [b"file"])
     assert (tmp_path / "mine").read_bytes() == b"mine"
-    assert kept(tmp_path, digest(b"file")) == b"file"
+    assert read_image(tmp_path, digest(b"file")) == b"file"
 
 
 def test_nobody_waits_for_a_process_that_holds_the_lock_and_memory_is_bounded(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_several_processes_share_the_folder_and_its_bound(tmp_path: Path) -> Non
         assert one.stdout is not None
         one.stdout.close()
     there = names(tmp_path)
-    assert there and all(kept(tmp_path, name) is not None for name in there)
+    assert there and all(read_image(tmp_path, name) is not None for name in there)
 
 
 @pytest.mark.process
@@ -218,7 +218,7 @@ def test_a_kill_leaves_whole_images_only_and_what_is_left_of_another_goes(tmp_pa
         running.stdout.close()
         there = names(tmp_path)
         assert len(there) >= 5 * (attempt + 1)
-        assert all(kept(tmp_path, name) is not None for name in there)
+        assert all(read_image(tmp_path, name) is not None for name in there)
     (tmp_path / FOLDER / PART).write_bytes(b"half of an im")
     write(tmp_path, [])
     assert not (tmp_path / FOLDER / PART).exists()

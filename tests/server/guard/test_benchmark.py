@@ -58,8 +58,8 @@ def test_a_disguise_is_an_image_and_another_one_each_time(variant: attackers.Var
 
 def test_the_page_is_made_of_the_figures_beside_it() -> None:
     """No figure was typed by hand."""
-    told = json.loads((RESULTS / "query_guard.json").read_text("utf-8"))
-    assert (RESULTS / "query_guard.md").read_text("utf-8") == query_guard.markdown(told)
+    report = json.loads((RESULTS / "query_guard.json").read_text("utf-8"))
+    assert (RESULTS / "query_guard.md").read_text("utf-8") == query_guard.markdown(report)
 
 
 def test_the_picture_is_drawn_from_the_same_figures(tmp_path: Path) -> None:

@@ -44,16 +44,16 @@ def test_the_rejection_shown_is_that_of_the_code(tmp_path: Path) -> None:
     body = b"".join(parts) + b"--x--\r\n"
     _, _, content = small.http("POST", "/predict", {b"content-type": b"multipart/form-data; boundary=x"}, body)
     small.close()
-    told = shown()[3]
+    example = shown()[3]
     [_, rejected] = json.loads(content)["results"]
-    told["problem"]["request_id"] = rejected["problem"]["request_id"]
-    assert told == rejected
+    example["problem"]["request_id"] = rejected["problem"]["request_id"]
+    assert example == rejected
 
 
 @pytest.mark.process
 def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     """A reader who sends examples/ship.png gets what the page prints; another processor may round differently."""
-    told, cut, signals, _, refused = shown()
+    whole, cut, signals, _, refused = shown()
     running = Running(ROOT / "model_repository")
     try:
         running.wait_ready()
@@ -68,8 +68,8 @@ def test_the_answers_shown_are_those_of_the_bundled_model() -> None:
     second["problem"]["request_id"] = cut["problem"]["request_id"]
     assert second == cut
     assert close(signals["signals"], result.pop("signals"))
-    assert answer["model"] == told["model"]
-    assert close(told["results"], [result])
+    assert answer["model"] == whole["model"]
+    assert close(whole["results"], [result])
     assert {**refused, "request_id": ""} == {**problem.json(), "request_id": ""}
 
 

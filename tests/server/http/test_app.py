@@ -74,7 +74,7 @@ def test_no_request_leaves_anything_to_a_collection_of_garbage(
     """A refusal whose frames lie in a circle would keep its body, which may be megabytes, until the next collection."""
 
     async def scenario() -> None:
-        service, told = service_over(GatedEngine(repository)), []
+        service, statuses = service_over(GatedEngine(repository)), []
         async with started(service):
             app: Any = create_app(service)
             await until(lambda: service.ready)
@@ -85,7 +85,7 @@ def test_no_request_leaves_anything_to_a_collection_of_garbage(
                 return {"type": "http.request", "body": body, "more_body": False}
 
             async def send(message: Any) -> None:
-                told.append(message.get("status"))
+                statuses.append(message.get("status"))
 
             def requests() -> list[object]:
                 return [one for one in gc.get_objects() if issubclass(type(one), (Exchange, ObservedRequest))]
@@ -99,7 +99,7 @@ def test_no_request_leaves_anything_to_a_collection_of_garbage(
                     await asyncio.create_task(app(scope, receive, send))
                     there.append(sum(id(one) not in others for one in requests()))
                 assert max(there) <= 1  # a thread may still hold the last one; each that is left in a circle adds one
-                assert told[-2] == status and all(id(one) in others for one in elsewhere)
+                assert statuses[-2] == status and all(id(one) in others for one in elsewhere)
             finally:
                 gc.enable()
 
@@ -397,8 +397,12 @@ def test_the_open_inference_protocol_is_reached_through_the_same_door(repository
     async def scenario() -> None:
         async with client(GatedEngine(repository), max_body_bytes=1000) as http:
             await until_ready(http)
-            told = await http.get("/v2/models/awnet", headers={"x-request-id": "me"})
-            assert (told.status_code, told.json()["name"], told.headers["x-request-id"]) == (200, "awnet", "me")
+            metadata = await http.get("/v2/models/awnet", headers={"x-request-id": "me"})
+            assert (metadata.status_code, metadata.json()["name"], metadata.headers["x-request-id"]) == (
+                200,
+                "awnet",
+                "me",
+            )
             large = await http.post("/v2/models/awnet/infer", content=b"x" * 1001)
             assert large.status_code == 413
             assert set(large.json()) == {"error"}

@@ -41,7 +41,7 @@ def with_domains(process: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-def told(running: Running, image: bytes, query: str = "") -> dict[str, Any]:
+def judgement(running: Running, image: bytes, query: str = "") -> dict[str, Any]:
     answer: httpx.Response = running.http.post(f"/predict{query}", files={"image": ("a", image)})
     document = answer.json()
     Answer.model_validate(document, strict=True)
@@ -70,7 +70,7 @@ def test_an_image_is_calibrated_where_a_domain_holds_its_pixels(
     with_domains: Running, image: bytes, domain: str | None, why: str | None
 ) -> None:
     """Lossy and scaled ones like any other; palettes and bitmaps never; thresholds are those that were applied."""
-    got = told(with_domains, image)
+    got = judgement(with_domains, image)
     assert (got["domain"], got["why"], got["calibrated"]) == (domain, why, domain is not None)
     applied = (0.3, 0.5) if domain == "pristine" else (0.6, 0.9)
     assert got["thresholds"] == dict(zip(("suspicious", "adversarial"), applied, strict=True))
@@ -89,14 +89,14 @@ def test_one_request_may_hold_images_of_several_domains(with_domains: Running) -
 
 
 def test_a_model_of_the_pool_alone_knows_no_other_domain(with_domains: Running) -> None:
-    got = told(with_domains, encoded(coloured(0.4, 1024)), "?version=2")
+    got = judgement(with_domains, encoded(coloured(0.4, 1024)), "?version=2")
     assert (got["domain"], got["thresholds"]["suspicious"]) == ("pool", 0.6)
 
 
 def test_probability_is_the_scores_at_the_prior(with_domains: Running) -> None:
     """The map of the test is P = score at even odds; at the default prior the odds fall to a hundredth."""
     for red in (0.1, 0.4, 0.9):
-        got = told(with_domains, encoded(coloured(red, 1024)))
+        got = judgement(with_domains, encoded(coloured(red, 1024)))
         odds = got["score"] / (1 - got["score"]) * ODDS
         assert got["prior"] == 0.01
         assert got["probability"] == pytest.approx(odds / (1 + odds), rel=1e-4)
@@ -107,7 +107,7 @@ def test_the_prior_is_a_setting(tmp_path: Path) -> None:
     """At one half the map is answered as it is."""
     with Running(publish(tmp_path, "1", schema_2()), prior=0.5) as running:
         running.wait_ready()
-        got = told(running, encoded(coloured(0.4, 1024)))
+        got = judgement(running, encoded(coloured(0.4, 1024)))
         assert got["prior"] == 0.5
         assert got["probability"] == pytest.approx(got["score"], rel=1e-5)
 
@@ -125,7 +125,7 @@ def test_a_model_of_schema_1_is_served_by_what_its_files_say(
     with_domains: Running, image: bytes, domain: str | None, why: str | None
 ) -> None:
     """As before there were domains, with a reason; it has no map of its scores."""
-    got = told(with_domains, image, "?version=1")
+    got = judgement(with_domains, image, "?version=1")
     assert (got["domain"], got["why"], got["calibrated"]) == (domain, why, domain is not None)
     assert (got["probability"], got["prior"]) == (None, 0.01)
     assert got["thresholds"] == {"suspicious": 0.41, "adversarial": 0.77}
@@ -144,7 +144,7 @@ def test_a_shadow_judges_by_its_own_domains(tmp_path: Path) -> None:
             return next((float(line.removeprefix(start)) for line in lines if line.startswith(start)), 0.0)
 
         for compared, (colours, differing) in enumerate(((1024, 1), (100, 1), (10, 1)), start=1):
-            told(running, encoded(coloured(0.4, colours)))
+            judgement(running, encoded(coloured(0.4, colours)))
             eventually(lambda n=compared: count("images", 'model="awnet",result="compared"') == n)
             assert count("disagreements", 'about="verdict",model="awnet"') == differing
 
@@ -183,7 +183,7 @@ def test_a_reload_takes_a_version_with_other_domains_and_refuses_one_that_says_n
 
 
 def test_the_request_log_counts_what_is_not_calibrated_by_its_reason(with_domains: Running) -> None:
-    told(with_domains, encoded(coloured(0.4, 10).quantize(10)))
+    judgement(with_domains, encoded(coloured(0.4, 10).quantize(10)))
     lines = [line for line in with_domains.text().splitlines() if '"uncalibrated"' in line]
     assert json.loads(lines[-1])["uncalibrated"] == {"colour palette": 1}
 

@@ -24,7 +24,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     running.close()
 
 
-def told(small: Small, query: str = "") -> dict[str, Any]:
+def described(small: Small, query: str = "") -> dict[str, Any]:
     status, headers, body = small.http("GET", f"/model{query}")
     assert (status, headers["content-type"]) == (200, "application/json"), body
     document: dict[str, Any] = json.loads(body)
@@ -34,12 +34,12 @@ def told(small: Small, query: str = "") -> dict[str, Any]:
 
 def test_the_version_that_answers_is_described(small: Small) -> None:
     """Name, hash, labels, prior, and each domain in the order in which it is tried."""
-    document = told(small)
+    document = described(small)
     model = small.service.models.latest()
     assert (document["name"], document["version"], document["sha256"]) == ("awnet", "3", model.sha256)
     assert (document["labels"], document["prior"]) == (LABELS, 0.2)
     assert document["card"] == {key: value for key, value in CARD.items() if key != "format"}
-    assert [told["name"] for told in document["domains"]] == ["pristine", "pool"]
+    assert [domain["name"] for domain in document["domains"]] == ["pristine", "pool"]
     pristine = document["domains"][0]
     assert (pristine["about"], pristine["ranges"]) == (ABOUT["pristine"], RANGES["pristine"])
     assert pristine["thresholds"] == {"suspicious": 0.3, "adversarial": 0.5}
@@ -50,13 +50,13 @@ def test_the_version_that_answers_is_described(small: Small) -> None:
 def test_each_version_can_be_asked_about(small: Small) -> None:
     """One of schema 1 has a single domain, no ranges, no measured rates and no card."""
     for query in ("?version=2", "?name=awnet&version=2"):
-        document = told(small, query)
+        document = described(small, query)
         assert (document["version"], document["card"]) == ("2", None)
         [only] = document["domains"]
         assert (only["name"], only["ranges"]) == ("pristine", None)
         assert only["thresholds"] == {"suspicious": 0.41, "adversarial": 0.77}
         assert only["rates"] == {"fpr_pristine": None, "fpr_worst": None, "tpr_t0": {}}
-    assert told(small, "?version=latest&name=awnet") == told(small)
+    assert described(small, "?version=latest&name=awnet") == described(small)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_canary_takes_no_share_of_questions(tmp_path: Path) -> None:
     """They are about the version that serves, and leave the split of requests as it is."""
     running = Small(tmp_path, canary="1:0.5")
     try:
-        assert {told(running)["version"] for _ in range(4)} == {"2"}
+        assert {described(running)["version"] for _ in range(4)} == {"2"}
         versions = []
         for _ in range(4):
             with running.service.lease() as lease:

@@ -27,12 +27,12 @@ def ask(served: Running, *files: bytes, query: str = "", **headers: str) -> http
 def test_each_verdict_is_reached_by_its_score(served: Running, red: float, verdict: str) -> None:
     """Over the 5 % threshold is suspicious, over the 1 % one adversarial."""
     answer = ask(served, encoded(plain(red))).json()
-    told = answer["results"][0]["adversarial"]
-    assert told["verdict"] == verdict
-    assert told["score"] == pytest.approx(round(255 * red) / 255, abs=1e-5)
-    assert told["thresholds"] == {"suspicious": 0.41, "adversarial": 0.77}
-    assert told["target_fpr"] == {"suspicious": 0.05, "adversarial": 0.01}
-    assert told["calibrated"] is True
+    judgement = answer["results"][0]["adversarial"]
+    assert judgement["verdict"] == verdict
+    assert judgement["score"] == pytest.approx(round(255 * red) / 255, abs=1e-5)
+    assert judgement["thresholds"] == {"suspicious": 0.41, "adversarial": 0.77}
+    assert judgement["target_fpr"] == {"suspicious": 0.05, "adversarial": 0.01}
+    assert judgement["calibrated"] is True
 
 
 def test_the_answer_has_the_documented_shape(served: Running, repository: object) -> None:
@@ -109,9 +109,9 @@ def test_signals_are_added_on_request_only(served: Running, repository: Path) ->
     assert summary["blocks"][1]["std"] == pytest.approx(float(omega[8:].std()), rel=1e-3)
     everything = ask(served, encoded(image), query="?signals=all").json()["results"][0]["signals"]
     assert everything["blocks"] == summary["blocks"]
-    for (name, offset, length), told in zip(OMEGA, everything["convolutions"], strict=True):
-        assert told["name"] == name
-        assert told["values"] == pytest.approx(omega[offset : offset + length].tolist(), rel=1e-4)
+    for (name, offset, length), convolution in zip(OMEGA, everything["convolutions"], strict=True):
+        assert convolution["name"] == name
+        assert convolution["values"] == pytest.approx(omega[offset : offset + length].tolist(), rel=1e-4)
 
 
 def test_several_images_are_answered_in_their_order(served: Running) -> None:
@@ -212,10 +212,10 @@ def test_the_request_id_is_returned_and_taken_over_if_it_is_fit(served: Running)
 def test_stage_times_go_out_in_body_and_header(served: Running) -> None:
     """The same figures, and the stages of one image fit into the total."""
     answer = ask(served, encoded(noise()))
-    told = answer.json()["timing_ms"]
+    timing = answer.json()["timing_ms"]
     header = dict(stage.split(";dur=") for stage in answer.headers["server-timing"].split(", "))
-    assert {stage: float(value) for stage, value in header.items()} == told
-    assert 0 < told["decode"] + told["queue"] + told["inference"] <= told["total"] + 0.002
+    assert {stage: float(value) for stage, value in header.items()} == timing
+    assert 0 < timing["decode"] + timing["queue"] + timing["inference"] <= timing["total"] + 0.002
 
 
 def test_live_and_ready_answer(served: Running) -> None:
@@ -293,11 +293,11 @@ def test_the_api_document_is_readable_without_another_host(served: Running) -> N
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "<script" not in answer.text and "http:" not in answer.text and "https:" not in answer.text
     for path, methods in served.http.get("/openapi.json").json()["paths"].items():
-        for method, told in methods.items():
+        for method, operation in methods.items():
             if method == "servers":  # of the admin port
                 continue
             assert f"{method.upper()} {path}</code>" in answer.text
-            assert all(f"<code>{given['name']}</code>" in answer.text for given in told.get("parameters", []))
+            assert all(f"<code>{given['name']}</code>" in answer.text for given in operation.get("parameters", []))
 
 
 def test_many_clients_at_once_get_their_own_answers(served: Running) -> None:

@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.end_headers()
 
-    def log_message(self, *told: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
 
@@ -95,8 +95,8 @@ def ranged(data: bytes, breaks_after: list[int], etag: str | None = None) -> Ans
         wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("range", ""))
         begin = int(wanted[1]) if wanted and handler.headers.get("if-range") == tag else 0
         rest = data[begin:]
-        told = {"content_range": f"bytes {begin}-{len(data) - 1}/{len(data)}"} if begin else {}
-        handler.begin(206 if begin else 200, len(rest), etag=tag, **told)
+        content_range = {"content_range": f"bytes {begin}-{len(data) - 1}/{len(data)}"} if begin else {}
+        handler.begin(206 if begin else 200, len(rest), etag=tag, **content_range)
         if breaks_after:
             handler.wfile.write(rest[: breaks_after.pop(0)])
             handler.close_connection = True

@@ -66,8 +66,8 @@ def test_a_server_serves_what_its_source_names(
         with Running(repository, model_source=source, workers=workers, threads=1) as server:
             server.wait_ready()
             for _ in range(4):  # whichever process answers
-                told = server.http.get("/model").json()
-                assert (told["version"], told["sha256"]) == ("10", digest)
+                described = server.http.get("/model").json()
+                assert (described["version"], described["sha256"]) == ("10", digest)
         assert len(web.asked) == 1
         web.routes["/model.onnx"] = body(b"", 500)
         publish(repository, "11", seed=5)

@@ -284,8 +284,8 @@ def test_the_list_agrees_with_plain_counting_where_there_is_room() -> None:
         client = int(rng.triangular(0, 40, 0))
         truth[client] += 1
         clients.flagged(str(client), now=0)
-    told = {client.name: client.flagged for client in clients.top(64)}
-    assert told == {clients.name(str(client)): count for client, count in truth.items() if count}
+    listed = {client.name: client.flagged for client in clients.top(64)}
+    assert listed == {clients.name(str(client)): count for client, count in truth.items() if count}
 
 
 def test_no_address_is_kept_and_names_differ_between_processes() -> None:
@@ -346,7 +346,7 @@ def send(fake: Fake, times: int = 8) -> Watch:
     return monitor.of(fake.model)
 
 
-def told(watch: Watch) -> set[str]:
+def probe_results(watch: Watch) -> set[str]:
     """How the answers to golden probes were."""
     return {result for (_, result), count in watch.golden_probes.items() if count}
 
@@ -368,7 +368,7 @@ def test_golden_probes_arrive_as_files_at_low_priority_and_are_never_users_verdi
     assert all(isinstance(image, EncodedImage) and terms.priority == "low" for image, terms in fake.asked)
     assert not any(watch.images.values())
     assert watch.detection == 1.0
-    assert told(watch) == {"right"}
+    assert probe_results(watch) == {"right"}
     assert {verdict for verdict, _ in watch.golden_probes} == {"clean", "suspicious", "adversarial"}
 
 
@@ -376,9 +376,9 @@ def test_a_detector_that_went_blind_is_told_from_one_that_does_not_answer(contra
     """Wrong answers and no answers are different faults."""
     blind = send(Fake(golden_model(contract), right=False))
     assert blind.detection == 0.0
-    assert told(blind) == {"wrong"}
+    assert probe_results(blind) == {"wrong"}
     broken = send(Fake(golden_model(contract), fault=True))
-    assert told(broken) == {"failed"}
+    assert probe_results(broken) == {"failed"}
 
 
 def test_a_golden_probe_at_a_threshold_is_right_within_the_tolerance(contract: Contract) -> None:
@@ -400,7 +400,7 @@ def test_golden_probes_go_through_every_mode_and_know_its_classes(contract: Cont
         outputs[output] = np.eye(10, dtype=np.float32)[[place] * 3]
     golden = replace(alone.contract.golden, outputs=outputs, tolerance=dict.fromkeys(outputs, 0.001))
     model = replace(alone, contract=replace(alone.contract, golden=golden, modes=tuple(LOGITS)))
-    assert told(send(Fake(model), times=12)) == {"right"}
+    assert probe_results(send(Fake(model), times=12)) == {"right"}
     stuck = Fake(model)
     stuck.branch = "natural"
     watch = send(stuck, times=12)

@@ -43,9 +43,9 @@ def test_a_line_says_what_was_asked_answered_and_how_long_it_took(written: tuple
     record.signals = Signals(EMPTY, EMPTY, EMPTY, 0.001, 0.0002, 0.002)
     log.write(record)
     [line] = stream.getvalue().splitlines()
-    told = json.loads(line)
-    assert told.pop("time").endswith("Z")
-    assert told == {
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("Z")
+    assert fields == {
         "request_id": "r1",
         "route": "/predict",
         "method": "POST",

@@ -209,8 +209,8 @@ def test_who_pings_all_the_time_is_hung_up_on(served: Served) -> None:
             return bool(connection.of(GOAWAY))
 
         await until(hung_up)
-        (told,) = {int.from_bytes(payload[4:8], "big") for _, payload in connection.of(GOAWAY)}
-        assert told == ENHANCE_YOUR_CALM
+        (code,) = {int.from_bytes(payload[4:8], "big") for _, payload in connection.of(GOAWAY)}
+        assert code == ENHANCE_YOUR_CALM
         await until(lambda: connection.closed)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

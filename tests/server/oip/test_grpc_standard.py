@@ -106,11 +106,11 @@ def test_who_watches_health_is_told_each_change(served: Served) -> None:
 
     async def go(channel: Any) -> list[int]:
         watched, unknown = watching(channel), watching(channel, "other")
-        told = [(await unknown.read()).status, (await watched.read()).status]
+        statuses = [(await unknown.read()).status, (await watched.read()).status]
         for reachable in (False, True):
             served.small.engine.reachable = reachable
-            told.append((await watched.read()).status)
-        return told
+            statuses.append((await watched.read()).status)
+        return statuses
 
     serving, not_serving = grpc_standard.SERVING, grpc_standard.NOT_SERVING
     assert served.call(go) == [grpc_standard.SERVICE_UNKNOWN, serving, not_serving, serving]
@@ -122,11 +122,11 @@ def test_watching_ends_where_the_server_drains(tmp_path: Path) -> None:
 
     async def go(channel: Any) -> list[int]:
         watched = watching(channel)
-        told = [(await watched.read()).status]
+        statuses = [(await watched.read()).status]
         draining.small.service.drain()
         while (answer := await watched.read()) is not grpc.aio.EOF:
-            told.append(answer.status)
-        return told
+            statuses.append(answer.status)
+        return statuses
 
     try:
         assert draining.call(go) == [grpc_standard.SERVING, grpc_standard.NOT_SERVING]
@@ -262,7 +262,7 @@ def test_thresholds_can_be_read_without_doubles(served: Served) -> None:
     kserve = kserve_parameter()
     read = {name: kserve.FromString(given.SerializeToString()) for name, given in answer.parameters.items()}
     assert read["threshold_suspicious"].WhichOneof("parameter_choice") is None
-    told = json.loads(read[DOUBLES].string_param)
-    doubles = {name: given.double_param for name, given in answer.parameters.items() if name in told}
-    assert told == doubles
-    assert {"threshold_suspicious", "threshold_adversarial", "target_fpr_suspicious"} <= told.keys()
+    texts = json.loads(read[DOUBLES].string_param)
+    doubles = {name: given.double_param for name, given in answer.parameters.items() if name in texts}
+    assert texts == doubles
+    assert {"threshold_suspicious", "threshold_adversarial", "target_fpr_suspicious"} <= texts.keys()

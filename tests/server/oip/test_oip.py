@@ -64,9 +64,9 @@ def answered(small: Small, document: Any, raw: bytes = b"", path: str = INFER) -
 
 def refused(small: Small, document: Any, raw: bytes = b"", *, status: int = 400, **headers: str) -> str:
     """The message of an answer that must be a refusal, told as the protocol tells it."""
-    got, told, content = ask(small, INFER, document, raw, **headers)
+    got, reply_headers, content = ask(small, INFER, document, raw, **headers)
     assert got == status, content
-    assert told["content-type"] == "application/json"
+    assert reply_headers["content-type"] == "application/json"
     error = json.loads(content)
     assert list(error) == ["error"]
     assert isinstance(error["error"], str)
@@ -108,22 +108,22 @@ def test_health_and_metadata(small: Small) -> None:
     assert ask(small, "/v2/health/live")[0] == 200
     assert ask(small, "/v2/health/ready")[0] == 200
     status, _, content = ask(small, "/v2")
-    told = json.loads(content)
+    metadata = json.loads(content)
     assert status == 200
-    assert told["name"] == "awnet-server"
-    assert set(told["extensions"]) == {"binary_tensor_data", "model_configuration", "schedule_policy"}
+    assert metadata["name"] == "awnet-server"
+    assert set(metadata["extensions"]) == {"binary_tensor_data", "model_configuration", "schedule_policy"}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/awnet", "/v2/models/awnet/versions/1", "/v2/models/awnet/"])
 def test_model_metadata_names_versions_inputs_and_outputs(small: Small, path: str) -> None:
     """Every tensor that can be sent or asked for, with -1 for the number of images."""
-    told = json.loads(ask(small, path)[2])
-    assert (told["name"], told["versions"], told["platform"]) == ("awnet", ["1", "2"], "onnxruntime_onnx")
-    assert told["inputs"] == [
+    metadata = json.loads(ask(small, path)[2])
+    assert (metadata["name"], metadata["versions"], metadata["platform"]) == ("awnet", ["1", "2"], "onnxruntime_onnx")
+    assert metadata["inputs"] == [
         {"name": "image", "datatype": "UINT8", "shape": [-1, 3, SIZE, SIZE]},
         {"name": "image_bytes", "datatype": "BYTES", "shape": [-1]},
     ]
-    shapes = {output["name"]: (output["datatype"], output["shape"]) for output in told["outputs"]}
+    shapes = {output["name"]: (output["datatype"], output["shape"]) for output in metadata["outputs"]}
     assert shapes == {
         "logits": ("FP32", [-1, len(LABELS)]),
         "p_type": ("FP32", [-1, 2]),
@@ -142,9 +142,9 @@ def test_model_metadata_names_versions_inputs_and_outputs(small: Small, path: st
 
 def test_every_output_comes_as_its_metadata_says(small: Small) -> None:
     """Name by name: datatype, shape and number of values."""
-    told = json.loads(ask(small, "/v2/models/awnet")[2])["outputs"]
-    answer = answered(small, image() | {"outputs": [{"name": output["name"]} for output in told]})
-    for promised, output in zip(told, answer["outputs"], strict=True):
+    outputs = json.loads(ask(small, "/v2/models/awnet")[2])["outputs"]
+    answer = answered(small, image() | {"outputs": [{"name": output["name"]} for output in outputs]})
+    for promised, output in zip(outputs, answer["outputs"], strict=True):
         assert (output["name"], output["datatype"]) == (promised["name"], promised["datatype"])
         assert output["shape"] == [len(IMAGES) if n == -1 else n for n in promised["shape"]]
         assert len(output["data"]) == np.prod(output["shape"])

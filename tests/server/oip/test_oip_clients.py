@@ -249,14 +249,14 @@ def test_a_file_gets_the_verdict_of_predict(tool: Tool, running: Site) -> None:
     seen = set()
     for name, content in ENCODED.items():
         answer = running.server.http.post("/predict?top_k=1", files={"image": ("x", content)})
-        (told,) = answer.json()["results"]
+        (predicted,) = answer.json()["results"]
         result = tool.ask("infer", "awnet", tool.files(content), outputs=tool.wanted(*ALL))
-        assert result.as_numpy("verdict")[0].decode() == told["adversarial"]["verdict"], name
-        assert result.as_numpy("score")[0] == pytest.approx(told["adversarial"]["score"], rel=1e-5), name
-        assert result.as_numpy("label")[0].decode() == told["predictions"][0]["label"], name
-        assert bool(result.as_numpy("calibrated")[0]) == told["adversarial"]["calibrated"], name
-        assert tool.parameters(result)["calibrated"] == told["adversarial"]["calibrated"], name
-        seen.add(told["adversarial"]["verdict"])
+        assert result.as_numpy("verdict")[0].decode() == predicted["adversarial"]["verdict"], name
+        assert result.as_numpy("score")[0] == pytest.approx(predicted["adversarial"]["score"], rel=1e-5), name
+        assert result.as_numpy("label")[0].decode() == predicted["predictions"][0]["label"], name
+        assert bool(result.as_numpy("calibrated")[0]) == predicted["adversarial"]["calibrated"], name
+        assert tool.parameters(result)["calibrated"] == predicted["adversarial"]["calibrated"], name
+        seen.add(predicted["adversarial"]["verdict"])
     assert seen == {"clean", "suspicious", "adversarial"}
     many = tool.ask("infer", "awnet", tool.files(*list(ENCODED.values())[:8]), outputs=tool.wanted("calibrated"))
     assert many.as_numpy("calibrated").tolist() == [True, False, False, True, False, False, True, True]
@@ -427,13 +427,13 @@ def test_the_tables_of_the_page_are_true(running: Site) -> None:
     assert len(rows("Calls")) == len(SERVED)
     metadata = http.get("/v2/models/awnet").json()
     for side in ("Inputs", "Outputs"):
-        told = [
+        documented = [
             (name.strip("`"), datatype.strip("`"), shape.count(","))
             for name, datatype, shape, about in rows(side)
             if "whose contract maps scores" not in about  # this one's does not
         ]
         found = [(part["name"], part["datatype"], len(part["shape"]) - 1) for part in metadata[side.lower()]]
-        assert told == found
+        assert documented == found
     kinds = {kind.slug: kind for kind in descendants(AWNetError)}
     for what, status, code in rows("Errors"):
         error = kinds[what.split("`")[1]]("x")

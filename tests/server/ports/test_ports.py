@@ -140,7 +140,7 @@ def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) 
 
     eventually(by_grpc, what="clients of gRPC do, too")
 
-    def told(series: str) -> float:
+    def value(series: str) -> float:
         try:
             with secured.open(secured.metrics_port, "/metrics") as answer:
                 return exposition(answer.read())[series]
@@ -149,9 +149,9 @@ def test_a_new_certificate_reaches_every_port(secured: Secured, tmp_path: Path) 
 
     for result in ("refused", "loaded"):
         series = f'awnet_certificate_reads_total{{result="{result}"}}'
-        eventually(lambda series=series: told(series) >= 1, what=f"{series} counts")
+        eventually(lambda series=series: value(series) >= 1, what=f"{series} counts")
     expiry = "awnet_certificate_expiry_timestamp_seconds"
-    eventually(lambda: abs(told(expiry) - time.time() - 90 * 86_400) < 3600, what="the new one's end is told")
+    eventually(lambda: abs(value(expiry) - time.time() - 90 * 86_400) < 3600, what="the new one's end is told")
 
 
 def _touched(secured: Secured) -> str:

@@ -83,8 +83,8 @@ def test_every_protocol_answers_from_the_same_cache(serve_cached: Serve) -> None
     )
     answer = small.infer(message)
     assert answer.parameters["cached"].bool_param
-    told = next(output["data"] for output in by_rest["outputs"] if output["name"] == "logits")
-    assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == pytest.approx(told)
+    logits = next(output["data"] for output in by_rest["outputs"] if output["name"] == "logits")
+    assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == pytest.approx(logits)
     assert small.asked == 0
 
 

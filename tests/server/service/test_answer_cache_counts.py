@@ -92,15 +92,15 @@ def test_the_query_guard_sees_what_it_would_see_without(serve_cached: Serve) -> 
     """Images alike, some of them twice: the numbers told are the same, and repeated queries are held back the same."""
     images = [file(pixels) for pixels in variants(0, 14)]
     asked = [*images[:6], *images[:6], *images[6:], *images[::-1]]
-    told = []
+    reports = []
     for answers in (0, 100):
         small = serve_cached(answer_cache=answers, query_guard="flag", query_guard_images=8)
-        told.append([small.predict(image).json()["results"][0]["query_guard"] for image in asked])
+        reports.append([small.predict(image).json()["results"][0]["query_guard"] for image in asked])
         assert small.asked == (len(images) if answers else len(asked))
         assert small.series("awnet_query_guard_images_total") != {}
-        told.append(small.series("awnet_query_guard_images_total"))
-    assert told[:2] == told[2:]
-    assert any(said["repeated"] for said in told[0])
+        reports.append(small.series("awnet_query_guard_images_total"))
+    assert reports[:2] == reports[2:]
+    assert any(said["repeated"] for said in reports[0])
 
 
 def test_the_cache_does_not_answer_past_a_rate(serve_cached: Serve) -> None:

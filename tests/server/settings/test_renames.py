@@ -102,15 +102,15 @@ def test_metrics_are_exported_under_their_old_names_too_with_the_same_values(acc
         totals.update(number, snapshot(metrics.registry, metrics.modes, monitor))
     families = metrics.registry if workers == 1 else counted_by_all(totals.total()).families
     text, _ = exposition(families, accept)
-    told = series(text.decode())
+    exported = series(text.decode())
     for old, new in METRICS.items():
-        under_old = {name.removeprefix(old): value for name, value in told.items() if name.startswith(old)}
+        under_old = {name.removeprefix(old): value for name, value in exported.items() if name.startswith(old)}
         assert under_old
-        assert under_old == {name.removeprefix(new): value for name, value in told.items() if name.startswith(new)}
+        assert under_old == {name.removeprefix(new): value for name, value in exported.items() if name.startswith(new)}
         family = old.removesuffix("_total") if accept else old
         assert f"# HELP {family} Old name of {new}; goes with the next release.\n" in text.decode()
     make = generate_openmetrics if accept else generate_latest
-    without = {name: value for name, value in told.items() if not name.startswith(tuple(METRICS))}
+    without = {name: value for name, value in exported.items() if not name.startswith(tuple(METRICS))}
     assert without.keys() == series(make(families).decode()).keys()
 
 

@@ -163,7 +163,7 @@ def test_of_several_workers_each_sends_its_spans_and_one_the_metrics(collector: 
 
 def test_findings_are_events_whose_body_is_the_document(collector: Collector) -> None:
     """Sent in their order with their own times; a collector that does not take them is an error, so that they wait."""
-    told: list[tuple[str, str, int]] = []
+    counts: list[tuple[str, str, int]] = []
     exporting = Exporting(
         collector.url,
         ["findings"],
@@ -173,7 +173,7 @@ def test_findings_are_events_whose_body_is_the_document(collector: Collector) ->
         worker=None,
         instance="i",
         metrics_seconds=60,
-        count=lambda *counted: told.append(counted),
+        count=lambda *counted: counts.append(counted),
     )
     (delivery,) = exporting.receivers()
     lines = [orjson.dumps({"class_uid": 2004, "time": 1_700_000_000_000 + n, "deep": {"list": [n]}}) for n in range(3)]

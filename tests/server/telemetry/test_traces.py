@@ -255,9 +255,9 @@ def test_no_span_holds_an_image_a_name_an_address_or_a_query(traced: Traced) -> 
     files = {"image": ("tell-nobody.png", PNG, "image/png")}
     traced.server.http.post("/predict?top_k=3", files=files, headers={"x-request-id": "last", "x-api-key": "tell-key"})
     traced.trace_of(4, **{"awnet.request.id": "last"})
-    told = b"".join(message.SerializeToString() for message in traced.collector.messages("/v1/traces"))
+    exported = b"".join(message.SerializeToString() for message in traced.collector.messages("/v1/traces"))
     for secret in (b"tell-nobody", b"tell-key", b"top_k", b"127.0.0.1", b"/tell/", PNG[:24]):
-        assert secret not in told
+        assert secret not in exported
 
 
 def test_exemplars_name_the_trace(traced: Traced) -> None:
@@ -288,10 +288,10 @@ def test_the_trace_goes_on_to_triton(collector: Collector, repository: Path) -> 
                     for flags in ("01", "00"):
                         headers = IMAGE | {"traceparent": traceparent(flags), "tracestate": "vendor=1"}
                         assert (await http.post("/predict", content=PNG, headers=headers)).status_code == 200
-                told = [
+                traceparents = [
                     metadata for name, metadata in triton.seen if name == "ModelInfer" and "traceparent" in metadata
                 ]
-                sampled, other = told
+                sampled, other = traceparents
                 await until(lambda: len(collector.spans()) >= 3)
                 (call,) = [span for span in collector.spans() if span.name == "inference"]
                 assert call.kind == CLIENT

@@ -335,17 +335,17 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one_serving(
     async def scenario() -> None:
         shelf = Shelf(publish(tmp_path))
         async with serving(shelf) as models, Load(models) as load:
-            told = models._events
+            events = models._events
             spoil(tmp_path)
             for _ in range(3):
                 await models.reload()
             await load.more()
             assert set(load.versions) == {1}
-            assert told.reloads.count(result) == 1
+            assert events.reloads.count(result) == 1
             (line,) = errors(caplog)
             assert word in line
             assert "version 1 serves on" in line
-            assert told.open == {"awnet": {1}}
+            assert events.open == {"awnet": {1}}
             shutil.rmtree(tmp_path / "awnet/2")
             publish(tmp_path, "2", seed=1)
             await models.reload()
@@ -816,19 +816,19 @@ def test_the_shadow_answers_too_and_only_its_disagreement_is_seen(tmp_path: Path
         publish(tmp_path, "2", stricter, seed=1)
         shelf = Shelf(tmp_path)
         async with serving(shelf, shadow=2) as models:
-            told = models._events
-            assert told.now["awnet"] == {1: "serving", 2: "shadow"}
+            events = models._events
+            assert events.now["awnet"] == {1: "serving", 2: "shadow"}
             for n in range(5):
                 assert await answer(models) == 1
-                await until(lambda n=n: told.shadows.get("compared", 0) > n)  # type: ignore[misc]
-            assert told.disagreements["verdict"] == 5
+                await until(lambda n=n: events.shadows.get("compared", 0) > n)  # type: ignore[misc]
+            assert events.disagreements["verdict"] == 5
             expected = [await lease_class(models, version) for version in (1, 2)]
-            assert told.disagreements.get("class", 0) == 5 * (expected[0] != expected[1])
+            assert events.disagreements.get("class", 0) == 5 * (expected[0] != expected[1])
             await models.set_shadow(None)
             shelf.asked.clear()
             assert await answer(models) == 1
             await settle()
-            assert (shelf.asked, told.shadows) == ([1], {"compared": 5})
+            assert (shelf.asked, events.shadows) == ([1], {"compared": 5})
 
     async def lease_class(models: Models, version: int) -> int:
         with models.lease(version=version) as lease:

@@ -233,8 +233,8 @@ def test_grpc_is_served_by_every_worker(crew: Crew, tmp_path: Path) -> None:
 def test_an_operators_call_reaches_all_and_a_replacement_serves_as_the_others_do(crew: Crew) -> None:
     """Whatever its settings say: a rolled back version must not return through a worker that was killed."""
     publish(crew.repository, "2", seed=1)
-    told = httpx.post(f"{crew.admin}/reload", **CALL).json()
-    assert [change["result"] for change in told["changes"]] == ["loaded"]
+    report = httpx.post(f"{crew.admin}/reload", **CALL).json()
+    assert [change["result"] for change in report["changes"]] == ["loaded"]
     assert {crew.predict() for _ in range(8)} == {"2"}
     httpx.post(f"{crew.admin}/models/awnet/rollback", **CALL)
     assert {crew.predict() for _ in range(8)} == {"1"}

@@ -165,7 +165,7 @@ def test_a_lost_connection_holds_requests_back_until_it_is_known_who_is_there() 
 
 def test_the_breaker_counts_failures_in_a_row_and_ends_what_is_in_flight() -> None:
     """It tells every change of state once."""
-    told: list[tuple[str, bool]] = []
+    states: list[tuple[str, bool]] = []
 
     async def test(balancer: Balancer, addresses: list[Address]) -> None:
         (only,) = addresses
@@ -183,6 +183,6 @@ def test_the_breaker_counts_failures_in_a_row_and_ends_what_is_in_flight() -> No
         assert call.cancelled()
         balancer.bring_in(only, {ONE})
         balancer.bring_in(only, {ONE, TWO})
-        assert told == [("host-0:1", True), ("host-0:1", False), ("host-0:1", True)]
+        assert states == [("host-0:1", True), ("host-0:1", False), ("host-0:1", True)]
 
-    play(1, test, on_state=lambda url, up: told.append((url, up)))
+    play(1, test, on_state=lambda url, up: states.append((url, up)))

@@ -242,9 +242,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-made key and certificate for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     key, pem = folder / "key.pem", folder / "certificate.pem"
-    told = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    told += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(pem)]
-    subprocess.run(told, check=True, capture_output=True)
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(pem)]
+    subprocess.run(command, check=True, capture_output=True)
     return key, pem
 
 
@@ -308,10 +308,10 @@ async def test_a_version_that_is_not_as_promised_is_not_opened() -> None:
             await engine.open("awnet", 9)
         with pytest.raises(ModelNotFound):
             await engine.open("other", 1)
-        told = fake.parameters.pop("sha256.2")
+        digest = fake.parameters.pop("sha256.2")
         with pytest.raises(ContractError):
             await engine.open("awnet", 2)
-        fake.parameters["sha256.2"] = told
+        fake.parameters["sha256.2"] = digest
         fake.shapes["omega"] = [11]
         with pytest.raises(ContractError, match="tensors"):
             await engine.open("awnet", 2)
@@ -487,7 +487,7 @@ def test_a_triton_that_comes_back_with_another_model_is_not_used(what: str) -> N
         async with opened(fake) as (engine, runner):
             await fake.stop()
             await until(lambda: not engine.up())
-            told = dict(fake.parameters)
+            parameters = dict(fake.parameters)
             if what == "values":
                 fake.off = 0.01
             elif what == "hash":
@@ -500,7 +500,7 @@ def test_a_triton_that_comes_back_with_another_model_is_not_used(what: str) -> N
             assert not engine.up()
             with pytest.raises(EngineUnavailable):
                 await runner.infer(inputs(1), soon())
-            fake.off, fake.parameters, fake.versions = 0.0, told, [1]
+            fake.off, fake.parameters, fake.versions = 0.0, parameters, [1]
             await until(engine.up)
             assert right(await runner.infer(inputs(1), soon()), images(1))
 

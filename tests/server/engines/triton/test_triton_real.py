@@ -233,8 +233,8 @@ def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> No
         assert versions == sorted(versions)
         # The contract of the second has domains and over a megabyte; both came through config.pbtxt.
         for version, domains in ("1", ["pristine"]), ("2", ["pristine", "pool"]):
-            told = server.http.get(f"/model?version={version}").json()
-            assert [domain["name"] for domain in told["domains"]] == domains
+            described = server.http.get(f"/model?version={version}").json()
+            assert [domain["name"] for domain in described["domains"]] == domains
         judged = server.http.post("/predict", files={"image": image}).json()["results"][0]["adversarial"]
         assert (judged["domain"], judged["thresholds"]) == ("pristine", {"suspicious": 0.3, "adversarial": 0.5})
     finally:
@@ -245,9 +245,10 @@ def test_a_new_version_takes_over_without_a_failed_request(tmp_path: Path) -> No
 @requires("wrk")
 def test_the_benchmark_measures_both_engines(tmp_path: Path) -> None:
     """A short run: no failed request, and Triton's own counters agree that it did the work."""
-    told = [sys.executable, "-m", "benchmarks.deployment.triton", "--rounds", "1", "--seconds", "1", "--clients", "2"]
-    told += ["--venv", str(triton_venv()), "--out", str(tmp_path / "triton")]
-    subprocess.run(told, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    quick = ["--rounds", "1", "--seconds", "1", "--clients", "2"]
+    command = [sys.executable, "-m", "benchmarks.deployment.triton", *quick]
+    command += ["--venv", str(triton_venv()), "--out", str(tmp_path / "triton")]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
     report = json.loads((tmp_path / "triton.json").read_text())
     for engine in ("embedded", "triton"):
         row = report["engines"][engine]["2"]

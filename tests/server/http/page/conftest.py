@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any, served: Running) -> Iterator[Callable[..., Any]]:
     """Opens the page. Afterwards: nothing on the console that `expected` does not name, and no other host was asked."""
-    contexts, told, asked = [], [], []
+    contexts, complaints, asked = [], [], []
 
     def open_page(expected: str = "", url: str = "", **options: Any) -> Any:
         context = browser.new_context(reduced_motion="reduce", **options)
@@ -52,7 +52,7 @@ def visit(browser: Any, served: Running) -> Iterator[Callable[..., Any]]:
 
         def note(text: str) -> None:
             if not (expected and expected in text):
-                told.append(text)
+                complaints.append(text)
 
         page.on("console", lambda message: note(message.text))
         page.on("pageerror", lambda error: note(f"uncaught: {error}"))
@@ -64,7 +64,7 @@ def visit(browser: Any, served: Running) -> Iterator[Callable[..., Any]]:
     yield open_page
     for context in contexts:
         context.close()
-    assert told == []
+    assert complaints == []
     assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:"))] == []
 
 

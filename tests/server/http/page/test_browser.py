@@ -235,8 +235,8 @@ def test_a_busy_server_says_when_to_ask_again(visit: Visit, image: Image) -> Non
     headers = {"retry-after": "3", "content-type": "application/problem+json"}
     page.route("**/predict?*", lambda route: route.fulfill(status=503, headers=headers, body=document))
     choose(page, image("mine.png", 0.2))
-    told = page.get_by_role("alert").inner_text()
-    assert "hands full" in told and "3 seconds" in told and "abc" in told
+    alert = page.get_by_role("alert").inner_text()
+    assert "hands full" in alert and "3 seconds" in alert and "abc" in alert
 
 
 def test_a_scaled_lossy_image_is_said_to_be_outside_the_thresholds(visit: Visit, tmp_path: Path) -> None:
@@ -289,9 +289,9 @@ def test_of_an_image_without_a_domain_no_share_of_clean_images_is_told(
     plain(0.99).save(tmp_path / "flat.png")
     page = visit(url=with_domains.url)
     choose(page, tmp_path / "flat.png")
-    told = page.locator(".verdict").inner_text()
-    assert "Adversarial" in told and "do not rely on its class" in told and "hint" in told
-    assert "Of clean images" not in told
+    verdict = page.locator(".verdict").inner_text()
+    assert "Adversarial" in verdict and "do not rely on its class" in verdict and "hint" in verdict
+    assert "Of clean images" not in verdict
 
 
 def test_a_threshold_near_1_is_not_told_as_1(visit: Visit, image: Image) -> None:
@@ -447,7 +447,7 @@ def test_a_mode_can_be_picked_where_the_model_has_several(visit: Visit, tmp_path
         page = visit(url=running.url)
         path = image("mine.png", 0.2)
         choose(page, path)
-        told = set()
+        descriptions = set()
         for mode in ("robust", "natural", "auto"):
             with page.expect_response("**/predict?*") as asked:
                 page.get_by_role("group", name="Operating mode").get_by_label(mode).check()
@@ -458,8 +458,8 @@ def test_a_mode_can_be_picked_where_the_model_has_several(visit: Visit, tmp_path
             best = answer["results"][0]["predictions"][0]
             row = page.locator(".classes .best").inner_text()
             assert best["label"] in row and f"{100 * best['probability']:.1f}" in row
-            told.add(page.locator("#mode-words").inner_text())
-        assert len(told) == 3 and all("branch" in words for words in told)
+            descriptions.add(page.locator("#mode-words").inner_text())
+        assert len(descriptions) == 3 and all("branch" in words for words in descriptions)
         page.get_by_label("Model").select_option(label="awnet, version 1")
         soon(page.locator("#modes")).to_be_hidden(timeout=PATIENCE_MS)
         soon(page.locator(".facts")).to_contain_text("awnet, version 1", timeout=PATIENCE_MS)

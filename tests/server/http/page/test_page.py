@@ -105,17 +105,22 @@ def test_there_is_nothing_else(page: Page, path: str) -> None:
 def test_the_model_is_told_as_its_contract_has_it(page: Page, model: Model) -> None:
     reply = page.answer("/page/model.json", {})
     assert reply is not None
-    (told,) = orjson.loads(reply[2])["models"]
-    assert (told["name"], told["version"], told["sha256"], told["default"]) == ("awnet", "2", "ab" * 32, True)
-    assert told["labels"] == list(model.contract.labels) and told["size"] == 32
-    assert told["modes"] == ["auto"]
-    assert told["thresholds"] == {
+    (described,) = orjson.loads(reply[2])["models"]
+    assert (described["name"], described["version"], described["sha256"], described["default"]) == (
+        "awnet",
+        "2",
+        "ab" * 32,
+        True,
+    )
+    assert described["labels"] == list(model.contract.labels) and described["size"] == 32
+    assert described["modes"] == ["auto"]
+    assert described["thresholds"] == {
         "suspicious": {"score": 0.41, "fpr": 0.05},
         "adversarial": {"score": 0.77, "fpr": 0.01},
     }
-    means = np.concatenate([part["mean"] for part in told["reference"]["convolutions"]])
+    means = np.concatenate([part["mean"] for part in described["reference"]["convolutions"]])
     np.testing.assert_allclose(means, model.contract.reference.omega_mean, rtol=1e-5)
-    assert "golden" not in told and "provenance" not in told
+    assert "golden" not in described and "provenance" not in described
 
 
 def test_the_default_model_comes_first_and_its_newest_version_before_the_others(model: Model) -> None:
@@ -124,15 +129,15 @@ def test_the_default_model_comes_first_and_its_newest_version_before_the_others(
         loaded.setdefault(name, {})[version] = Model(name, version, model.sha256, model.contract)
     reply = Page(lambda: loaded, "awnet", VerdictHistory()).answer("/page/model.json", {})
     assert reply is not None
-    told = [(m["name"], m["version"]) for m in orjson.loads(reply[2])["models"]]
-    assert told == [("awnet", "10"), ("awnet", "9"), ("aaa", "1")]
+    listed = [(m["name"], m["version"]) for m in orjson.loads(reply[2])["models"]]
+    assert listed == [("awnet", "10"), ("awnet", "9"), ("aaa", "1")]
 
 
 def test_before_a_model_is_loaded_there_is_none_to_tell() -> None:
     reply = Page(dict, "awnet", VerdictHistory()).answer("/page/model.json", {})
     assert reply is not None
-    told = orjson.loads(reply[2])
-    assert (told["models"], told["default_mode"]) == ([], "auto")
+    document = orjson.loads(reply[2])
+    assert (document["models"], document["default_mode"]) == ([], "auto")
 
 
 def test_the_page_is_told_who_asks(model: Model) -> None:

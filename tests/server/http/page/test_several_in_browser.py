@@ -203,14 +203,14 @@ def test_an_examples_twin_says_how_it_was_made(visit: Visit) -> None:
     page.get_by_role("button", name="ship", exact=True).click()
     page.wait_for_selector(".verdict >> nth=1")
     corner = page.get_by_role("region", name="What differs")
-    told = corner.inner_text()
+    caption = corner.inner_text()
     verdicts = [title.split()[0].lower() for title in page.locator(".verdict h3").all_inner_texts()]
     for said in (
         *("pgd_trades: 20 steps", "at most 2 of 255 levels", "eps 8/255", "pyautoattack: ship → airplane"),
         *("python -m examples.attack --surrogate pyautoattack", "What differs", f"difference {TIMES} 15"),
         *verdicts,
     ):
-        assert said in told, said
+        assert said in caption, said
     assert corner.locator("img").count() == 2 and corner.locator("canvas").count() == 1
     page.get_by_label("Attacked", exact=True).check()
     soon(page.locator(".verdict")).to_have_count(1, timeout=PATIENCE_MS)
@@ -245,8 +245,8 @@ def test_a_refusal_says_what_to_do(visit: Visit, tmp_path: Path, status: int, sl
     page.route("**/predict?*", lambda route: route.fulfill(status=status, headers=headers, body=body))
     (tmp_path / "a.txt").write_bytes(b"nothing that a browser could make smaller")
     choose(page, tmp_path / "a.txt")
-    told = page.get_by_role("alert").inner_text()
-    assert title in told and todo in told
+    alert = page.get_by_role("alert").inner_text()
+    assert title in alert and todo in alert
     assert page.get_by_role("button", name="Ask again").count() == (1 if status in (429, 503, 504) else 0)
 
 
@@ -254,8 +254,8 @@ def test_a_photo_that_no_browser_opens_says_how_to_get_another(visit: Visit, tmp
     page = visit(expected=REFUSED)
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     choose(page, tmp_path / "IMG_1.HEIC")
-    told = page.get_by_role("alert").inner_text()
-    assert "HEIC photos are not taken" in told and "Most Compatible" in told
+    alert = page.get_by_role("alert").inner_text()
+    assert "HEIC photos are not taken" in alert and "Most Compatible" in alert
 
 
 def test_a_device_without_a_network_is_told_apart_from_a_server_that_is_gone(visit: Visit, image: Image) -> None:

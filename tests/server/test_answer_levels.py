@@ -48,7 +48,7 @@ OUTPUTS = {
 }
 
 
-class Told:
+class Service:
     """A service whose model maps scores, over HTTP and gRPC."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
@@ -75,10 +75,10 @@ class Told:
 
     def call(self, name: str, *outputs: str) -> Any:
         """The same over gRPC: the response, or the status that refuses it."""
-        given = {"name": "image", "datatype": "UINT8", "shape": (1, 3, 32, 32)}
+        tensor = {"name": "image", "datatype": "UINT8", "shape": (1, 3, 32, 32)}
         message = service_pb2.ModelInferRequest(
             model_name="awnet",
-            inputs=[given],
+            inputs=[tensor],
             raw_input_contents=[b"\xc8" * 3072],
             outputs=[{"name": n} for n in outputs],
         )
@@ -95,14 +95,14 @@ class Told:
 
 
 def headers(name: str | None) -> dict[bytes, bytes]:
-    given = {b"content-type": b"image/png"}
-    return given if name is None else {**given, b"authorization": f"Bearer {key(name)}".encode()}
+    content_type = {b"content-type": b"image/png"}
+    return content_type if name is None else {**content_type, b"authorization": f"Bearer {key(name)}".encode()}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     keys = write(tmp_path_factory.mktemp("keys") / "keys.toml", *CALLERS.values())
-    running = Told(tmp_path_factory.mktemp("repository"), api_keys=keys)
+    running = Service(tmp_path_factory.mktemp("repository"), api_keys=keys)
     yield running
     running.close()
 
@@ -130,10 +130,10 @@ def numbers(document: Any) -> set[float]:
     return {document} if isinstance(document, float) and document != int(document) else set()
 
 
-def test_predict_tells_levels(told: Told) -> None:
+def test_predict_tells_levels(service: Service) -> None:
     """In the place of scores and probabilities, of as many classes; what does not depend on the score is as it was."""
-    _, exact = told.predict("exact")
-    status, answer = told.predict("bands")
+    _, exact = service.predict("exact")
+    status, answer = service.predict("bands")
     Answer.model_validate(answer)
     (whole,), (left,) = exact["results"], answer["results"]
     assert status == 200
@@ -151,10 +151,10 @@ def test_predict_tells_levels(told: Told) -> None:
     assert secret and not secret & numbers(left)
 
 
-def test_predict_tells_class_and_verdict(told: Told) -> None:
+def test_predict_tells_class_and_verdict(service: Service) -> None:
     """And whether the verdict can be relied on; nothing else of the scores."""
-    _, exact = told.predict("exact")
-    status, answer = told.predict("verdict")
+    _, exact = service.predict("exact")
+    status, answer = service.predict("verdict")
     Answer.model_validate(answer)
     (whole,), (left,) = exact["results"], answer["results"]
     best = whole["predictions"][0]
@@ -179,45 +179,45 @@ def test_predict_tells_class_and_verdict(told: Told) -> None:
         ("verdict", "?top_k=2", 403),
     ],
 )
-def test_predict_refuses_what_is_not_told(told: Told, name: str, query: str, status: int) -> None:
+def test_predict_refuses_what_is_not_told(service: Service, name: str, query: str, status: int) -> None:
     """By name, before anything is decoded: to leave it out would be another answer than was asked for."""
-    before = told.small.metrics.registry.get_sample_value("awnet_stage_seconds_count", {"stage": "decode"})
-    found, answer = told.predict(name, query)
+    before = service.small.metrics.registry.get_sample_value("awnet_stage_seconds_count", {"stage": "decode"})
+    found, answer = service.predict(name, query)
     assert found == status, answer
     if status == 403:
-        after = told.small.metrics.registry.get_sample_value("awnet_stage_seconds_count", {"stage": "decode"})
+        after = service.small.metrics.registry.get_sample_value("awnet_stage_seconds_count", {"stage": "decode"})
         assert after == before
         assert answer["type"] == "urn:awnet:problem:forbidden"
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_protocol_tells_the_same(told: Told, name: str) -> None:
+def test_the_protocol_tells_the_same(service: Service, name: str) -> None:
     """Outputs that are not told are refused by name, and left out where none are named; metadata lists the others."""
     may, unnamed = OUTPUTS[name]
     for output in (*SIGNALS, *ON_REQUEST):
-        status, answer = told.infer(name, "verdict", output) if output != "verdict" else told.infer(name, output)
+        status, answer = service.infer(name, "verdict", output) if output != "verdict" else service.infer(name, output)
         assert status == (200 if output in may else 403), answer
-        response = told.call(name, output)
+        response = service.call(name, output)
         assert (response == grpc.StatusCode.PERMISSION_DENIED) == (output not in may)
-    status, answer = told.infer(name)
+    status, answer = service.infer(name)
     assert [output["name"] for output in answer["outputs"]] == unnamed
-    assert [output.name for output in told.call(name).outputs] == unnamed
-    metadata = json.loads(told.small.http("GET", "/v2/models/awnet", headers(name))[2])
+    assert [output.name for output in service.call(name).outputs] == unnamed
+    metadata = json.loads(service.small.http("GET", "/v2/models/awnet", headers(name))[2])
     assert {output["name"] for output in metadata["outputs"]} == may
-    config = json.loads(told.small.http("GET", "/v2/models/awnet/config", headers(name))[2])
+    config = json.loads(service.small.http("GET", "/v2/models/awnet/config", headers(name))[2])
     assert {output["name"] for output in config["output"]} == may
 
 
-def test_the_protocol_tells_no_number_of_the_scores(told: Told) -> None:
+def test_the_protocol_tells_no_number_of_the_scores(service: Service) -> None:
     """Neither in outputs nor in parameters."""
-    _, exact = told.infer("exact", "score", "probability", "logits", "omega", "p_type")
+    _, exact = service.infer("exact", "score", "probability", "logits", "omega", "p_type")
     secret = numbers(exact["outputs"])
     for name in ("bands", "verdict"):
         for outputs in ([], sorted(OUTPUTS[name][0])):
-            answer = told.infer(name, *outputs)[1]
+            answer = service.infer(name, *outputs)[1]
             assert not secret & numbers(answer)
-    assert set(told.infer("verdict")[1]["parameters"]) == {"calibrated", "mode", "sha256"}
-    (levels,) = [o["data"] for o in told.infer("bands", "score_level")[1]["outputs"]]
+    assert set(service.infer("verdict")[1]["parameters"]) == {"calibrated", "mode", "sha256"}
+    (levels,) = [o["data"] for o in service.infer("bands", "score_level")[1]["outputs"]]
     (score,) = [o["data"] for o in exact["outputs"] if o["name"] == "score"]
     assert levels == [level(value) for value in score]
 
@@ -225,12 +225,12 @@ def test_the_protocol_tells_no_number_of_the_scores(told: Told) -> None:
 def test_without_keys_the_setting_decides(tmp_path: Path) -> None:
     """For everybody; a key's own goes first, callers without one included."""
     keys = write(tmp_path / "keys.toml", table("exact", answers='"exact"'), '[anonymous]\nscopes = ["predict"]\n')
-    for given, name, expected in (
+    for settings, name, expected in (
         ({"answers": "verdict"}, None, {"verdict", "calibrated", "why"}),
         ({"answers": "verdict", "api_keys": keys}, None, {"verdict", "calibrated", "why"}),
         ({"answers": "verdict", "api_keys": keys}, "exact", None),
     ):
-        running = Small(tmp_path / "models", **given)
+        running = Small(tmp_path / "models", **settings)
         try:
             answer = json.loads(running.http("POST", "/predict", headers(name), PNG)[2])
             found = set(answer["results"][0]["adversarial"])
