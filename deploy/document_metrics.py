@@ -23,7 +23,8 @@ from server.monitoring.detection import PROBE_RESULTS as PROBES
 from server.monitoring.detection import Monitor
 from server.monitoring.detection_metrics import DetectionCollector
 from server.monitoring.engine_metrics import CacheResult
-from server.monitoring.metrics import GUARD_RESULTS, SENDING_RESULTS, Metrics
+from server.monitoring.findings_metrics import GUARD_RESULTS
+from server.monitoring.metrics import SENDING_RESULTS, Metrics
 from server.settings.sources import SIGNALS
 from server.versions.events import ReloadResult
 from server.workers.supervisor import OWN

@@ -20,6 +20,7 @@ from ..guard.fingerprint import Fingerprint, Watched
 from ..guard.guard import Event, QueryGuard, Repeats
 from ..settings.settings import Settings
 from .clients import TopClients
+from .findings_metrics import GuardMetrics
 from .metrics import Metrics
 from .request import KEY, UNKNOWN, ObservedRequest
 
@@ -44,7 +45,7 @@ class Guarding:
         images: int,
         seconds: float,
         noise: float,
-        metrics: Metrics,
+        metrics: GuardMetrics,
         clients: TopClients,
         report: Callable[[Event], None] | None = None,
     ) -> None:
@@ -63,7 +64,7 @@ class Guarding:
         if settings.query_guard == "off":
             return None
         how = settings.query_guard_images, settings.query_guard_seconds, settings.query_guard_noise
-        return cls(settings.query_guard, *how, metrics, clients, report)
+        return cls(settings.query_guard, *how, metrics.guard, clients, report)
 
     @property
     def tells(self) -> bool:
@@ -84,7 +85,7 @@ class Guarding:
         prints = [image.fingerprint for image in images if isinstance(image, Watched)]
         request_id, client = (request.id, request.client) if request else ("", UNKNOWN)
         found = self._guard.look(client, prints, request_id, time.monotonic())
-        self._metrics.guarded(found)
+        self._metrics.looked(found)
         if request is not None and request.traced and any(repeats.similar > 1 for repeats in found):
             similar = sum(repeats.similar > 1 for repeats in found)
             repeated = sum(repeats.repeated for repeats in found)
@@ -110,7 +111,7 @@ class Guarding:
         return {"client": self._clients.name(client)}
 
     def _tell(self, event: Event) -> None:
-        self._metrics.guard_event("client" if event.client else "all")
+        self._metrics.event("client" if event.client else "all")
         line = {
             "event": "query-guard",
             **self._named(event.client),

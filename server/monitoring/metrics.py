@@ -7,9 +7,9 @@ the mode of each metric, see `snapshot.Family`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from functools import cache, cached_property, partial
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterable, Sequence, Set
+from functools import cache, cached_property
+from typing import NamedTuple, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,16 +29,13 @@ from ..core.policy import DECISIONS, Decision, Policy
 from ..core.trace import Trace
 from ..core.verdict import VERDICTS, Judgement, Verdict
 from ..errors import AWNetError, Forbidden, ImageRejected, Unauthorized
-from ..findings.delivery import Result as Delivered
-from ..findings.finding import ACTIVITIES, KINDS, Activity, Kind
-from ..findings.quarantine import Result as Quarantined
-from ..guard.guard import WHO, Repeats, Who
 from ..ports.tls import CertificateRead
 from ..versions.events import Events
 from .detection import Monitor
 from .detection_metrics import DetectionCollector
 from .detection_metrics import modes as detection_modes
 from .engine_metrics import EngineMetrics
+from .findings_metrics import FindingsMetrics, GuardMetrics
 from .rollout_metrics import RolloutMetrics, remove
 from .unlocked import UnlockedCounter, UnlockedHistogram
 
@@ -58,8 +55,6 @@ _SCORES = (
     *(0.95, 0.99, 0.999, 1.0),
 )
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-GuardResult = Literal["alone", "similar", "repeated"]
-GUARD_RESULTS: tuple[GuardResult, ...] = ("alone", "similar", "repeated")
 SENDING_RESULTS = ("sent", "failed", "dropped")
 _PROCESS_MODES = {
     "process_cpu_seconds": "sum",
@@ -93,6 +88,8 @@ class Metrics(Events):
 
     Attributes:
         engine: those of the engine, its queue, and the processes that decode.
+        findings: those of findings, which are put together, kept and sent.
+        guard: those of the query guard.
         rollout: those of roles, reloads and the shadow; receives events, as this does.
     """
 
@@ -161,53 +158,8 @@ class Metrics(Events):
             ["result"],
             registry=registry,
         )
-        guarded = Counter(
-            "awnet_query_guard_images",
-            "Images, by the query guard: alone, similar to others of their client, or repeated too often.",
-            ["result"],
-            registry=registry,
-        )
-        self._guarded = {result: guarded.labels(result) for result in GUARD_RESULTS}
-        events = Counter(
-            "awnet_query_guard_events",
-            "Times that somebody asked about nearly the same image too often: a client, or all together.",
-            ["who"],
-            registry=registry,
-        )
-        self._guard_events = {who: events.labels(who) for who in WHO}
-        self._findings = Counter(
-            "awnet_findings",
-            "Events of findings, which are put together from what one client did: create, update, close.",
-            ["kind", "activity"],
-            registry=registry,
-        )
-        self._findings_lost = Counter(
-            "awnet_findings_lost",
-            "What should have been in a finding, or a finding's event, and found no room: too much at once, or a disk "
-            "that takes nothing.",
-            registry=registry,
-        )
-        self._findings_images = Counter(
-            "awnet_findings_images",
-            "Images that were to be kept for evidence: kept, or lost, because there was no room in memory or the disk "
-            "took nothing.",
-            ["result"],
-            registry=registry,
-        )
-        self._findings_delivery = Counter(
-            "awnet_findings_delivery",
-            "Lines of the journal of findings by receiver: sent, failed (they are sent again), or no longer kept when "
-            "their turn came (lost).",
-            ["to", "result"],
-            registry=registry,
-        )
-        self._findings_waiting = Gauge(
-            "awnet_findings_waiting",
-            "Lines of the journal that a receiver does not have yet.",
-            ["to"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
+        self.guard = GuardMetrics(registry)
+        self.findings = FindingsMetrics(registry)
         self._telemetry = Counter(
             "awnet_telemetry_items",
             "Traces of requests, log lines and metrics for OTLP: sent, failed, or dropped where too many waited.",
@@ -363,50 +315,6 @@ class Metrics(Events):
         """Files of the certificate have changed and were read."""
         self._certificate_reads.labels(result).inc()
 
-    def guarded(self, found: Iterable[Repeats]) -> None:
-        """What the query guard says of the images of one request."""
-        for repeats in found:
-            result: GuardResult = "repeated" if repeats.repeated else "similar" if repeats.similar > 1 else "alone"
-            self._guarded[result].inc()
-
-    def guard_event(self, who: Who) -> None:
-        """The query guard told of a client, or of all together."""
-        self._guard_events[who].inc()
-
-    def expect_findings(self) -> None:
-        """There are findings: their events are counted from 0 on."""
-        for kind in KINDS:
-            for activity in ACTIVITIES:
-                self._findings.labels(kind, activity)
-
-    def expect_findings_images(self) -> None:
-        """Flagged images are kept: they are counted from 0 on."""
-        for result in get_args(Quarantined):
-            self._findings_images.labels(result)
-
-    def findings_image(self, result: Quarantined) -> None:
-        """An image was to be kept; on any thread."""
-        self._findings_images.labels(result).inc()
-
-    def deliver_findings(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Findings are sent to these receivers; `waiting` says how many lines each does not have."""
-        for to in waiting():
-            for result in get_args(Delivered):
-                self._findings_delivery.labels(to, result)
-            self._findings_waiting.labels(to).set_function(partial(_of, waiting, to))
-
-    def delivered(self, to: str, result: Delivered, number: int) -> None:
-        """So many lines of the journal, to a receiver."""
-        self._findings_delivery.labels(to, result).inc(number)
-
-    def finding(self, kind: Kind, activity: Activity) -> None:
-        """One event of a finding."""
-        self._findings.labels(kind, activity).inc()
-
-    def findings_lost(self, number: int) -> None:
-        """So many observations or events found no room."""
-        self._findings_lost.inc(number)
-
     def telemetry(self, signal: str, result: str, items: int) -> None:
         """What became of traces, lines or metrics that were to be sent; on any thread."""
         self._telemetry.labels(signal, result).inc(items)
@@ -460,7 +368,3 @@ class Metrics(Events):
                 UnlockedHistogram(self._scores.labels(*key)),
             )
         return found
-
-
-def _of(counts: Callable[[], Mapping[str, int]], name: str) -> int:
-    return counts()[name]

@@ -27,6 +27,7 @@ from ..findings.recorder import Recorder
 from ..guard.guard import Event
 from ..settings.settings import Settings
 from .detection import Monitor
+from .findings_metrics import FindingsMetrics
 from .metrics import Metrics
 from .request import KEY, ObservedRequest
 
@@ -52,16 +53,16 @@ class Reporting:
         journal: Journal,
         window: float,
         at: At,
-        metrics: Metrics,
+        metrics: FindingsMetrics,
         monitor: Monitor,
         receivers: Sequence[Delivery] = (),
         quarantine: Quarantine | None = None,
     ) -> None:
-        metrics.expect_findings()
+        metrics.expect()
         self._deliveries = Deliveries(journal.folder.parent, journal.folder, receivers, metrics.delivered)
-        metrics.deliver_findings(self._deliveries.waiting)
+        metrics.deliver(self._deliveries.waiting)
         self._folder = journal.folder.parent
-        self._recorder = Recorder(journal, window, metrics.finding, metrics.findings_lost, quarantine)
+        self._recorder = Recorder(journal, window, metrics.event, metrics.lost, quarantine)
         self._at: At = at
         self._flagged = {"adversarial"} if at == "adversarial" else {"adversarial", "suspicious"}
         self._monitor = monitor
@@ -76,8 +77,8 @@ class Reporting:
         kept = settings.findings_keep_bytes, DAY_SECONDS * settings.findings_keep_days
         journal = Journal(settings.findings_dir, *kept)
         how = settings.findings_window_seconds, settings.findings_at
-        quarantine = _quarantine(settings, metrics)
-        return cls(journal, *how, metrics, monitor, [*_receivers(settings), *further], quarantine)
+        quarantine = _quarantine(settings, metrics.findings)
+        return cls(journal, *how, metrics.findings, monitor, [*_receivers(settings), *further], quarantine)
 
     def start(self) -> None:
         """Begin to write and to send, on the running loop; what was seen before is kept until then."""
@@ -170,13 +171,13 @@ class Reporting:
         return self._monitor.clients.name(client), None
 
 
-def _quarantine(settings: Settings, metrics: Metrics) -> Quarantine | None:
+def _quarantine(settings: Settings, metrics: FindingsMetrics) -> Quarantine | None:
     """What the settings ask for; images that an earlier start has kept go by age all the same. Raises StartupError."""
     folder, most_bytes = settings.findings_dir, settings.findings_images_bytes
     if folder is None or not (most_bytes or (folder / FOLDER).is_dir()):
         return None
-    metrics.expect_findings_images()
-    return Quarantine(folder, most_bytes, DAY_SECONDS * settings.findings_images_days, metrics.findings_image)
+    metrics.expect_images()
+    return Quarantine(folder, most_bytes, DAY_SECONDS * settings.findings_images_days, metrics.image)
 
 
 def _receivers(settings: Settings) -> list[Delivery]:
