@@ -6,14 +6,12 @@ turns, so that a noisy moment meets each of them alike.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,10 @@ from tqdm import tqdm
 
 from awnet.command.arrivals import arrivals
 from awnet.planning.asking import Asker, Sample, post
-from export.repository.repository import publish
 
 from ..harness.closed_loop import Figures, rotated
 from ..harness.load import quantile
-from ..harness.processes import Server, free_port
+from ..harness.reloading import Reloading
 from .contestants import Post
 
 SHARE = 0.7  # of the requests a second that were measured in a closed loop
@@ -48,7 +45,9 @@ def measure(model: Path, sent: Post, capacities: dict[int, float], rounds: int, 
     request = post(sent.path, sent.body, dict(sent.headers))
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = {n: stack.enter_context(Ours(model, n, scratch)) for n in capacities}
+        servers = {
+            n: stack.enter_context(Reloading(model, scratch, workers=n, log_level="warning")) for n in capacities
+        }
         askers = {n: stack.enter_context(Asker([("127.0.0.1", server.port)], request)) for n, server in servers.items()}
         for n, server in servers.items():
             server.wait_ready(180)
@@ -70,36 +69,11 @@ def measure(model: Path, sent: Post, capacities: dict[int, float], rounds: int, 
     return samples
 
 
-class Ours(Server):
-    """A server of a repository of its own, whose admin port reloads."""
-
-    def __init__(self, model: Path, workers: int, scratch: Path) -> None:
-        self._model, self._name = model.read_bytes(), model.parents[1].name
-        self._repository = Path(tempfile.mkdtemp(dir=scratch))
-        publish(self._model, self._repository, name=self._name)
-        self._admin = free_port()
-        given = {"repository": self._repository, "model": self._name, "workers": workers, "poll_seconds": 0}
-        super().__init__(scratch, **given, admin_port=self._admin, drain_seconds=0, log_level="warning")
-
-    def prepare(self) -> None:
-        """Publish the same model as the next version; nobody looks before `reload`."""
-        publish(self._model, self._repository, name=self._name)
-
-    def reload(self) -> tuple[float, float]:
-        """Have it taken; when that began and ended."""
-        begun = time.perf_counter()
-        request = urllib.request.Request(f"http://127.0.0.1:{self._admin}/admin/reload", b"", method="POST")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            if [change["result"] for change in json.load(answer)["changes"]] != ["loaded"]:
-                raise RuntimeError("a reload took nothing")
-        return begun, time.perf_counter()
-
-
-def calm(server: Ours, loop: Loop, seconds: float) -> Figures:
+def calm(server: Reloading, loop: Loop, seconds: float) -> Figures:
     return latencies(*loop())
 
 
-def scraped(server: Ours, loop: Loop, seconds: float) -> Figures:
+def scraped(server: Reloading, loop: Loop, seconds: float) -> Figures:
     """A thread asks for the metrics; the answers are read and dropped."""
     over = threading.Event()
 
@@ -117,20 +91,14 @@ def scraped(server: Ours, loop: Loop, seconds: float) -> Figures:
         thread.join()
 
 
-def reloaded(server: Ours, loop: Loop, seconds: float) -> Figures:
+def reloaded(server: Reloading, loop: Loop, seconds: float) -> Figures:
     """One reload, a third of the time in; `under_ms` is p99 of the requests that were due while it went on."""
-    server.prepare()
-
-    def reload() -> tuple[float, float]:
-        time.sleep(seconds / 3)
-        return server.reload()
-
-    with ThreadPoolExecutor(1) as pool:
-        span = pool.submit(reload)
+    with server.reloads([seconds / 3]) as done:
         samples, cpu = loop()
-        first, last = span.result()
-    under = [sample.seconds for sample in samples if first <= sample.due <= last]
-    return latencies(samples, cpu) | {"reload_ms": 1000 * (last - first), "under_ms": 1000 * quantile(under, 0.99)}
+        (span,) = done.result()
+    under = [sample.seconds for sample in span.of(samples)]
+    reload_ms = 1000 * (span.ended - span.begun)
+    return latencies(samples, cpu) | {"reload_ms": reload_ms, "under_ms": 1000 * quantile(under, 0.99)}
 
 
 def latencies(samples: list[Sample], client_cpu: float) -> Figures:

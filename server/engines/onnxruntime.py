@@ -27,7 +27,7 @@ from .batching import NO_DEADLINE, Batcher, Feed, Run
 from .disk import Disk
 from .model_file import ModelFile
 from .onnx_cut import Cutter, outputs_in, property_of
-from .repository import Artifact, Repository
+from .repository import Repository
 
 NICENESS = 19  # of the thread in the background: whoever else wants the core gets 68 times as much of it
 
@@ -95,7 +95,7 @@ class EmbeddedEngine:
         return await self._disk.call(self._repository.fingerprint)
 
     async def open(self, name: str, version: int, background: bool = False) -> Runner:
-        """Load and check one version; in the background, one mode after the other, else on all cores.
+        """Load and check one version: one mode after the other in the background, else side by side.
 
         Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`; Unavailable where its files do not
         answer.
@@ -103,41 +103,27 @@ class EmbeddedEngine:
         if self._batcher is None:
             raise NotReady("the engine has not been started")
         artifact = await self._disk.call(self._repository.read, name, version)
-        run = asyncio.get_running_loop().run_in_executor
-        executor = self._background if background else None  # None: threads of the event loop
+        run, executor = asyncio.get_running_loop().run_in_executor, self._background if background else None
         # A session's own threads are as nice as the thread that made it, for ever.
         maker = executor if self._lone_threads == 1 else None
-        runs, promise = await run(maker, self._load_in_turn if background else self._load_at_once, artifact)
+        # Not in the background: whoever waits for the interpreter should not wait for a core, too.
+        promise, parts = await asyncio.to_thread(_taken_apart, artifact.data)
         sha256 = artifact.sha256
         del artifact
+        loading = [run(maker, self._load, promise, mode, parts.pop(mode)) for mode in promise.modes]
+        runs = dict(zip(promise.modes, await asyncio.gather(*loading), strict=True))
         await run(executor, return_memory)
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds, executor)
 
-    def _load_in_turn(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
-        promise, load = self._loader(artifact)
-        return {mode: load(mode) for mode in promise.modes}, promise
-
-    def _load_at_once(self, artifact: Artifact) -> tuple[dict[Mode, Run], Contract]:
-        promise, load = self._loader(artifact)
-        with ThreadPoolExecutor(self._threads) as pool:  # loading leaves the interpreter to others
-            return dict(zip(promise.modes, pool.map(load, promise.modes), strict=True)), promise
-
-    def _loader(self, artifact: Artifact) -> tuple[Contract, Callable[[Mode], Run]]:
-        """The model's contract, and what loads one of its modes."""
-        promise, cutter = _promised(artifact.data), Cutter(artifact.data)
-
-        def load(mode: Mode) -> Run:
-            outputs = outputs_of(mode)
-            # A session computes everything in its model, whatever is asked of it.
-            part = artifact.data if len(promise.modes) == 1 else cutter.cut(outputs)
-            shared = lone = _session(part, 1)
-            _check_tensors(shared, promise, outputs)
-            if self._lone_threads > 1:
-                lone = _session(part, self._lone_threads)
-            return _run(shared, lone, outputs)
-
-        return promise, load
+    def _load(self, promise: Contract, mode: Mode, part: bytes) -> Run:
+        """One mode of a model, of which `part` is what it needs. Raises ContractError."""
+        outputs = outputs_of(mode)
+        shared = lone = _session(part, 1)
+        _check_tensors(shared, promise, outputs)
+        if self._lone_threads > 1:
+            lone = _session(part, self._lone_threads)
+        return _run(shared, lone, outputs)
 
     def waiting(self) -> int:
         return self._batcher.pending if self._batcher else 0
@@ -225,6 +211,16 @@ def _share_memory() -> None:
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _taken_apart(data: bytes) -> tuple[Contract, dict[Mode, bytes]]:
+    """The model's contract, and the part of it that each mode needs. Raises ContractError."""
+    promise = _promised(data)
+    if len(promise.modes) == 1:
+        return promise, dict.fromkeys(promise.modes, data)
+    cutter = Cutter(data)
+    # A session computes everything in its model, whatever is asked of it.
+    return promise, {mode: cutter.cut(outputs_of(mode)) for mode in promise.modes}
 
 
 def _promised(data: bytes) -> Contract:

@@ -83,6 +83,23 @@ def test_the_parts_of_tracing_are_measured_alone() -> None:
 
 
 @requires("wrk")
+def test_a_reload_is_measured_beside_the_calm_before_it(repository: Path, tmp_path: Path) -> None:
+    """By one process and by two; nobody fails, the stages are those of the log, and each part takes some time."""
+    from benchmarks.speed.reload import main
+
+    arguments = ["--rounds", "1", "--reloads", "2", "--rate", "50", "--repository", str(repository)]
+    assert main([*arguments, "--out", str(tmp_path / "result")]) == 0
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert list(told["servers"]) == ["1", "2"]
+    for servers in told["servers"].values():
+        row = servers["now"]
+        assert row["calm"]["failed"] == row["reload"]["failed"] == 0
+        assert 0 < sum(row["stages_ms"]) <= row["longest_reload_ms"]
+    assert all(part["cpu_ms"] > 0 for part in told["parts"].values())
+    assert "| now | reload |" in (tmp_path / "result.md").read_text()
+
+
+@requires("wrk")
 def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
     """Two checkouts in turns; the threads' CPU time is the process's, and parts cost less than what they are of."""
     from benchmarks.speed.stages import main
