@@ -29,6 +29,7 @@ from ..model.graph import Settings, session
 EXAMPLES = """examples:
   python -m benchmarks.speed.models_http --repository models --models awnet-r18 awnet-r18-int8 --data-dir data
   python -m benchmarks.speed.models_http --models awnet/3 awnet/4 --rounds 2 --seconds 1 --out /tmp/versions
+  python -m benchmarks.speed.models_http --models awnet-r18 awnet-r18:lone_threads=0
 """
 BATCH = 50
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     parser = report.parser("speed.models_http", __doc__, EXAMPLES)
     parser.add_argument("--repository", type=Path, default=report.ROOT / "model_repository", help="[model_repository]")
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME[/VERSION]", help="the first is the base")
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="NAME[/VERSION][:SETTING=VALUE,...]", help="the first is the base"
+    )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="CIFAR-10: compare answers as well")
     parser.add_argument("--images", type=int, default=2000, help="of the validation split [2000]")
     add_image(parser)
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def version(options: argparse.Namespace, model: str) -> tuple[str, Path]:
     """The name of a model and its file."""
-    name, _, number = model.partition("/")
+    name, _, number = model.partition(":")[0].partition("/")
     return name, model_file(options.repository, name, number or "latest")
 
 
@@ -74,7 +77,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         servers = {}
         for model in options.models:
             name, file = version(options, model)
-            settings = {"repository": options.repository, "model": name, "version": file.parent.name}
+            more = dict(one.split("=", 1) for one in model.partition(":")[2].split(",") if one)
+            settings = {"repository": options.repository, "model": name, "version": file.parent.name, **more}
             servers[model] = stack.enter_context(Server(folder, drain_seconds=0, **settings))
         for server in servers.values():
             server.wait_ready()
