@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.repository import ROOT, tracked
 
@@ -21,7 +24,23 @@ DOCUMENTS = sorted(
 ARTEFACTS = ("training/reports", "training/checkpoints", "training/recipes", "benchmarks/results", "docs/images")
 REPRODUCED = ("training/reports/tables/", "training/reports/figures/")
 TEXTS = (".md", ".py", ".toml", ".yaml", ".sh")
-SUFFIXES = ("json", "jsonl", "md", "onnx", "pbtxt", "pem", "png", "pt", "py", "toml", "txt", "yaml", "yml")
+SUFFIXES = (
+    "crt",
+    "json",
+    "jsonl",
+    "key",
+    "md",
+    "onnx",
+    "pbtxt",
+    "pem",
+    "png",
+    "pt",
+    "py",
+    "toml",
+    "txt",
+    "yaml",
+    "yml",
+)
 SPAN_ATTRIBUTES = r"(awnet|ocsf|service)\.[a-z_.]+"  # of OpenTelemetry, which docs/telemetry.md tells
 LIBRARIES = ("onnx", "torch")  # export/onnx.py is no one's prefix in prose
 TELL_OLD_NAMES = (
@@ -174,6 +193,18 @@ def recipe_defaults() -> dict[str, dict[str, object]]:
     return ast.literal_eval(value)
 
 
+def chart_values() -> set[str]:
+    """The dotted names of the Helm chart's values, tables included."""
+
+    def under(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in table.items():
+            yield prefix + name
+            if isinstance(value, dict):
+                yield from under(value, f"{prefix}{name}.")
+
+    return set(under(yaml.safe_load((ROOT / "deploy/kubernetes/values.yaml").read_text("utf-8"))))
+
+
 def unknown_names(text: str) -> list[str]:
     """Dotted names in backticks that begin with a module or a table of recipes, and lead nowhere."""
     defaults = recipe_defaults()
@@ -199,6 +230,8 @@ def test_every_name_of_code_that_a_document_tells_exists(document):
     unknown = unknown_names((ROOT / document).read_text("utf-8"))
     if document == "docs/telemetry.md":
         unknown = [name for name in unknown if not re.fullmatch(SPAN_ATTRIBUTES, name)]
+    if document == "docs/kubernetes.md":
+        unknown = [name for name in unknown if name not in chart_values()]
     assert unknown == []
 
 
@@ -210,6 +243,7 @@ def test_a_name_that_leads_nowhere_is_found():
     assert unknown_names(right) == []
     wrong = "`trainer.step.walk` `core.verdict.guess` `attack.stride` `service.Server.run()`"
     assert unknown_names(wrong) == ["attack.stride", "core.verdict.guess", "service.Server.run", "trainer.step.walk"]
+    assert "telemetry.caSecret" in chart_values() and "telemetry.secret" not in chart_values()
 
 
 def said_without_meaning(sources: dict[str, str], modules: set[str]) -> dict[str, list[str]]:
