@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -132,6 +133,13 @@ def autoscaling(least: int, most: int) -> AutoscalingConfig:
     )
 
 
+def routing() -> RequestRouterConfig:
+    """Who chooses a replica. Ray's HAProxy, where it is switched on, takes the least busy itself, and no router."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        return RequestRouterConfig()
+    return RequestRouterConfig(request_router_class=cast(Any, EvenRouter))
+
+
 deployment = serve.deployment(
     name=NAME,
     ray_actor_options={"num_cpus": 1},
@@ -139,7 +147,7 @@ deployment = serve.deployment(
     max_ongoing_requests=64,
     max_queued_requests=512,
     autoscaling_config=autoscaling(1, 4),
-    request_router_config=RequestRouterConfig(request_router_class=cast(Any, EvenRouter)),
+    request_router_config=routing(),
     health_check_period_s=2,
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=1,

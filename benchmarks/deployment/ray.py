@@ -1,6 +1,7 @@
 """The server and offline scoring on Ray: what a killed process or node costs, autoscaling, and how fast scoring is.
 
     serve   two replicas under load, one killed by SIGKILL, three times: requests that failed, and until when
+    haproxy the same with Ray's HAProxy in the place of its proxy, told to try again
     killed  `awnet predict --engine ray` of all images, a scorer killed in the middle: the rows, by their ids
     speed   the same of parts of the images, in turns with `awnet predict` in one process with the same cores
     scale   a cluster of two nodes: load makes one replica four, and quiet makes them one again
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ..harness import report
 from ..harness.exchange import fetch, seconds_until
 from ..harness.load import loaded, quantile
 from ..harness.processes import Process, cpu_seconds, family
-from ..harness.ray import SCORER, RayServe, below, variables
+from ..harness.ray import SCORER, RayCluster, RayServe, below, variables
 from ..harness.waiting import eventually
 from . import ray_cluster
 
@@ -42,6 +43,11 @@ EXAMPLES = """examples:
   python -m benchmarks.deployment.ray speed --images images.parquet --id-column key
 """
 KILLS, PAIRS = 3, 3
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(1 << 18),  # what is to be sent again has to fit
+}
 PART = 10_000  # images of each run of `speed`
 SMALL_PART = 250  # of its results on Ray
 
@@ -49,7 +55,7 @@ SMALL_PART = 250  # of its results on Ray
 def main() -> int:
     parser = report.parser("deployment.ray", __doc__, EXAMPLES)
     add = parser.add_argument
-    add("section", choices=("serve", "killed", "speed", "scale", "node", "scored"))
+    add("section", choices=("serve", "haproxy", "killed", "speed", "scale", "node", "scored"))
     add("--images", type=Path, help="for killed and speed: Parquet file of encoded images, in its column `image`")
     add("--id-column", default="key", help="of their ids [%(default)s]")
     report.add_out(parser, "ray")
@@ -60,6 +66,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         sections: dict[str, Callable[[], Any]] = {
             "serve": lambda: asyncio.run(serve(Path(folder))),
+            "haproxy": lambda: asyncio.run(serve(Path(folder), HAPROXY)),
             "killed": lambda: killed(Path(folder), given.images, given.id_column),
             "speed": lambda: speed(Path(folder), given.images, given.id_column),
             "scale": lambda: asyncio.run(ray_cluster.scale(Path(folder))),
@@ -79,12 +86,13 @@ def main() -> int:
     return 0
 
 
-async def serve(folder: Path) -> dict[str, Any]:
-    """Replicas killed under load, one after the other."""
+async def serve(folder: Path, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Replicas killed under load, one after the other; variables are Ray's."""
     kills = []
-    with RayServe(folder) as server:
+    os.environ.update(variables or {})
+    with RayCluster(folder, 2) as cluster, RayServe(folder, cluster=cluster) as server:
         server.wait_ready()
-        async with loaded(server.port) as load:
+        async with loaded(server.port) as load, ray_cluster.clients(server.url) as trying:
             await asyncio.sleep(5)
             for _ in range(KILLS):
                 before = set(server.pids())
@@ -113,6 +121,7 @@ async def serve(folder: Path) -> dict[str, Any]:
         "outcomes": dict(load.counts()),
         "p50_ms": quantile(latency, 0.5),
         "p99_ms": quantile(latency, 0.99),
+        "clients": trying.told(),
     }
 
 
@@ -264,7 +273,7 @@ def cpu_of_all(run: Process) -> list[tuple[float, float]]:
 def markdown(whole: dict[str, Any]) -> str:
     about = "`python -m benchmarks.deployment.ray SECTION`; `benchmarks/deployment/ray.py` says what each of them is."
     lines = ["# On Ray", "", about, ""]
-    sections = {"serve": of_serve, "killed": of_killed, "speed": of_speed, **ray_cluster.SECTIONS}
+    sections = {"serve": of_serve, "haproxy": of_serve, "killed": of_killed, "speed": of_speed, **ray_cluster.SECTIONS}
     for name, told in sections.items():
         if (found := whole.get(name)) is None:
             continue
@@ -281,11 +290,13 @@ def of_serve(found: dict[str, Any]) -> list[str]:
         f"{kill['failing_for_seconds']:.2f} | {kill['replaced_after_seconds']:.1f} |"
         for number, kill in enumerate(found["kills"], 1)
     ]
+    beside = [ray_cluster.beside(found["clients"]), ""] if "clients" in found else []
     return [
         f"{found['replicas']} replicas, {found['callers']} callers who pause 20 ms and check each answer: p50 "
         f"{found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms. In all {found['requests']} requests: "
         f"{_told(found['outcomes'])}; wrong: {found['outcomes'].get('wrong', 0)}.",
         "",
+        *beside,
         "| kill | under way | requests since | outcomes | seconds with failures | seconds until replaced |",
         "|---|--:|--:|---|--:|--:|",
         *rows,

@@ -91,7 +91,6 @@ async def node(folder: Path) -> dict[str, Any]:
             await asyncio.sleep(SETTLING)
             ended = time.monotonic()
         lost = [s for s in load.samples if s.outcome != "ok" and s.ended >= at]
-        tried = [s for s in trying.samples if s.outcome != "ok"]
         return {
             "replicas": REPLICAS,
             "nodes": len(where),
@@ -104,12 +103,7 @@ async def node(folder: Path) -> dict[str, Any]:
             "failing_for_seconds": max((s.ended - at for s in lost), default=0.0),
             "longest_ms": 1000 * max(s.ended - s.begun for s in load.samples if s.ended >= at),
             "capacity_back_after_seconds": back,
-            "clients": {
-                "callers": CLIENTS,
-                "outcomes": dict(Counter(s.outcome for s in trying.samples)),
-                "failed": len(tried),
-                "longest_ms": 1000 * max(s.ended - s.begun for s in trying.samples if s.ended >= at),
-            },
+            "clients": trying.told(),
         }
 
 
@@ -143,6 +137,14 @@ class Trying:
 
     samples: list[Sample] = field(default_factory=list)
     ending: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """Of all calls."""
+        return {
+            "callers": CLIENTS,
+            "outcomes": dict(Counter(sample.outcome for sample in self.samples)),
+            "longest_ms": 1000 * max(sample.ended - sample.begun for sample in self.samples),
+        }
 
     async def call(self, client: awnet.AsyncClient, number: int) -> None:
         right: dict[int, tuple[str, float]] = {}
@@ -276,7 +278,6 @@ def of_scale(found: dict[str, Any]) -> list[str]:
 
 
 def of_node(found: dict[str, Any]) -> list[str]:
-    trying = found["clients"]
     names = {"before": "before", "until_back": "from the kill until all replicas are back", "after": "after"}
     failed = found["failing_for_seconds"]
     last = f"The last that failed ended {failed:.2f} s after the kill" if failed else "None failed"
@@ -289,9 +290,16 @@ def of_node(found: dict[str, Any]) -> list[str]:
         "",
         *_phases({name: found[phase] for phase, name in names.items()}),
         "",
-        f"{trying['callers']} callers of `awnet.AsyncClient` beside them, from before the kill to the end: "
-        f"{_told(trying['outcomes'])}; the longest call took {trying['longest_ms']:.0f} ms.",
+        beside(found["clients"]),
     ]
+
+
+def beside(found: dict[str, Any]) -> str:
+    """What `Trying` has told."""
+    return (
+        f"{found['callers']} callers of `awnet.AsyncClient` beside them, from before any kill to the end: "
+        f"{_told(found['outcomes'])}; the longest call took {found['longest_ms']:.0f} ms."
+    )
 
 
 def of_scored(found: dict[str, Any]) -> list[str]:

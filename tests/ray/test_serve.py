@@ -177,6 +177,18 @@ def test_replicas_of_every_node_are_drawn_alike() -> None:
     assert used == "awnet.ray.routing.EvenRouter"
 
 
+def test_haproxy_of_ray_takes_no_router_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses the deployment of one that has one."""
+    from ray.serve.config import RequestRouterConfig
+
+    from awnet.ray.replica import routing
+
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert routing() == RequestRouterConfig()
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    assert routing() != RequestRouterConfig()
+
+
 def test_paths_are_told_whole() -> None:
     """A replica runs in another folder; what is not set here is up to the variables of its machine."""
     settings = given_settings(Settings(repository="model_repository", api_keys="keys.json", max_batch=8))
