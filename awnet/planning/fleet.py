@@ -74,13 +74,13 @@ class Outcome:
         """Requests that found the queue full."""
         return sum(request.refused for request in self.requests)
 
+    def answered(self, since: float = 0.0, until: float = math.inf) -> list[Request]:
+        """Requests that were due in that time and have an answer."""
+        return [r for r in self.requests if not r.refused and r.ended is not None and since <= r.due < until]
+
     def latencies(self, since: float = 0.0, until: float = math.inf) -> list[float]:
-        """Seconds from due to answered, ascending, of requests that were due in that time."""
-        return sorted(
-            request.ended - request.due
-            for request in self.requests
-            if not request.refused and request.ended is not None and since <= request.due < until
-        )
+        """Seconds from due to answered, ascending, of the same."""
+        return sorted(request.seconds for request in self.answered(since, until))
 
 
 class Fleet:
@@ -185,7 +185,7 @@ def simulate(
     machine = Machine(env, shape.cores) if client else None
     fleet = Fleet(env, times, shape, replicas, rng, machine)
     choose = balancer(balance, rng)
-    asking = Thread(machine) if machine else None
+    asking = Thread(machine, light=True) if machine else None
     outcome, finished = Outcome(sizes=fleet.sizes), env.event()
     open_requests = 1  # with the arrivals themselves, until there are no more
 
@@ -198,7 +198,7 @@ def simulate(
     def close(request: Request | None = None) -> None:
         nonlocal open_requests
         if request and client:
-            request.ended = env.now + times.fixed
+            request.ended = env.now + request.wait
         open_requests -= 1
         if not open_requests:
             finished.succeed()

@@ -15,8 +15,8 @@ from typing import Any
 from awnet.command.arrivals import arrivals
 from awnet.planning import times as service_times
 from awnet.planning.asking import Asker, post
-from awnet.planning.fleet import Client, simulate
-from awnet.planning.measuring import measured
+from awnet.planning.fleet import Client, Outcome, simulate
+from awnet.planning.measuring import Spent, measured, spent
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import quantile
 from awnet.planning.times import ServiceTimes
@@ -45,6 +45,11 @@ class Layout:
     def shape(self) -> Shape:
         """To the simulation, processes that share cores are workers."""
         return Shape(self.cores, self.processes, capacity=256 * self.processes)
+
+    @property
+    def times(self) -> str:
+        """Where the report has the service times that were measured on the same cores."""
+        return "times" if self.own else "times_shared"
 
 
 LAYOUTS = {
@@ -81,28 +86,24 @@ def measure(options: argparse.Namespace, cores: list[int]) -> dict[str, Any]:
             "told": f"{report.processor()}, the bundled model, a {len(image)} byte PNG, {day}",
             "command": "python -m benchmarks.deployment.simulation",
         }
-        os.sched_setaffinity(0, cores[1:])
-
         request = post("/predict", image, {"Content-Type": "image/png"})
-        with Asker([("127.0.0.1", alone.port)], request) as asker:
-            times = measured(asker, alone.pid, alone.url, options.measure_seconds, about, ready)
-        samples: dict[tuple[str, float], dict[str, Any]] = {}
+        times = {}
+        for layout in list(LAYOUTS.values())[:2]:
+            os.sched_setaffinity(0, cores[1:] if layout.own else cores)
+            server = servers[layout][0]
+            with Asker([("127.0.0.1", server.port)], request) as asker:
+                times[layout.times] = measured(asker, server.pid, server.url, options.measure_seconds, about, ready)
+        samples: dict[tuple[str, float], list[dict[str, Any]]] = {}
         for turn in range(options.rounds):
             for name, layout in LAYOUTS.items():
                 os.sched_setaffinity(0, cores[1:] if layout.own else cores)
-                ports = [server.port for server in servers[layout]]
                 for share in SHARES:
-                    rate = share * capacity(times, layout)
-                    pids = [server.pid for server in servers[layout]]
-                    got = offered(ports, pids, request, rate, options.seconds, seed=100 * turn)
-                    kept = samples.setdefault(
-                        (name, share), {"rate": rate, "latencies": [], "cpu": [], "rps": [], "others": [], "failed": 0}
-                    )
-                    for key, value in got.items():
-                        kept[key] += value
+                    rate = share * capacity(times[layout.times], layout)
+                    got = offered(servers[layout], request, rate, options.seconds, seed=100 * turn)
+                    samples.setdefault((name, share), []).append({"rate": rate, **got})
         os.sched_setaffinity(0, cores)
-    rows = [row(name, share, kept, times, options.seconds) for (name, share), kept in sorted(samples.items())]
-    return {"times": service_times.written(times), "rows": rows}
+    rows = [{"layout": name, "share": share, **together(rounds)} for (name, share), rounds in sorted(samples.items())]
+    return {name: service_times.written(each) for name, each in times.items()} | {"rows": rows}
 
 
 def capacity(times: ServiceTimes, layout: Layout) -> float:
@@ -111,22 +112,51 @@ def capacity(times: ServiceTimes, layout: Layout) -> float:
     return layout.cores / cost
 
 
-def offered(
-    ports: list[int], pids: list[int], request: bytes, rate: float, seconds: float, seed: int
-) -> dict[str, Any]:
-    """An open loop; the first tenth of it is not counted. `cpu` is the client's, a request; `others`: cores."""
-    with Asker([("127.0.0.1", port) for port in ports], request) as asker:
-        others, spent, begun = busy_seconds(pids), time.process_time(), time.perf_counter()
+def offered(servers: list[Server], request: bytes, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    """An open loop; the first tenth of it is not counted in latencies."""
+    pids = [server.pid for server in servers]
+
+    def told() -> list[Spent]:
+        return [spent(server.pid, server.url) for server in servers]
+
+    with Asker([("127.0.0.1", server.port) for server in servers], request) as asker:
+        before, others, client, begun = told(), busy_seconds(pids), time.process_time(), time.perf_counter()
         samples = asker.offered(arrivals("poisson", rate, seconds, seed))
-        spent, took = time.process_time() - spent, time.perf_counter() - begun
+        client, took = time.process_time() - client, time.perf_counter() - begun
         others = busy_seconds(pids) - others
-    counted = [sample for sample in samples if sample.due > begun + seconds / 10]
+        server = [after.plus(first, -1) for first, after in zip(before, told(), strict=True)]
+    counted = [sample for sample in samples if sample.due > begun + seconds / 10 and sample.status == 200]
+    stages = [sample.stages() for sample in counted]
     return {
-        "latencies": [sample.seconds for sample in counted if sample.status == 200],
+        "seconds": [sample.seconds for sample in counted],
+        "queue": [stage["queue"] for stage in stages],
+        "inference": [stage["inference"] for stage in stages],
         "failed": sum(sample.status != 200 for sample in samples),
-        "cpu": [spent / len(samples)],
-        "rps": [len(samples) / max(took, seconds)],
-        "others": [max(0.0, others) / took],
+        "client_cpu": client / len(samples),
+        "cpu": sum(each.loop + each.others for each in server) / len(samples),
+        "batch": sum(each.images for each in server) / sum(each.batches for each in server),
+        "rps": len(samples) / max(took, seconds),
+        "others": max(0.0, others) / took,
+    }
+
+
+def together(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was measured of one load in all rounds."""
+
+    def all_of(key: str) -> list[float]:
+        return [value for each in rounds for value in each[key]]
+
+    def mean(key: str) -> float:
+        return statistics.mean(each[key] for each in rounds)
+
+    return {
+        "rate": rounds[0]["rate"],
+        "client_cpu_ms": 1000 * mean("client_cpu"),
+        "failed": sum(each["failed"] for each in rounds),
+        "others_cores": mean("others"),
+        "measured": {"rps": mean("rps")}
+        | figures(all_of("seconds"), all_of("queue"), all_of("inference"))
+        | {"cpu_ms": 1000 * mean("cpu"), "batch": mean("batch")},
     }
 
 
@@ -139,35 +169,47 @@ def busy_seconds(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK") - sum(map(cpu_seconds, pids)) - time.process_time()
 
 
-def row(name: str, share: float, kept: dict[str, Any], times: ServiceTimes, seconds: float) -> dict[str, Any]:
-    """One load: measured, predicted, and how far apart these are."""
-    layout = LAYOUTS[name]
-    client = None
-    if not layout.own:
-        half = statistics.mean(kept["cpu"]) / 2
-        client = Client(half, half)
-        times = dataclasses.replace(
-            times, fixed=max(0.0, times.fixed - 2 * half)
-        )  # it was there when `fixed` was taken
-    outcomes = [
-        simulate(arrivals("poisson", kept["rate"], seconds, seed), times, layout.shape, seed=seed, client=client)
-        for seed in SEEDS
-    ]
-    predicted = {"rps": statistics.mean(len(o.requests) / max(seconds, o.seconds) for o in outcomes)} | quantiles(
-        sorted(latency for o in outcomes for latency in o.latencies(since=seconds / 10))
-    )
-    real = {"rps": statistics.mean(kept["rps"])} | quantiles(sorted(kept["latencies"]))
-    return {
-        "layout": name,
-        "share": share,
-        "rate": kept["rate"],
-        "client_cpu_ms": 1000 * statistics.mean(kept["cpu"]),
-        "failed": kept["failed"],
-        "others_cores": statistics.mean(kept["others"]),
-        "measured": real,
-        "predicted": predicted,
-        "off": {key: predicted[key] / real[key] - 1 for key in real},
-    }
+def predict(rows: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Put beside each row what is predicted of it, and how far that is off."""
+    for row in rows:
+        layout, seconds = LAYOUTS[row["layout"]], found["seconds"]
+        outcomes = [simulated(layout, found, row["rate"], row["client_cpu_ms"] / 1000, seconds, seed) for seed in SEEDS]
+        counted = [request for outcome in outcomes for request in outcome.answered(since=seconds / 10)]
+        requests = sum(len(outcome.requests) for outcome in outcomes)
+        server = sum(outcome.core_seconds for outcome in outcomes) / requests
+        row["predicted"] = (
+            {"rps": statistics.mean(len(o.requests) / max(seconds, o.seconds) for o in outcomes)}
+            | figures(
+                [request.seconds for request in counted],
+                [request.queue for request in counted],
+                [request.inference for request in counted],
+            )
+            | {
+                "cpu_ms": 1000 * server - (0.0 if layout.own else row["client_cpu_ms"]),
+                "batch": sum(o.images for o in outcomes) / sum(o.batches for o in outcomes),
+            }
+        )
+        row["off"] = {key: row["predicted"][key] / real - 1 for key, real in row["measured"].items()}
+
+
+def simulated(
+    layout: Layout, found: dict[str, Any], rate: float, client_seconds: float, seconds: float, seed: int
+) -> Outcome:
+    """A load on this layout. What the client takes was there when times were measured, without a core of ours."""
+    times = service_times.parsed(found.get(layout.times, found["times"]))
+    arriving = arrivals("poisson", rate, seconds, seed)
+    if layout.own:
+        return simulate(arriving, times, layout.shape, seed=seed)
+    times = dataclasses.replace(times, fixed=max(0.0, times.fixed - client_seconds))
+    client = Client(client_seconds / 2, client_seconds / 2)
+    return simulate(arriving, times, layout.shape, seed=seed, client=client)
+
+
+def figures(seconds: list[float], queue: list[float], inference: list[float]) -> dict[str, float]:
+    """Of answers: quantiles, and the mean of each stage."""
+    rest = [whole - q - i for whole, q, i in zip(seconds, queue, inference, strict=True)]
+    stages = {"queue": queue, "inference": inference, "rest": rest}
+    return quantiles(sorted(seconds)) | {f"{name}_ms": 1000 * statistics.mean(each) for name, each in stages.items()}
 
 
 def quantiles(ordered: list[float]) -> dict[str, float]:

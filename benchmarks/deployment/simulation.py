@@ -1,7 +1,8 @@
 """The simulation behind `awnet plan`: measured, held to real processes, and asked about fleets and bursts.
 
-1. What a request costs, of a server on a core of its own while closed loops of more and more clients ask it
-   (`awnet.planning.measuring`). `--times` keeps it as the package's own.
+1. What a request costs, of a server on a core of its own and of one that shares two with the client, while closed
+   loops of more and more clients ask it, and lone requests after longer and longer pauses (`awnet.planning.measuring`).
+   `--times` keeps the former as the package's own.
 2. An open loop of independent clients against one process on a core of its own, one on two cores, and two on two
    cores, at several shares of what they can do. Where client and servers share two cores, the simulation has the
    client's CPU time, as measured in that very run, as one more thread. Predictions know the rate and not the arrivals.
@@ -12,7 +13,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from awnet.command.arrivals import arrivals
-from awnet.planning import times as service_times
 from awnet.planning.autoscaling import Autoscaling
-from awnet.planning.fleet import BALANCERS, Client, Outcome, simulate
+from awnet.planning.fleet import BALANCERS, Outcome, simulate
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import quantile
-from awnet.planning.times import ServiceTimes
+from awnet.planning.times import ServiceTimes, parsed
 
 from ..harness import report
 from .draw_simulation import draw
-from .predicted import LAYOUTS, capacity, measure, quantiles
+from .predicted import LAYOUTS, capacity, measure, predict, quantiles, simulated
 
 EXAMPLES = """examples:
-  python -m benchmarks.deployment.simulation --times awnet/planning/times.json    all of it, quiet, four minutes
+  python -m benchmarks.deployment.simulation --times awnet/planning/times.json    all of it, quiet, five minutes
   python -m benchmarks.deployment.simulation --seconds 2 --out /tmp/simulation    a quick look
 """
 GOAL = 0.15  # predicted against measured
@@ -42,6 +41,8 @@ SIZES, FLEET_SHARE = (1, 10, 100, 1000), 0.7
 MOST_TO_LOOK_AT = 100  # replicas among which `least` is simulated
 CONTAINER_SECONDS = 2.0  # assumed: until a pod is scheduled and its container has started
 CALM, LOUD, BEGIN, END, WHOLE = 0.3, 4.0, 30.0, 90.0, 105.0  # shares of what two pods can do; seconds
+MEASURED = {"times": "on a core of its own", "times_shared": "that shares two cores with the client"}
+STAGES = ("queue_ms", "inference_ms", "rest_ms", "cpu_ms", "batch")
 FAST = {"grow": 3.0, "up": 15.0}
 SCALERS: dict[str, dict[str, Any]] = {
     "queue, as the chart": {"on": "queue"},
@@ -53,7 +54,7 @@ SCALERS: dict[str, dict[str, Any]] = {
 
 def main() -> int:
     parser = report.parser("deployment.simulation", __doc__, EXAMPLES)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load in each round [5]")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each load in each round [6]")
     parser.add_argument("--rounds", type=int, default=2, help="[2]")
     parser.add_argument("--measure-seconds", type=float, default=30.0, help="for what a request costs [30]")
     parser.add_argument("--times", type=Path, help="keep that there")
@@ -70,11 +71,12 @@ def main() -> int:
         found = {"machine": report.loaded_machine(), "seconds": options.seconds, **measure(options, cores[:2])}
         found["machine"]["load_after"] = list(os.getloadavg())
         report.write(options.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    times = service_times.parsed(found["times"])
+    times = parsed(found["times"])
     if options.times:
         report.write(options.times, json.dumps(found["times"], indent=1) + "\n")
     found["fleets"] = fleets(times)
-    found["curves"] = curves(times, found["rows"])
+    predict(found["rows"], found)
+    found["curves"] = curves(found)
     found["burst"] = burst(times)
     text = markdown(found)
     report.publish(options.out, found, text)
@@ -84,18 +86,16 @@ def main() -> int:
     return 0
 
 
-def curves(times: ServiceTimes, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def curves(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Predicted p99 at more loads than were measured, of each layout."""
-    found = []
+    curves = []
     for name, layout in LAYOUTS.items():
-        cpu = statistics.mean(r["client_cpu_ms"] for r in rows if r["layout"] == name) / 1000
-        client = None if layout.own else Client(cpu / 2, cpu / 2)
-        here = times if layout.own else dataclasses.replace(times, fixed=max(0.0, times.fixed - cpu))
+        client = statistics.mean(row["client_cpu_ms"] for row in found["rows"] if row["layout"] == name) / 1000
         for percent in range(10, 100, 10):
-            rate = percent / 100 * capacity(times, layout)
-            outcome = simulate(arrivals("poisson", rate, 6000 / rate, 7), here, layout.shape, client=client)
-            found.append({"layout": name, "share": percent / 100, **quantiles(outcome.latencies(since=600 / rate))})
-    return found
+            rate = percent / 100 * capacity(parsed(found.get(layout.times, found["times"])), layout)
+            outcome = simulated(layout, found, rate, client, 6000 / rate, 7)
+            curves.append({"layout": name, "share": percent / 100, **quantiles(outcome.latencies(since=600 / rate))})
+    return curves
 
 
 def fleets(times: ServiceTimes) -> list[dict[str, Any]]:
@@ -161,23 +161,39 @@ def told(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def costs(times: ServiceTimes, where: str) -> list[str]:
+    """What a request costs, and how much more after a pause."""
+    executions = ", ".join(f"{1000 * times.execution(size):.2f}" for size in (1, 2, 4, 8))
+    lines = [
+        f"Server {where}, CPU time of a request, ms: read {1000 * times.read:.3f}, decode {1000 * times.decode:.3f}, "
+        f"answer {1000 * times.answer:.3f}, {1000 * times.deliver:.3f} more a batch; executions of 1, 2, 4, 8 images: "
+        f"{executions}, {1000 * times.python:.2f} of it with the interpreter's lock. Besides, {1000 * times.fixed:.3f} "
+        "ms without a core.",
+        "",
+    ]
+    if times.cold:
+        lines += [
+            "| lone, after a pause of ms | more of the event loop, ms | of the engine | without a core |",
+            "|--:|--:|--:|--:|",
+            *("| " + " | ".join(f"{1000 * value:.2f}" for value in cold) + " |" for cold in times.cold),
+            "",
+        ]
+    return lines
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The report for people."""
     about, times, rows = found["machine"], found["times"], found["rows"]
     load = [f"{about[when][0]:.1f}" for when in ("load_before", "load_after")]
     inside = {key: sum(abs(r["off"][key]) <= GOAL for r in rows) for key in ("rps", "p50_ms", "p99_ms")}
-    executions = ", ".join(f"{times['executions_ms'][size]:.2f}" for size in ("1", "2", "4", "8"))
     lines = [
         "# The simulation behind `awnet plan`, beside real processes",
         "",
-        f"`python -m benchmarks.deployment.simulation`: {about['cpu']}, two cores, load {load[0]} before and "
-        f"{load[1]} after.",
+        f"`python -m benchmarks.deployment.simulation`: {about['cpu']}, two cores, load {load[0]} before and {load[1]} "
+        "after.",
         "",
-        f"CPU time of a request, ms: read {times['read_ms']:.3f}, decode {times['decode_ms']:.3f}, answer "
-        f"{times['answer_ms']:.3f}, {times['deliver_ms']:.3f} more a batch; executions of 1, 2, 4, 8 images: "
-        f"{executions}.",
-        f"Besides, {times['fixed_ms']:.3f} ms without a core. {times['memory_mb']:.0f} MB (PSS), ready after "
-        f"{times['ready_seconds']:.1f} s.",
+        *(line for key, where in MEASURED.items() if key in found for line in costs(parsed(found[key]), where)),
+        f"{times['memory_mb']:.0f} MB (PSS), ready after {times['ready_seconds']:.1f} s.",
         "",
         f"**Within {GOAL:.0%}**: requests/s {inside['rps']}, p50 {inside['p50_ms']}, p99 {inside['p99_ms']} of "
         f"{len(rows)} loads. `others`: cores that other work of the machine had meanwhile.",
@@ -192,6 +208,17 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {r['layout']} | {r['share']:.0%} | {real['rps']:.0f}, {said['rps']:.0f} | {pair['p50_ms']} | "
             f"{pair['p99_ms']} | {r['failed']} | {r['others_cores']:.2f} |"
         )
+    lines += [
+        "",
+        "The same by stage, as the server times it (queue, inference), and the rest; means, measured and predicted.",
+        "",
+        "| layout | load | queue, ms | inference, ms | rest, ms | CPU of the server, ms a request | images a batch |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        real, said = r["measured"], r["predicted"]
+        stages = [f"{real[key]:.2f}, {said[key]:.2f}" if key in real else f"-, {said[key]:.2f}" for key in STAGES]
+        lines.append(f"| {r['layout']} | {r['share']:.0%} | {' | '.join(stages)} |")
     lines += [
         "",
         "![p99 against load](../../docs/images/simulation-load.svg)",

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pytest
 from awnet.__main__ import main
 from awnet.command import plan as plan_command
 from awnet.command.arrivals import arrivals
-from awnet.planning import sizing
+from awnet.planning import measuring, sizing
+from awnet.planning.asking import Sample
 from awnet.planning.fleet import BALANCERS
+from awnet.planning.measuring import Spent
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest
-from awnet.planning.times import BUNDLED, MAX_BYTES, ServiceTimes, parsed, read, written
+from awnet.planning.times import BUNDLED, MAX_BYTES, Cold, ServiceTimes, after, parsed, read, written
 from benchmarks.harness.processes import Server
 
 TIMES = ServiceTimes({1: 4e-3, 8: 16e-3}, read=5e-4, answer=5e-4, memory_mb=1000)
@@ -97,7 +100,9 @@ def test_the_plan_says_what_to_run_and_what_it_costs(tmp_path: Path, capsys: pyt
 @pytest.mark.slow
 def test_a_balancer_that_does_not_look_needs_more(tmp_path: Path) -> None:
     needed = {
-        balance: plan(tmp_path, "--rate", "2000", "--p99-ms", "10", "--busy", "0.9", "--balancer", balance)["plan"]
+        balance: plan(
+            tmp_path, "--rate", "2000", "--cores", "1", "--p99-ms", "10", "--busy", "0.9", "--balancer", balance
+        )["plan"]
         for balance in ("least", "random")
     }
     assert needed["least"]["replicas"] < needed["random"]["replicas"]
@@ -135,6 +140,10 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
 def test_times_are_read_as_they_were_written() -> None:
     times = read(BUNDLED)
     assert written(parsed(written(times))) == written(times)
+    cold = replace(times, python=1e-4, cold=(Cold(1e-3, 1e-4, 2e-4, 3e-4), Cold(9e-3, 2e-4, 3e-4, 4e-4)))
+    assert parsed(written(cold)).python == 1e-4
+    for each, given in zip(parsed(written(cold)).cold, cold.cold, strict=True):
+        assert each == pytest.approx(given)
     assert {1, 2, 4, 8} <= times.executions.keys() and times.memory_mb > 50 and times.ready_seconds > 0.1
     assert times.about["told"]
 
@@ -158,6 +167,9 @@ def test_sizes_that_were_not_measured_lie_on_the_line() -> None:
         {**GOOD, "read_ms": -1},
         {**GOOD, "read_ms": True},
         {**GOOD, "spread": []},
+        {**GOOD, "cold_ms": [[1.0, 0.1, 0.1]]},
+        {**GOOD, "cold_ms": [[1.0, 0.1, 0.1, -1.0]]},
+        {**GOOD, "cold_ms": [[2.0, 0.1, 0.1, 0.1], [1.0, 0.1, 0.1, 0.1]]},
         {**GOOD, "spread": [0.0]},
         {**GOOD, "memory_mb": "1"},
     ],
@@ -176,6 +188,24 @@ def test_a_file_that_has_no_end_is_refused_before_it_is_in_memory(tmp_path: Path
     (tmp_path / "large").write_text(json.dumps({**GOOD, "about": {"told": "x" * MAX_BYTES}}), "utf-8")
     with pytest.raises(ValueError, match="no service times"):
         read(tmp_path / "large")
+
+
+def test_what_a_pause_costs_is_what_lone_requests_cost_more() -> None:
+    """An event loop pauses twice for each, before it and while its model runs: both together cost what was measured."""
+    hot = Spent(images=1, batches=1, loop=4e-4, others=1e-3)
+
+    def lone(pause: float, loop: float, engine: float, seconds: float) -> tuple[float, measuring.Load]:
+        load = measuring.Load()
+        load.samples, load.spent = [Sample(0.0, ended=seconds)] * 3, Spent(10, 10, 10 * loop, 10 * engine)
+        return pause, load
+
+    loads = [lone(9e-3, 7e-4, 1.4e-3, 2.6e-3), lone(1e-3, 6e-4, 1.2e-3, 2e-3), lone(-1e-3, 1.0, 1.0, 9.0)]
+    cold = measuring.cold(hot, 1e-4, dict(loads))
+    assert [each.pause for each in cold] == [1e-3, 9e-3]
+    assert [each.engine for each in cold] == pytest.approx([2e-4, 4e-4])
+    assert [each.wait for each in cold] == pytest.approx([1e-4, 4e-4])
+    assert cold[0].loop + after(cold, hot.others).loop == pytest.approx(2e-4)
+    assert cold[1].loop + after(cold, hot.others).loop == pytest.approx(3e-4)
 
 
 @pytest.mark.process

@@ -13,7 +13,7 @@ import yaml
 from matplotlib import pyplot
 
 from awnet.planning.autoscaling import Autoscaling
-from awnet.planning.times import BUNDLED, parsed
+from awnet.planning.times import BUNDLED
 from benchmarks.deployment import predicted, simulation
 from benchmarks.deployment.draw_simulation import draw
 from tests.repository import ROOT
@@ -62,11 +62,10 @@ def test_the_times_of_the_package_are_those_of_the_results(found: dict[str, Any]
 def test_the_same_rows_are_predicted_again(found: dict[str, Any]) -> None:
     """By the same seeds, from what was measured."""
     row = min(found["rows"], key=lambda row: float(row["rate"]))
-    kept = {"rate": row["rate"], "cpu": [row["client_cpu_ms"] / 1000], "rps": [1.0], "others": [0.0], "failed": 0}
-    again = predicted.row(
-        row["layout"], row["share"], kept | {"latencies": [1.0]}, parsed(found["times"]), found["seconds"]
-    )
+    again = dict(row)
+    predicted.predict([again], found)
     assert again["predicted"] == pytest.approx(row["predicted"], rel=0.02)
+    assert again["off"] == pytest.approx(row["off"], rel=0.02, abs=0.02)
 
 
 def test_a_burst_is_told_by_the_second(found: dict[str, Any]) -> None:
