@@ -112,7 +112,6 @@ class EmbeddedEngine:
         del artifact
         loading = [run(maker, self._load, promise, mode, parts.pop(mode)) for mode in promise.modes]
         runs = dict(zip(promise.modes, await asyncio.gather(*loading), strict=True))
-        await run(executor, return_memory)
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds, executor)
 
