@@ -156,6 +156,7 @@ def wrk(
     if summary["failed"] or not summary["requests"]:
         print(f"warning: {summary['failed']} of {summary['requests']} requests failed", file=sys.stderr)
     return {
+        "requests": summary["requests"],
         "rps": (summary["requests"] - summary["failed"]) / summary["seconds"],
         "p10_ms": summary["p10_ms"],
         "p50_ms": summary["p50_ms"],

@@ -32,6 +32,7 @@ TURNS, TURN, WARM = 15, 100, 30
 TOTAL, WITHOUT = "all", "all but decoding"
 DECODE, LOG = "structure, decode, statistics", "beside: a log line, off by default"
 
+ANSWERING = ("service.answering", "answering")  # now, and in checkouts before it moved
 # Part -> functions, below `server`, patched where they are looked up.
 PARTS = {
     "connection, bytes out": [
@@ -47,12 +48,13 @@ PARTS = {
         "http.front:Front.__call__",
         "monitoring.request:Requests.observe",
         "monitoring.request:ObservedRequest.__enter__",
+        "service.service:Service.admit",
         "service:Service.admit",
     ],
     "query, headers, lease": ["http.app:PublicFront._answer", "http.app:PublicFront._predict"],
     "form": ["http.upload:uploads"],
     "admission to decoding and engine": [
-        "answering:Answering._signals",
+        *(f"{answering}:Answering._signals" for answering in ANSWERING),
         "core.decoding:Decoding.prepare",
     ],
     DECODE: ["core.decoding:_admit", "core.decoding:_decode"],
@@ -63,14 +65,17 @@ PARTS = {
         "engines.batching:Batcher.leave",
     ],
     "answers of a batch": ["engines.batching:Batcher._deliver"],
-    "verdict, policy": ["answering:Answering.run", "answering:judge_image", "core.policy:Policies.decide"],
+    "verdict, policy": [
+        *(f"{answering}:{name}" for answering in ANSWERING for name in ("Answering.run", "judge_image")),
+        "core.policy:Policies.decide",
+    ],
     "metrics": [
         *(f"monitoring.metrics:Metrics.{name}" for name in ("request", "batch", "stages")),
         *(f"monitoring.metrics:Metrics.{name}" for name in ("count_verdicts", "count_decisions", "answered")),
         "monitoring.metrics:Metrics.rejection",
     ],
     "watch, history, record": [
-        "answering:Answering._record",
+        *(f"{answering}:Answering._record" for answering in ANSWERING),
         "monitoring.verdict_history:VerdictHistory.add",
         "monitoring.request:ObservedRequest.__exit__",
         "monitoring.request:Requests.ended",
@@ -265,16 +270,24 @@ def form(image: bytes) -> bytes:
     return f"{head}Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n".encode() + body
 
 
+def moved(name: str, *modules: str) -> Any:
+    """`name` of the first of these modules that has it: in older checkouts it lies elsewhere."""
+    for module in modules:
+        with suppress(ImportError, AttributeError):
+            return getattr(importlib.import_module(module), name)
+    raise ImportError(name)
+
+
 async def measured(image: bytes) -> dict[str, float]:
     """Microseconds of each part."""
     from server.http.admission import Admission, ConnectionLimits
     from server.http.app import create_app
     from server.http.connection import Connection
     from server.monitoring import request_log
-    from server.process.parts import make_service
-    from server.process.process import begin_logging
-    from server.settings.settings import Settings
 
+    process = ("server.process.parts", "server.process.process", "server.process")
+    make_service, begin_logging = moved("make_service", *process), moved("begin_logging", *process)
+    Settings = moved("Settings", "server.settings.settings", "server.settings")  # noqa: N806
     settings = Settings(admin_port=None, poll_seconds=0, golden_probe_seconds=0)
     begin_logging(settings)
     service = make_service(settings)

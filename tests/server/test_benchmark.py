@@ -120,3 +120,18 @@ def test_stages_are_measured_under_load_and_alone(tmp_path: Path) -> None:
         loop = found["loop_us"][name]
         assert loop["all"] > loop["all but decoding"] > loop["document"] > loop["connection, bytes out"] > 0
     assert "| statistics |" in (tmp_path / "result.md").read_text()
+
+
+@requires("wrk")
+def test_what_http_cannot_do_without_is_measured_step_by_step(tmp_path: Path) -> None:
+    """Each step answers, the port of the server's own too, and the server takes more than what only counts bytes."""
+    from benchmarks.speed.floor import STEPS, main
+
+    with pytest.MonkeyPatch.context() as patch:
+        given = ["--rounds", "1", "--seconds", "1", "--clients", "2"]
+        patch.setattr(sys, "argv", ["floor", *given, "--out", str(tmp_path / "result")])
+        assert main() == 0
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert list(found["loop_us"]) == list(STEPS)
+    assert 0 < found["loop_us"]["sockets"]["2"] < found["loop_us"]["predict"]["2"]
+    assert "| clients | sockets |" in (tmp_path / "result.md").read_text()
