@@ -9,7 +9,8 @@ The rules:
   is put at the end of the normal line, so that it is never passed for ever.
 * *Batch.* Images of one lane, their number always a bucket: 1, 2, 4, ... and `max_batch`. A worker takes the largest
   bucket within its fair share of what waits: the share among all workers, so that those that run find as much when they
-  end; or a larger one, up to the share among the idle ones, where an image of it costs a fifth less.
+  end; or a larger one, up to the share among the idle ones, where an image of it costs a fifth less. One batch in
+  256 is that large whatever it costs, or a slow execution would count for ever.
 * *Alone.* One image is told that it is alone where nothing else waits or runs and batches have mostly ended so lately:
   among several clients the next one comes before it is done, and the cores that it took would be missed.
 * *Delay.* None while a second worker is idle or nothing else runs. Otherwise the last idle worker may wait for the
@@ -36,6 +37,7 @@ _GONE = -1  # the level of a job of which nothing waits
 _NEW = 0.2  # weight of a new sample in a running mean
 _MOSTLY = 0.8
 _CHEAPER = 0.8  # an image of a batch beyond the share among all workers costs at most so much of one within it
+_TRIED = 256  # one batch in so many is as large as may be
 _RETRY_GAIN = 0.004  # what success gains by each wait that was left off: one in 25 is tried again
 
 
@@ -136,6 +138,7 @@ class Scheduler(Generic[J]):
         self._waiting = [0, 0]  # images by level
         self._running = 0  # images
         self._busy = 0  # batches
+        self._batches = 0  # that were taken
         self._pace = 0.0  # mean seconds that a worker spends on an image
         self._solitude = 1.0  # mean share of batches at whose end nothing was waiting or running
         self._floor = [0] + [max(b for b in self.buckets if b <= n) for n in range(1, max_batch + 1)]
@@ -215,6 +218,7 @@ class Scheduler(Generic[J]):
                 del line[job]
                 job.level = _GONE
         self._busy += 1
+        self._batches += 1
         self._running += size
         lane.running += size
         return Batch(lane, parts, alone, now)
@@ -263,7 +267,7 @@ class Scheduler(Generic[J]):
             idle: workers, with the one that asks.
         """
         least, most = (self._floor[min(waits, -(-line // workers))] for workers in (self._workers, idle))
-        if most not in lane.cost:  # nothing is known to be saved by less
+        if most not in lane.cost or self._batches % _TRIED == 0:
             return most
         enough = lane.cost[most] / most / _CHEAPER
         for size in self.buckets:

@@ -425,6 +425,27 @@ def test_a_worker_leaves_those_that_run_their_share_unless_images_are_cheaper_to
     assert len(batch.parts) == size
 
 
+def test_a_slow_execution_does_not_divide_batches_for_ever() -> None:
+    """A batch of four once took five seconds, and the line is never so long that it calls for four."""
+    scheduler: Scheduler[Request] = Scheduler(workers=2, max_batch=8, capacity=64)
+    scheduler.open(lane := Lane[Request]())
+    for images, seconds in EVEN.items():
+        lane.learn(images, seconds)
+    lane.learn(4, 5.0)
+    scheduler.add(Request(lane, 1), 0.0)
+    assert isinstance(scheduler.take(0.0), Batch)  # the other worker is busy all the time
+    sizes = []
+    for _ in range(10_000):
+        scheduler.add(four := Request(lane, 4), 0.0)
+        batch = scheduler.take(0.0)
+        assert isinstance(batch, Batch)
+        scheduler.drop(four)
+        sizes.append(len(batch.parts))
+        scheduler.done(batch, 0.0, [(sizes[-1], EVEN[sizes[-1]])])
+    assert set(sizes[:200]) == {2}
+    assert set(sizes[-200:]) == {4}
+
+
 def test_a_lone_worker_takes_all_it_may() -> None:
     """There is nobody to leave anything to."""
     place, (lane,) = world(workers=1)
