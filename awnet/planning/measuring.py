@@ -108,6 +108,8 @@ def measured(
     inference = [sample.stages()["inference"] for sample in alone.samples]
     mean = statistics.mean(inference)
     hot = Spent(1, 1, loop + deliver, base + image)
+    pauses = {1 / rate - load.seen(): load for rate, load in zip(LONE, lone, strict=True)}
+    pauses[alone.seen() - alone.spent.image().others] = alone  # the engine's; the client asks again at once
     return ServiceTimes(
         executions={size: base + image * size for size in (1, 2, 4, 8, 16, 32)},
         read=(loop - decoding) / 2,
@@ -116,7 +118,7 @@ def measured(
         deliver=deliver,
         python=max(0.0, alone.spent.image().others - alone.median("inference")),
         fixed=alone.waited(),
-        cold=cold(hot, alone.waited(), {1 / rate - load.seen(): load for rate, load in zip(LONE, lone, strict=True)}),
+        cold=cold(hot, alone.waited(), pauses),
         spread=tuple(value / mean for value in statistics.quantiles(inference, n=SPREAD + 1, method="inclusive")),
         memory_mb=_memory_mb(pid),
         ready_seconds=ready_seconds,
