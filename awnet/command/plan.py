@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..planning.balancers import BALANCERS
 from .arrivals import KINDS
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     fleet = made.add_argument_group("all of them")
     fleet.add_argument(
         "--balancer",
-        choices=("least", "round-robin", "random", "two"),
+        choices=BALANCERS,
         default="least",
         help="who gets a request: the one with fewest under way (haproxy's leastconn), each in turn, any (a Service of "
         "Kubernetes), the emptier of two drawn at random (default: least)",

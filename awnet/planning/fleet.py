@@ -7,16 +7,15 @@ import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import simpy
 
+from .balancers import Balancer
 from .machine import Machine, Thread
 from .replica import Replica, Request, Shape
 from .times import ServiceTimes
 
-Balancer = Literal["least", "round-robin", "random", "two"]
-BALANCERS: tuple[Balancer, ...] = get_args(Balancer)
 Choose = Callable[[Sequence[Replica]], Replica]
 
 

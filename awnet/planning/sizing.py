@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .fleet import Balancer, simulate
+from .balancers import Balancer
+from .fleet import simulate
 from .replica import Shape
 from .times import ServiceTimes
 

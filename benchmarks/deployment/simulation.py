@@ -23,7 +23,8 @@ from typing import Any
 
 from awnet.command.arrivals import arrivals
 from awnet.planning.autoscaling import Autoscaling
-from awnet.planning.fleet import BALANCERS, Outcome, simulate
+from awnet.planning.balancers import BALANCERS
+from awnet.planning.fleet import Outcome, simulate
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import quantile
 from awnet.planning.times import ServiceTimes, parsed

@@ -17,7 +17,7 @@ from awnet.command import plan as plan_command
 from awnet.command.arrivals import arrivals
 from awnet.planning import measuring, sizing
 from awnet.planning.asking import Sample
-from awnet.planning.fleet import BALANCERS
+from awnet.planning.balancers import BALANCERS
 from awnet.planning.measuring import Spent
 from awnet.planning.replica import Shape
 from awnet.planning.sizing import Goal, Load, Price, level, million, month, smallest

@@ -12,7 +12,8 @@ import pytest
 import simpy
 
 from awnet.command.arrivals import arrivals
-from awnet.planning.fleet import BALANCERS, Balancer, Client, Outcome, simulate
+from awnet.planning.balancers import BALANCERS, Balancer
+from awnet.planning.fleet import Client, Outcome, simulate
 from awnet.planning.machine import Lock, Machine, Thread
 from awnet.planning.replica import Replica, Request, Shape
 from awnet.planning.times import Cold, ServiceTimes
