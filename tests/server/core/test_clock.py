@@ -102,15 +102,24 @@ def test_what_is_awaited_has_its_time_beside_what_stood_still() -> None:
 
 def test_marks_are_left_while_somebody_keeps_them() -> None:
     async def run() -> None:
-        clock = Clock()
+        seconds = Seconds()
+        clock = Clock(seconds)
         keepers = [asyncio.create_task(clock.keep()) for _ in range(2)]
         await asyncio.sleep(0)
         keepers[0].cancel()
-        await asyncio.sleep(2 * MARK_SECONDS)
-        assert clock.stood_still == 0
-        keepers[1].cancel()
-        await asyncio.sleep(LATE_SECONDS + 2 * MARK_SECONDS)
+        await asyncio.sleep(0)
+        seconds.now += 45
         clock.now()
-        assert clock.stood_still == 0, "nobody says any more that the process runs"
+        assert clock.stood_still == 45 - MARK_SECONDS, "the other one keeps them"
+        seconds.now += LATE_SECONDS
+        await asyncio.sleep(2 * MARK_SECONDS)
+        seconds.now += LATE_SECONDS
+        clock.now()
+        assert clock.stood_still == 45 - MARK_SECONDS, "a mark was left between the two, which are too long for one"
+        keepers[1].cancel()
+        await asyncio.sleep(0)
+        seconds.now += 45
+        clock.now()
+        assert clock.stood_still == 45 - MARK_SECONDS, "nobody says any more that the process runs"
 
     asyncio.run(run())
