@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.core.clock import LATE_SECONDS, MARK_SECONDS, Clock
 
@@ -36,17 +39,24 @@ def test_seconds_without_a_mark_do_not_count_and_are_told_once(caplog: pytest.Lo
     clock.mark()
     before = clock.now()
     seconds.now += 45
-    with caplog.at_level(logging.WARNING, "awnet"):
-        assert clock.now() == before + MARK_SECONDS
-        assert clock.now() == before + MARK_SECONDS
-        clock.mark()
-        clock.mark()
+    assert clock.now() == before + MARK_SECONDS
+    assert clock.now() == before + MARK_SECONDS
+    clock.mark()
+    clock.mark()
     assert clock.stood_still == 45 - MARK_SECONDS
+    seconds.now += 1
+    assert clock.now() == before + MARK_SECONDS + 1
+
+    async def keep() -> None:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(clock.keep(), MARK_SECONDS / 2)
+
+    with caplog.at_level(logging.WARNING, "awnet"):
+        asyncio.run(keep())
     assert [record.getMessage() for record in caplog.records] == [
         "the process stood still for 44.8 s; no deadline counts that"
     ]
-    seconds.now += 1
-    assert clock.now() == before + MARK_SECONDS + 1
 
 
 def test_a_loop_that_is_only_busy_loses_no_second() -> None:
@@ -58,6 +68,74 @@ def test_a_loop_that_is_only_busy_loses_no_second() -> None:
         seconds.now += MARK_SECONDS + LATE_SECONDS
         assert clock.now() == before + MARK_SECONDS + LATE_SECONDS
     assert clock.stood_still == 0
+
+
+def test_a_loop_that_is_kept_busy_for_long_loses_no_second() -> None:
+    """Else whoever can keep it busy would win time for clients that send slowly."""
+    seconds, busy = Seconds(), Seconds()
+    clock = Clock(seconds, busy)
+    for _ in range(10):
+        clock.mark()
+        before = clock.now()
+        seconds.now += 10
+        busy.now += 9.9
+        assert clock.now() == before + 10
+    assert clock.stood_still == 0
+    clock.mark()
+    seconds.now += 10
+    busy.now += 2
+    clock.now()
+    assert clock.stood_still == pytest.approx(10 - MARK_SECONDS - 2)
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="the system tells no thread's processor time")
+def test_work_of_the_loop_itself_is_no_standing_still() -> None:
+    async def run() -> None:
+        clock = Clock()
+        keeper = asyncio.create_task(clock.keep())
+        await asyncio.sleep(0)
+        until = time.thread_time() + MARK_SECONDS + LATE_SECONDS + 0.2
+        begun = time.monotonic()
+        while time.thread_time() < until:
+            pass
+        took, worked = time.monotonic() - begun, MARK_SECONDS + LATE_SECONDS + 0.2
+        clock.now()
+        assert clock.stood_still <= took - worked + 0.05
+        keeper.cancel()
+
+    asyncio.run(run())
+
+
+def test_while_some_thread_reads_it_the_process_does_not_stand_still() -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    clock.mark()
+    before = clock.now()
+    for _ in range(10):
+        seconds.now += LATE_SECONDS
+        clock.now()
+    assert clock.now() == before + 10 * LATE_SECONDS and clock.stood_still == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["runs", "stands"]), st.floats(0, 5), st.booleans())))
+def test_it_never_goes_back_and_counts_no_more_than_the_process_stood_still(
+    times: list[tuple[str, float, bool]],
+) -> None:
+    seconds = Seconds()
+    clock = Clock(seconds)
+    clock.mark()
+    last, stood_still = clock.now(), 0.0
+    for what, how_long, marks in times:
+        if what == "stands":
+            seconds.now += how_long
+            stood_still += how_long
+        else:
+            seconds.now += min(how_long, MARK_SECONDS)
+        if marks:
+            clock.mark()
+        read = clock.now()
+        assert read >= last - 1e-9 and clock.stood_still <= stood_still + 1e-9
+        last = read
 
 
 def test_threads_that_wake_together_count_it_once() -> None:
@@ -103,7 +181,7 @@ def test_what_is_awaited_has_its_time_beside_what_stood_still() -> None:
 def test_marks_are_left_while_somebody_keeps_them() -> None:
     async def run() -> None:
         seconds = Seconds()
-        clock = Clock(seconds)
+        clock = Clock(seconds, busy=lambda: 0.0)
         keepers = [asyncio.create_task(clock.keep()) for _ in range(2)]
         await asyncio.sleep(0)
         keepers[0].cancel()
