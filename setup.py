@@ -87,7 +87,10 @@ if __name__ == "__main__":
     setup(
         packages=PACKAGES,
         package_dir=FOLDERS,
-        package_data={name if EDITABLE else f"awnet.{name}": patterns for name, patterns in DATA.items()},
+        package_data={
+            name if EDITABLE or name.startswith("awnet.") else f"awnet.{name}": patterns
+            for name, patterns in DATA.items()
+        },
         include_package_data=False,
         cmdclass={"build_py": Build},
     )

@@ -37,6 +37,7 @@ def test_the_wheel_takes_one_name_and_holds_the_packages_and_their_data_only(whe
     latest = max((ROOT / "model_repository" / model).glob("*/model.onnx"), key=lambda path: int(path.parent.name))
     sources = tuple(f"{package}/*.py" for package in ("awnet", *BELOW))
     data = (
+        "awnet/planning/times.json",
         "server/http/assets/*",
         "training/recipes/*.toml",
         "training/reproduction/*.toml",
