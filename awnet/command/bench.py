@@ -92,7 +92,7 @@ def _bench(given: argparse.Namespace) -> int:
     from ..client.retries import Retries
     from ..local import StartError
     from .answerers import answerer
-    from .load import Load, Pace, examples, read, report, told
+    from .load import Load, Pace, examples, read, report, summary
 
     opened = answerer(given, Retries(attempts=1))  # a refusal is a result here
     named = given.clean or given.adversarial
@@ -105,7 +105,7 @@ def _bench(given: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     document = report(load, given.url)
-    print(told(document))
+    print(summary(document))
     if given.out is not None:
         try:
             given.out.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")

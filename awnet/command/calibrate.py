@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from server.errors import AWNetError
 
     from ..local import StartError
-    from .calibration import Task, calibrate, told, which_model
+    from .calibration import Task, calibrate, summary, which_model
 
     if given.concurrency < 1:
         print("--concurrency must be at least 1", file=sys.stderr)
@@ -78,5 +78,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was published", file=sys.stderr)
         return 130
-    print(told(document))
+    print(summary(document))
     return 1 if document["unread"] else 0

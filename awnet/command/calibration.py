@@ -186,7 +186,7 @@ def _threshold(seen: Sequence[Seen], made: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def told(document: dict[str, Any]) -> str:
+def summary(document: dict[str, Any]) -> str:
     """The report for people."""
     lines = [
         f"{document['images']} different natural images; {len(document['unread'])} could not be read",

@@ -197,7 +197,7 @@ def _rate(verdicts: Counter[str], flagged: Sequence[str]) -> dict[str, float]:
     return {"flagged": hits, "share": share, "low": low, "high": high}
 
 
-def told(document: dict[str, Any]) -> str:
+def summary(document: dict[str, Any]) -> str:
     """The report for people."""
     model, latency = document["model"], document["latency_ms"]
     who = "nobody answered" if model is None else f"{model['name']} version {model['version']}"

@@ -164,11 +164,11 @@ def _plan(given: argparse.Namespace) -> int:
             "gb_hour": price.gigabyte,
         }
     _write(given.out, document)
-    print(told(document))
+    print(summary(document))
     return 0 if found else 1
 
 
-def told(document: dict[str, Any]) -> str:
+def summary(document: dict[str, Any]) -> str:
     """The plan for people."""
     front, plan, times = document["replica"], document["plan"], document["times"]
     asked = f"{document['rate']:,g} requests a second ({document['arrivals']}), 99 % within {document['p99_ms']:g} ms"

@@ -77,9 +77,7 @@ def main() -> int:
         "open_rows": open_rows,
         "overhead_us": overhead,
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 
@@ -246,8 +244,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         *table(found, found["open_rows"], "load", SHARES, lambda r: f"{r['p50_ms']:.1f}, {r['p99_ms']:.1f}"),
     ]
-    told = ", ".join(f"{us:.0f} us at {clients}" for clients, us in found["overhead_us"].items())
-    lines += ["", f"CPU time of the queue itself, a request, by clients (real time): {told}.", ""]
+    overhead = ", ".join(f"{us:.0f} us at {clients}" for clients, us in found["overhead_us"].items())
+    lines += ["", f"CPU time of the queue itself, a request, by clients (real time): {overhead}.", ""]
     return "\n".join(lines)
 
 

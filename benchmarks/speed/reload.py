@@ -69,9 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     if report.missing("wrk"):
         return 0
     found = measure(options)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 
@@ -153,16 +151,16 @@ def latencies(samples: Sequence[Sample], spans: Sequence[Span]) -> list[float]:
 def summed_up(rounds: Sequence[dict[str, Any]], stages: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """Quantiles over all rounds, ms, and medians of `stages`, which logs of older servers have not."""
     took = [1000 * seconds for one in rounds for seconds in one["seconds"]]
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "reload_ms": statistics.median(took),
         "longest_reload_ms": max(took),
         "stages_ms": [statistics.median(map(int, column)) for column in zip(*stages, strict=True)],
     }
     for what in ("calm", "reload"):
         seconds = [value for one in rounds for value in one[what]]
-        told[what] = {name: 1000 * quantile(seconds, share) for name, share in QUANTILES.items()}
-        told[what] |= {"requests": len(seconds), "failed": sum(map(math.isinf, seconds))}
-    return told
+        found[what] = {name: 1000 * quantile(seconds, share) for name, share in QUANTILES.items()}
+        found[what] |= {"requests": len(seconds), "failed": sum(map(math.isinf, seconds))}
+    return found
 
 
 def parts(data: bytes) -> dict[str, Figures]:

@@ -93,9 +93,7 @@ def main() -> int:
         "alone_us": alone,
         "samples": raw_samples(samples),
     }
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

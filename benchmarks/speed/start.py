@@ -44,9 +44,7 @@ def main() -> int:
     if report.missing("wrk"):
         return 0
     found = measure(options)
-    text = markdown(found)
-    report.publish(options.out, found, text)
-    print(text)
+    report.conclude(options.out, found, markdown(found))
     return 0
 
 

@@ -17,7 +17,7 @@ from awnet.__main__ import main
 from awnet.client.results import Result
 from awnet.command import load
 from awnet.command.arrivals import KINDS, Arrivals, arrivals
-from awnet.command.load import LabelledImage, Load, Pace, report, told
+from awnet.command.load import LabelledImage, Load, Pace, report, summary
 from benchmarks.harness.processes import free_port
 from tests.repository import ROOT
 
@@ -89,7 +89,7 @@ def test_quantiles_are_values_that_were_measured() -> None:
     assert report(made, None)["latency_ms"] == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
     made.latencies = [0.004]
     assert set(report(made, None)["latency_ms"].values()) == {4.0}
-    assert "nobody answered" in told(report(made, None))
+    assert "nobody answered" in summary(report(made, None))
 
 
 def test_without_examples_a_bench_needs_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

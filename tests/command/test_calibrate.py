@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from awnet.__main__ import main
 from awnet.command import site
-from awnet.command.calibration import told
+from awnet.command.calibration import summary
 from awnet.command.versions import contract_of
 from export.repository.repository import publish as export_publish
 from server.core.contract import parse
@@ -87,7 +87,7 @@ def test_too_few_images_are_told_with_how_many_it_takes(calibrated: Path) -> Non
     strict, loose = report["thresholds"]["adversarial"], report["thresholds"]["suspicious"]
     assert 99 <= strict["images"] < PHOTOS and strict["enough"] == 1530 and loose["enough"] == 300
     assert strict["rate"][1] < 0.003 and strict["rate"][2] > 0.03
-    said = told(report)
+    said = summary(report)
     assert f"{PHOTOS} images are few for a threshold at 1 %: 1530 would know it within a factor of two" in said
     assert re.search(r"1 % of \d+ images, which may be 0\.\d to [345]\.\d %", said)
 
