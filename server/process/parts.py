@@ -95,7 +95,7 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
             capacity=settings.queue_capacity,
             on_state=metrics.engine.backend,
         )
-    from ..engines.onnxruntime import EmbeddedEngine  # onnxruntime is no part of a front end before Triton
+    from ..engines.onnxruntime import EmbeddedEngine  # a server before Triton has no ONNX Runtime
 
     return EmbeddedEngine(
         repository_of(settings.repository, settings.model, settings.signing_key),
