@@ -40,6 +40,7 @@ async def apart(work: Callable[[Stopped], T]) -> T:
         await asyncio.wait([future])
     except asyncio.CancelledError:
         given_up.set()
+        future.add_done_callback(asyncio.Future.exception)  # asyncio logs what nobody has looked at
         await asyncio.wait([future], timeout=STOP_SECONDS)
         raise
     return future.result()
