@@ -42,14 +42,14 @@ class Sample:
 
     def stages(self) -> dict[str, float]:
         """Seconds of each stage, as the server says."""
-        told = _TIMING.search(self.head)
-        return {name.decode(): float(ms) / 1000 for name, ms in _STAGE.findall(told[1] if told else b"")}
+        timing = _TIMING.search(self.head)
+        return {name.decode(): float(ms) / 1000 for name, ms in _STAGE.findall(timing[1] if timing else b"")}
 
 
 def post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
     """The request that is sent."""
-    told = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **headers}
-    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
+    fields = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **headers}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

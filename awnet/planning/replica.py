@@ -189,13 +189,13 @@ class Process:
             request.queue = self._env.now - job.arrived - request.inference
             return before + self._times.answer
 
-        def told() -> None:
+        def answered() -> None:
             self.in_flight -= 1
             self._slept = self._env.now
             request.ended = self._env.now + request.wait
             job.ended(request)
 
-        self._loop.run(answer, told, locked=True)
+        self._loop.run(answer, answered, locked=True)
 
 
 class Replica:

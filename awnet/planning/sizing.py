@@ -87,7 +87,7 @@ def level(replicas: int, load: Load, times: ServiceTimes, shape: Shape) -> Level
 
 
 def smallest(
-    load: Load, times: ServiceTimes, shape: Shape, goal: Goal, told: Callable[[Level], object] = lambda level: None
+    load: Load, times: ServiceTimes, shape: Shape, goal: Goal, on_level: Callable[[Level], object] = lambda level: None
 ) -> tuple[Level | None, list[Level]]:
     """The least number of replicas that reaches the goal, and all that were tried.
 
@@ -98,7 +98,7 @@ def smallest(
     def at(replicas: int) -> Level:
         if replicas not in tried:
             tried[replicas] = level(replicas, load, times, shape)
-            told(tried[replicas])
+            on_level(tried[replicas])
         return tried[replicas]
 
     low = max(1, math.ceil(load.rate / times.capacity(shape.cores, shape.max_batch) / goal.busy))

@@ -77,14 +77,14 @@ class Rows:
 
     def images(self) -> Iterator[Image]:
         """Those of the unit, a few rows read at a time. Rows that cannot be read are images that cannot be."""
-        told, why = 0, "the file ends before this row"
+        taken, why = 0, "the file ends before this row"
         try:
             for image in self._read():
-                told += 1
+                taken += 1
                 yield image
         except (ArrowException, ValueError, OSError) as error:
             why = str(error)
-        for number in range(self.first + told, self.first + self.count):
+        for number in range(self.first + taken, self.first + self.count):
             yield Image(f"{self.name}#{number}", partial(_failing, why))
 
     def _read(self) -> Iterator[Image]:

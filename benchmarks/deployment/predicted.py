@@ -116,15 +116,15 @@ def offered(servers: list[Server], request: bytes, rate: float, seconds: float, 
     """An open loop; the first tenth of it is not counted in latencies."""
     pids = [server.pid for server in servers]
 
-    def told() -> list[Spent]:
+    def spending() -> list[Spent]:
         return [spent(server.pid, server.url) for server in servers]
 
     with Asker([("127.0.0.1", server.port) for server in servers], request) as asker:
-        before, others, client, begun = told(), busy_seconds(pids), time.process_time(), time.perf_counter()
+        before, others, client, begun = spending(), busy_seconds(pids), time.process_time(), time.perf_counter()
         samples = asker.offered(arrivals("poisson", rate, seconds, seed))
         client, took = time.process_time() - client, time.perf_counter() - begun
         others = busy_seconds(pids) - others
-        server = [after.plus(first, -1) for first, after in zip(before, told(), strict=True)]
+        server = [after.plus(first, -1) for first, after in zip(before, spending(), strict=True)]
     counted = [sample for sample in samples if sample.due > begun + seconds / 10 and sample.status == 200]
     stages = [sample.stages() for sample in counted]
     return {

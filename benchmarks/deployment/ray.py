@@ -80,9 +80,7 @@ def main() -> int:
     whole = json.loads(path.read_text("utf-8")) if path.exists() else {"what": "Ray Serve and Ray Data, with faults"}
     load = {"load_after": list(os.getloadavg())}
     whole[given.section] = {"machine": facts | load, "ray": ray.__version__, **found}
-    text = markdown(whole)
-    report.publish(given.out, whole, text)
-    print(text)
+    report.conclude(given.out, whole, markdown(whole))
     return 0
 
 
@@ -121,7 +119,7 @@ async def serve(folder: Path, variables: Mapping[str, str] | None = None) -> dic
         "outcomes": dict(load.counts()),
         "p50_ms": quantile(latency, 0.5),
         "p99_ms": quantile(latency, 0.99),
-        "clients": trying.told(),
+        "clients": trying.summary(),
     }
 
 
@@ -151,7 +149,7 @@ def killed(folder: Path, images: Path, identity: str) -> dict[str, Any]:
         said = run.text().strip().splitlines()[-1]
     asked = read_table(images, columns=[identity]).column(identity).to_pylist()
     rows = read_table(out, columns=["file", "error"])
-    told = Counter(rows.column("file").to_pylist())
+    rows_of = Counter(rows.column("file").to_pylist())
     return {
         "images": count,
         "scorers": len(victims),
@@ -163,9 +161,9 @@ def killed(folder: Path, images: Path, identity: str) -> dict[str, Any]:
         "seconds": time.monotonic() - begun,
         "rows": rows.num_rows,
         "without_answer": rows.num_rows - rows.column("error").null_count,
-        "ids_missing": len(set(asked) - told.keys()),
-        "ids_more_than_once": sum(number > 1 for number in told.values()),
-        "ids_of_no_image": len(told.keys() - set(asked)),
+        "ids_missing": len(set(asked) - rows_of.keys()),
+        "ids_more_than_once": sum(number > 1 for number in rows_of.values()),
+        "ids_of_no_image": len(rows_of.keys() - set(asked)),
         "in_order": rows.column("file").to_pylist() == asked,
     }
 
@@ -274,19 +272,19 @@ def markdown(whole: dict[str, Any]) -> str:
     about = "`python -m benchmarks.deployment.ray SECTION`; `benchmarks/deployment/ray.py` says what each of them is."
     lines = ["# On Ray", "", about, ""]
     sections = {"serve": of_serve, "haproxy": of_serve, "killed": of_killed, "speed": of_speed, **ray_cluster.SECTIONS}
-    for name, told in sections.items():
+    for name, lines_of in sections.items():
         if (found := whole.get(name)) is None:
             continue
         machine = found["machine"]
         before, after = (machine[key][0] for key in ("load_before", "load_after"))
         shared = f"{machine['cores']} cores, shared with others: load {before:.1f} to {after:.1f}"
-        lines += [f"## {name}", "", f"Ray {found['ray']}; {machine['cpu']}, {shared}.", "", *told(found), ""]
+        lines += [f"## {name}", "", f"Ray {found['ray']}; {machine['cpu']}, {shared}.", "", *lines_of(found), ""]
     return "\n".join(lines)
 
 
 def of_serve(found: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {number} | {kill['under_way']} | {kill['requests']} | {_told(kill['outcomes'])} | "
+        f"| {number} | {kill['under_way']} | {kill['requests']} | {ray_cluster.listed(kill['outcomes'])} | "
         f"{kill['failing_for_seconds']:.2f} | {kill['replaced_after_seconds']:.1f} |"
         for number, kill in enumerate(found["kills"], 1)
     ]
@@ -294,7 +292,7 @@ def of_serve(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['replicas']} replicas, {found['callers']} callers who pause 20 ms and check each answer: p50 "
         f"{found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms. In all {found['requests']} requests: "
-        f"{_told(found['outcomes'])}; wrong: {found['outcomes'].get('wrong', 0)}.",
+        f"{ray_cluster.listed(found['outcomes'])}; wrong: {found['outcomes'].get('wrong', 0)}.",
         "",
         *beside,
         "| kill | under way | requests since | outcomes | seconds with failures | seconds until replaced |",
@@ -340,10 +338,6 @@ def of_speed(found: dict[str, Any]) -> list[str]:
         *rows,
         f"| median of ratios | ray / process | {' | '.join(f'{ratios[key]:.2f}' for key in columns)} |",
     ]
-
-
-def _told(outcomes: dict[str, int]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ async def node(folder: Path) -> dict[str, Any]:
             "failing_for_seconds": max((s.ended - at for s in lost), default=0.0),
             "longest_ms": 1000 * max(s.ended - s.begun for s in load.samples if s.ended >= at),
             "capacity_back_after_seconds": back,
-            "clients": trying.told(),
+            "clients": trying.summary(),
         }
 
 
@@ -121,8 +121,8 @@ class Answering:
     async def answer(self, count: int) -> bool:
         """Whether as many have answered a request of somebody."""
         ports = range(self._server.metrics_port, self._server.metrics_port + self._server.replicas)
-        told = await asyncio.gather(*(self._answers(port) for port in ports))
-        return sum(told) >= count
+        answered = await asyncio.gather(*(self._answers(port) for port in ports))
+        return sum(answered) >= count
 
     async def _answers(self, port: int) -> bool:
         with suppress(OSError, EOFError, ValueError, TimeoutError):
@@ -138,7 +138,7 @@ class Trying:
     samples: list[Sample] = field(default_factory=list)
     ending: bool = False
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Of all calls."""
         return {
             "callers": CLIENTS,
@@ -154,9 +154,9 @@ class Trying:
             which, begun = turn % len(IMAGES), time.monotonic()
             try:
                 result = await client.predict(IMAGES[which])
-                told = result.predictions[0].label, float(result.score or 0)
-                label, score = right.setdefault(which, told)
-                outcome = "ok" if told[0] == label and abs(told[1] - score) <= TOLERANCE else "wrong"
+                answer = result.predictions[0].label, float(result.score or 0)
+                label, score = right.setdefault(which, answer)
+                outcome = "ok" if answer[0] == label and abs(answer[1] - score) <= TOLERANCE else "wrong"
             except awnet.Error as error:
                 outcome = type(error).__name__
             self.samples.append(Sample(begun, time.monotonic(), outcome))
@@ -223,7 +223,7 @@ def scored(folder: Path, count: int = IMAGES_SCORED, cores: Sequence[int] = (1, 
             ended = time.monotonic()
         said = run.text().strip().splitlines()[-1]
     rows = read_table(out).to_pylist()
-    told = Counter(row["file"] for row in rows)
+    rows_of = Counter(row["file"] for row in rows)
     right = {Path(row["file"]).stem: row for row in read_table(expected).to_pylist()}
     unlike = sum(not alike(row, right[row["file"]]) for row in rows)
     return {
@@ -237,9 +237,9 @@ def scored(folder: Path, count: int = IMAGES_SCORED, cores: Sequence[int] = (1, 
         "seconds": ended - begun,
         "seconds_after_the_kill": ended - killed,
         "rows": len(rows),
-        "ids_missing": len(set(keys) - told.keys()),
-        "ids_more_than_once": sum(number > 1 for number in told.values()),
-        "ids_of_no_image": len(told.keys() - set(keys)),
+        "ids_missing": len(set(keys) - rows_of.keys()),
+        "ids_more_than_once": sum(number > 1 for number in rows_of.values()),
+        "ids_of_no_image": len(rows_of.keys() - set(keys)),
         "without_answer": sum(row["error"] is not None for row in rows),
         "unlike_one_process": unlike,
         "in_order": [row["file"] for row in rows] == keys,
@@ -295,10 +295,10 @@ def of_node(found: dict[str, Any]) -> list[str]:
 
 
 def beside(found: dict[str, Any]) -> str:
-    """What `Trying` has told."""
+    """What `Trying.summary` has."""
     return (
         f"{found['callers']} callers of `awnet.AsyncClient` beside them, from before any kill to the end: "
-        f"{_told(found['outcomes'])}; the longest call took {found['longest_ms']:.0f} ms."
+        f"{listed(found['outcomes'])}; the longest call took {found['longest_ms']:.0f} ms."
     )
 
 
@@ -329,7 +329,7 @@ def _by_node(found: dict[int, int]) -> str:
 
 def _phases(phases: dict[str, dict[str, Any]]) -> list[str]:
     rows = [
-        f"| {name} | {phase['seconds']:.0f} | {_told(phase['outcomes'])} | {phase['outcomes'].get('wrong', 0)} | "
+        f"| {name} | {phase['seconds']:.0f} | {listed(phase['outcomes'])} | {phase['outcomes'].get('wrong', 0)} | "
         f"{phase['requests_a_second']:.0f} | {phase['p50_ms']:.0f} | {phase['p99_ms']:.0f} |"
         for name, phase in phases.items()
     ]
@@ -337,7 +337,8 @@ def _phases(phases: dict[str, dict[str, Any]]) -> list[str]:
     return [header, "|---|--:|---|--:|--:|--:|--:|", *rows]
 
 
-def _told(outcomes: dict[str, int]) -> str:
+def listed(outcomes: dict[str, int]) -> str:
+    """How many requests ended in which way."""
     return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
 
 

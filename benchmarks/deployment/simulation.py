@@ -79,11 +79,9 @@ def main() -> int:
     predict(found["rows"], found)
     found["curves"] = curves(found)
     found["burst"] = burst(times)
-    text = markdown(found)
-    report.publish(options.out, found, text)
+    report.conclude(options.out, found, markdown(found))
     images = report.ROOT / "docs/images" if options.out == report.RESULTS / "simulation" else options.out.parent
     draw(found, images)
-    print(text)
     return 0
 
 
@@ -135,11 +133,11 @@ def burst(times: ServiceTimes) -> list[dict[str, Any]]:
     for name, chosen in SCALERS.items():
         scaling = Autoscaling(minimum=2, maximum=32, start=start, **chosen)
         outcome = simulate(load(), times, Shape(1), scaling.minimum, control=scaling.control)
-        found.append({"autoscaler": name, **told(outcome)})
+        found.append({"autoscaler": name, **of_burst(outcome)})
     return found
 
 
-def told(outcome: Outcome) -> dict[str, Any]:
+def of_burst(outcome: Outcome) -> dict[str, Any]:
     """What came of a burst, and how it went by the second."""
     seconds: list[list[float]] = [[] for _ in range(int(WHOLE))]
     refused = [0] * int(WHOLE)

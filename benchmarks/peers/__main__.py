@@ -173,7 +173,7 @@ def reached(samples: dict[str, Any], clients: int) -> dict[str, float]:
 def summed_up(found: dict[str, Any]) -> dict[str, Any]:
     """Medians over the rounds of everything that was sampled."""
     raw = found["raw_samples"]
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "contestants": {
             name: {clients: medians(rows) for clients, rows in by.items() if rows}
             for name, by in found["samples"].items()
@@ -182,11 +182,11 @@ def summed_up(found: dict[str, Any]) -> dict[str, Any]:
         "raw_images_per_second": {batch: statistics.median(raw[batch]) for batch in ("1", "16")},
     }
     if raw["beside"]:
-        told["beside"] = medians(raw["beside"])
+        summary["beside"] = medians(raw["beside"])
     if "steady_samples" in found:
         steadily = found["steady_samples"].items()
-        told["steady"] = {n: {what: medians(rows) for what, rows in by.items()} for n, by in steadily}
-    return told
+        summary["steady"] = {n: {what: medians(rows) for what, rows in by.items()} for n, by in steadily}
+    return summary
 
 
 def ready(model: Path) -> float:

@@ -285,9 +285,9 @@ def start(who: Contestant, model: Path, venvs: Path | None, folder: Path) -> Run
         return Running(server, server.port, None)
     peer = PEERS[name]
     settings = who.settings or peer.settings[who.processes][0]
-    told = {key if key.startswith("RAY_") else f"PEER_{key}": value for key, value in settings.items()}
-    told |= {"PEER_MODEL": str(model.absolute()), "PEER_PROCESSES": str(who.processes)}
-    told |= (
+    environment = {key if key.startswith("RAY_") else f"PEER_{key}": value for key, value in settings.items()}
+    environment |= {"PEER_MODEL": str(model.absolute()), "PEER_PROCESSES": str(who.processes)}
+    environment |= (
         QUIET
         | PATIENCE
         | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", "BENTOML_HOME": str(folder / "bentoml")}
@@ -300,11 +300,11 @@ def start(who: Contestant, model: Path, venvs: Path | None, folder: Path) -> Run
             (home / "1" / copy).write_bytes((APPS / source).read_bytes())  # Triton's stub looks nowhere else
         config = string.Template((APPS / "triton.pbtxt").read_text("utf-8"))
         (home / "config.pbtxt").write_text(config.substitute(settings, PROCESSES=who.processes), "utf-8")
-        triton = Triton(home.parent, (venvs or ROOT) / name, log, environment=told)
+        triton = Triton(home.parent, (venvs or ROOT) / name, log, environment=environment)
         return Running(triton, triton.http, peer)
     ports = [free_port() for _ in range(3)]
     command = peer.command(interpreter(name, venvs), ports, folder)
-    return Running(Process(command, log, told, folder), ports[0], peer)
+    return Running(Process(command, log, environment, folder), ports[0], peer)
 
 
 def interpreter(name: str, venvs: Path | None) -> Path:

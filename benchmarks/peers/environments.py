@@ -52,8 +52,8 @@ def versions(names: Iterable[str]) -> dict[str, dict[str, str]]:
             here = {"version": metadata.version(package)} if package else {}
             found[name] = here | {"onnxruntime": _onnxruntime()}
         else:
-            told = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", (APPS / f"{name}.txt").read_text("utf-8")))
-            found[name] = {"version": told[PACKAGE.get(name, name)], "onnxruntime": told["onnxruntime"]}
+            versions = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", (APPS / f"{name}.txt").read_text("utf-8")))
+            found[name] = {"version": versions[PACKAGE.get(name, name)], "onnxruntime": versions["onnxruntime"]}
     return found
 
 

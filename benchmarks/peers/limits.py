@@ -84,8 +84,8 @@ def beside(model: Path, image: Path, sent: Post, rate: float, size: int, seconds
     command = [sys.executable, APPS / "no_model.py", str(port), str(size)]
     with Process(command) as partner, warm(model, image, 16, seconds) as loops, ThreadPoolExecutor(1) as pool:
         partner.answering(f"http://127.0.0.1:{port}/")
-        told = pool.submit(wrk, port, CLIENTS, seconds + 1, script, [partner.pid])
+        load = pool.submit(wrk, port, CLIENTS, seconds + 1, script, [partner.pid])
         time.sleep(0.3)
         images = go(loops)
-        figures = told.result()
+        figures = load.result()
     return {"images_per_second": images, "rate": figures["rps"], "partner_cpu_ms": figures["cpu_ms"]}

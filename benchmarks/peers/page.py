@@ -45,30 +45,30 @@ def ratios(contestants: dict[str, Any]) -> Iterator[tuple[str, str, str, float]]
 def goals(found: dict[str, Any]) -> list[Goal]:
     """Those that this run has figures for."""
     contestants = found["contestants"]
-    told = []
+    judged = []
     for clients, processes, name, ratio in ratios(contestants):
         if clients != "1":
             what = f"requests a second, {clients} clients, {_of(processes)}"
             met, most = ratio >= RATIO, _at_most(found, best_peer(contestants, clients, processes)[1])
-            told.append(Goal(what, f">= {RATIO} of the best peer", f"{ratio:.2f} of {name}", met, most))
+            judged.append(Goal(what, f">= {RATIO} of the best peer", f"{ratio:.2f} of {name}", met, most))
     ours, plain = (contestants.get(name, {}).get("1") for name in (f"{OURS}-1", "fastapi-1"))
     if ours and plain:
         ratio, cores = ours["rps"] / plain["rps"], ours["cores"]
         wanted, measured = ">= 1 of plain FastAPI, one core busy", f"{ratio:.2f}, {cores:.2f} cores"
-        told.append(Goal("one client, one process", wanted, measured, ratio >= 1 and cores <= 1.1))
+        judged.append(Goal("one client, one process", wanted, measured, ratio >= 1 and cores <= 1.1))
     if "beside" in found:
         name, by = max(_ours(contestants), key=lambda item: item[1]["32"]["rps"])
         share = by["32"]["rps"] / found["beside"]["images_per_second"]
         what = "requests a second, 32 clients, of the loop without a server beside the same client"
-        told.append(Goal(what, ">= 0.85", f"{share:.2f} ({name})", share >= 0.85))
+        judged.append(Goal(what, ">= 0.85", f"{share:.2f} ({name})", share >= 0.85))
     if (http := http_ms(found)) is not None:
-        told.append(Goal("processor time of HTTP, 32 clients", "<= 0.15 ms", f"{http:.3f} ms", http <= 0.15))
-    told += _steady(found)
+        judged.append(Goal("processor time of HTTP, 32 clients", "<= 0.15 ms", f"{http:.3f} ms", http <= 0.15))
+    judged += _steady(found)
     if "ready_seconds" in found:
         memory, seconds = found["start"][f"{OURS}-1"]["pss_mb"], statistics.median(found["ready_seconds"])
-        told.append(Goal("memory after load, one process", "<= 110 MB", f"{memory:.0f} MB", memory <= 110))
-        told.append(Goal("ready after", "<= 0.8 s", f"{seconds:.2f} s", seconds <= 0.8))
-    return told
+        judged.append(Goal("memory after load, one process", "<= 110 MB", f"{memory:.0f} MB", memory <= 110))
+        judged.append(Goal("ready after", "<= 0.8 s", f"{seconds:.2f} s", seconds <= 0.8))
+    return judged
 
 
 def _at_most(found: dict[str, Any], rate: float) -> str:
@@ -119,13 +119,13 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"Made by `{run['command']}`; the environments by `python -m benchmarks.peers --set-up DIR`.",
     ]
-    if told := goals(found):
+    if judged := goals(found):
         lines += ["", "| | goal | measured | at most | |", "|---|---|---|---|---|"]
         lines += [
             f"| {g.what} | {g.wanted} | {g.found} |{g.most and f' {g.most}'} | {'met' if g.met else '**not met**'} |"
-            for g in told
+            for g in judged
         ]
-        if any(g.most for g in told):
+        if any(g.most for g in judged):
             lines += [
                 "",
                 "At most: the loop without a server, beside the client of 32 connections, over the best peer (below): "
