@@ -33,9 +33,12 @@ LIBRARIES = ("numpy", "pillow", "fastapi", "uvicorn", "uvloop", "httptools", "py
 EXTRAS = {
     "training": ("torch", "torchvision", "scipy", "tqdm"),
     "export": ("torch", "onnx"),
+    "audit": ("scipy", "tqdm"),
     "signing": ("cryptography",),
     "telemetry": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
     "parquet": ("pyarrow",),
+    "planning": ("simpy",),
+    "ray": ("ray",),
 }
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "bf16")
 DESCRIPTORS_ASIDE = 64  # files, sockets and pipes of a server beside its clients' connections

@@ -61,6 +61,7 @@ class Load:
         seconds: what was measured, from the first request to the last answer.
         latencies: seconds of each answered request.
         cached: answered requests for which the model did not run, see `client.results.Result`.
+        versions: of the model -> requests that it answered.
         delays: seconds by which each request of an open loop was sent late.
         failures: reason -> requests that it ended.
         verdicts: place among them -> its first result.
@@ -75,6 +76,7 @@ class Load:
         self.seconds = 0.0
         self.latencies: list[float] = []
         self.cached = 0
+        self.versions: Counter[str] = Counter()
         self.delays: list[float] = []
         self.failures: Counter[str] = Counter()
         self.verdicts: dict[int, Result] = {}
@@ -136,6 +138,8 @@ class Load:
             return not isinstance(error, TransportError)
         self.latencies.append(time.perf_counter() - since)
         self.cached += result.cached
+        if result.model is not None:
+            self.versions[result.model.version] += 1
         self.verdicts.setdefault(place, result)
         return True
 
@@ -167,6 +171,7 @@ def report(load: Load, url: str | None) -> dict[str, Any]:
         "pace": None if load.pace is None else asdict(load.pace),
         "answered": len(latencies),
         "cached": load.cached,
+        "versions": dict(load.versions),
         "failed": dict(load.failures),
         "images_per_second": round(len(latencies) / load.seconds, 2) if load.seconds else None,
         "latency_ms": {name: round(1000 * _quantile(latencies, q), 3) for name, q in QUANTILES.items()}
@@ -200,7 +205,7 @@ def _rate(verdicts: Counter[str], flagged: Sequence[str]) -> dict[str, float]:
 def summary(document: dict[str, Any]) -> str:
     """The report for people."""
     model, latency = document["model"], document["latency_ms"]
-    who = "nobody answered" if model is None else f"{model['name']} version {model['version']}"
+    who = "nobody answered" if model is None else f"{model['name']} version {' and '.join(document['versions'])}"
     pace, late = document["pace"], document["sent_late_ms"]
     loop = f"{pace['rate']:g} requests a second ({pace['arrivals']}), at most " if pace else ""
     loop += f"{document['concurrency']} requests at a time"
@@ -208,6 +213,9 @@ def summary(document: dict[str, Any]) -> str:
         f"{who}, {document['asked']}, {loop} for {document['seconds']:.1f} s",
         f"answered  {document['answered']}, {document['images_per_second']} images a second",
     ]
+    if len(document["versions"]) > 1:
+        answers = ", ".join(f"version {version} gave {count}" for version, count in document["versions"].items())
+        lines.append(f"versions  {answers} of these answers: latencies and rates are of all of them")
     if document["cached"]:
         lines.append(
             f"cached    {document['cached']} of these answers came from the answer cache: "

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from awnet.__main__ import main
-from awnet.client.results import Result
+from awnet.client.results import ModelId, Result
 from awnet.command import load
 from awnet.command.arrivals import KINDS, Arrivals, arrivals
 from awnet.command.load import LabelledImage, Load, Pace, report, summary
@@ -80,6 +81,38 @@ def test_answers_that_the_model_did_not_give_are_told(tmp_path: Path, capsys: py
         # The first request of all, which is not measured, has filled the cache.
         assert document["cached"] == (document["answered"] if cached else 0)
         assert (f"{document['cached']} of these answers came from the answer cache" in said) == cached
+
+
+def test_a_version_that_came_in_between_is_told() -> None:
+    """A reload or a canary: the figures are of both versions, and the report says so; one version needs no line."""
+
+    class Reloads:
+        """Answers as version 3 four times (the first is not measured), then as 4."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        async def __aenter__(self) -> Reloads:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def answer(self, images: Sequence[object], timeout: float | None, options: object) -> list[Result]:
+            self.asked += 1
+            return [Result(model=ModelId("awnet", "3" if self.asked <= 4 else "4", "08ae"))]
+
+    async def opened() -> Any:
+        return Reloads()
+
+    made = Load([LabelledImage("a", b"", False)], 0.1, 1, Pace(100.0, "constant"))
+    asyncio.run(made.run(opened))
+    document = report(made, None)
+    assert document["versions"] == {"3": 3, "4": 7}
+    assert summary(document).startswith("awnet version 3 and 4, ")
+    assert "version 3 gave 3, version 4 gave 7 of these answers" in summary(document)
+    made.versions = Counter({"4": 10})
+    assert "versions" not in summary(report(made, None))
 
 
 def test_quantiles_are_values_that_were_measured() -> None:
