@@ -1,5 +1,6 @@
-"""What it costs a request that the server asks who sends it, and bounds how much: with no file of keys, with files of
-some to many; behind proxies; with a rate and a share of the queue, and without.
+"""What it costs a request that the server asks who sends it, and bounds how much that client may ask.
+
+With no file of keys, with files of some to many; behind proxies; with a rate and a share of the queue, and without.
 
 Each measurement is the CPU time of many calls for a request with the headers of an ordinary client; the cases take
 turns, figures are medians and quartiles over the rounds.

@@ -1,5 +1,4 @@
-"""Where a small image's request spends its time: CPU time by thread, what the event loop does in its part of it, and
-what each stage costs alone.
+"""Where a small image's request spends its time: by thread, by part of the event loop, and each stage alone.
 
 Under load: CPU time a request of the event loop's thread (in the kernel, which is sockets and waking others; outside of
 it) and of the other threads, which run the model; how often threads were put off or waited; how full
