@@ -114,7 +114,7 @@ class Process:
         decoded: list[bool] = []
 
         def read() -> float:
-            decoded.append(self._scheduler.held > 0)
+            decoded.append(0 < self._scheduler.held < self.capacity)  # a full queue refuses before anything is decoded
             return self._times.read + self._times.decode * decoded[0]
 
         self._loop.run(read, lambda: self._enter(_Asked(self._lane, request, ended, decoded[0])), locked=True)

@@ -66,7 +66,8 @@ def _burst(found: dict[str, Any], path: Path) -> None:
     figure, (pods, p99) = plt.subplots(2, 1, figsize=(6.4, 4.6), sharex=True)
     for row, colour in zip(found["burst"], COLOURS, strict=False):
         end = len(row["p99_ms"])
-        times, counts = [at for at, _ in row["pods"]], [count for _, count in row["pods"]]
+        changes = dict(row["pods"])  # the last of those at one time
+        times, counts = list(changes), list(changes.values())
         pods.step([*times, end], [*counts, counts[-1]], where="post", color=colour, label=row["autoscaler"])
         p99.plot(range(end), [float("nan") if v is None else v for v in row["p99_ms"]], color=colour)
     pods.set(ylabel="pods that take requests", xlim=(0, end))

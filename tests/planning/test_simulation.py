@@ -175,6 +175,17 @@ def test_a_thread_keeps_the_lock_until_another_has_waited_for_long(steps: int, g
     assert env.now == pytest.approx(steps * 0.0011 + MILLISECOND)  # one after the other, on two cores
 
 
+def test_what_is_refused_is_not_decoded() -> None:
+    """As in the server, which looks at its queue first: only an image that there is room for is decoded on the loop."""
+    times = ServiceTimes({1: 0.1}, read=MILLISECOND, decode=0.02, answer=MILLISECOND)
+    first, second, third = simulate(
+        iter((0.0, 0.03, 0.06)), times, Shape(2, max_batch=1, capacity=2, threads=1)
+    ).requests
+    assert [first.refused, second.refused, third.refused] == [False, False, True]
+    assert third.seconds == pytest.approx(2 * MILLISECOND)
+    assert second.seconds > 0.1
+
+
 def test_a_request_after_a_pause_takes_longer() -> None:
     """By what was measured there; on the line between, and no more than after the longest."""
     cold = (Cold(0.01, 1e-4, 2e-4, 3e-4), Cold(0.1, 2e-4, 6e-4, 5e-4))
