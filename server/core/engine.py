@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from .modes import LOGITS, Mode
 from .trace import Trace
 
 Priority = Literal["normal", "low"]
+Leisure = Callable[[], bool]  # whether nobody waits for what is done in the background
 PRIORITIES: tuple[Priority, ...] = ("normal", "low")
 
 OUTPUTS = ("logits", "p_type", "omega")  # in the order of `Outputs`
@@ -173,11 +174,12 @@ class Engine(Protocol):
     async def fingerprint(self) -> object:
         """Changes whenever the catalogue or a file behind it does; cheap enough to poll every second."""
 
-    async def open(self, name: str, version: int, background: bool = False) -> Runner:
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> Runner:
         """Check and load one version; not yet warmed or proven.
 
         Args:
-            background: requests are answered meanwhile, and neither this nor `Runner.warm` takes cores from them.
+            leisure: requests are answered meanwhile, and neither this nor `Runner.warm` takes cores from them; asked
+                before each step, as it may end.
 
         Raises:
             ModelNotFound, ManifestError, ContractError: why this version cannot be served.

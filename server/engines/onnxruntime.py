@@ -7,9 +7,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ..core import contract
 from ..core.contract import Contract
 from ..core.cpu_limits import usable_cores
-from ..core.engine import Model, Outputs, Runner, Signals, Terms, outputs_of
+from ..core.engine import Leisure, Model, Outputs, Runner, Signals, Terms, outputs_of
 from ..core.images import ImageInput
 from ..core.memory import return_memory
 from ..core.modes import Mode
@@ -29,6 +30,9 @@ from .model_file import ModelFile
 from .onnx_cut import Cutter, outputs_in, property_of
 from .repository import Repository
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 NICENESS = 19  # of the thread in the background: whoever else wants the core gets 68 times as much of it
 
 
@@ -37,8 +41,8 @@ class EmbeddedEngine:
 
     Requests run on `threads` workers with one thread each, which gives the most answers a second. A lone image, with no
     other to share the cores with, may have more (`lone_threads`). Each mode of a version has a queue of its own, so
-    that no batch mixes them. A version that is opened in the background is loaded and warmed on a thread of its own,
-    one step after another, which the kernel runs when nobody else wants the core.
+    that no batch mixes them. A version that is opened at leisure is loaded and warmed on a thread of its own, one step
+    after another, which the kernel runs when nobody else wants the core; where leisure ends, on one like others.
 
     Args:
         repository: where the models lie, or the file of the only one.
@@ -77,6 +81,7 @@ class EmbeddedEngine:
         self._on_batch = on_batch
         self._batcher: Batcher | None = None
         self._background = ThreadPoolExecutor(1, "awnet-background", _step_back)
+        self._hurried = ThreadPoolExecutor(1, "awnet-hurried")
 
     async def start(self) -> None:
         """Start the workers."""
@@ -94,8 +99,8 @@ class EmbeddedEngine:
     async def fingerprint(self) -> object:
         return await self._disk.call(self._repository.fingerprint)
 
-    async def open(self, name: str, version: int, background: bool = False) -> Runner:
-        """Load and check one version: one mode after the other in the background, else side by side.
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> Runner:
+        """Load and check one version: one mode after the other at leisure, else side by side.
 
         Raises ModelNotFound, ManifestError, ContractError; NotReady before `start`; Unavailable where its files do not
         answer.
@@ -103,15 +108,19 @@ class EmbeddedEngine:
         if self._batcher is None:
             raise NotReady("the engine has not been started")
         artifact = await self._disk.call(self._repository.read, name, version)
-        run, executor = asyncio.get_running_loop().run_in_executor, self._background if background else None
+        run = asyncio.get_running_loop().run_in_executor
+        executor = None if leisure is None else _Steps(leisure, self._background, self._hurried)
         # A session's own threads are as nice as the thread that made it, for ever.
         maker = executor if self._lone_threads == 1 else None
         # Not in the background: whoever waits for the interpreter should not wait for a core, too.
         promise, parts = await asyncio.to_thread(_taken_apart, artifact.data)
         sha256 = artifact.sha256
         del artifact
-        loading = [run(maker, self._load, promise, mode, parts.pop(mode)) for mode in promise.modes]
-        runs = dict(zip(promise.modes, await asyncio.gather(*loading), strict=True))
+        if maker is not None:
+            runs = {mode: await run(maker, self._load, promise, mode, parts.pop(mode)) for mode in promise.modes}
+        else:
+            loading = [run(None, self._load, promise, mode, parts.pop(mode)) for mode in promise.modes]
+            runs = dict(zip(promise.modes, await asyncio.gather(*loading), strict=True))
         feeds = {mode: self._batcher.open(run, promise.preprocessing.size) for mode, run in runs.items()}
         return _EmbeddedRunner(Model(name, version, sha256, promise), feeds, executor)
 
@@ -135,6 +144,7 @@ class EmbeddedEngine:
             await self._batcher.close()
             self._batcher = None
         self._background.shutdown(wait=False)
+        self._hurried.shutdown(wait=False)
 
 
 class _EmbeddedRunner:
@@ -166,6 +176,19 @@ class _EmbeddedRunner:
     async def close(self) -> None:
         await asyncio.gather(*[feed.close() for feed in self._feeds.values()])
         await asyncio.to_thread(return_memory)
+
+
+class _Steps(Executor):
+    """Runs each step in the background, or among others where there is no leisure any more."""
+
+    def __init__(self, leisure: Leisure, background: Executor, hurried: Executor) -> None:
+        self._leisure = leisure
+        self._background = background
+        self._hurried = hurried
+
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        executor = self._background if self._leisure() else self._hurried
+        return executor.submit(function, *args, **kwargs)
 
 
 def _step_back() -> None:

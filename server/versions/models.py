@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ..core.engine import Engine, Model
@@ -56,7 +57,9 @@ class Models:
     ) -> None:
         self._engine = engine
         self._events = events or Events()
-        self._versions = OpenVersions(engine, self._events, mode, lambda: self.ready)
+        self._versions = OpenVersions(
+            engine, self._events, mode, answering=lambda: self.ready, leisure=lambda: not self._awaited
+        )
         self._comparer = ShadowComparer(engine, self._events, capacity)
 
         def rollout(name: str, **roles: Any) -> Rollout:
@@ -66,6 +69,7 @@ class Models:
         self._rollouts = {default: self._main} | {name: rollout(name) for name in others if name != default}
         self._reload = Reload(engine, self._versions, self._rollouts, self._events, unlogged=default)
         self._changing = asyncio.Lock()  # held while anything changes
+        self._awaited = 0  # changes asked for by a person that wait until another one is done
         self._started = False
         self._closed = False
 
@@ -165,7 +169,7 @@ class Models:
             UnknownModel: no such model, or nothing to go back to.
             StartupError: the earlier version had to be opened again, and could not be.
         """
-        async with self._changing:
+        async with self._turn():
             rollout = self._answering(name)
             left = rollout.current().model.version
             target = rollout.previous()
@@ -181,7 +185,7 @@ class Models:
             UnknownModel: no such model.
             StartupError: the version cannot be served; nothing has changed.
         """
-        async with self._changing:
+        async with self._turn():
             rollout = self._answering(name)
             rollout.promote(await self._reload.ensure(rollout, version))
             log.warning("%s serves version %d by request", rollout.name, version)
@@ -196,7 +200,7 @@ class Models:
             StartupError: the version cannot be served; nothing has changed.
         """
         exact = millionths(share)
-        async with self._changing:
+        async with self._turn():
             await self._set_apart(version)
             self._main.split(version, exact)
             self._main.apply_roles()
@@ -209,11 +213,24 @@ class Models:
             RequestError: that version serves already.
             StartupError: the version cannot be served; nothing has changed.
         """
-        async with self._changing:
+        async with self._turn():
             await self._set_apart(version)
             self._main.compare(version)
             self._main.apply_roles()
             return self.status()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of a change that a person asks for: what is being opened for another one is hurried meanwhile."""
+        self._awaited += 1
+        try:
+            await self._changing.acquire()
+        finally:
+            self._awaited -= 1
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def _set_apart(self, version: int | None) -> None:
         """Open what is to be canary or shadow. Raises RequestError, StartupError."""

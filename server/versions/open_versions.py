@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..core.engine import Engine, Model, Runner, Terms, self_test
+from ..core.engine import Engine, Leisure, Model, Runner, Terms, self_test
 from ..core.modes import Mode
 from ..errors import AWNetError, ContractError, StartupError
 from .events import Events
@@ -54,13 +54,17 @@ class OpenVersions:
         events: receives what was opened and closed.
         mode: that every version must have.
         answering: whether requests are answered by now; versions are then opened in the background.
+        leisure: whether nobody waits for that.
     """
 
-    def __init__(self, engine: Engine, events: Events, mode: Mode, answering: Callable[[], bool]) -> None:
+    def __init__(
+        self, engine: Engine, events: Events, mode: Mode, answering: Callable[[], bool], leisure: Leisure
+    ) -> None:
         self._engine = engine
         self._events = events
         self._mode = mode
         self._answering = answering
+        self._leisure = leisure
         self._open: defaultdict[str, dict[int, OpenVersion]] = defaultdict(dict)  # by model and version
         self._retiring: dict[asyncio.Task[None], tuple[str, int]] = {}
 
@@ -120,17 +124,17 @@ class OpenVersions:
         leaving = [task for task, key in self._retiring.items() if key == (name, version)]
         if leaving:
             await asyncio.wait(leaving)  # an engine need not distinguish two of one version
-        begun, background = time.perf_counter(), self._answering()
+        begun, leisure = time.perf_counter(), self._leisure if self._answering() else None
         runner: Runner | None = None
         try:
-            runner = await self._engine.open(name, version, background)
+            runner = await self._engine.open(name, version, leisure)
             modes = runner.model.contract.modes
             if self._mode not in modes:
                 raise ContractError(f"it has no mode {self._mode!r}, the default here; there are {', '.join(modes)}")
             loaded = time.perf_counter()
             await runner.warm()
             warmed = time.perf_counter()
-            await self_test(runner, Terms(admitted=True, background=background))
+            await self_test(runner, Terms(admitted=True, background=leisure is not None))
         except BaseException as error:
             if runner is not None:
                 await runner.close()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from server.core.engine import Engine, Model, Runner, Signals, Terms
+from server.core.engine import Engine, Leisure, Model, Runner, Signals, Terms
 from server.core.images import ImageInput
 from server.core.modes import Mode
 from server.engines.onnxruntime import EmbeddedEngine
@@ -65,8 +65,8 @@ class AroundEngine:
     async def fingerprint(self) -> object:
         return await self.inner.fingerprint()
 
-    async def open(self, name: str, version: int, background: bool = False) -> Runner:
-        return await self.inner.open(name, version, background)
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> Runner:
+        return await self.inner.open(name, version, leisure)
 
     def waiting(self) -> int:
         return self.inner.waiting()
@@ -127,8 +127,8 @@ class GatedEngine(AroundEngine):
             raise self.start_fault
         await super().start()
 
-    async def open(self, name: str, version: int, background: bool = False) -> Runner:
-        return _Gated(self, await super().open(name, version, background))
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> Runner:
+        return _Gated(self, await super().open(name, version, leisure))
 
     def up(self) -> bool:
         return self.reachable and super().up()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...core import clock
 from ...core.cpu_limits import usable_cores
-from ...core.engine import Model, Outputs
+from ...core.engine import Leisure, Model, Outputs
 from ...core.modes import Mode
 from ...errors import (
     AWNetError,
@@ -143,7 +143,7 @@ class TritonEngine:
             self._fingerprint = tuple((*ready, sha256, self._arrivals) for ready, sha256 in described)
         return self._fingerprint
 
-    async def open(self, name: str, version: int, background: bool = False) -> RemoteRunner:
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> RemoteRunner:
         """Read and check one version at every Triton within reach, and have each prove the golden values.
 
         Raises:

@@ -119,7 +119,7 @@ def test_a_version_is_loaded_and_proven_in_the_background_on_one_thread_that_lea
         await first.warm()
         assert {nice for _, _, nice in steps} == {ours}
         steps.clear()
-        second = await engine.open("awnet", 1, background=True)
+        second = await engine.open("awnet", 1, leisure=lambda: True)
         await second.warm()
         await self_test(second, Terms(background=True))
         assert [step for step, _, _ in steps[:4]] == ["load", "load", "load", "run"]
@@ -133,6 +133,31 @@ def test_a_version_is_loaded_and_proven_in_the_background_on_one_thread_that_lea
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads of different niceness are Linux's")
+def test_once_somebody_waits_for_it_what_is_left_of_opening_a_version_is_done_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that has begun ends as it began."""
+    nices: list[int] = []
+    load = onnxruntime._session
+
+    def watched(data: bytes, threads: int) -> Any:
+        nices.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return load(data, threads)
+
+    monkeypatch.setattr(onnxruntime, "_session", watched)
+    publish_modes(tmp_path, "1")
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def use(engine: EmbeddedEngine) -> None:
+        runner = await engine.open("awnet", 1, leisure=lambda: not nices)
+        await runner.warm()
+        assert nices == [19, ours, ours]
+        await self_test(runner, Terms(background=True))
+
+    with_engine(tmp_path, use)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of different niceness are Linux's")
 def test_threads_of_a_session_are_not_less_than_others_for_having_been_made_in_the_background(tmp_path: Path) -> None:
     """They inherit the niceness of their maker, and would run every lone image with it."""
     publish_modes(tmp_path, "1")
@@ -140,7 +165,7 @@ def test_threads_of_a_session_are_not_less_than_others_for_having_been_made_in_t
 
     async def use(engine: EmbeddedEngine) -> None:
         before = set(os.listdir("/proc/self/task"))
-        runner = await engine.open("awnet", 1, background=True)
+        runner = await engine.open("awnet", 1, leisure=lambda: True)
         await runner.warm()
         made = set(os.listdir("/proc/self/task")) - before
         nices = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in made]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from server.core.engine import Engine, Model, Runner, Signals, Terms
+from server.core.engine import Engine, Leisure, Model, Runner, Signals, Terms
 from server.core.images import ImageInput, PixelArray
 from server.core.modes import Mode
 from server.errors import (
@@ -79,7 +79,7 @@ class Shelf(AroundEngine):
     Attributes:
         before: awaited ahead of every answer of a version.
         opening: awaited ahead of opening any.
-        in_background: whether the versions that were opened were to take no cores from requests.
+        leisure: what the versions that were opened were to ask; None where all cores were theirs.
         terms: of every request, with the version.
     """
 
@@ -88,7 +88,7 @@ class Shelf(AroundEngine):
         self.opened: list[int] = []
         self.closed: list[int] = []
         self.asked: list[int] = []
-        self.in_background: dict[int, bool] = {}
+        self.leisure: dict[int, Leisure | None] = {}
         self.terms: list[tuple[int, Terms]] = []
         self.looks = 0
         self.before: dict[int, Callable[[], Awaitable[None]]] = {}
@@ -98,12 +98,12 @@ class Shelf(AroundEngine):
         self.looks += 1
         return await super().fingerprint()
 
-    async def open(self, name: str, version: int, background: bool = False) -> Runner:
+    async def open(self, name: str, version: int, leisure: Leisure | None = None) -> Runner:
         self.opened.append(version)
-        self.in_background[version] = background
+        self.leisure[version] = leisure
         if self.opening is not None:
             await self.opening()
-        return _Book(self, await super().open(name, version, background))
+        return _Book(self, await super().open(name, version, leisure))
 
 
 class _Book(AroundRunner):
@@ -443,7 +443,7 @@ def test_what_is_opened_while_requests_are_answered_takes_no_cores_from_them(tmp
         shelf = Shelf(publish(tmp_path))
         publish(tmp_path, "2", seed=1)
         async with serving(shelf) as models:
-            assert shelf.in_background == {1: False, 2: False}
+            assert shelf.leisure == {1: None, 2: None}
             publish(tmp_path, "3", seed=2)
             await models.reload()
             publish(tmp_path, "4", seed=3)
@@ -455,10 +455,41 @@ def test_what_is_opened_while_requests_are_answered_takes_no_cores_from_them(tmp
             await models.reload()
             publish(tmp_path, "6", seed=5)
             await models.set_canary(6, 0.5)
-            assert shelf.in_background == {1: True, 2: False, 3: True, 4: True, 6: True}
+            assert {version for version, leisure in shelf.leisure.items() if leisure} == {1, 3, 4, 6}
             # Nobody has asked but the golden tests.
             assert {terms.background for version, terms in shelf.terms if version in (3, 4, 6)} == {True}
             assert {terms.background for version, terms in shelf.terms if version == 2} == {False}
+
+    run(scenario)
+
+
+def test_what_a_rollback_waits_for_takes_its_time_no_longer(tmp_path: Path) -> None:
+    """Changes are made one after another; on busy cores a version that is opened at leisure takes a minute."""
+
+    async def scenario() -> None:
+        shelf = Shelf(publish(tmp_path))
+        publish(tmp_path, "2", seed=1)
+        gate = asyncio.Event()
+        async with serving(shelf) as models:
+
+            async def wait() -> None:
+                await gate.wait()
+
+            shelf.opening = wait
+            publish(tmp_path, "3", seed=2)
+            loading = asyncio.create_task(models.reload())
+            await until(lambda: 3 in shelf.leisure)
+            leisure = shelf.leisure[3]
+            assert leisure is not None and leisure()
+            asked = [asyncio.create_task(models.rollback()), asyncio.create_task(models.set_canary(None))]
+            await asyncio.sleep(0)
+            assert not leisure()
+            asked[1].cancel()
+            await asyncio.wait(asked[1:])
+            assert not leisure(), "the other one still waits"
+            gate.set()
+            await asyncio.gather(loading, asked[0])
+            assert leisure() and models.latest().version == 2
 
     run(scenario)
 
