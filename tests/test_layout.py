@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from collections import Counter
 
 import pytest
 
@@ -154,3 +155,26 @@ def test_a_changelog_that_lacks_a_version_is_found():
     assert unreleased_or_listed(changelog.replace("## [Unreleased]", ""), "0.1.0", {"0.1.0"})
     assert not unreleased_or_listed(changelog.replace("## [Unreleased]", ""), "0.2.0", {"0.1.0"})
     assert not unreleased_or_listed("", "0.1.0", set())
+
+
+def torn_entries(changelog: str) -> list[str]:
+    """Entries that do not end as sentences do, and lines that stand twice: what two changes at once leave behind."""
+    entries = re.findall(r"^- .*(?:\n  .*)*", changelog, re.MULTILINE)
+    lines = Counter(line for entry in entries for line in entry.splitlines() if len(line) > 60)
+    beginnings = Counter(entry[:60] for entry in entries if len(entry) > 60)
+    return [entry for entry in entries if not entry.endswith((".", ".)"))] + [
+        text for counts in (lines, beginnings) for text, count in counts.items() if count > 1
+    ]
+
+
+def test_every_entry_of_the_changelog_is_whole_and_there_once():
+    assert torn_entries((ROOT / "CHANGELOG.md").read_text("utf-8")) == []
+
+
+def test_entries_that_two_changes_tore_are_found():
+    """One that ends in the middle of a sentence, and one that begins twice."""
+    entry = "- `awnet serve` says what it serves, on which address, and where its settings come from,\n  in one line.\n"
+    assert torn_entries(entry + "- More.\n") == []
+    cut, _, rest = entry.partition("\n")
+    assert torn_entries(f"{cut}\n- More.\n") == [cut]
+    assert torn_entries(f"{cut}\n{rest}{entry}")
