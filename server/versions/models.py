@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from ..core.engine import Engine, Model
@@ -58,7 +58,7 @@ class Models:
         self._engine = engine
         self._events = events or Events()
         self._versions = OpenVersions(
-            engine, self._events, mode, answering=lambda: self.ready, leisure=lambda: not self._awaited
+            engine, self._events, mode, answering=lambda: self.ready, leisure=lambda: not self._hurried
         )
         self._comparer = ShadowComparer(engine, self._events, capacity)
 
@@ -69,7 +69,7 @@ class Models:
         self._rollouts = {default: self._main} | {name: rollout(name) for name in others if name != default}
         self._reload = Reload(engine, self._versions, self._rollouts, self._events, unlogged=default)
         self._changing = asyncio.Lock()  # held while anything changes
-        self._awaited = 0  # changes asked for by a person that wait until another one is done
+        self._hurried = 0  # those who wait for what is being opened
         self._started = False
         self._closed = False
 
@@ -219,14 +219,20 @@ class Models:
             self._main.apply_roles()
             return self.status()
 
+    @contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        """What is opened meanwhile has not the time of the background."""
+        self._hurried += 1
+        try:
+            yield
+        finally:
+            self._hurried -= 1
+
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Of a change that a person asks for: what is being opened for another one is hurried meanwhile."""
-        self._awaited += 1
-        try:
+        """Of a change that somebody waits for, or of the end; what is opened for the change before it is hurried."""
+        with self._hurrying():
             await self._changing.acquire()
-        finally:
-            self._awaited -= 1
         try:
             yield
         finally:
@@ -243,7 +249,7 @@ class Models:
     async def close(self) -> None:
         """End the shadow, wait for the leases, close every version and the engine."""
         self._closed = True
-        async with self._changing:
+        async with self._turn():
             await self._comparer.stop()
             for rollout in self._rollouts.values():
                 rollout.close()
@@ -271,8 +277,13 @@ class Models:
     async def adopt(self, state: Mapping[str, Any]) -> None:
         """Serve the versions of another worker, whose `state` this is: admin calls may have changed what settings say.
 
-        What cannot be opened is logged and left as it is; `status` then differs from the other worker's.
+        What cannot be opened is logged and left as it is; `status` then differs from the other worker's. Nothing
+        is opened in the background: this worker answers nobody yet.
         """
+        with self._hurrying():
+            await self._adopt(state)
+
+    async def _adopt(self, state: Mapping[str, Any]) -> None:
         async with self._changing:
             for name, theirs in state["models"].items():
                 rollout = self._rollouts[name]

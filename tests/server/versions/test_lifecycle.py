@@ -494,6 +494,36 @@ def test_what_a_rollback_waits_for_takes_its_time_no_longer(tmp_path: Path) -> N
     run(scenario)
 
 
+def test_a_worker_that_joins_opens_what_the_others_serve_at_once(tmp_path: Path) -> None:
+    """It answers nobody until then, and its place among them is empty."""
+
+    async def scenario() -> None:
+        publish(tmp_path, "1")
+        publish(tmp_path, "2", seed=1)
+        publish(tmp_path, "3", seed=2)
+        async with serving(Shelf(tmp_path)) as others:
+            await others.promote(None, 1)
+            await others.set_shadow(2)
+            state = others.state()
+        shelf, at_leisure = Shelf(tmp_path), list[bool]()
+        async with serving(shelf) as models:
+            opened = list(shelf.opened)
+
+            async def note() -> None:
+                leisure = shelf.leisure[shelf.opened[-1]]
+                at_leisure.append(leisure is not None and leisure())
+
+            shelf.opening = note
+            await models.adopt(state)
+            assert models.latest().version == 1 and len(shelf.opened) > len(opened)
+            assert at_leisure == [False] * (len(shelf.opened) - len(opened))
+            publish(tmp_path, "4", seed=3)
+            await models.promote(None, 4)
+            assert at_leisure[-1], "later there is time again"
+
+    run(scenario)
+
+
 def test_the_golden_test_of_a_new_version_needs_no_room_in_a_full_queue(tmp_path: Path) -> None:
     """That the server is busy says nothing against the version."""
 
