@@ -49,6 +49,7 @@ class OnePort:
 
     Args:
         proxies: trusted; they send a PROXY header where `proxy_protocol` says so.
+        app: answers the requests.
         limits: in place of those in `LIMITS`.
     """
 
@@ -59,12 +60,13 @@ class OnePort:
         proxy_protocol: bool = False,
         certificates: Certificates | None = None,
         pace: Pace | None = None,
+        app: Any = tell,
         **limits: Any,
     ) -> None:
         self.state = ServerState()
         self.admission = Admission(replace(LIMITS, **limits), proxies)
         arrivals = Arrivals(
-            lambda arrival: Connection(tell, turn_away, self.admission, self.state, arrival),
+            lambda arrival: Connection(app, turn_away, self.admission, self.state, arrival),
             self.admission,
             proxies if proxy_protocol else None,
             certificates,

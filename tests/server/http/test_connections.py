@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import queue
 import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.harness.processes import free_port, rss_mb
+from server.http import connection as connection_module
+from tests.server.http.one_port import OnePort
 from tests.server.tiny import Running, encoded, noise
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -271,6 +275,28 @@ def test_a_half_closed_client_gets_its_answer(strict: Running) -> None:
             connection.sendall(asked)
             connection.shutdown(socket.SHUT_WR)
             assert statuses(everything(connection)) == [200] * asked.count(b" HTTP/1.1")
+
+
+def test_a_half_closed_client_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have gone; what is done for it is told so after a while, and not before."""
+    monkeypatch.setattr(connection_module, "HALF_CLOSED_SECONDS", 0.3)
+    messages: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            messages.put(((await receive())["type"], time.monotonic()))
+
+    port = OnePort(app=app)
+    try:
+        with port.connected() as client:
+            client.sendall(LIVE + b"\r\n")
+            assert messages.get(timeout=PATIENCE_SECONDS)[0] == "http.request"
+            closed = time.monotonic()
+            client.shutdown(socket.SHUT_WR)
+            message, at = messages.get(timeout=PATIENCE_SECONDS)
+        assert message == "http.disconnect" and at - closed >= 0.3
+    finally:
+        port.close()
 
 
 @pytest.mark.parametrize(
