@@ -99,7 +99,14 @@ class Clock:
                 await asyncio.wait([work], timeout=left)
             return work.result()
         finally:
+            work.add_done_callback(_look_at)
             work.cancel()
+
+
+def _look_at(work: asyncio.Future[T]) -> None:
+    """Nobody waits for it any more: asyncio would log its failure, and to be cancelled is one of a `gather`."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _processor_time() -> Callable[[], float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -176,6 +178,30 @@ def test_what_is_awaited_has_its_time_beside_what_stood_still() -> None:
         assert late.cancelled()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("gives_up", ["the deadline", "whoever waits"])
+def test_what_is_given_up_is_no_error_in_the_log(gives_up: str) -> None:
+    """asyncio reports failures that nobody has looked at; a request that is late, or whose client left, is none."""
+    reports: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, report: reports.append(report))
+        clock = Clock()
+        work = asyncio.gather(loop.create_future(), loop.create_future())
+        seconds = 0.0 if gives_up == "the deadline" else 60.0
+        waiting = asyncio.create_task(clock.within(clock.now() + seconds, work))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled() or isinstance(waiting.exception(), TimeoutError)
+        del work, waiting
+        gc.collect()
+
+    asyncio.run(run())
+    gc.collect()
+    assert reports == []
 
 
 def test_marks_are_left_while_somebody_keeps_them() -> None:
