@@ -163,9 +163,8 @@ def together(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def busy_seconds(pids: list[int]) -> float:
     """Core seconds that the machine has spent on other processes than these and this one."""
     fields = Path("/proc/stat").read_text("ascii").splitlines()[0].split()[1:]
-    ticks = sum(
-        int(fields[at]) for at in (0, 1, 2, 5, 6, 7)
-    )  # user, nice, system, interrupts, stolen by other machines
+    # User, nice, system, interrupts of both kinds, stolen by other machines: without idle and waiting for disks.
+    ticks = sum(int(fields[at]) for at in (0, 1, 2, 5, 6, 7))
     return ticks / os.sysconf("SC_CLK_TCK") - sum(map(cpu_seconds, pids)) - time.process_time()
 
 
