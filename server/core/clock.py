@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 MARK_SECONDS = 0.25
 LATE_SECONDS = 1.0  # a loop that is busy, or a machine that is, is late by less
+TOO_LONG_SECONDS = MARK_SECONDS + LATE_SECONDS
 
 log = logging.getLogger("awnet")
 
@@ -54,7 +55,7 @@ class Clock:
     def now(self) -> float:
         while True:
             before, read = self.stood_still, self._monotonic()
-            if read - max(self._marked, self._read) > MARK_SECONDS + LATE_SECONDS:
+            if read - self._read > TOO_LONG_SECONDS and read - self._marked > TOO_LONG_SECONDS:
                 self.mark()
             elif before == self.stood_still:
                 self._read = read
@@ -65,7 +66,7 @@ class Clock:
         with self._lock:
             read, busy = self._monotonic(), self._busy()
             gap = read - max(self._marked, self._read)
-            if gap > MARK_SECONDS + LATE_SECONDS:
+            if gap > TOO_LONG_SECONDS:
                 self.stood_still += max(0.0, gap - MARK_SECONDS - (busy - self._busy_then))
             self._marked, self._busy_then = read, busy
 
