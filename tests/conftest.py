@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.networks.awnet import AWNetConfig
 
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "best.pt", AWNetConfig(width=4, beta=4.0))
+
+
+@pytest.fixture
+def begun() -> Callable[[], set[threading.Thread]]:
+    """Threads that were begun in this test and are there; those of tests before it may end at any time."""
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,12 @@ async def reporting(repository: Path, folder: Path, **settings: Any) -> AsyncIte
         await service.stop()
 
 
-def test_nothing_is_written_where_no_folder_is_named(repository: Path) -> None:
+def test_nothing_is_written_where_no_folder_is_named(
+    repository: Path, begun: Callable[[], set[threading.Thread]]
+) -> None:
     service = service_over(GatedEngine(repository))
     assert service._reporting is None
-    names = {thread.name for thread in threading.enumerate()}
-    assert "findings" not in names
+    assert "findings" not in {thread.name for thread in begun()}
 
 
 def test_an_attacked_image_is_an_event_that_names_image_model_and_client(repository: Path, tmp_path: Path) -> None:
@@ -437,7 +438,9 @@ def numbered(number: int) -> PngInfo:
 IMAGES = {"findings_images_bytes": 1 << 20}
 
 
-def test_no_image_is_kept_where_that_is_not_asked_for(repository: Path, tmp_path: Path) -> None:
+def test_no_image_is_kept_where_that_is_not_asked_for(
+    repository: Path, tmp_path: Path, begun: Callable[[], set[threading.Thread]]
+) -> None:
     async def scenario() -> None:
         async with reporting(repository, tmp_path) as reported:
             await reported.clients.predict(ADVERSARIAL)
@@ -447,7 +450,7 @@ def test_no_image_is_kept_where_that_is_not_asked_for(repository: Path, tmp_path
 
     asyncio.run(scenario())
     assert not (tmp_path / FOLDER).exists()
-    assert "quarantine" not in {thread.name for thread in threading.enumerate()}
+    assert "quarantine" not in {thread.name for thread in begun()}
 
 
 def test_the_flagged_image_is_kept_and_its_neighbours_are_not(repository: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,20 +39,22 @@ def test_a_call_gives_what_the_function_gives_or_raises() -> None:
     asyncio.run(go())
 
 
-def test_a_call_that_does_not_return_is_given_up_and_none_follows_until_it_has() -> None:
+def test_a_call_that_does_not_return_is_given_up_and_none_follows_until_it_has(
+    begun: Callable[[], set[threading.Thread]],
+) -> None:
     """Or each look at a dead mount would leave another thread that waits for it."""
     there = threading.Event()
 
     async def go() -> None:
-        disk, threads = Disk(0.05), threading.active_count()
+        disk = Disk(0.05)
         with pytest.raises(Unavailable, match=r"has not answered for 0\.05 s"):
             await disk.call(there.wait)
         for _ in range(3):
             with pytest.raises(Unavailable, match="has not answered"):
                 await disk.call(int)
-        assert threading.active_count() == threads + 1
+        assert len(begun()) == 1
         there.set()
-        await until(lambda: threading.active_count() <= threads)
+        await until(lambda: not begun())
         assert await disk.call(int) == 0
 
     asyncio.run(go())

@@ -65,14 +65,14 @@ def test_answers_are_those_of_the_graph(repository: Path) -> None:
     with_engine(repository, use)
 
 
-def threads_of_this_process() -> int:
-    return len(os.listdir("/proc/self/task"))
+def threads_of_this_process() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux lists them")
 @pytest.mark.parametrize(("lone_threads", "more"), [(1, 0), (2, 1), (0, 2), (9, 2)])
 def test_a_lone_image_starts_no_thread_that_waits_actively_unless_it_is_told_to(
-    repository: Path, lone_threads: int, more: int
+    repository: Path, lone_threads: int, more: int, begun: Callable[[], set[threading.Thread]]
 ) -> None:
     """A thread that waits between two images holds a core for one client; 0 is as many as there are workers."""
 
@@ -82,8 +82,8 @@ def test_a_lone_image_starts_no_thread_that_waits_actively_unless_it_is_told_to(
         await runner.warm()
         await self_test(runner)
         # Those that read and loaded may still be there: they are the event loop's own.
-        loaded = [thread for thread in threading.enumerate() if thread.name.startswith(("asyncio_", "awnet-disk"))]
-        assert threads_of_this_process() - len(loaded) - before == more
+        loaded = {str(one.native_id) for one in begun() if one.name.startswith(("asyncio_", "awnet-disk"))}
+        assert len(threads_of_this_process() - loaded - before) == more
 
     with_engine(repository, use, threads=3, lone_threads=lone_threads)
 
@@ -194,7 +194,9 @@ def test_the_model_is_named_by_what_was_loaded(repository: Path) -> None:
     with_engine(repository, use)
 
 
-def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: Path) -> None:
+def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(
+    tmp_path: Path, begun: Callable[[], set[threading.Thread]]
+) -> None:
     """One pool of threads for all of them, and one bound on what waits."""
     publish(tmp_path)
     publish(tmp_path, "2", seed=1)
@@ -207,7 +209,7 @@ def test_versions_serve_side_by_side_and_closing_one_leaves_the_other(tmp_path: 
     async def use(engine: EmbeddedEngine) -> None:
         assert dict(await engine.catalogue()) == {"awnet": (1, 2)}
         old, new = await engine.open("awnet", 1), await engine.open("awnet", 2)
-        workers = [thread for thread in threading.enumerate() if thread.name.startswith("awnet-")]
+        workers = [thread for thread in begun() if thread.name.startswith("awnet-")]
         assert len(workers) == 2
         asked = [(runner, runner.infer([PixelArray(image[0])])) for runner in (old, new) for _ in range(20)]
         for (runner, _), signals in zip(asked, await asyncio.gather(*(a for _, a in asked)), strict=True):
