@@ -195,7 +195,7 @@ def simulated(
     layout: Layout, found: dict[str, Any], rate: float, client_seconds: float, seconds: float, seed: int
 ) -> Outcome:
     """A load on this layout. What the client takes was there when times were measured, without a core of ours."""
-    times = service_times.parsed(found.get(layout.times, found["times"]))
+    times = service_times.parsed(found[layout.times])
     arriving = arrivals("poisson", rate, seconds, seed)
     if layout.own:
         return simulate(arriving, times, layout.shape, seed=seed)

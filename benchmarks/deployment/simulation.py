@@ -91,7 +91,7 @@ def curves(found: dict[str, Any]) -> list[dict[str, Any]]:
     for name, layout in LAYOUTS.items():
         client = statistics.mean(row["client_cpu_ms"] for row in found["rows"] if row["layout"] == name) / 1000
         for percent in range(10, 100, 10):
-            rate = percent / 100 * capacity(parsed(found.get(layout.times, found["times"])), layout)
+            rate = percent / 100 * capacity(parsed(found[layout.times]), layout)
             outcome = simulated(layout, found, rate, client, 6000 / rate, 7)
             curves.append({"layout": name, "share": percent / 100, **quantiles(outcome.latencies(since=600 / rate))})
     return curves
@@ -191,7 +191,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"`python -m benchmarks.deployment.simulation`: {about['cpu']}, two cores, load {load[0]} before and {load[1]} "
         "after.",
         "",
-        *(line for key, where in MEASURED.items() if key in found for line in costs(parsed(found[key]), where)),
+        *(line for key, where in MEASURED.items() for line in costs(parsed(found[key]), where)),
         f"{times['memory_mb']:.0f} MB (PSS), ready after {times['ready_seconds']:.1f} s.",
         "",
         f"**Within {GOAL:.0%}**: requests/s {inside['rps']}, p50 {inside['p50_ms']}, p99 {inside['p99_ms']} of "
@@ -216,7 +216,7 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for r in rows:
         real, said = r["measured"], r["predicted"]
-        stages = [f"{real[key]:.2f}, {said[key]:.2f}" if key in real else f"-, {said[key]:.2f}" for key in STAGES]
+        stages = [f"{real[key]:.2f}, {said[key]:.2f}" for key in STAGES]
         lines.append(f"| {r['layout']} | {r['share']:.0%} | {' | '.join(stages)} |")
     lines += [
         "",
