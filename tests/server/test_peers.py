@@ -20,6 +20,7 @@ from benchmarks.peers.__main__ import begun_before, main, partial
 from benchmarks.peers.contestants import Answer
 from benchmarks.peers.field import Field
 from tests.requires import requires
+from tests.waiting import eventually
 
 ROW = {"p50_ms": 1.0, "p99_ms": 2.0, "cpu_ms": 1.0, "cores": 1.0, "failed": 0.0}
 
@@ -234,9 +235,10 @@ def test_a_contestant_that_ends_by_itself_is_started_again_and_counted(
     monkeypatch.setitem(contestants.PEERS, "fastapi", replace(contestants.PEERS["fastapi"], polls=True))
     with Field(model, None, noise_png(32, 0), tmp_path) as field:
         field.start(who)
-        assert _state(field.pids(str(who))[0]) == "T"
+        (pid,) = field.pids(str(who))
+        eventually(lambda: _state(pid) == "T", what="stopped while nobody asks")  # a signal takes its time
         with field.awake(str(who)) as one:
-            assert _state(one.pid) != "T"
+            eventually(lambda: _state(one.pid) != "T", what="awake while asked")
             one.process.send(signal.SIGKILL)
             one.process.popen.wait()
         assert field.measure(str(who), 2, 1)["failed"] == 0
